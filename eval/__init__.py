@@ -1,0 +1,1 @@
+"""Generate, reconstruct and score: everything that uses trained snapshots."""

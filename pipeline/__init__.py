@@ -1,0 +1,1 @@
+"""Encode an image set once into a store of encoder tokens: the `pipeline` command."""

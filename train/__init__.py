@@ -1,0 +1,1 @@
+"""Train diffusion transformers and token decoders from a store."""

@@ -1,0 +1,1 @@
+"""The networks: diffusion transformers, the token decoder, and the parts they share."""
