@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Demo settings: `make demo WEIGHTS=pretrained ENCODER=vit_base_patch14_reg4_dinov2` uses real weights.
+# The demo. `make demo WEIGHTS=pretrained ENCODER=vit_base_patch14_reg4_dinov2` uses real weights, where they can be had.
+ENCODER ?= test_vit
 WEIGHTS ?= random:0
-ENCODER ?=
+INPUT_SIZE ?= $(if $(filter test_vit,$(ENCODER)),128,224)
+DEMO ?= runs/demo
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: demo test test-slow check fmt clean
 
@@ -20,7 +23,18 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.installed-demo
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/python -m pipeline.demo run --weights '$(WEIGHTS)' $(if $(ENCODER),--encoder '$(ENCODER)')
+	$(BIN)/python -m pipeline.demo photographs data/demo/photographs
+	$(BIN)/pipeline encode data/demo/photographs --out $(DEMO)/store --shards 16 \
+		--encoder $(ENCODER) --weights $(WEIGHTS) --input-size $(INPUT_SIZE)
+	$(BIN)/pipeline verify $(DEMO)/store
+	$(LAUNCH) train/decoder.py decoder-tiny --store $(DEMO)/store --out $(DEMO)/decoder --max-steps 1000
+	$(LAUNCH) train/dit.py dit-dh-tiny --store $(DEMO)/store --out $(DEMO)/dit --max-steps 3000
+	$(LAUNCH) eval/reconstruction.py $(DEMO)/store --decoder $(DEMO)/decoder/snapshots/latest.safetensors \
+		--out $(DEMO)/reconstruction
+	$(LAUNCH) eval/generation.py $(DEMO)/dit/snapshots/latest.safetensors \
+		--decoder $(DEMO)/decoder/snapshots/latest.safetensors --num 112 --seed 0 --out $(DEMO)/generation
+	$(BIN)/python -m pipeline.demo page --store $(DEMO)/store --decoder $(DEMO)/decoder --dit $(DEMO)/dit \
+		--reconstruction $(DEMO)/reconstruction --generation $(DEMO)/generation --out $(DEMO)
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

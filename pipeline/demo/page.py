@@ -1,0 +1,173 @@
+"""The demo's page: what went in, what was stored, what was learned, in one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.demo.figures import class_rows, loss_curves, save_picture, tile
+from pipeline.token_pictures import principal_colours
+from shards.errors import UsageError
+from shards.store import Store, open_store
+
+RECONSTRUCTED_COLUMNS = 7
+SAMPLES_SHOWN = 8  # a class
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoFolders:
+    """Where the demo's commands wrote."""
+
+    store: Path
+    decoder: Path
+    dit: Path
+    reconstruction: Path
+    generation: Path
+
+
+def write_page(folders: DemoFolders, out: Path) -> Path:
+    """Write `out/index.html` and the PNGs it is made of.
+
+    Args:
+        folders: Of a finished encode, both trainings, reconstruction and generation.
+        out: Where the page goes.
+
+    Raises:
+        UsageError: If one of the demo's steps has not been run.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    store = open_store(folders.store)
+    rows = first_rows_of_classes(store, 2)
+    images = read_rows(store, "image", rows)
+    tokens = read_rows(store, "tokens", rows)
+    photographs = images[::2]
+
+    figures = {
+        "photographs": tile(photographs[None]),
+        "tokens": token_figure(store, images, tokens),
+        "reconstruction": Image.open(needed(folders.reconstruction / "reconstruction.png")).convert("RGB"),
+        "generation": generation_figure(store, photographs, folders.generation),
+        "losses": loss_curves(
+            {
+                "decoder: L1 of the pixels": read_losses(folders.decoder),
+                "DiT-DH: error of the velocity": read_losses(folders.dit),
+            }
+        ),
+    }
+    pictures = {name: as_data(save_picture(figure, out / f"{name}.png")) for name, figure in figures.items()}
+    scores = json.loads(needed(folders.reconstruction / "results.json").read_text())
+    template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    page = out / "index.html"
+    page.write_text(
+        template.substitute(
+            pictures,
+            facts=facts_table(store, folders),
+            psnr=f"{scores['psnr']:.1f}",
+            classes=store.num_classes,
+            notice=weights_notice(store),
+        ),
+        encoding="utf-8",
+    )
+    return page
+
+
+def needed(path: Path) -> Path:
+    """The path, if its step of the demo has been run."""
+    if not path.exists():
+        raise UsageError(f"the page shows every step of the demo, but {path} does not exist; run `make demo`")
+    return path
+
+
+def as_data(path: Path) -> str:
+    """A PNG as a data address, so that the page needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def first_rows_of_classes(store: Store, count: int) -> NDArray[np.int64]:
+    """The first `count` rows of every class, class by class."""
+    labels = store.labels[store.valid_rows]
+    return np.concatenate([store.valid_rows[labels == c][:count] for c in range(store.num_classes)])
+
+
+def read_rows(store: Store, field: str, rows: NDArray[np.int64]) -> NDArray[np.generic]:
+    """Rows of a field of the centre view, in the order asked for."""
+    reader = store.reader("center", field)
+    out = np.empty((len(rows), *reader.row_shape), reader.dtype)
+    reader.read(rows, out)
+    return out
+
+
+def token_figure(store: Store, images: NDArray[np.generic], tokens: NDArray[np.generic]) -> Image.Image:
+    """Images above their tokens' first three principal components."""
+    colours = principal_colours(tokens.astype(np.float32), store.grid, images.shape[1])
+    return tile(np.stack([images[::2].astype(np.uint8), colours[::2]]))
+
+
+def generation_figure(store: Store, photographs: NDArray[np.generic], folder: Path) -> Image.Image:
+    """One row a class: its photograph, then samples."""
+    with np.load(needed(folder / "samples.npz"), allow_pickle=False) as file:
+        samples, labels = file["arr_0"], file["arr_1"]
+    by_class = np.stack([samples[labels == c][:SAMPLES_SHOWN] for c in range(store.num_classes)])
+    return class_rows(list(store.class_names), photographs.astype(np.uint8), by_class)
+
+
+def read_losses(run: Path) -> tuple[list[int], list[float]]:
+    """Steps and losses of a training's metrics."""
+    lines = [json.loads(line) for line in needed(run / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "loss" in line]
+    return [line["step"] for line in logged], [line["loss"] for line in logged]
+
+
+def weights_notice(store: Store) -> str:
+    """A warning for stores of an untrained encoder; empty otherwise."""
+    encoder = store.recipe.encoder
+    if not encoder.random_weights:
+        return ""
+    return (
+        f"<p class=notice>The encoder's weights are <b>random</b> ({html.escape(encoder.weights)}), asked for by name, "
+        "because a demo must run where nothing can be downloaded. Random features still hold most of the picture; what they lack is "
+        "meaning. <code>make demo WEIGHTS=pretrained ENCODER=vit_base_patch14_reg4_dinov2</code> uses real ones.</p>"
+    )
+
+
+def facts_table(store: Store, folders: DemoFolders) -> str:
+    """The store's recipe, sizes and rates, and the trainings' lengths, as table rows."""
+    recipe, encoder = store.recipe, store.recipe.encoder
+    row_bytes = {
+        field: int(np.prod(reader.row_shape)) * reader.dtype.itemsize
+        for field in ("tokens", "image")
+        for reader in [store.reader("center", field)]
+    }
+    total = sum(path.stat().st_size for path in folders.store.rglob("*") if path.is_file())
+    facts = {
+        "encoder": f"{encoder.name}, {encoder.weights}, {encoder.input_size} pixels",
+        "encoder identity": encoder.id,
+        "recipe identity": recipe.id,
+        "tokens of an image": f"{store.grid[0]} × {store.grid[1]} of width {store.width}, {recipe.dtype}",
+        "images": f"{len(store.valid_rows):,} valid of {recipe.num_images:,} in {store.num_classes} classes",
+        "shards": f"{recipe.num_shards} a view and field; views {', '.join(recipe.views)}",
+        "bytes a row": ", ".join(f"{name} {size:,}" for name, size in row_bytes.items()),
+        "bytes of the store": f"{total:,}",
+        "encode rate": encode_rate(store),
+    }
+    for name, run in (("decoder", folders.decoder), ("DiT-DH", folders.dit)):
+        steps, losses = read_losses(run)
+        facts[f"{name} training"] = f"{steps[-1]:,} steps, last loss {losses[-1]:.4f}"
+    return "\n".join(f"<tr><th>{html.escape(name)}<td>{html.escape(value)}" for name, value in facts.items())
+
+
+def encode_rate(store: Store) -> str:
+    """Rows a second while encoding, from the commit records."""
+    commits = [json.loads(path.read_text()) for path in sorted((store.path / "commits").rglob("*.json"))]
+    seconds = sum(commit["seconds"] for commit in commits)
+    return (
+        f"{sum(commit['rows'] for commit in commits) / seconds:,.0f} rows a second" if seconds else "unknown"
+    )
