@@ -1,0 +1,85 @@
+"""Recorded reference numbers as test cases.
+
+A test marked `@pytest.mark.recorded("dit_dh*")` that asks for `case` runs once for each recording in the
+folder `$RAE_FIXTURES` (default: the repository's copy) whose `fixture` field matches one of the patterns,
+also for recordings nobody has seen yet: what to build is read from each recording's own .json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+FOLDER = Path(os.environ.get("RAE_FIXTURES", Path(__file__).parents[1] / "fixtures" / "rae"))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording: `meta` is its .json, `tensors` its .safetensors."""
+
+    name: str
+    meta: dict[str, Any]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return load_file(FOLDER / f"{self.name}.safetensors")
+
+    def state_dict(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under a prefix such as "sd.", without it."""
+        return {
+            key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)
+        }
+
+    @property
+    def tolerance(self) -> float:
+        """Relative to max(1, max|expected|); activations near the norms' eps amplify rounding."""
+        return 1e-4 if "tiny_activations" in self.name else 1e-5
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "recorded(*patterns): run for every recording whose name matches")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("recorded")
+    if marker is None or "case" not in metafunc.fixturenames:
+        return
+    found = [Recording(path.stem, json.loads(path.read_text())) for path in sorted(FOLDER.glob("*.json"))]
+    cases = [
+        case for case in found if any(fnmatch(case.meta.get("fixture", case.name), p) for p in marker.args)
+    ]
+    metafunc.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+@pytest.fixture
+def assert_matches() -> Callable[..., None]:
+    """Assert max|actual − expected| ≤ tolerance · max(1, max|expected|)."""
+
+    def check(actual: Tensor, expected: Tensor | float, tolerance: float = 1e-5, what: str = "") -> None:
+        expected = torch.as_tensor(expected, dtype=actual.dtype)
+        assert actual.shape == expected.shape, (
+            f"{what}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
+        )
+        error = (actual - expected).abs().max().item()
+        scale = max(1.0, expected.abs().max().item())
+        assert error <= tolerance * scale, (
+            f"{what}: off by {error:.3g}, at most {tolerance * scale:.3g} allowed"
+        )
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

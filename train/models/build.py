@@ -1,0 +1,25 @@
+"""From a configuration to the network it describes."""
+
+from __future__ import annotations
+
+from typing import overload
+
+from train.models.config import DiTConfig, DiTDHConfig, ModelConfig, ViTDecoderConfig
+from train.models.dit import DiT
+from train.models.dit_dh import DiTDH
+from train.models.vit_decoder import ViTDecoder
+
+
+@overload
+def build_model(config: DiTConfig) -> DiT: ...
+@overload
+def build_model(config: DiTDHConfig) -> DiTDH: ...
+@overload
+def build_model(config: ViTDecoderConfig) -> ViTDecoder: ...
+def build_model(config: ModelConfig) -> DiT | DiTDH | ViTDecoder:
+    """The network a configuration describes, freshly initialised, in training mode."""
+    if isinstance(config, DiTConfig):
+        return DiT(config)
+    if isinstance(config, DiTDHConfig):
+        return DiTDH(config)
+    return ViTDecoder(config)

@@ -1,0 +1,324 @@
+"""Shapes of the networks: one frozen dataclass a network, and the published sizes. Needs no torch.
+
+A configuration says everything that decides the keys and shapes of a state dict and what the network
+computes. `kind` tells the networks apart where a configuration is stored as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+from shards.errors import UsageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of the pixels DINOv2 and MAE see. Source: their Hugging Face image processors."""
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Deviation of the pixels DINOv2 and MAE see. Source: their Hugging Face image processors."""
+
+
+class TransformerSize(NamedTuple):
+    """Width, number of blocks and number of attention heads of a stack of transformer blocks."""
+
+    width: int
+    depth: int
+    num_heads: int
+
+
+DIT_SIZES = {
+    "s": TransformerSize(384, 12, 6),
+    "b": TransformerSize(768, 12, 12),
+    "l": TransformerSize(1024, 24, 16),
+    "xl": TransformerSize(1152, 28, 16),
+}
+"""DiT's sizes, also of DiT-DH's deep part.
+
+Source: arXiv 2212.09748 table 1; S and XL as published in github:bytetriper/RAE configs/stage2.
+"""
+
+DH_HEAD = TransformerSize(2048, 2, 16)
+"""DiT-DH's wide shallow head. Source: arXiv 2510.11690 section 5; github:bytetriper/RAE configs/stage2."""
+
+DECODER_SIZES = {
+    "b": TransformerSize(768, 12, 12),
+    "l": TransformerSize(1024, 24, 16),
+    "xl": TransformerSize(1152, 28, 16),
+}
+"""The ViT decoder's sizes. Source: github:bytetriper/RAE configs/decoder/{ViTB,ViTL,ViTXL}/config.json."""
+
+DECODER_MLP_WIDTHS = {"b": 3072, "l": 4096, "xl": 4096}
+"""Hidden width of the decoder's MLPs; XL's is not four times its width. Source: as `DECODER_SIZES`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """Plain latent diffusion transformer in the form of LightningDiT.
+
+    Source: github:bytetriper/RAE src/stage2/models/lightningDiT.py at a4d18c4.
+    """
+
+    token_width: int
+    """Channels D of a latent; the encoder's token width."""
+    grid: tuple[int, int]
+    """Rows and columns (h, w) of the latent."""
+    num_classes: int
+    """Number of classes; the label `num_classes` itself means no class."""
+    width: int
+    """Width of the residual stream."""
+    depth: int
+    """Number of transformer blocks."""
+    num_heads: int
+    """Attention heads a block."""
+    patch_size: int = 1
+    """Side of the square of latent positions that becomes one token of the transformer."""
+    mlp_ratio: float = 4.0
+    """Nominal MLP width over width; SwiGLU takes two thirds of it."""
+    qk_norm: bool = False
+    """Normalise queries and keys a head; steadies training in bfloat16."""
+    swiglu: bool = True
+    """SwiGLU MLPs; otherwise tanh-GELU."""
+    rms_norm: bool = True
+    """RMSNorm with weights; otherwise LayerNorm without."""
+    rope: bool = True
+    """Rotary position encoding of queries and keys."""
+    shift: bool = True
+    """Adaptive normalisation shifts as well as scales."""
+    null_label: bool = True
+    """The label table has the row `num_classes` for no class, which classifier-free guidance needs."""
+    predict_sigma: bool = False
+    """The last layer has a second half, which is dropped (the reference's `learn_sigma`)."""
+    kind: Literal["dit"] = "dit"
+    """Which network this configures."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        """Refuse shapes no network can have."""
+        _check_latent(self.token_width, self.grid, self.patch_size, self.num_classes)
+        _check_stack("width", self.width, self.depth, self.num_heads, rope=self.rope)
+        _check_table_width(self.width)
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the transformer's tokens: the latent's grid over the patch size."""
+        return self.grid[0] // self.patch_size, self.grid[1] // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTDHConfig:
+    """DiT-DH: a deep narrow transformer that conditions a shallow wide one, token by token.
+
+    Source: arXiv 2510.11690 section 5; github:bytetriper/RAE src/stage2/models/DDT.py at a4d18c4.
+    """
+
+    token_width: int
+    """Channels D of a latent; the encoder's token width."""
+    grid: tuple[int, int]
+    """Rows and columns (h, w) of the latent."""
+    num_classes: int
+    """Number of classes; the label `num_classes` itself means no class."""
+    width: int
+    """Width of the deep part's residual stream."""
+    depth: int
+    """Number of blocks of the deep part."""
+    num_heads: int
+    """Attention heads a block of the deep part."""
+    head_width: int = DH_HEAD.width
+    """Width of the wide head; at least `token_width`, or the head cannot carry a latent's noise."""
+    head_depth: int = DH_HEAD.depth
+    """Number of blocks of the wide head."""
+    head_num_heads: int = DH_HEAD.num_heads
+    """Attention heads a block of the wide head."""
+    patch_size: int = 1
+    """Side of the square of latent positions that becomes one token of the transformer."""
+    mlp_ratio: float = 4.0
+    """Nominal MLP width over width; SwiGLU takes two thirds of it."""
+    qk_norm: bool = False
+    """Normalise queries and keys a head; steadies training in bfloat16."""
+    swiglu: bool = True
+    """SwiGLU MLPs; otherwise tanh-GELU."""
+    rms_norm: bool = True
+    """RMSNorm with weights; otherwise LayerNorm without."""
+    rope: bool = True
+    """Rotary position encoding of queries and keys."""
+    shift: bool = True
+    """Adaptive normalisation shifts as well as scales."""
+    position_table: bool = True
+    """Add the sine and cosine position table to the deep part's tokens."""
+    null_label: bool = True
+    """The label table has the row `num_classes` for no class, which classifier-free guidance needs."""
+    kind: Literal["dit-dh"] = "dit-dh"
+    """Which network this configures."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        """Refuse shapes no network can have."""
+        _check_latent(self.token_width, self.grid, self.patch_size, self.num_classes)
+        _check_stack("width", self.width, self.depth, self.num_heads, rope=self.rope)
+        _check_stack("head_width", self.head_width, self.head_depth, self.head_num_heads, rope=self.rope)
+        if self.position_table:
+            _check_table_width(self.width)
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the transformer's tokens: the latent's grid over the patch size."""
+        return self.grid[0] // self.patch_size, self.grid[1] // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTDecoderConfig:
+    """ViT decoder: raw tokens of the frozen encoder to pixels.
+
+    Source: arXiv 2510.11690 section 3; github:bytetriper/RAE src/stage1/decoders/decoder.py at a4d18c4.
+    """
+
+    token_width: int
+    """Width D of the encoder's tokens."""
+    grid: tuple[int, int]
+    """Rows and columns of patches it draws; tokens on another grid are resized to it."""
+    width: int
+    """Width of the residual stream."""
+    depth: int
+    """Number of transformer blocks."""
+    num_heads: int
+    """Attention heads a block."""
+    mlp_width: int
+    """Hidden width of the MLPs."""
+    patch_size: int = 16
+    """Side in pixels of the patch drawn for one token; 32 makes a 512-pixel image from a 16×16 grid."""
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of the encoder's pixels (RGB), added to what the network puts out."""
+    pixel_std: tuple[float, float, float] = IMAGENET_STD
+    """Deviation of the encoder's pixels (RGB), multiplied with what the network puts out."""
+    kind: Literal["decoder"] = "decoder"
+    """Which network this configures."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        """Refuse shapes no network can have."""
+        _check_positive(token_width=self.token_width, mlp_width=self.mlp_width, patch_size=self.patch_size)
+        _check_positive(grid_rows=self.grid[0], grid_columns=self.grid[1])
+        _check_stack("width", self.width, self.depth, self.num_heads, rope=False)
+        _check_table_width(self.width)
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patches it draws."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what it draws."""
+        return self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
+
+
+ModelConfig = DiTConfig | DiTDHConfig | ViTDecoderConfig
+_Config = TypeVar("_Config", DiTConfig, DiTDHConfig, ViTDecoderConfig)
+
+
+def dit_config(size: str, *, token_width: int, grid: tuple[int, int], num_classes: int) -> DiTConfig:
+    """Plain DiT of a published size: "s", "b", "l" or "xl"."""
+    stack = DIT_SIZES[size]
+    return DiTConfig(token_width=token_width, grid=grid, num_classes=num_classes, **stack._asdict())
+
+
+def dit_dh_config(size: str, *, token_width: int, grid: tuple[int, int], num_classes: int) -> DiTDHConfig:
+    """DiT-DH of a published size, "s", "b", "l" or "xl", with the published head."""
+    stack = DIT_SIZES[size]
+    return DiTDHConfig(token_width=token_width, grid=grid, num_classes=num_classes, **stack._asdict())
+
+
+def decoder_config(
+    size: str, *, token_width: int, grid: tuple[int, int], patch_size: int = 16
+) -> ViTDecoderConfig:
+    """ViT decoder of a published size: "b", "l" or "xl"."""
+    stack = DECODER_SIZES[size]
+    return ViTDecoderConfig(
+        token_width=token_width,
+        grid=grid,
+        mlp_width=DECODER_MLP_WIDTHS[size],
+        patch_size=patch_size,
+        **stack._asdict(),
+    )
+
+
+def config_to_dict(config: ModelConfig) -> dict[str, Any]:
+    """The configuration as JSON-ready values, `kind` among them."""
+    return asdict(config)
+
+
+def config_from_dict(values: dict[str, Any]) -> ModelConfig:
+    """Read back what `config_to_dict` wrote, strictly.
+
+    Raises:
+        UsageError: a key is unknown or missing, or a value has the wrong type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    kinds: dict[object, type[ModelConfig]] = {
+        "dit": DiTConfig,
+        "dit-dh": DiTDHConfig,
+        "decoder": ViTDecoderConfig,
+    }
+    kind = kinds.get(values.get("kind"))
+    if kind is None:
+        raise UsageError(
+            f"a model configuration's kind must be one of {', '.join(map(str, kinds))}; "
+            f"got {values.get('kind')!r}"
+        )
+    try:
+        # JSON, because strict Python values would refuse the lists that JSON makes of tuples.
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UsageError(f"not a valid configuration of a {values['kind']}: {found}") from error
+
+
+def swiglu_width(width: int, mlp_ratio: float) -> int:
+    """Hidden width of a SwiGLU MLP: two thirds of the nominal one, so that its size stays a plain MLP's.
+
+    2048 gives the odd 5461. Source: github:bytetriper/RAE src/stage2/models/lightningDiT.py at a4d18c4.
+    """
+    return int(2 / 3 * int(width * mlp_ratio))
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1; got {value}")
+
+
+def _check_latent(token_width: int, grid: tuple[int, int], patch_size: int, num_classes: int) -> None:
+    _check_positive(token_width=token_width, num_classes=num_classes, patch_size=patch_size)
+    _check_positive(grid_rows=grid[0], grid_columns=grid[1])
+    if grid[0] % patch_size or grid[1] % patch_size:
+        raise UsageError(
+            f"patch_size must divide the latent's grid {grid[0]}×{grid[1]}; got {patch_size}: "
+            "choose a divisor of both sides, 1 always works"
+        )
+
+
+def _check_stack(name: str, width: int, depth: int, num_heads: int, *, rope: bool) -> None:
+    _check_positive(**{name: width, f"{name}'s num_heads": num_heads})
+    if depth < 0:
+        raise UsageError(f"the depth beside {name} must not be negative; got {depth}")
+    if width % num_heads:
+        raise UsageError(f"{name} must be a multiple of its number of heads; got {width} and {num_heads}")
+    if rope and width // num_heads % 4:
+        raise UsageError(
+            "rotary encoding turns pairs of channels along two axes, so an attention head's width must be a "
+            f"multiple of 4; got {name} {width} / {num_heads} heads = {width // num_heads}: "
+            "choose other numbers or rope=False"
+        )
+
+
+def _check_table_width(width: int) -> None:
+    if width % 4:
+        raise UsageError(
+            "the position table holds a sine and a cosine for each of two axes, so the width must be a "
+            f"multiple of 4; got {width}"
+        )

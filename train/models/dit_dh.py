@@ -1,0 +1,93 @@
+"""DiT-DH: a deep narrow transformer reads the noisy latent, a wide shallow head draws the velocity.
+
+The deep part turns a latent into one condition a token, the head modulates its own wide view of the same
+latent with it. So the width that diffusing a D-channel latent needs (at least D) is paid in two blocks
+instead of in all of them.
+
+Source: arXiv 2510.11690 section 5; github:bytetriper/RAE src/stage2/models/DDT.py at a4d18c4.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.models.config import DiTDHConfig
+from train.models.embeddings import (
+    LabelEmbedding,
+    PatchEmbedding,
+    RotaryEncoding,
+    TimeEmbedding,
+    sincos_table,
+    unpatchify,
+)
+from train.models.layers import Block, FinalLayer, run_blocks
+
+
+class DiTDH(nn.Module):
+    """Velocity of a noisy latent, given time and class.
+
+    Attributes:
+        config: the network's shape.
+        recompute_activations: recompute blocks in the backward pass instead of keeping what they computed.
+    """
+
+    def __init__(self, config: DiTDHConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute_activations = False
+        patch_values = config.patch_size**2 * config.token_width
+
+        self.s_embedder = PatchEmbedding(config.token_width, config.width, config.patch_size)
+        self.x_embedder = PatchEmbedding(config.token_width, config.head_width, config.patch_size)
+        self.t_embedder = TimeEmbedding(config.width)
+        self.y_embedder = LabelEmbedding(config.num_classes, config.width, null_label=config.null_label)
+        # A parameter, as in the published weights, whose training trains it too; frozen until the trainer
+        # says so.
+        self.pos_embed = (
+            nn.Parameter(sincos_table(config.width, config.token_grid), requires_grad=False)
+            if config.position_table
+            else None
+        )
+        self.enc_feat_rope = (
+            RotaryEncoding(config.width // config.num_heads, config.token_grid) if config.rope else None
+        )
+        self.dec_feat_rope = (
+            RotaryEncoding(config.head_width // config.head_num_heads, config.token_grid)
+            if config.rope
+            else None
+        )
+        self.s_projector = (
+            nn.Identity() if config.width == config.head_width else nn.Linear(config.width, config.head_width)
+        )
+        deep = [Block(config, config.width, config.num_heads) for _ in range(config.depth)]
+        head = [Block(config, config.head_width, config.head_num_heads) for _ in range(config.head_depth)]
+        self.blocks = nn.ModuleList([*deep, *head])
+        self.final_layer = FinalLayer(config.head_width, patch_values, rms=config.rms_norm)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Predict the velocity, noise minus data.
+
+        Args:
+            x_t: noisy latents float [B, D, h, w].
+            t: time float [B] in [0, 1]; 0 is data, 1 is noise.
+            y: class int64 [B] in [0, num_classes]; num_classes is no class.
+
+        Returns:
+            Velocity [B, D, h, w].
+        """
+        deep, head = self.blocks[: self.config.depth], self.blocks[self.config.depth :]
+        recompute = self.recompute_activations
+        time = self.t_embedder(t)
+        # SiLU here and again inside every modulation: so the published weights were trained.
+        c = F.silu(time + self.y_embedder(y))[:, None]
+
+        s = self.s_embedder(x_t)
+        if self.pos_embed is not None:
+            s = s + self.pos_embed
+        s = run_blocks(deep, s, c, self.enc_feat_rope, recompute=recompute)
+        s = self.s_projector(F.silu(time[:, None] + s))
+
+        # The head's view of the latent has no position table: rotary encoding alone places its tokens.
+        x = run_blocks(head, self.x_embedder(x_t), s, self.dec_feat_rope, recompute=recompute)
+        return unpatchify(self.final_layer(x, s), self.config.token_grid, self.config.patch_size)

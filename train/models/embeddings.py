@@ -1,0 +1,173 @@
+"""What tells a transformer where it is: position tables, rotary encoding, time, label, patches.
+
+The two position encodings disagree on purpose, as the published weights do: in the sine and cosine table
+the first half of the channels encodes the column, in rotary encoding the first half encodes the row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+THETA = 10000.0
+"""Base of the geometric series of wavelengths. Source: arXiv 1706.03762 section 3.5; arXiv 2104.09864."""
+
+
+def sincos_table(width: int, grid: tuple[int, int]) -> Tensor:
+    """Fixed sine and cosine code of each place of a grid.
+
+    Channels are [sin x | cos x | sin y | cos y] with x the column and y the row, a quarter of the width
+    each; frequency i of a quarter is `THETA ** (-i / (width / 4))`. Computed in float64, as the published
+    tables are.
+
+    Source: github:bytetriper/RAE src/stage2/models/model_utils.py get_2d_sincos_pos_embed at a4d18c4.
+
+    Args:
+        width: channels, a multiple of 4.
+        grid: rows and columns (h, w).
+
+    Returns:
+        float32 [1, h·w, width], places row by row.
+    """
+    quarter = width // 4
+    frequencies = THETA ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    rows, columns = (torch.arange(n, dtype=torch.float64) for n in grid)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    angles = [place.reshape(-1, 1) * frequencies for place in (x, y)]
+    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+    return table.float()[None]
+
+
+class RotaryEncoding(nn.Module):
+    """Rotary position encoding of queries and keys on a grid.
+
+    The first half of a head's channels turns with the row, the second with the column; channels (2k, 2k+1)
+    are turned as one pair. Positions are whole numbers on every grid: nothing is rescaled at 512 pixels.
+
+    Source: arXiv 2104.09864; github:bytetriper/RAE src/stage2/models/model_utils.py
+    VisionRotaryEmbeddingFast at a4d18c4, whose tables are stored in the published weights.
+    """
+
+    freqs_cos: Tensor
+    freqs_sin: Tensor
+
+    def __init__(self, head_width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        axis_width = head_width // 2
+        exponents = torch.arange(0, axis_width, 2, dtype=torch.float32) / axis_width
+        frequencies = 1.0 / THETA**exponents
+        rows = torch.outer(torch.arange(grid[0], dtype=torch.float32), frequencies)
+        columns = torch.outer(torch.arange(grid[1], dtype=torch.float32), frequencies)
+        places = (*grid, frequencies.numel())
+        angles = torch.cat([rows[:, None].expand(places), columns[None].expand(places)], dim=-1)
+        angles = angles.flatten(0, 1).repeat_interleave(2, dim=-1)
+        self.register_buffer("freqs_cos", angles.cos())
+        self.register_buffer("freqs_sin", angles.sin())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn each pair of channels: (a, b) → (a·cos − b·sin, a·sin + b·cos).
+
+        Args:
+            x: [B, N, ..., head_width] queries and keys; N runs over the grid row by row.
+
+        Returns:
+            The turned vectors in float32 or wider.
+        """
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(*x.shape[:-1], -1, 2)
+        places = (-1, *[1] * (x.ndim - 3), x.shape[-1] // 2)
+        cos, sin = (table[:, ::2].to(wide.dtype).view(places) for table in (self.freqs_cos, self.freqs_sin))
+        if torch.compiler.is_compiling():  # the compiler fuses real arithmetic and nothing complex
+            a, b = wide.unbind(-1)
+            return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+        # A pair as one complex number: one pass over memory instead of seven.
+        return torch.view_as_real(torch.view_as_complex(wide) * torch.complex(cos, sin)).flatten(-2)
+
+
+class TimeEmbedding(nn.Module):
+    """Random Fourier features of the time, then a two-layer MLP.
+
+    t goes in as it is, in [0, 1]. The frequencies are drawn once and stored with the weights; the published
+    training nonetheless trains them, which is the trainer's choice (`requires_grad`).
+
+    Source: github:bytetriper/RAE src/stage2/models/model_utils.py GaussianFourierEmbedding at a4d18c4.
+    """
+
+    NUM_FREQUENCIES = 256
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(self.NUM_FREQUENCIES), requires_grad=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * self.NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        for linear in (self.mlp[0], self.mlp[2]):
+            assert isinstance(linear, nn.Linear)
+            nn.init.normal_(linear.weight, std=0.02)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed times.
+
+        Args:
+            t: float [B] in [0, 1].
+
+        Returns:
+            [B, width].
+        """
+        # Angles reach tens of turns: bfloat16 would lose the phase, so they never leave float32.
+        wide = torch.promote_types(self.W.dtype, torch.float32)
+        angles = 2 * math.pi * t.to(wide)[:, None] * self.W.to(wide)
+        features = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        embedded: Tensor = self.mlp(features.to(self.W.dtype))
+        return embedded
+
+
+class LabelEmbedding(nn.Module):
+    """A learned vector a class, and one more, the last, for no class."""
+
+    def __init__(self, num_classes: int, width: int, *, null_label: bool) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + int(null_label), width)
+        nn.init.normal_(self.embedding_table.weight, std=0.02)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Embed labels int [B] in [0, num_classes] as [B, width]."""
+        embedded: Tensor = self.embedding_table(y)
+        return embedded
+
+
+class PatchEmbedding(nn.Module):
+    """Cut a latent into square patches and project each linearly to one token."""
+
+    def __init__(self, channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+        nn.init.xavier_uniform_(self.proj.weight.flatten(1))
+        assert self.proj.bias is not None
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Embed latents [B, D, h, w] as tokens [B, N, width], patches row by row, of the weights' type."""
+        tokens: Tensor = self.proj(latents)
+        # They start the residual stream, which stays in float32 under autocast.
+        return tokens.flatten(2).transpose(1, 2).to(self.proj.weight.dtype)
+
+
+def unpatchify(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+    """Put patches back beside each other.
+
+    Source: github:bytetriper/RAE src/stage2/models/lightningDiT.py unpatchify at a4d18c4 and
+    src/stage1/decoders/decoder.py unpatchify, which share the order.
+
+    Args:
+        tokens: [B, N, p·p·C], each patch laid out (row in patch, column in patch, channel).
+        grid: rows and columns of patches.
+        patch_size: side p of a patch.
+
+    Returns:
+        [B, C, rows·p, columns·p].
+    """
+    rows, columns = grid
+    patches = tokens.reshape(len(tokens), rows, columns, patch_size, patch_size, -1)
+    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
