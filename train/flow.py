@@ -1,0 +1,100 @@
+"""Flow matching between data and noise on a straight line.
+
+t = 0 is data, t = 1 is noise: x_t = (1 − t) · data + t · noise, and the velocity along the line is noise −
+data.
+
+Source: arXiv 2210.02747, arXiv 2209.03003; github:bytetriper/RAE src/stage2/transport at a4d18c4.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+TimeDistribution = Literal["uniform", "logit-normal"]
+
+MAX_TIME = 1 - 1 / 1000
+"""Latest time before the shift, in training and on the published sampling grid.
+
+Source: Transport.check_interval in github:bytetriper/RAE src/stage2/transport/transport.py at a4d18c4.
+"""
+
+
+def time_shift(dim: int, base: int = 4096) -> float:
+    """How far to move times toward noise for a latent of `dim` numbers: √(dim / base).
+
+    A latent with more numbers keeps more of its signal at the same t, so the same difficulty lies at later
+    times. 768 channels on 16×16 give √48 = 6.928, on 32×32 √192 = 13.856.
+
+    Source: arXiv 2510.11690 section 4 (dimension-dependent schedule shift); arXiv 2403.03206 section 5.3.2.
+
+    Args:
+        dim: D · h · w.
+        base: numbers in the latent for which no shift is needed.
+    """
+    return math.sqrt(dim / base)
+
+
+def shift_time(t: Tensor, shift: float) -> Tensor:
+    """Move times toward noise: t' = s·t / (1 + (s − 1)·t), which keeps 0 and 1. Source: as `time_shift`."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def draw_time(
+    u: Tensor,
+    distribution: TimeDistribution = "logit-normal",
+    *,
+    mu: float = 0.0,
+    sigma: float = 1.0,
+    shift: float = 1.0,
+) -> Tensor:
+    """Times for training from uniform draws, one each, by the distribution's inverse.
+
+    Source: Transport.sample and truncated_logitnormal_sample in github:bytetriper/RAE
+    src/stage2/transport/transport.py at a4d18c4; logit-normal times: arXiv 2403.03206 section 3.1.
+
+    Args:
+        u: float [B] in [0, 1).
+        distribution: "uniform" on [0, MAX_TIME], or "logit-normal", a normal through a sigmoid, cut off at
+        MAX_TIME.
+        mu: mean of the logit-normal's logit.
+        sigma: deviation of the logit-normal's logit, positive.
+        shift: see `time_shift`; 1 leaves times where they are.
+
+    Returns:
+        float32 [B], in [0, 1).
+    """
+    if distribution == "uniform":
+        return shift_time(u.float() * MAX_TIME, shift)
+    # In float64, because float32 has no numbers left between the tail of the normal and 1.
+    latest = (math.log(MAX_TIME / (1 - MAX_TIME)) - mu) / sigma
+    share = u.double() * (0.5 * (1 + math.erf(latest / math.sqrt(2))))
+    logit = mu + sigma * torch.special.ndtri(share)
+    return shift_time(torch.sigmoid(logit).clamp(0, MAX_TIME).float(), shift)
+
+
+def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """The point at time t on the line from data to noise: (1 − t) · data + t · noise.
+
+    Args:
+        data: [B, ...].
+        noise: as `data`.
+        t: float [B] in [0, 1].
+
+    Returns:
+        x_t, as `data`.
+    """
+    return torch.lerp(data, noise, t.to(data.dtype).reshape(-1, *[1] * (data.ndim - 1)))
+
+
+def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
+    """The velocity along the line, dx_t/dt = noise − data."""
+    return noise - data
+
+
+def per_sample_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error, mean over all but the first dimension, in float32: [B, ...] → [B]."""
+    return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
