@@ -2,7 +2,8 @@
 
 A test marked `@pytest.mark.recorded("dit_dh*")` that asks for `case` runs once for each recording in the
 folder `$RAE_FIXTURES` (default: the repository's copy) whose `fixture` field matches one of the patterns,
-also for recordings nobody has seen yet: what to build is read from each recording's own .json.
+also for recordings nobody has seen yet: what to build is read from each recording's own .json. `having="cfg."` takes only those with a
+tensor or field whose name begins so.
 """
 
 from __future__ import annotations
@@ -48,16 +49,23 @@ class Recording:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "recorded(*patterns): run for every recording whose name matches")
+    config.addinivalue_line(
+        "markers", "recorded(*patterns, having=prefix): run for every recording that matches"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("recorded")
     if marker is None or "case" not in metafunc.fixturenames:
         return
-    found = [Recording(path.stem, json.loads(path.read_text())) for path in sorted(FOLDER.glob("*.json"))]
+    having = marker.kwargs.get("having", "")
     cases = [
-        case for case in found if any(fnmatch(case.meta.get("fixture", case.name), p) for p in marker.args)
+        case
+        for case in (
+            Recording(path.stem, json.loads(path.read_text())) for path in sorted(FOLDER.glob("*.json"))
+        )
+        if any(fnmatch(case.meta.get("fixture", case.name), pattern) for pattern in marker.args)
+        and any(name.startswith(having) for name in (*case.meta, *case.meta.get("tensors", ())))
     ]
     metafunc.parametrize("case", cases, ids=[case.name for case in cases])
 

@@ -1,0 +1,212 @@
+"""Which network published weights belong to: from their keys and shapes, or from the reference's own settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from shards.errors import UserError
+from train.models.config import (
+    DECODER_MLP_WIDTHS,
+    DECODER_SIZES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DiTConfig,
+    DiTDHConfig,
+    ViTDecoderConfig,
+    swiglu_width,
+)
+
+RGB = tuple[float, float, float]
+MLP_RATIO = 4.0
+"""The only MLP ratio there are published weights for; it cannot be read from keys without doubt."""
+
+
+class PublishedFileError(UserError):
+    """A file of published weights is not what it must be."""
+
+
+def infer_dit_config(state: Mapping[str, Tensor], source: object) -> DiTConfig | DiTDHConfig:
+    """The DiT or DiT-DH a state dict belongs to, assumed square.
+
+    Args:
+        state: the weights.
+        source: what to call them in an error.
+
+    Raises:
+        PublishedFileError: the keys are not those of one.
+    """
+    try:
+        return _dit_dh_config(state) if "s_embedder.proj.weight" in state else _dit_config(state)
+    except KeyError as error:
+        raise PublishedFileError(
+            f"{source} is not a DiT or DiT-DH whose configuration can be read from it: "
+            f"it has no {error.args[0]}; give its configuration"
+        ) from error
+
+
+def infer_decoder_config(
+    state: Mapping[str, Tensor],
+    source: object,
+    *,
+    pixel_mean: RGB = IMAGENET_MEAN,
+    pixel_std: RGB = IMAGENET_STD,
+) -> ViTDecoderConfig:
+    """The ViT decoder a state dict belongs to, assumed square; its heads follow from its published width.
+
+    Args:
+        state: the weights.
+        source: what to call them in an error.
+        pixel_mean: mean of the encoder's pixels, which weights do not tell.
+        pixel_std: their deviation.
+
+    Raises:
+        PublishedFileError: the keys are not a decoder's, or the widths not published ones.
+    """
+    try:
+        width, token_width = state["decoder_embed.weight"].shape
+        mlp_width = len(state["decoder_layers.0.intermediate.dense.bias"])
+        side = math.isqrt(state["decoder_pos_embed"].shape[1] - 1)
+        patch_size = math.isqrt(len(state["decoder_pred.bias"]) // 3)
+    except KeyError as error:
+        raise PublishedFileError(f"{source} is not a ViT decoder: it has no {error.args[0]}") from error
+    num_heads = {
+        (stack.width, DECODER_MLP_WIDTHS[size]): stack.num_heads for size, stack in DECODER_SIZES.items()
+    }
+    if (width, mlp_width) not in num_heads:
+        raise PublishedFileError(
+            f"{source} is a decoder of width {width} and MLP width {mlp_width}, which is no published size, so "
+            "its number of heads is not known: give its configuration"
+        )
+    return ViTDecoderConfig(
+        token_width=token_width,
+        grid=(side, side),
+        width=width,
+        depth=len(_block_widths(state, "decoder_layers.{}.layernorm_before.bias")),
+        num_heads=num_heads[width, mlp_width],
+        mlp_width=mlp_width,
+        patch_size=patch_size,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+    )
+
+
+def config_from_reference(params: Mapping[str, Any]) -> DiTConfig | DiTDHConfig:
+    """Our configuration for `stage_2.params` of one of the reference's YAML files.
+
+    Source: the constructors of DiTwDDTHead and LightningDiT in github:bytetriper/RAE src/stage2/models at
+    a4d18c4.
+
+    Raises:
+        PublishedFileError: a parameter is missing or unknown, or asks for what is not built.
+    """
+    rest = dict(params)
+    try:
+        side = rest.pop("input_size")
+        widths, depths, heads = rest.pop("hidden_size"), rest.pop("depth"), rest.pop("num_heads")
+        common: dict[str, Any] = {"token_width": rest.pop("in_channels"), "grid": (side, side)}
+    except KeyError as error:
+        raise PublishedFileError(f"the reference's settings have no {error.args[0]}") from error
+    common["num_classes"] = rest.pop("num_classes", 1000)
+    common["patch_size"] = _single(rest.pop("patch_size", 1))
+    common["null_label"] = rest.pop("class_dropout_prob", 0.1) > 0
+    common["shift"] = not rest.pop("wo_shift", False)
+    is_dit_dh = isinstance(widths, list | tuple)
+    own = {"use_pos_embed": "position_table"} if is_dit_dh else {"learn_sigma": "predict_sigma"}
+    for theirs, ours in (_RENAMED | own).items():
+        if theirs in rest:
+            common[ours] = rest.pop(theirs)
+    rest.pop("use_gembed", None)  # the reference takes and ignores it
+    if rest:
+        raise PublishedFileError(f"unknown parameters of the reference's model: {', '.join(sorted(rest))}")
+    if not is_dit_dh:
+        return DiTConfig(width=widths, depth=depths, num_heads=heads, **common)
+    deep_heads, head_heads = heads if isinstance(heads, list | tuple) else (heads, heads)
+    return DiTDHConfig(
+        width=widths[0],
+        depth=depths[0],
+        num_heads=deep_heads,
+        head_width=widths[1],
+        head_depth=depths[1],
+        head_num_heads=head_heads,
+        **common,
+    )
+
+
+_RENAMED = {
+    "mlp_ratio": "mlp_ratio",
+    "use_qknorm": "qk_norm",
+    "use_swiglu": "swiglu",
+    "use_rope": "rope",
+    "use_rmsnorm": "rms_norm",
+}
+
+
+def _single(patch_size: int | list[int]) -> int:
+    """The reference takes a patch size for each part of a DiT-DH; here both parts share one."""
+    sizes = set(patch_size) if isinstance(patch_size, list | tuple) else {patch_size}
+    if len(sizes) != 1:
+        raise PublishedFileError(f"both parts of a DiT-DH must have the same patch size; got {patch_size}")
+    return int(sizes.pop())
+
+
+def _dit_dh_config(state: Mapping[str, Tensor]) -> DiTDHConfig:
+    width, head_width = (len(state[f"{part}_embedder.proj.bias"]) for part in "sx")
+    if width == head_width:
+        # Then nothing says which of the blocks are the head's.
+        raise KeyError("s_projector.weight")
+    widths = _block_widths(state, "blocks.{}.attn.proj.bias")
+    return DiTDHConfig(
+        width=width,
+        depth=widths.count(width),
+        num_heads=width // state["enc_feat_rope.freqs_cos"].shape[1],
+        head_width=head_width,
+        head_depth=widths.count(head_width),
+        head_num_heads=head_width // state["dec_feat_rope.freqs_cos"].shape[1],
+        position_table="pos_embed" in state,
+        **_shared_config(state, width, len(state["enc_feat_rope.freqs_cos"])),
+    )
+
+
+def _dit_config(state: Mapping[str, Tensor]) -> DiTConfig:
+    width = len(state["x_embedder.proj.bias"])
+    _, token_width, patch_size, _ = state["x_embedder.proj.weight"].shape
+    return DiTConfig(
+        width=width,
+        depth=len(_block_widths(state, "blocks.{}.attn.proj.bias")),
+        num_heads=width // state["feat_rope.freqs_cos"].shape[1],
+        predict_sigma=len(state["final_layer.linear.bias"]) == 2 * token_width * patch_size**2,
+        **_shared_config(state, width, len(state["feat_rope.freqs_cos"])),
+    )
+
+
+def _shared_config(state: Mapping[str, Tensor], width: int, num_tokens: int) -> dict[str, Any]:
+    """What a DiT and a DiT-DH show alike; the table of labels is taken to have a row for no class."""
+    _, token_width, patch_size, _ = state["x_embedder.proj.weight"].shape
+    side = math.isqrt(num_tokens) * patch_size
+    swiglu = "blocks.0.mlp.w3.weight" in state
+    if swiglu and state["blocks.0.mlp.w3.weight"].shape[1] != swiglu_width(width, MLP_RATIO):
+        raise KeyError(f"blocks.0.mlp.w3.weight for MLP ratio {MLP_RATIO}")
+    return {
+        "token_width": token_width,
+        "grid": (side, side),
+        "num_classes": len(state["y_embedder.embedding_table.weight"]) - 1,
+        "patch_size": patch_size,
+        "mlp_ratio": MLP_RATIO,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in state,
+        "swiglu": swiglu,
+        "rms_norm": "blocks.0.norm1.weight" in state,
+        "rope": True,
+        "shift": len(state["blocks.0.adaLN_modulation.1.bias"]) == 6 * width,
+    }
+
+
+def _block_widths(state: Mapping[str, Tensor], pattern: str) -> list[int]:
+    """Widths of the blocks in order, each from the key `pattern` names."""
+    widths: list[int] = []
+    while (key := pattern.format(len(widths))) in state:
+        widths.append(len(state[key]))
+    return widths
