@@ -30,3 +30,7 @@ class StoreDamagedError(StoreError):
 
 class IdentityMismatchError(StoreError):
     """Two things that must come from the same encoder or recipe do not."""
+
+
+class UndecodableImageError(UserError):
+    """A source image cannot be decoded; the message is the reason it is quarantined with."""

@@ -48,6 +48,15 @@ class SourceRecord:
     nbytes: int
 
 
+def planned_rows(num_images: int, num_shards: int) -> NDArray[np.int64]:
+    """Row of each image, ascending, int64[n]: every row that is not spare."""
+    base, larger = divmod(num_images, num_shards)
+    capacity = base + (larger > 0)
+    rows = np.arange(capacity * num_shards, dtype=np.int64)
+    shard, place = np.divmod(rows, capacity)
+    return rows[place < base + (shard < larger)]
+
+
 class Plan:
     """The images of a store in row order, and the classes they belong to."""
 
@@ -130,12 +139,7 @@ class Plan:
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """Row of each image, ascending, int64[n]."""
-        base, larger = divmod(self.num_images, self.num_shards)
-        sizes = np.full(self.num_shards, base, np.int64)
-        sizes[:larger] += 1
-        spare = np.repeat(np.arange(self.num_shards, dtype=np.int64) * self.capacity, sizes)
-        before = np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return spare + np.arange(self.num_images, dtype=np.int64) - before
+        return planned_rows(self.num_images, self.num_shards)
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:

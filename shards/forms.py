@@ -1,0 +1,93 @@
+"""The two forms of a store, as far as writing and finding rows differ between them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards import tar_store, zarr_store
+from shards.errors import StoreDamagedError
+from shards.extents import Extents
+from shards.identity import Recipe
+from shards.layout import Field, fields_of
+from shards.output import OutputFile
+from shards.plan import Plan
+
+
+class ShardOutputs(Protocol):
+    """The objects of one shard of one view while they are being written."""
+
+    @property
+    def files(self) -> Sequence[OutputFile]:
+        """The objects, in order of field."""
+
+    @property
+    def offsets(self) -> dict[str, NDArray[np.int64]]:
+        """First byte of each row by field and place, for forms whose objects have no index of their own."""
+
+    def write(self, first_place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Append rows of consecutive places: C-contiguous arrays [k, *row_shape] by field."""
+
+    def finish(self) -> list[str]:
+        """Complete, flush and close the objects; returns their SHA-256 in the order of `files`."""
+
+
+class _ZarrOutputs:
+    def __init__(self, root: Path, recipe: Recipe, view: str, shard: int, pool: Executor) -> None:
+        self._fields = {
+            field.name: zarr_store.ZarrShardFile(
+                root, field, shard, recipe.capacity, recipe.compression, pool
+            )
+            for field in fields_of(recipe, view)
+        }
+        self.files = [file.output for file in self._fields.values()]
+        self.offsets: dict[str, NDArray[np.int64]] = {}
+
+    def write(self, first_place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        for name, file in self._fields.items():
+            file.write(first_place, arrays[name])
+
+    def finish(self) -> list[str]:
+        return [file.finish() for file in self._fields.values()]
+
+
+def open_outputs(
+    root: Path, recipe: Recipe, plan: Plan, view: str, shard: int, pool: Executor
+) -> ShardOutputs:
+    """Begin the objects of a shard of a view under temporary names."""
+    if recipe.format == "zarr":
+        return _ZarrOutputs(root, recipe, view, shard, pool)
+    return tar_store.TarShardFile(root, fields_of(recipe, view), plan, shard, pool)
+
+
+def object_path(recipe: Recipe, field: Field, shard: int) -> str:
+    """The object that holds a shard of a field."""
+    if recipe.format == "zarr":
+        return zarr_store.shard_path(field, shard)
+    return tar_store.shard_path(field.view, shard)
+
+
+def scan_extents(root: Path, recipe: Recipe, field: Field, shard: int) -> Extents:
+    """Find the rows of a field in a shard by looking into the object itself.
+
+    Raises:
+        StoreDamagedError: If the object is missing or its structure is damaged.
+    """
+    path = root / object_path(recipe, field, shard)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise StoreDamagedError(f"{path}: shard {shard} is missing; run `pipeline verify`") from error
+    try:
+        if recipe.format == "zarr":
+            compressed = recipe.compression is not None
+            return zarr_store.read_extents(descriptor, path, field, recipe.capacity, compressed=compressed)
+        return tar_store.scan_extents(descriptor, path, field, shard, recipe.capacity)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,121 @@
+"""Exact, mergeable mean and variance of the tokens, per token and channel.
+
+A shard's moments are sums over its rows in order of place, so that their bits depend on the stored numbers
+only, not on how many workers wrote them in what batches. Shards are merged in order of shard.
+
+Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", The American Statistician 37
+(1983): shifted sums within a shard, the pairwise update between shards.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.dtypes import StorageType, to_float64
+from shards.errors import StoreDamagedError
+
+# Columns worked on at a time: a tile of float64 and two accumulators stay in the second-level cache.
+_TILE = 8192
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of some rows.
+
+    Attributes:
+        count: Rows.
+        mean: float64[*row_shape]; zeros where there are no rows.
+        m2: Sum over rows of squared deviations from the mean, float64[*row_shape].
+    """
+
+    count: int
+    mean: NDArray[np.float64]
+    m2: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, row_shape: tuple[int, ...]) -> Self:
+        """Moments of no rows."""
+        return cls(0, np.zeros(row_shape), np.zeros(row_shape))
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Population variance, float64[*row_shape]."""
+        return self.m2 / max(self.count, 1)
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both sets of rows together."""
+        if not self.count or not other.count:
+            return other if not self.count else self
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        m2 = self.m2 + other.m2 + delta * delta * (self.count * (other.count / count))
+        return Moments(count, mean, m2)
+
+    def to_bytes(self) -> bytes:
+        """As an npy file: float64 of the count, then the means, then the m2."""
+        buffer = io.BytesIO()
+        vector = np.concatenate([[float(self.count)], self.mean.ravel(), self.m2.ravel()])
+        np.save(buffer, vector, allow_pickle=False)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, row_shape: tuple[int, ...]) -> Self:
+        """Read back what `to_bytes` gave.
+
+        Raises:
+            StoreDamagedError: If it is not such a file.
+        """
+        try:
+            vector = np.load(io.BytesIO(content), allow_pickle=False)
+            mean, m2 = vector[1:].reshape(2, *row_shape)
+            return cls(int(vector[0]), mean, m2)
+        except (ValueError, EOFError, OSError, IndexError) as error:
+            raise StoreDamagedError(f"partial sums cannot be read: {error}") from error
+
+
+class RowSums:
+    """Adds up rows one after another into `Moments`."""
+
+    def __init__(self, row_shape: tuple[int, ...], dtype: StorageType) -> None:
+        self._row_shape = row_shape
+        self._dtype = dtype
+        size = int(np.prod(row_shape))
+        self._count = 0
+        self._shift = np.zeros(size)
+        self._sum = np.zeros(size)
+        self._squares = np.zeros(size)
+
+    def update(self, rows: NDArray[Any]) -> None:
+        """Add rows [k, *row_shape] of the storage type, in order of place."""
+        if not len(rows):
+            return
+        flat = rows.reshape(len(rows), -1)
+        if not self._count:
+            # Deviations from any one row keep a large common mean from drowning a small variance.
+            self._shift = to_float64(flat[0], self._dtype)
+        for start in range(0, flat.shape[1], _TILE):
+            tile = slice(start, start + _TILE)
+            deviations = to_float64(flat[:, tile], self._dtype)
+            deviations -= self._shift[tile]
+            total, squares = self._sum[tile], self._squares[tile]
+            # Row by row: a sum over the axis would round differently for every batch size.
+            for row in deviations:
+                total += row
+            deviations *= deviations
+            for row in deviations:
+                squares += row
+        self._count += len(rows)
+
+    def moments(self) -> Moments:
+        """Moments of the rows added so far."""
+        if not self._count:
+            return Moments.empty(self._row_shape)
+        mean = self._shift + self._sum / self._count
+        m2 = np.maximum(self._squares - self._sum * (self._sum / self._count), 0.0)
+        return Moments(self._count, mean.reshape(self._row_shape), m2.reshape(self._row_shape))

@@ -1,0 +1,82 @@
+"""A file under a temporary name whose digest is known the moment it is closed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+from shards.atomic import temporary_path
+
+Buffer = bytes | memoryview
+
+_MAX_VECTORS = 1024  # IOV_MAX on Linux
+_WORTH_A_THREAD = 1 << 18
+
+
+class OutputFile:
+    """Writes a file from front to back, hashing each piece in a helper thread while it is being written.
+
+    Attributes:
+        final: Name the file is meant for.
+        temporary: Name it has now.
+        position: Bytes written so far.
+    """
+
+    def __init__(self, final: Path, pool: Executor) -> None:
+        self.final = final
+        self.temporary = temporary_path(final)
+        self.position = 0
+        self._pool = pool
+        self._sha256 = hashlib.sha256()
+        final.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Append the bytes of C-contiguous buffers; they may be reused when this returns."""
+        views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
+        nbytes = sum(view.nbytes for view in views)
+        hashing: Future[None] | None = None
+        if nbytes >= _WORTH_A_THREAD:
+            hashing = self._pool.submit(self._hash, views)
+        try:
+            self._write_out(views)
+        finally:
+            if hashing is not None:
+                hashing.result()
+        if hashing is None:
+            self._hash(views)
+        self.position += nbytes
+
+    def _hash(self, views: list[memoryview]) -> None:
+        for view in views:
+            self._sha256.update(view)
+
+    def _write_out(self, views: list[memoryview]) -> None:
+        waiting = views[::-1]
+        while waiting:
+            group = waiting[: -_MAX_VECTORS - 1 : -1]
+            written = os.writev(self._descriptor, group)
+            while written:
+                head = waiting.pop()
+                if head.nbytes > written:
+                    waiting.append(head[written:])
+                    written = 0
+                else:
+                    written -= head.nbytes
+
+    def finish(self) -> str:
+        """Flush to the disk and close; returns the SHA-256 in hexadecimal digits."""
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = -1
+        return self._sha256.hexdigest()
+
+    def discard(self) -> None:
+        """Close and remove the temporary file, if it is still there."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self.temporary.unlink(missing_ok=True)

@@ -1,0 +1,128 @@
+"""Describing a published shard from nothing but its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.checksum import crc32c
+from shards.commit import CommitRecord, ObjectRecord
+from shards.compression import row_codec
+from shards.errors import StoreDamagedError
+from shards.extents import ABSENT
+from shards.forms import object_path, scan_extents
+from shards.identity import Recipe
+from shards.layout import Field, fields_of, moments_path
+from shards.moments import Moments, RowSums
+from shards.plan import Plan
+from shards.shard_file import ShardFile
+
+_CHUNK = 1 << 22
+
+
+def object_record(root: Path, path: str) -> ObjectRecord:
+    """Size and digest of an object as it lies there.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+    """
+    with (root / path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return ObjectRecord(path, file.tell(), digest.hexdigest())
+
+
+def published_rows(
+    root: Path, recipe: Recipe, field: Field, shard: int
+) -> Iterator[tuple[int, NDArray[Any] | None]]:
+    """Every place of a shard with its row, or None where there is none, in order.
+
+    The row's array is reused for the next one.
+
+    Raises:
+        StoreDamagedError: Naming the place, if the object is damaged.
+    """
+    extents = scan_extents(root, recipe, field, shard)
+    path = root / object_path(recipe, field, shard)
+    file = ShardFile(path, lambda _: extents, "pread", sequential=True)
+    codec = None if recipe.compression is None else row_codec(recipe.compression)
+    row = np.empty(field.row_shape, field.dtype.numpy)
+    flat = row.reshape(-1).view(np.uint8)
+    for place in range(recipe.capacity):
+        offset, size = file.extent(place)
+        if offset == ABSENT:
+            yield place, None
+            continue
+        if codec is None:
+            file.read_into(offset, flat)
+        else:
+            stored = np.empty(size, np.uint8)
+            file.read_into(offset, stored)
+            try:
+                codec.decode(stored, row)
+            except (RuntimeError, ValueError) as error:
+                raise StoreDamagedError(f"{path}: place {place} cannot be decoded: {error}") from error
+        yield place, row
+
+
+def shard_moments(root: Path, recipe: Recipe, view: str, shard: int, places: NDArray[np.bool_]) -> Moments:
+    """Moments of the tokens at some places of a published shard, bool[capacity]."""
+    field = fields_of(recipe, view)[0]
+    sums = RowSums(field.row_shape, field.dtype)
+    for place, row in published_rows(root, recipe, field, shard):
+        if row is not None and places[place]:
+            sums.update(row[None])
+    return sums.moments()
+
+
+def describe_shard(
+    root: Path, recipe: Recipe, plan: Plan, view: str, shard: int, *, reasons: Mapping[int, str]
+) -> tuple[CommitRecord, Moments]:
+    """The commit record and moments of a shard whose objects are all published.
+
+    Args:
+        root: The store.
+        recipe: Its recipe.
+        plan: Its plan.
+        view: Way the images were shown to the encoder.
+        shard: Number of the shard.
+        reasons: What is known about places that have no row.
+    """
+    size = plan.shard_size(shard)
+    present = np.ones(recipe.capacity, np.bool_)
+    present[size:] = False
+    checksums: dict[str, NDArray[np.uint32]] = {}
+    offsets: dict[str, NDArray[np.int64]] = {}
+    fields = fields_of(recipe, view)
+    for field in fields:
+        sums = np.zeros(recipe.capacity, np.uint32)
+        for place, row in published_rows(root, recipe, field, shard):
+            if row is None:
+                present[place] = False
+            else:
+                sums[place] = crc32c(row)
+        checksums[field.name] = sums
+        if recipe.format == "webdataset":
+            offsets[field.name] = scan_extents(root, recipe, field, shard).offsets
+    moments = shard_moments(root, recipe, view, shard, present)
+    unknown = "the worker that published this shard wrote no row"
+    bad = {int(place): reasons.get(int(place), unknown) for place in np.flatnonzero(~present[:size])}
+    paths = dict.fromkeys(object_path(recipe, field, shard) for field in fields)
+    content = moments.to_bytes()
+    record = CommitRecord(
+        view=view,
+        shard=shard,
+        num_rows=int(present.sum()),
+        objects=tuple(object_record(root, path) for path in paths),
+        moments=ObjectRecord(moments_path(view, shard), len(content), hashlib.sha256(content).hexdigest()),
+        bad=bad,
+        crc32c=checksums,
+        offsets=offsets,
+        seconds=0.0,
+        attempts=0,
+    )
+    return record, moments

@@ -1,0 +1,40 @@
+"""The store's first file, ``zarr.json``: a zarr group whose attributes say what the store is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from shards.errors import StoreDamagedError, UsageError
+from shards.identity import Recipe
+from shards.layout import FORMAT_VERSION, ROOT
+from shards.zarr_store import group_document
+
+
+def root_document(recipe: Recipe) -> bytes:
+    """Content of the root ``zarr.json``; the same recipe gives the same bytes."""
+    return group_document({"format_version": FORMAT_VERSION, "recipe": recipe.to_dict()})
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a store, finished or not.
+
+    Raises:
+        UsageError: If there is no store at ``path``.
+        StoreDamagedError: If its root is not readable or of another version.
+    """
+    try:
+        document = json.loads((path / ROOT).read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{path} is not a store: it has no {ROOT}; make one with `pipeline encode`"
+        ) from error
+    except ValueError as error:
+        raise StoreDamagedError(f"{path / ROOT} is not readable JSON ({error})") from error
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    if not isinstance(attributes, dict) or "format_version" not in attributes or "recipe" not in attributes:
+        raise UsageError(f"{path} is a zarr group but not a store: its attributes name no recipe")
+    version = attributes["format_version"]
+    if version != FORMAT_VERSION:
+        raise StoreDamagedError(f"{path} has format version {version}; this program reads {FORMAT_VERSION}")
+    return Recipe.from_dict(attributes["recipe"])

@@ -1,0 +1,186 @@
+"""Writing one shard of one view, from the first row to the commit record."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.atomic import publish_bytes, publish_once
+from shards.checksum import crc32c_rows
+from shards.commit import CommitRecord, ObjectRecord
+from shards.errors import StoreError
+from shards.forms import open_outputs
+from shards.identity import Recipe
+from shards.layout import commit_path, fields_of, moments_path
+from shards.moments import Moments, RowSums
+from shards.plan import Plan
+from shards.published import describe_shard
+
+
+class ShardWriter:
+    """Takes the rows of one shard of one view in order of place and publishes them.
+
+    Use as a context manager; leaving it without `publish` removes what was written.
+    """
+
+    def __init__(self, root: Path, recipe: Recipe, plan: Plan, view: str, shard: int, attempts: int) -> None:
+        self._root = root
+        self._recipe = recipe
+        self._plan = plan
+        self.view = view
+        self.shard = shard
+        self._attempts = attempts
+        self._fields = fields_of(recipe, view)
+        self._begun = time.monotonic()
+        self._next_place = 0
+        self._bad: dict[int, str] = {}
+        self._crc32c = {field.name: np.zeros(recipe.capacity, np.uint32) for field in self._fields}
+        self._written = np.zeros(recipe.capacity, np.bool_)
+        self._sums = RowSums(self._fields[0].row_shape, self._fields[0].dtype)
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="shard-writer")
+        try:
+            self._outputs = open_outputs(
+                self._root, self._recipe, self._plan, self.view, self.shard, self._pool
+            )
+        except BaseException:
+            self._pool.shutdown()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+        for file in self._outputs.files:
+            file.discard()
+        if isinstance(error, OSError):
+            remedy = "free space or mend the disk and run the same command again"
+            raise StoreError(
+                f"shard {self.shard} of {self._root} cannot be written: {error}; {remedy}"
+            ) from error
+
+    def write(self, place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write one row: by field, an array of the field's row shape and storage type."""
+        self.write_block(place, {name: array[None] for name, array in arrays.items()})
+
+    def write_block(self, first_place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write rows of consecutive places.
+
+        Args:
+            first_place: Place of the first row; places must ascend from call to call.
+            arrays: By field, the rows, an array [k, *row_shape] of the storage type. They may be reused when
+                this returns.
+
+        Raises:
+            ValueError: If a field is missing, has another shape or type, or a place is not to be written.
+        """
+        rows = {field.name: self._checked(field.name, arrays) for field in self._fields}
+        count = len(rows["tokens"])
+        end = first_place + count
+        if first_place < self._next_place or end > self._plan.shard_size(self.shard):
+            limits = f"{self._next_place} to {self._plan.shard_size(self.shard)}"
+            raise ValueError(f"places must ascend and stay within {limits}, got {first_place} to {end}")
+        if set(arrays) != set(rows) or any(len(array) != count for array in rows.values()):
+            raise ValueError(f"a block needs the same number of rows of each of {sorted(rows)}")
+        self._next_place = end
+        self._written[first_place:end] = True
+        side_work = self._pool.submit(self._account, first_place, rows)
+        try:
+            self._outputs.write(first_place, rows)
+        finally:
+            side_work.result()
+
+    def _checked(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        field = next(field for field in self._fields if field.name == name)
+        if name not in arrays:
+            raise ValueError(f"a row of view {self.view!r} needs the field {name!r}")
+        array = arrays[name]
+        if array.shape[1:] != field.row_shape or array.dtype != field.dtype.numpy:
+            expected = f"rows of {field.row_shape} {field.dtype.numpy}"
+            raise ValueError(f"{field.path} takes {expected}, got {array.shape[1:]} {array.dtype}")
+        return np.ascontiguousarray(array)
+
+    def _account(self, first_place: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        for name, array in rows.items():
+            self._crc32c[name][first_place : first_place + len(array)] = crc32c_rows(array)
+        self._sums.update(rows["tokens"])
+
+    def quarantine(self, place: int, reason: str) -> None:
+        """Say why the image at a place has no row."""
+        if not 0 <= place < self._plan.shard_size(self.shard):
+            raise ValueError(f"shard {self.shard} has no image at place {place}")
+        self._bad[place] = " ".join(reason.split())
+
+    def publish(self) -> CommitRecord:
+        """Give the objects their names and record it; if another worker was first, its shard stands.
+
+        Returns:
+            The record of what is published, whoever wrote it.
+
+        Raises:
+            ValueError: If a place was neither written nor quarantined, or both.
+            StoreError: If the tokens hold NaN or infinity, which no later step could use.
+        """
+        self._require_complete()
+        moments = self._sums.moments()
+        if not (np.isfinite(moments.mean).all() and np.isfinite(moments.m2).all()):
+            raise StoreError(
+                f"tokens of shard {self.shard} of view {self.view} hold NaN or infinity as "
+                f"{self._fields[0].dtype.logical}; float16 ends at 65504: store bfloat16 or float32"
+            )
+        digests = self._outputs.finish()
+        objects = tuple(
+            ObjectRecord(file.final.relative_to(self._root).as_posix(), file.position, digest)
+            for file, digest in zip(self._outputs.files, digests, strict=True)
+        )
+        won = [publish_once(file.temporary, file.final) for file in self._outputs.files]
+        if all(won):
+            record = self._own_record(objects, moments)
+        else:
+            record, moments = describe_shard(
+                self._root, self._recipe, self._plan, self.view, self.shard, reasons=self._bad
+            )
+            record = dataclasses.replace(record, seconds=self._seconds(), attempts=self._attempts)
+        publish_bytes(self._root / record.moments.path, moments.to_bytes())
+        path = self._root / commit_path(self.view, self.shard)
+        publish_bytes(path, record.to_bytes())
+        return CommitRecord.from_bytes(path.read_bytes(), path=path)
+
+    def _require_complete(self) -> None:
+        size = self._plan.shard_size(self.shard)
+        missing = [p for p in range(size) if self._written[p] == (p in self._bad)]
+        if missing:
+            raise ValueError(
+                f"each of the {size} images of shard {self.shard} must be either written or quarantined; "
+                f"place {missing[0]} is not"
+            )
+
+    def _own_record(self, objects: tuple[ObjectRecord, ...], moments: Moments) -> CommitRecord:
+        content = moments.to_bytes()
+        path = moments_path(self.view, self.shard)
+        return CommitRecord(
+            view=self.view,
+            shard=self.shard,
+            num_rows=moments.count,
+            objects=objects,
+            moments=ObjectRecord(path, len(content), hashlib.sha256(content).hexdigest()),
+            bad=self._bad,
+            crc32c=self._crc32c,
+            offsets=self._outputs.offsets,
+            seconds=self._seconds(),
+            attempts=self._attempts,
+        )
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._begun, 3)

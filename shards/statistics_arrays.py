@@ -1,0 +1,67 @@
+"""The exact statistics of a finished store, as small zarr arrays of shape [D, h, w] a view."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import StoreDamagedError
+from shards.moments import Moments
+from shards.zarr_store import group_document, plain_array_document
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and variance of the tokens of some views.
+
+    Attributes:
+        mean: float64[D, h, w].
+        variance: Population variance, float64[D, h, w].
+        count: Rows they were computed from.
+    """
+
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    count: int
+
+
+def statistics_objects(moments: Mapping[str, Moments], grid: tuple[int, int]) -> dict[str, bytes]:
+    """Content by path of everything under ``stats/``; token moments [N, D] become maps [D, h, w]."""
+    files = {"stats/zarr.json": group_document({})}
+    for view, part in moments.items():
+        files[f"stats/{view}/zarr.json"] = group_document({"count": part.count})
+        for name, tokens in (("mean", part.mean), ("variance", part.variance)):
+            maps = np.ascontiguousarray(tokens.T).reshape(-1, *grid)
+            files[f"stats/{view}/{name}/zarr.json"] = plain_array_document(maps.shape, maps.dtype, "NaN")
+            files[f"stats/{view}/{name}/c/0/0/0"] = maps.astype("<f8").tobytes()
+    return files
+
+
+def merged_statistics(
+    read: Callable[[str], bytes], views: Iterable[str], shape: tuple[int, int, int]
+) -> Statistics:
+    """Statistics of several views together.
+
+    Args:
+        read: Gives the content of an object of the store.
+        views: Views to merge, in this order.
+        shape: (D, h, w).
+    """
+    merged = Moments.empty(shape)
+    for view in views:
+        try:
+            count = int(json.loads(read(f"stats/{view}/zarr.json"))["attributes"]["count"])
+            mean, variance = (
+                np.frombuffer(read(f"stats/{view}/{name}/c/0/0/0"), "<f8").reshape(shape)
+                for name in ("mean", "variance")
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreDamagedError(
+                f"stats/{view} is not readable ({error}); run `pipeline verify`"
+            ) from error
+        merged = merged.merge(Moments(count, mean, variance * count))
+    return Statistics(merged.mean, merged.variance, merged.count)

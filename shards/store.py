@@ -1,0 +1,241 @@
+"""A finished store: `open_store` checks that it is whole, and its readers deliver rows.
+
+Opening looks at every object's existence and size, which takes milliseconds; digests are for `pipeline
+verify`, and a row's checksum is compared when the row is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.compression import row_codec
+from shards.errors import StoreDamagedError, UsageError
+from shards.extents import ABSENT, Extents
+from shards.forms import object_path
+from shards.identity import MIRRORED_VIEWS, Recipe
+from shards.index import Index
+from shards.layout import INDEX, PLAN, Field, field_of
+from shards.manifest import Manifest, missing_objects
+from shards.plan import Plan, planned_rows
+from shards.reader import MirroredReader, RowReader, StoredReader, Verify
+from shards.root import read_recipe
+from shards.shard_file import ReadMode, ShardFile
+from shards.statistics_arrays import Statistics, merged_statistics
+from shards.zarr_store import read_extents
+
+
+def open_store(path: Path | str) -> Store:
+    """Open a finished store for reading.
+
+    Raises:
+        UsageError: If there is no store at ``path``.
+        StoreIncompleteError: If it has no manifest yet.
+        StoreDamagedError: If an object is missing or of another size than the manifest says.
+    """
+    path = Path(path)
+    recipe = read_recipe(path)
+    manifest = Manifest.read(path)
+    if manifest.recipe.id != recipe.id:
+        differences = "; ".join(manifest.recipe.diff(recipe))
+        raise StoreDamagedError(f"{path}: zarr.json and manifest.json name different recipes: {differences}")
+    problems = missing_objects(path, manifest.objects)
+    if problems:
+        more = f" and {len(problems) - 1} more objects are damaged" if len(problems) > 1 else ""
+        raise StoreDamagedError(f"{path}: {problems[0]}{more}; run `pipeline verify` for the whole list")
+    return Store(path, manifest)
+
+
+class Store:
+    """A finished store.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it consists of.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the store was made by."""
+        return self.manifest.recipe
+
+    @property
+    def num_rows(self) -> int:
+        """Length of axis 0 of every array, spare rows included."""
+        return self.recipe.num_rows
+
+    @property
+    def capacity(self) -> int:
+        """Rows of a shard: row = shard · capacity + place."""
+        return self.recipe.capacity
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Ways the images were shown to the encoder."""
+        return self.recipe.views
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token rows and columns (h, w)."""
+        return self.recipe.encoder.grid
+
+    @property
+    def width(self) -> int:
+        """Channels of a token (D)."""
+        return self.recipe.encoder.width
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image (N = h·w)."""
+        return self.recipe.encoder.num_tokens
+
+    @property
+    def image_size(self) -> int:
+        """Side P of the stored images in pixels; 0 if the store has none."""
+        return self.recipe.image_size
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Which image went where."""
+        self.object_bytes(PLAN)
+        return Plan.read(self.path / PLAN)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label."""
+        return self.plan.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.class_names)
+
+    @cached_property
+    def index(self) -> Index:
+        """The plan with validity, reasons and checksums, by column."""
+        return Index(
+            self.object_bytes(INDEX),
+            planned_rows(self.recipe.num_images, self.recipe.num_shards),
+            self.num_rows,
+            path=self.path / INDEX,
+        )
+
+    @cached_property
+    def labels(self) -> NDArray[np.int32]:
+        """Class of each row, int32[num_rows]; -1 where there is none."""
+        return np.frombuffer(self.object_bytes("label/c/0"), "<i4")
+
+    @cached_property
+    def valid_rows(self) -> NDArray[np.int64]:
+        """Rows that hold an image in every view, ascending, int64[k]."""
+        return np.flatnonzero(np.frombuffer(self.object_bytes("valid/c/0"), np.bool_)).astype(np.int64)
+
+    def object_bytes(self, path: str) -> bytes:
+        """Content of one of the store's small objects, compared with its digest in the manifest.
+
+        Raises:
+            StoreDamagedError: If it is missing or not the one that was written.
+        """
+        try:
+            content = (self.path / path).read_bytes()
+            record = self.manifest.by_path[path]
+        except (FileNotFoundError, KeyError) as error:
+            raise StoreDamagedError(f"{self.path / path} is missing; run `pipeline verify`") from error
+        if hashlib.sha256(content).hexdigest() != record.sha256:
+            raise StoreDamagedError(
+                f"{self.path / path} is not the file that was written; run `pipeline verify`"
+            )
+        return content
+
+    def statistics(self, views: Iterable[str] | None = None) -> Statistics:
+        """Exact mean and variance of the tokens of some views together, by default of all.
+
+        Raises:
+            UsageError: If the store lacks one of the views.
+        """
+        views = self.views if views is None else tuple(views)
+        self._require_views(views)
+        return merged_statistics(self.object_bytes, views, (self.width, *self.grid))
+
+    def _require_views(self, views: Iterable[str]) -> None:
+        for view in views:
+            if view not in self.views:
+                raise UsageError(f"{self.path} has the views {', '.join(self.views)}, not {view!r}")
+
+    def reader(
+        self, view: str, field: str, *, mode: ReadMode = "auto", verify: Verify = "first"
+    ) -> RowReader:
+        """A reader of one field of one view.
+
+        Args:
+            view: One of `views`. The image of a mirrored view is read from the view it mirrors.
+            field: ``tokens`` or ``image``.
+            mode: How bytes are read; see `shards.shard_file`.
+            verify: When a row's checksum is compared; see `shards.reader.Verify`.
+
+        Raises:
+            UsageError: If the store has no such view or field.
+        """
+        self._require_views([view])
+        if field == "image" and self.image_size and view in MIRRORED_VIEWS:
+            return MirroredReader(self.reader(MIRRORED_VIEWS[view], field, mode=mode, verify=verify))
+        if field not in self.recipe.fields(view):
+            raise UsageError(
+                f"{self.path} has no {field!r} for view {view!r}; encode with --image-size to store it"
+            )
+        described = field_of(self.recipe, view, field)
+        compression = self.recipe.compression
+        return StoredReader(
+            described,
+            self.capacity,
+            self._shard_opener(described, mode),
+            codec=None if compression is None else row_codec(compression),
+            checksums=lambda: self.index.checksums(described.path),
+            verify=verify,
+            max_open=_max_open_files(),
+        )
+
+    def _shard_opener(self, field: Field, mode: ReadMode) -> _ShardOpener:
+        offsets = self.index.offsets(field.path) if self.recipe.format == "webdataset" else None
+        return _ShardOpener(self.path, self.recipe, field, mode, offsets)
+
+
+class _ShardOpener:
+    """Opens shards of one field; the form decides where the rows' places come from."""
+
+    def __init__(
+        self, root: Path, recipe: Recipe, field: Field, mode: ReadMode, offsets: NDArray[np.int64] | None
+    ) -> None:
+        self._root = root
+        self._recipe = recipe
+        self._field = field
+        self._mode = mode
+        self._offsets = offsets
+
+    def __call__(self, shard: int) -> ShardFile:
+        path = self._root / object_path(self._recipe, self._field, shard)
+        return ShardFile(path, lambda descriptor: self._locate(descriptor, path, shard), self._mode)
+
+    def _locate(self, descriptor: int, path: Path, shard: int) -> Extents:
+        capacity = self._recipe.capacity
+        if self._offsets is None:
+            compressed = self._recipe.compression is not None
+            return read_extents(descriptor, path, self._field, capacity, compressed=compressed)
+        offsets = self._offsets[shard * capacity : (shard + 1) * capacity]
+        return Extents(offsets, np.where(offsets == ABSENT, 0, self._field.row_nbytes))
+
+
+def _max_open_files() -> int:
+    """Shards a reader keeps open: a share of the process's limit, since there are several readers."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, (1024 if soft == resource.RLIM_INFINITY else soft) // 16)

@@ -1,0 +1,139 @@
+"""Writing a store: begun by anybody, shard by shard by many, finished by anybody.
+
+Nothing here locks. Each object appears under its final name by a link that only the first can make, each step
+may be repeated by anybody at any time, and a worker that dies leaves temporary names and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from shards.atomic import is_temporary, publish_bytes, publish_once, temporary_path
+from shards.dtypes import TOKEN_DTYPES
+from shards.errors import IdentityMismatchError, StoreError, UsageError
+from shards.finalize import finalize_store
+from shards.identity import Recipe
+from shards.layout import PLAN, ROOT, commit_path, fields_of
+from shards.manifest import Manifest
+from shards.plan import Plan
+from shards.root import read_recipe, root_document
+from shards.shard_writer import ShardWriter
+from shards.zarr_store import group_document, sharded_array_document
+
+
+class StoreWriter:
+    """A store that is being written.
+
+    Attributes:
+        path: The store's folder.
+        recipe: What is written into it.
+        plan: Which image goes where.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, plan: Plan) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.plan = plan
+
+    @classmethod
+    def create_or_continue(cls, path: Path, recipe: Recipe, plan: Plan) -> Self:
+        """Begin a store, or join the work on one that was begun with the same recipe and plan.
+
+        Raises:
+            IdentityMismatchError: If another recipe or plan was begun there, with the differences.
+            UsageError: If the folder holds something else, or the plan is not the recipe's.
+        """
+        _require_fitting(recipe, plan)
+        if path.exists() and not (path / PLAN).exists() and any(not is_temporary(p) for p in path.iterdir()):
+            raise UsageError(f"a store is written into a new or empty folder, and {path} holds other things")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _publish_plan(path, plan)
+            publish_bytes(path / ROOT, root_document(recipe))
+            begun = read_recipe(path)
+            if begun.id != recipe.id:
+                differences = "; ".join(begun.diff(recipe))
+                raise IdentityMismatchError(
+                    f"{path} was begun with another recipe: {differences}; name a new folder"
+                )
+            if recipe.format == "zarr":
+                _publish_array_documents(path, recipe)
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be written: {error}; free space or name another folder"
+            ) from error
+        return cls(path, recipe, plan)
+
+    def pending(self) -> list[tuple[str, int]]:
+        """View and number of every shard without a commit record, in order of shard."""
+        done = {
+            view: {p.name for p in (self.path / commit_path(view, 0)).parent.glob("*.json")}
+            for view in self.recipe.views
+        }
+        return [
+            (view, shard)
+            for shard in range(self.recipe.num_shards)
+            for view in self.recipe.views
+            if Path(commit_path(view, shard)).name not in done[view]
+        ]
+
+    def shard(self, view: str, shard: int, *, attempts: int = 1) -> ShardWriter:
+        """Begin a shard of a view; use as a context manager.
+
+        Args:
+            view: One of the recipe's views.
+            shard: Number of the shard.
+            attempts: How often this shard has been begun, for the record.
+        """
+        if view not in self.recipe.views or not 0 <= shard < self.recipe.num_shards:
+            raise ValueError(f"the recipe has no shard {shard} of view {view!r}")
+        return ShardWriter(self.path, self.recipe, self.plan, view, shard, attempts)
+
+    def finalize(self, provenance: dict[str, str] | None = None) -> Manifest:
+        """Write index, statistics and, last, the manifest; any process may do it, also twice.
+
+        Args:
+            provenance: Versions of libraries, hosts and the like; recorded, never compared.
+
+        Raises:
+            StoreIncompleteError: If shards are still pending.
+        """
+        return finalize_store(self.path, self.recipe, self.plan, provenance or {})
+
+
+def stale_temporaries(path: Path) -> list[Path]:
+    """Files that workers were writing when they died, or are writing now, sorted."""
+    return sorted(p for p in path.rglob(".*.tmp") if is_temporary(p))
+
+
+def _require_fitting(recipe: Recipe, plan: Plan) -> None:
+    if recipe.dtype not in TOKEN_DTYPES or recipe.dtype == "int8":
+        raise UsageError("int8 tokens need a calibrated code, which this version cannot write; use float16")
+    asked = (recipe.num_images, recipe.num_shards, recipe.seed, recipe.source_digest)
+    given = (plan.num_images, plan.num_shards, plan.seed, plan.source_digest())
+    if asked != given:
+        raise UsageError(f"the recipe asks for images, shards, seed and source {asked}, the plan has {given}")
+
+
+def _publish_plan(path: Path, plan: Plan) -> None:
+    final = path / PLAN
+    if not final.exists():
+        temporary = temporary_path(final)
+        try:
+            plan.write(temporary)
+            publish_once(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
+    if Plan.read(final) != plan:
+        raise IdentityMismatchError(
+            f"{path} was begun with other source images or another seed; name a new folder"
+        )
+
+
+def _publish_array_documents(path: Path, recipe: Recipe) -> None:
+    for view in recipe.views:
+        publish_bytes(path / view / ROOT, group_document({}))
+        for field in fields_of(recipe, view):
+            document = sharded_array_document(field, recipe.capacity, recipe.num_shards, recipe.compression)
+            publish_bytes(path / field.path / ROOT, document)
