@@ -134,8 +134,8 @@ def weights_notice(store: Store) -> str:
     return (
         f"<p class=notice>The encoder's weights are <b>random</b> ({html.escape(encoder.weights)}), asked for by name, "
         "because a demo must run where nothing can be downloaded. Random features still hold most of the picture; "
-        "what they lack is meaning. <code>make demo WEIGHTS=pretrained ENCODER=vit_base_patch14_reg4_dinov2</code> uses "
-        "real ones.</p>"
+        "what they lack is meaning. <code>make demo WEIGHTS=pretrained ENCODER=vit_base_patch14_reg4_dinov2</code> "
+        "uses real ones.</p>"
     )
 
 
