@@ -1,0 +1,157 @@
+"""The processes of a run and what they do together: the one place that knows Accelerate and torch.distributed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from shards.errors import UsageError
+from train.config import Precision
+
+
+def resolve_precision(asked: Precision | None) -> Precision:
+    """Arithmetic of the run: what was asked for, else what the launcher was told, else the device's default.
+
+    Raises:
+        UsageError: the launcher was told another one than the trainer, or one we do not have.
+    """
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if told not in ("no", "bf16"):
+        raise UsageError(f"`accelerate launch --mixed_precision {told}` is not supported: choose bf16 or no")
+    if told == "bf16":
+        if asked not in (None, "bf16"):
+            raise UsageError(f"--precision {asked} contradicts `accelerate launch --mixed_precision bf16`")
+        return "bf16"
+    return asked or ("bf16" if torch.cuda.is_available() else "fp32")
+
+
+class Team:
+    """The processes that train together; one alone is a team too.
+
+    Attributes:
+        rank: number of this process.
+        world_size: number of processes.
+        device: where this process computes.
+    """
+
+    def __init__(
+        self, *, sharding: Literal["ddp", "fsdp"] = "ddp", tracker: str = "none", out: Path | None = None
+    ) -> None:
+        """Join the processes the launcher started.
+
+        Args:
+            sharding: how several processes hold the weights.
+            tracker: "tensorboard", "wandb" or "none".
+            out: where a tracker may write.
+
+        Raises:
+            UsageError: the launcher started more processes than have found each other, or FSDP was asked for without
+                CUDA, where Accelerate would quietly train with DDP.
+        """
+        cuda = torch.cuda.is_available()
+        self.sharded = sharding == "fsdp" or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if self.sharded and not cuda:
+            raise UsageError("FSDP needs CUDA devices and this machine has none; leave --sharding at ddp")
+        self.accelerator = Accelerator(
+            cpu=not cuda,
+            mixed_precision="no",  # autocast is entered where the loss is computed
+            log_with=None if tracker == "none" else tracker,
+            project_config=None if out is None else ProjectConfiguration(project_dir=str(out)),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
+        )
+        self.rank: int = self.accelerator.process_index
+        self.world_size: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.world_size:
+            raise UsageError(
+                f"the launcher started {launched} processes but this one is in a team of {self.world_size}; "
+                "on CPUs start several with torchrun --nproc_per_node N train/dit.py"
+            )
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as it is called in training: alone, in DDP, or sharded in place by FSDP2."""
+        if self.sharded:
+            return shard_blocks(model)
+        if self.world_size == 1:
+            return model
+        with warnings.catch_warnings():
+            # torch 2.15 renames the setting; Accelerate passes on the old name only.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers`", category=FutureWarning)
+            wrapped: nn.Module = self.accelerator.prepare_model(model, device_placement=False)
+        return wrapped
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes, in place, without waiting for the device."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """One object of every process, by rank, on every process."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        """Close the trackers and the connections of this process."""
+        self.accelerator.end_training()
+
+
+def shard_blocks(model: nn.Module) -> nn.Module:
+    """Shard a model over all processes with FSDP2: every transformer block for itself, then the rest."""
+    for child in model.modules():
+        if isinstance(child, nn.ModuleList):
+            for block in child:
+                fully_shard(block)
+    fully_shard(model)
+    return model
+
+
+def gradients_stay_local(model: nn.Module, *, local: bool) -> AbstractContextManager[None]:
+    """A context for a backward pass; if `local`, gradients are summed here and not yet over the processes."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not local)
+    elif isinstance(model, DistributedDataParallel) and local:
+        return model.no_sync()
+    return nullcontext()
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; every process must ask, in the same order."""
+    whole: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole
+
+
+@torch.no_grad()
+def assign(target: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded."""
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)

@@ -1,0 +1,180 @@
+"""From settings to a finished run: what both trainers do around their own network and loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from shards.atomic import replace_atomically
+from shards.errors import UsageError
+from shards.store import Store, open_store
+from train.checkpoint import checkpoints
+from train.config import DecoderSettings, DiTSettings, Settings
+from train.distributed import Team, resolve_precision
+from train.feed import Feed
+from train.loop import Task, Trainer
+from train.lr import steps_per_epoch
+from train.saved_settings import load_settings, require_same_run, to_json
+from train.signals import StopRequest, die_with_launcher
+from train.snapshot import SnapshotMeta
+from train.tracking import Journal, resolve_tracker
+
+logger = logging.getLogger(__name__)
+
+_Settings = TypeVar("_Settings", DiTSettings, DecoderSettings)
+
+
+def launch(
+    settings: _Settings,
+    build: Callable[[_Settings, Store, Team], Task],
+    *,
+    fields: tuple[str, ...],
+    default_views: Callable[[tuple[str, ...]], tuple[str, ...]],
+) -> int:
+    """Begin or continue a run.
+
+    Args:
+        settings: as given on the command line.
+        build: makes the task; the same on every process, whose random state is the settings' seed.
+        fields: fields of the store the task reads.
+        default_views: which of a store's views the task draws from if none are named.
+
+    Returns:
+        Exit code: 0 when the run has reached `max_steps`, 128 + signal when it was told to stop.
+
+    Raises:
+        UserError: settings, store or checkpoint do not allow it.
+    """
+    die_with_launcher()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    store = open_store(settings.store)
+    settings = resolve(settings, store, default_views)
+    assert settings.out is not None
+    tracker = resolve_tracker(settings.tracker)
+    with StopRequest() as stop:
+        team = Team(sharding=settings.sharding, tracker=tracker, out=settings.out)
+        remember(settings, settings.out, team)
+        if finished(settings.out, settings.max_steps):
+            if team.leads:
+                logger.info(
+                    "%s has already reached step %d; train on with a larger --max-steps",
+                    settings.out,
+                    settings.max_steps,
+                )
+            return 0
+        torch.set_float32_matmul_precision("highest" if settings.precision == "fp32" else "high")
+        torch.manual_seed(settings.seed)
+        task = build(settings, store, team)
+        trainer = Trainer(
+            task,
+            settings,
+            team,
+            steps_per_epoch=steps_per_epoch(len(store.valid_rows), settings.global_batch_size),
+            facts={"encoder": store.recipe.encoder.id, "recipe": store.recipe.id},
+        )
+        trainer.resume()
+        feed = Feed(
+            store,
+            team,
+            fields=fields,
+            views=settings.views or (),
+            seed=settings.seed,
+            global_batch_size=settings.global_batch_size,
+            micro_batch_size=settings.micro_batch_size,
+            start_sample=trainer.samples_seen,
+            threads=settings.threads,
+        )
+        journal = Journal(
+            team,
+            settings.out,
+            step=trainer.step,
+            max_steps=settings.max_steps,
+            settings={"settings": to_json(settings)},
+            tracker=tracker,
+        )
+        try:
+            trainer.train(feed, journal, stop)
+        finally:
+            feed.close()
+            journal.close()
+            team.leave()
+    if trainer.step < settings.max_steps:
+        if team.leads:
+            logger.info(
+                "stopped at step %d with a checkpoint; run the same command again to continue", trainer.step
+            )
+        return 128 + int(stop.signal or 15)
+    return 0
+
+
+def resolve(
+    settings: _Settings, store: Store, default_views: Callable[[tuple[str, ...]], tuple[str, ...]]
+) -> _Settings:
+    """Settings with everything decided that was left open.
+
+    Raises:
+        UsageError: a view is not in the store, or the launcher was told otherwise.
+    """
+    views = settings.views or default_views(store.views)
+    missing = [view for view in views if view not in store.views]
+    if missing:
+        raise UsageError(
+            f"--views {' '.join(missing)}: the store {settings.store} has {', '.join(store.views)} only"
+        )
+    on_cuda = torch.cuda.is_available()
+    return dataclasses.replace(
+        settings,
+        views=views,
+        precision=resolve_precision(settings.precision),
+        compile=on_cuda if settings.compile is None else settings.compile,
+    )
+
+
+def remember(settings: Settings, out: Path, team: Team) -> None:
+    """Write RUN/config.json; a run that was begun is continued only with the same fixed settings.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    path = out / "config.json"
+    if path.is_file():
+        require_same_run(load_settings(path), settings)
+    team.wait()
+    if team.leads:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_atomically(path, to_json(settings).encode())
+    team.wait()
+
+
+def begun(out: Path) -> bool:
+    """Whether a run has a checkpoint to continue from."""
+    return bool(checkpoints(out / "checkpoints"))
+
+
+def finished(out: Path, max_steps: int) -> bool:
+    """Whether the newest checkpoint has come to `max_steps`."""
+    found = checkpoints(out / "checkpoints")
+    return bool(found) and int(found[-1].name.removeprefix("step-")) >= max_steps
+
+
+def snapshot_meta(settings: Settings, store: Store) -> Callable[[int, float], SnapshotMeta]:
+    """Makes the origin of a snapshot taken at (step, rate)."""
+
+    def meta(step: int, ema_rate: float) -> SnapshotMeta:
+        return SnapshotMeta(
+            encoder=store.recipe.encoder.to_dict(),
+            class_names=tuple(store.class_names),
+            num_classes=max(1, store.num_classes),
+            grid=store.grid,
+            width=store.width,
+            step=step,
+            samples_seen=step * settings.global_batch_size,
+            ema_rate=ema_rate,
+        )
+
+    return meta

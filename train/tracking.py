@@ -1,0 +1,98 @@
+"""What a run tells: metrics.jsonl, the trackers Accelerate knows, and a progress bar."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from shards.atomic import replace_atomically
+from shards.errors import UsageError
+from train.distributed import Team
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_tracker(asked: str) -> str:
+    """The tracker to use: "auto" is TensorBoard if it is installed.
+
+    Raises:
+        UsageError: the tracker that was asked for is not installed.
+    """
+    if asked == "auto":
+        return "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+    if asked != "none" and importlib.util.find_spec(asked) is None:
+        raise UsageError(f"--tracker {asked} needs the package {asked}: pip install {asked}")
+    return asked
+
+
+class Journal:
+    """Where a run's numbers go: on the leading process to a file, a bar and a tracker; elsewhere nowhere."""
+
+    def __init__(
+        self, team: Team, out: Path, *, step: int, max_steps: int, settings: dict[str, Any], tracker: str
+    ) -> None:
+        """Open the journal at `step`; lines of a killed run that came after it are dropped.
+
+        Args:
+            team: the processes.
+            out: the run's directory.
+            step: steps already taken.
+            max_steps: steps the run ends at.
+            settings: flat settings for the tracker.
+            tracker: "tensorboard", "wandb" or "none".
+        """
+        self._team, self._tracked = team, tracker != "none"
+        self._path = out / "metrics.jsonl"
+        if team.leads:
+            kept = [line for line in read_metrics(self._path) if line["step"] <= step]
+            replace_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        if self._tracked:
+            team.accelerator.init_trackers(out.name, config=settings)
+        self._bar = tqdm(
+            total=max_steps,
+            initial=step,
+            unit="step",
+            disable=not team.leads,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+
+    def advance(self) -> None:
+        """One more step was taken."""
+        self._bar.update()
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """Write one line of metrics."""
+        if not self._team.leads:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._tracked:
+            self._team.accelerator.log(metrics, step=step)
+        self._bar.set_postfix_str(
+            f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.1f} images/s, "
+            f"data wait {100 * metrics['data_wait']:.1f} %"
+        )
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self._team.leads:
+            self._bar.write(text)
+
+    def close(self) -> None:
+        """Finish the progress bar."""
+        self._bar.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")
+    # What stands after the last line break was never finished.
+    return [json.loads(line) for line in lines[:-1] if line]
