@@ -105,6 +105,10 @@ class Encoder(nn.Module):
         self.precision = precision
         return self.to(device)
 
+    def compile_trunk(self) -> None:
+        """Runs the network through torch.compile from now on."""
+        self.trunk.forward_features = torch.compile(self.trunk.forward_features)  # type: ignore[arg-type, assignment]
+
     def prepare(self, pixels: Tensor) -> Tensor:
         """What the network sees: float, resized, normalised.
 
@@ -163,6 +167,7 @@ def create_encoder(
         UsageError: If there is no such encoder, the size does not divide into patches, or the weights do not
             fit.
     """
+    _require_known(name)
     family = family_of(name)
     overrides = dict(model_args or {})
     size = input_size or family.input_size or _timm_config(name).input_size[-1]
@@ -199,21 +204,25 @@ def create_encoder(
     return Encoder(trunk, identity, mean, std)
 
 
-def _timm_config(name: str) -> Any:
-    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    if config is None:
+def _require_known(name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = ", ".join(timm.list_models(f"*{architecture[:12]}*")[:4]) or "vit_base_patch14_reg4_dinov2"
+        raise UsageError(f"--encoder must be a timm vision transformer, got {name}; such as {near}")
+    known = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in known:
         raise UsageError(
-            f"--encoder {name} has no settings in timm; give --input-size and a family with known settings"
+            f"--encoder {architecture} has no weights named {tag!r} in timm; such as {', '.join(known[:4])}"
         )
-    return config
+
+
+def _timm_config(name: str) -> Any:
+    return timm.get_pretrained_cfg(name)
 
 
 def _build(name: str, weights: str, size: int, model_args: Mapping[str, Any]) -> Any:
     """An untrained timm ViT for square inputs of `size`, random weights seeded where they are asked for."""
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        near = ", ".join(timm.list_models(f"*{architecture[:12]}*")[:4]) or "vit_base_patch14_reg4_dinov2"
-        raise UsageError(f"--encoder must be a timm vision transformer, got {name}; such as {near}")
     seed = 0
     if weights.startswith("random:"):
         text = weights.removeprefix("random:")
@@ -247,10 +256,8 @@ def _build(name: str, weights: str, size: int, model_args: Mapping[str, Any]) ->
 
 def _load(trunk: Any, name: str, weights: str, family: Family, overrides: Mapping[str, Any]) -> State:
     """Loads trained weights into `trunk`; returns them with position embeddings as they came."""
-    if weights == "pretrained":
-        raw = _pretrained_state(name, overrides)
-    else:
-        raw = read_weights(Path(weights).expanduser())
+    pretrained = weights == "pretrained"
+    raw = _pretrained_state(name, overrides) if pretrained else read_weights(Path(weights).expanduser())
     own_positions = 0 if trunk.no_embed_class else int(trunk.num_prefix_tokens)
     state = to_timm_layout(raw, class_position=not trunk.no_embed_class)
     fitted = dict(state)

@@ -7,6 +7,7 @@ names what produced the tokens.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,7 +156,7 @@ def _fold_class_position(tensors: State) -> None:
 
 def is_square(count: int) -> bool:
     """Whether `count` patches form a square grid."""
-    return round(count**0.5) ** 2 == count
+    return math.isqrt(count) ** 2 == count
 
 
 def resize_positions(positions: Tensor, grid: int, *, num_prefix: int, antialias: bool) -> Tensor:
@@ -182,7 +183,7 @@ def resize_positions(positions: Tensor, grid: int, *, num_prefix: int, antialias
             f"the weights do not fit: {patches.shape[1]} position embeddings are no square grid; "
             "give the weights of the --encoder named"
         )
-    side = round(patches.shape[1] ** 0.5)
+    side = math.isqrt(patches.shape[1])
     if side == grid:
         return torch.cat([prefix, patches], dim=1)
     plane = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)

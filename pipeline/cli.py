@@ -1,0 +1,88 @@
+"""The `pipeline` command: one function a subcommand, heavy imports inside."""
+
+import errno
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from pipeline.config import EncodeConfig, InspectConfig, VerifyConfig
+from shards.errors import UserError
+
+INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def run_encode(config: EncodeConfig) -> None:
+    """Runs `pipeline encode`."""
+    from pipeline.encode import encode
+
+    try:
+        encode(config)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to continue where it was", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def run_verify(config: VerifyConfig) -> None:
+    """Runs `pipeline verify`."""
+    from pipeline.verify import verify
+
+    verify(config)
+
+
+def run_inspect(config: InspectConfig) -> None:
+    """Runs `pipeline inspect`."""
+    from pipeline.facts import inspect
+
+    inspect(config)
+
+
+Command = (
+    Annotated[EncodeConfig, tyro.conf.subcommand("encode")]
+    | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
+    | Annotated[InspectConfig, tyro.conf.subcommand("inspect")]
+)
+
+COMMANDS: dict[type, Callable[[Any], None]] = {
+    EncodeConfig: run_encode,
+    VerifyConfig: run_verify,
+    InspectConfig: run_inspect,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+    # Pillow warns of odd metadata in files it can read; what it cannot read is listed with its reason anyway.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    signal.signal(signal.SIGTERM, _interrupt)
+    config: EncodeConfig | VerifyConfig | InspectConfig = tyro.cli(
+        Command,
+        prog="pipeline",
+        description="Encode an image set once into a store of encoder tokens, and look after the store.",
+        args=arguments,
+    )
+    try:
+        COMMANDS[type(config)](config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        print(
+            f"error: the disk is full ({error}); free space and run the same command again", file=sys.stderr
+        )
+        return UserError.exit_code
+    return 0
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    """Ends on SIGTERM as on Ctrl-C: leases are given back, half-written shards removed."""
+    raise KeyboardInterrupt

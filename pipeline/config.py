@@ -1,0 +1,172 @@
+"""Settings of `pipeline encode`: frozen dataclasses, read from the command line, free of heavy imports."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from shards.errors import UsageError
+
+DEFAULT_SOURCE = "data/imagenet/train"
+DEFAULT_ENCODER = "vit_base_patch14_reg4_dinov2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The frozen encoder."""
+
+    encoder: str = DEFAULT_ENCODER
+    """timm vision transformer, such as vit_base_patch14_reg4_dinov2, vit_base_patch16_siglip_256.v2_webli,
+    vit_base_patch16_224.mae or test_vit."""
+    weights: str = "pretrained"
+    """`pretrained` (from the HuggingFace hub or its cache), `random:SEED`, or a file or folder of weights in timm,
+    HuggingFace or original layout."""
+    input_size: int | None = None
+    """Side in pixels that the encoder sees. Default: 224 for DINOv2, 256 for SigLIP and MAE, else timm's."""
+    encoder_args: tuple[str, ...] = ()
+    """Further timm arguments, as KEY=VALUE: embed_dim=64 depth=4."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 on a CPU."""
+    compile: bool = False
+    """Run the encoder through torch.compile."""
+
+    def model_args(self) -> dict[str, int | float | bool | str]:
+        """`encoder_args` as a table.
+
+        Raises:
+            UsageError: If one of them is not KEY=VALUE.
+        """
+        table: dict[str, int | float | bool | str] = {}
+        for text in self.encoder_args:
+            key, equals, value = text.partition("=")
+            if not (key and equals and value):
+                raise UsageError(f"--encoder-args takes KEY=VALUE, got {text!r}; such as depth=4")
+            table[key] = _plain_value(value)
+        return table
+
+
+def _plain_value(text: str) -> int | float | bool | str:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """The store that is written."""
+
+    out: Path = Path("data/store")
+    """Folder of the store; run the same command again to continue it."""
+    shards: int
+    """Exact number of shards."""
+    views: str = "center,flip"
+    """Ways of showing an image to the encoder, comma-separated: center, flip (its mirror image)."""
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    """Storage type of the tokens."""
+    image_size: int | None = None
+    """Side of the stored centre crop, in pixels. Default: 16 for each token of a row."""
+    format: Literal["zarr", "webdataset"] = "zarr"
+    """Form of the store."""
+    compression: Literal["none", "blosc", "zstd"] = "none"
+    """zarr's own compression, for cold storage only: readers then leave the fast path."""
+    seed: int = 0
+    """Seed that spreads the images over the shards."""
+
+    def view_names(self) -> tuple[str, ...]:
+        """`views` as names.
+
+        Raises:
+            UsageError: If one is unknown.
+        """
+        names = tuple(name.strip() for name in self.views.split(",") if name.strip())
+        for name in names:
+            if name not in ("center", "flip"):
+                raise UsageError(
+                    f"--views must be made of center and flip, got {name!r}; such as center,flip"
+                )
+        return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkConfig:
+    """Who does the work, and how it is shown."""
+
+    engine: Literal["local", "ray", "slurm", "static"] = "local"
+    """Who takes which shard: local (a process a device), ray, slurm (array job), static (RANK and WORLD_SIZE)."""
+    devices: str = "auto"
+    """Devices of this machine, comma-separated: cpu, cuda:0, cuda:1, mps; `cpu,cpu` is two processes. auto is
+    every visible GPU, or one process on the CPU."""
+    batch_size: int = 64
+    """Images the encoder sees at once, at most; a shard is cut into equal batches of no more than this."""
+    decode_threads: int | None = None
+    """Threads that decode images in each process. Default: the cores divided among the processes."""
+    max_attempts: int = 3
+    """After so many failures a shard is set aside, and named at the end."""
+    max_bad: str = "100%"
+    """Share (0.1%) or number of images that may be undecodable; more of them fail the run at its end."""
+    log_dir: Path | None = None
+    """Folder for progress.jsonl and worker errors. Default: the store's name with .logs behind it."""
+    ray_address: str | None = None
+    """Ray cluster to join; by default a Ray of this machine is started."""
+
+    def allowed_bad(self, num_images: int) -> int:
+        """How many of `num_images` may be undecodable.
+
+        Raises:
+            UsageError: If `max_bad` is neither a share nor a number.
+        """
+        text = self.max_bad.strip()
+        try:
+            if text.endswith("%"):
+                return int(float(text[:-1]) / 100 * num_images)
+            return int(text)
+        except ValueError:
+            raise UsageError(
+                f"--max-bad must be a share or a number, got {text!r}; such as 0.1% or 50"
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Encode an image set into a store; run the same command again to continue or repair it."""
+
+    source: Annotated[str | None, tyro.conf.Positional] = None
+    """Images: a folder (class sub-folders or none). Default: $IMAGENET, else data/imagenet/train."""
+    encoder: tyro.conf.OmitArgPrefixes[EncoderConfig] = field(default_factory=EncoderConfig)
+    store: tyro.conf.OmitArgPrefixes[StoreConfig]
+    work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
+    labels: Path | None = None
+    """File that fixes class names and their ids, or a store to take them from."""
+
+    def source_path(self) -> str:
+        """Where the images are."""
+        return self.source or os.environ.get("IMAGENET") or DEFAULT_SOURCE
+
+    def log_dir(self) -> Path:
+        """Where progress and errors are written."""
+        return self.work.log_dir or self.store.out.with_name(self.store.out.name + ".logs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Re-read every byte of a store and compare it with the manifest; exit code 0 or 1, naming what is wrong."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Say what a store holds: recipe, counts, sizes, statistics, unusable images."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the store."""
+    json: bool = False
+    """Print JSON instead of text."""

@@ -1,0 +1,170 @@
+"""`pipeline encode`: plan, encode every shard, finish the store; run again, it continues."""
+
+import logging
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from pipeline.claims import Failures
+from pipeline.config import EncodeConfig
+from pipeline.devices import named_devices, precision_for
+from pipeline.encoders import Encoder
+from pipeline.engines.local import run_local
+from pipeline.job import build_encoder
+from pipeline.leases import WORK_DIR
+from pipeline.progress import Progress
+from pipeline.sources.labels import LabelTable
+from pipeline.sources.listing import list_source
+from shards.errors import IdentityMismatchError, UserError
+from shards.finalize import read_commits
+from shards.identity import Recipe
+from shards.index import bad_rows
+from shards.layout import PLAN, ROOT
+from shards.plan import Plan
+from shards.root import read_recipe
+from shards.writing import StoreWriter
+
+log = logging.getLogger(__name__)
+
+_PIXELS_PER_TOKEN = 16
+_NAMED_AT_MOST = 20
+
+
+def encode(config: EncodeConfig) -> None:
+    """Encodes a source into a store, or continues.
+
+    Raises:
+        UserError: If it cannot be done, or is not done completely.
+    """
+    plan = make_plan(config)
+    encoder = build_encoder(config)
+    recipe = make_recipe(config, plan, encoder)
+    writer = open_store(config.store.out, recipe, plan)
+    if encoder.identity.random_weights:
+        log.warning(
+            "warning: --weights %s: the encoder is NOT TRAINED; its tokens are for trying things out, not for results",
+            config.encoder.weights,
+        )
+    if writer.pending():
+        Failures(writer.path, config.work.max_attempts).clear()
+        _encode_pending(config, writer, encoder)
+    finish(config, writer)
+
+
+def make_plan(config: EncodeConfig) -> Plan:
+    """Lists the source and deals its images to the shards."""
+    config.store.view_names()
+    config.encoder.model_args()
+    labels = LabelTable.read(config.labels) if config.labels else None
+    listing = list_source(config.source_path(), labels)
+    config.work.allowed_bad(len(listing.records))
+    return Plan.build(listing.records, listing.class_names, config.store.shards, config.store.seed)
+
+
+def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:
+    """What the store will hold."""
+    store = config.store
+    devices = named_devices(config.work.devices)
+    image_size = store.image_size or _PIXELS_PER_TOKEN * encoder.identity.grid[0]
+    return Recipe(
+        encoder=encoder.identity,
+        source_digest=plan.source_digest(),
+        num_images=plan.num_images,
+        num_shards=store.shards,
+        seed=store.seed,
+        views=store.view_names(),
+        dtype=store.dtype,
+        image_size=image_size,
+        precision=precision_for(devices, config.encoder.precision),
+        format=store.format,
+        compression=None if store.compression == "none" else store.compression,
+    )
+
+
+def open_store(path: Path, recipe: Recipe, plan: Plan) -> StoreWriter:
+    """Begins the store, or continues it if it was begun with the same recipe.
+
+    Raises:
+        IdentityMismatchError: Naming every difference, also which images have changed.
+    """
+    if (path / ROOT).exists() and (path / PLAN).exists():
+        differences = read_recipe(path).diff(recipe)
+        changed = changed_images(Plan.read(path / PLAN), plan)
+        if differences:
+            raise IdentityMismatchError(
+                f"{path} was begun with another recipe: {'; '.join(differences + changed)}; "
+                "give the settings it was begun with, or another --out"
+            )
+    return StoreWriter.create_or_continue(path, recipe, plan)
+
+
+def changed_images(before: Plan, after: Plan) -> list[str]:
+    """What has happened to the source between two listings, in a few words each."""
+    old = dict(zip(before.keys, zip(before.nbytes, before.labels, strict=True), strict=True))
+    new = dict(zip(after.keys, zip(after.nbytes, after.labels, strict=True), strict=True))
+    kinds = {
+        "are gone": sorted(old.keys() - new.keys()),
+        "are new": sorted(new.keys() - old.keys()),
+        "have another size or class": sorted(key for key in old.keys() & new.keys() if old[key] != new[key]),
+    }
+    return [f"{len(keys)} source images {what}, such as {keys[0]}" for what, keys in kinds.items() if keys]
+
+
+def _encode_pending(config: EncodeConfig, writer: StoreWriter, encoder: Encoder) -> None:
+    plan, pending = writer.plan, writer.pending()
+    unfinished = {shard for _, shard in pending}
+    done = plan.num_images - sum(plan.shard_size(shard) for shard in unfinished)
+    if len(pending) < len(writer.recipe.views) * plan.num_shards:
+        finished = plan.num_shards - len(unfinished)
+        log.info("continuing %s: %d of %d shards are there", writer.path, finished, plan.num_shards)
+    devices = [str(device) for device in named_devices(config.work.devices)]
+    with Progress(config.log_dir(), num_rows=plan.num_images, rows_done=done) as progress:
+        run_local(config, devices, encoder, progress)
+
+
+def finish(config: EncodeConfig, writer: StoreWriter) -> None:
+    """Writes index, statistics and manifest once every shard is there, and says what the store holds.
+
+    Raises:
+        UserError: If shards are missing, or more images are bad than allowed.
+    """
+    if writer.pending():
+        _refuse_unfinished(config, writer)
+    commits = read_commits(writer.path, writer.recipe)
+    reasons = bad_rows(writer.recipe, writer.plan, commits)
+    _check_bad(config, writer.plan, reasons)
+    writer.finalize({name: version(name) for name in ("torch", "timm", "numpy", "pillow")})
+    shutil.rmtree(writer.path / WORK_DIR, ignore_errors=True)
+    num_images = writer.plan.num_images
+    log.info(
+        "%s is complete: %d of %d images in %d shards, %d unusable",
+        writer.path,
+        num_images - len(reasons),
+        num_images,
+        writer.recipe.num_shards,
+        len(reasons),
+    )
+
+
+def _check_bad(config: EncodeConfig, plan: Plan, reasons: dict[int, str]) -> None:
+    key_of = dict(zip(plan.rows.tolist(), plan.keys, strict=True)) if reasons else {}
+    for row in list(reasons)[:_NAMED_AT_MOST]:
+        log.warning("  unusable: %s: %s", key_of[row], reasons[row])
+    if len(reasons) > _NAMED_AT_MOST:
+        log.warning("  … and %d more", len(reasons) - _NAMED_AT_MOST)
+    if len(reasons) > config.work.allowed_bad(plan.num_images):
+        raise UserError(
+            f"{len(reasons)} of {plan.num_images} images are unusable, more than --max-bad {config.work.max_bad}; "
+            f"mend them and add --retry-quarantined, or allow them with --max-bad {len(reasons)}"
+        )
+
+
+def _refuse_unfinished(config: EncodeConfig, writer: StoreWriter) -> None:
+    shards = {shard for _, shard in writer.pending()}
+    parked = Failures(writer.path, config.work.max_attempts).parked()
+    for shard, reason in parked.items():
+        log.error("  shard %d failed %d times: %s", shard, config.work.max_attempts, reason)
+    raise UserError(
+        f"{len(shards)} of {writer.recipe.num_shards} shards are not done ({len(parked)} of them failed too often); "
+        "mend the cause and run the same command again"
+    )

@@ -1,0 +1,1 @@
+"""Who takes which shard: each engine starts workers somewhere; the commit records decide everything else."""

@@ -1,0 +1,116 @@
+"""Workers on this machine: one process a device, or the running process if there is only one device."""
+
+import multiprocessing
+import queue
+import signal
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from pipeline.config import EncodeConfig
+from pipeline.encoders import Encoder
+from pipeline.job import Job, decode_threads_for, run_job
+from pipeline.progress import Event, Progress
+from shards.errors import UserError
+
+_STOP_SECONDS = 20.0
+
+
+def run_local(config: EncodeConfig, devices: list[str], encoder: Encoder, progress: Progress) -> None:
+    """Encodes with one worker a device until no shard is left that a worker could do.
+
+    Args:
+        config: Settings of the run.
+        devices: Devices by name; one twice is two workers.
+        encoder: The encoder on the CPU; the running process uses it if it is the only worker.
+        progress: Takes the workers' news.
+
+    Raises:
+        UserError: The first error that stopped a worker, or that all of them died.
+    """
+    threads = decode_threads_for(config, len(devices))
+    jobs = [
+        Job(
+            config=config,
+            device=device,
+            rank=rank,
+            world_size=len(devices),
+            decode_threads=threads,
+            name=f"worker {rank} ({device})",
+        )
+        for rank, device in enumerate(devices)
+    ]
+    if len(jobs) == 1:
+        run_job(jobs[0], progress, encoder)
+    else:
+        _run_processes(jobs, progress)
+
+
+def _run_processes(jobs: list[Job], progress: Progress) -> None:
+    context = multiprocessing.get_context("spawn")
+    news: Any = context.Queue()
+    processes: dict[str, BaseProcess] = {}
+    for job in jobs:
+        processes[job.name] = context.Process(target=_work, args=(job, news), name=job.name)
+        processes[job.name].start()
+    try:
+        _follow(processes, news, progress)
+    finally:
+        for process in processes.values():
+            if process.is_alive():
+                process.terminate()
+        for process in processes.values():
+            process.join(_STOP_SECONDS)
+            if process.is_alive():
+                process.kill()
+
+
+def _follow(processes: dict[str, BaseProcess], news: Any, progress: Progress) -> None:
+    """Shows the workers' news until all of them have ended."""
+    alive = dict(processes)
+    finished = 0
+    while True:
+        try:
+            event = news.get(timeout=0.5)
+        except queue.Empty:
+            progress.name_stalled()
+            if not alive:
+                break
+            for name, process in list(alive.items()):
+                if process.exitcode is None:
+                    continue
+                del alive[name]
+                progress.finished(name)
+                if process.exitcode == 0:
+                    finished += 1
+                else:
+                    progress.warn(
+                        f"{name} died (exit code {process.exitcode}); the others take over its shard"
+                    )
+            continue
+        if isinstance(event, UserError):
+            raise event
+        progress(event)
+    if not finished:
+        raise UserError(
+            "all workers died; see the messages above, then run the same command again to continue"
+        )
+
+
+def _work(job: Job, news: Any) -> None:
+    """Runs in a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
+    signal.signal(signal.SIGTERM, _leave)
+
+    def report(event: Event) -> None:
+        news.put(event)
+
+    try:
+        run_job(job, report)
+    except UserError as error:
+        news.put(error)
+    except KeyboardInterrupt:
+        raise SystemExit(0) from None
+
+
+def _leave(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

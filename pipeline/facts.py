@@ -1,0 +1,138 @@
+"""`pipeline inspect`: what a store holds, as text or JSON."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import InspectConfig
+from shards.errors import StoreIncompleteError
+from shards.layout import MANIFEST, PLAN, fields_of
+from shards.plan import Plan
+from shards.root import read_recipe
+from shards.store import Store, open_store
+from shards.writing import StoreWriter
+
+
+def inspect(config: InspectConfig) -> None:
+    """Prints the facts of a store, finished or not."""
+    facts = store_facts(config.store)
+    text = json.dumps(facts, indent=1, ensure_ascii=False) if config.json else as_text(facts)
+    sys.stdout.write(text + "\n")
+
+
+def store_facts(path: Path) -> dict[str, Any]:
+    """Recipe, counts, sizes, statistics and unusable images of a store, as plain JSON values.
+
+    Raises:
+        UsageError: If there is no store.
+        StoreDamagedError: If it is not whole.
+    """
+    recipe = read_recipe(path)
+    facts: dict[str, Any] = {
+        "store": str(path),
+        "recipe_id": recipe.id,
+        "encoder_id": recipe.encoder.id,
+        "trained_encoder": not recipe.encoder.random_weights,
+        "recipe": recipe.to_dict(),
+        "row_bytes": {
+            field.path: field.row_nbytes for view in recipe.views for field in fields_of(recipe, view)
+        },
+    }
+    try:
+        store = open_store(path)
+    except StoreIncompleteError:
+        plan = Plan.read(path / PLAN)
+        pending = StoreWriter(path, recipe, plan).pending()
+        done = len(recipe.views) * recipe.num_shards - len(pending)
+        return {
+            **facts,
+            "complete": False,
+            "shards_done": done,
+            "shards_pending": len(pending),
+            "classes": len(plan.class_names),
+        }
+    return {**facts, "complete": True, **_finished_facts(store)}
+
+
+def _finished_facts(store: Store) -> dict[str, Any]:
+    manifest = store.manifest
+    table = store.index.table("key", "label", "valid", "reason")
+    labels = Counter(table["label"].to_pylist())
+    bad = [
+        {"key": key, "reason": reason}
+        for key, reason in zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True)
+        if reason is not None
+    ]
+    sizes: Counter[str] = Counter()
+    for record in manifest.objects:
+        parts = record.path.split("/")
+        is_field = parts[0] in store.recipe.views and len(parts) > 2
+        sizes["/".join(parts[:2]) if is_field else parts[0]] += record.nbytes
+    return {
+        "digest": manifest.digest,
+        "images": manifest.recipe.num_images,
+        "rows": manifest.num_valid,
+        "unusable": manifest.num_bad,
+        "unusable_images": bad,
+        "classes": len(store.class_names),
+        "images_by_class": {
+            store.class_names[label] if label >= 0 else "none": count
+            for label, count in sorted(labels.items())
+        },
+        "bytes": sum(sizes.values()) + (store.path / MANIFEST).stat().st_size,
+        "bytes_by_part": dict(sizes),
+        "objects": len(manifest.objects),
+        "statistics": {view: _statistics_facts(store, (view,)) for view in store.recipe.views}
+        | {"all": _statistics_facts(store, store.recipe.views)},
+        "provenance": manifest.provenance,
+    }
+
+
+def _statistics_facts(store: Store, views: tuple[str, ...]) -> dict[str, Any]:
+    """Count and spread of the exact per-position statistics, averaged over positions for each channel."""
+    statistics = store.statistics(views)
+    channels = statistics.variance.mean(axis=(1, 2))
+    return {
+        "count": int(statistics.count),
+        "mean": float(statistics.mean.mean()),
+        "variance": float(statistics.variance.mean()),
+        "channel_variance_min": float(channels.min()),
+        "channel_variance_max": float(channels.max()),
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The facts for people, a line each."""
+    recipe = facts["recipe"]
+    encoder = recipe["encoder"]
+    grid = "×".join(str(side) for side in encoder["grid"])
+    trained = "" if facts["trained_encoder"] else "  (NOT TRAINED: for trying things out, not for results)"
+    lines = [
+        f"store      {facts['store']}",
+        f"encoder    {encoder['name']}, weights {encoder['weights']}{trained}",
+        f"           input {encoder['input_size']} px, {grid} tokens of {encoder['width']}, {encoder['final_norm']}",
+        f"recipe     {recipe['num_images']} images, {recipe['num_shards']} shards, views {', '.join(recipe['views'])}, "
+        f"{recipe['dtype']} computed in {recipe['precision']}, images of {recipe['image_size']} px, {recipe['format']}",
+        f"ids        encoder {facts['encoder_id']}, recipe {facts['recipe_id']}",
+        "row        " + ", ".join(f"{name} {size:,} bytes" for name, size in facts["row_bytes"].items()),
+    ]
+    if not facts["complete"]:
+        lines.append(
+            f"state      unfinished: {facts['shards_done']} shards done, {facts['shards_pending']} to come"
+        )
+        return "\n".join(lines)
+    lines += [
+        f"state      complete, {facts['objects']} objects, {facts['bytes']:,} bytes",
+        f"rows       {facts['rows']} of {facts['images']} images, {facts['unusable']} unusable, "
+        f"{facts['classes']} classes",
+        "sizes      " + ", ".join(f"{name} {size:,}" for name, size in facts["bytes_by_part"].items()),
+    ]
+    lines += [
+        f"statistics {view}: {values['count']} rows, mean {values['mean']:+.4f}, variance {values['variance']:.4f}, "
+        f"by channel {values['channel_variance_min']:.4g} to {values['channel_variance_max']:.4g}"
+        for view, values in facts["statistics"].items()
+    ]
+    lines += [f"unusable   {image['key']}: {image['reason']}" for image in facts["unusable_images"]]
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""A worker from nothing but its settings: what every engine starts, in its own process or another."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.claims import Claims, Failures
+from pipeline.config import EncodeConfig
+from pipeline.cores import usable_cores
+from pipeline.encoders import Encoder, create_encoder
+from pipeline.leases import Leases, Owner
+from pipeline.progress import Event, WorkerStarted
+from pipeline.sources.reading import SourceReader
+from pipeline.worker import Worker
+from shards.layout import PLAN
+from shards.plan import Plan
+from shards.root import read_recipe
+from shards.writing import StoreWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One worker of a run.
+
+    Attributes:
+        config: Settings of the run.
+        device: Where its encoder computes, such as `cuda:1`.
+        rank: Its number among the workers of the run.
+        world_size: How many workers the run has.
+        decode_threads: How many images it decodes at once.
+        name: What people call it.
+    """
+
+    config: EncodeConfig
+    device: str
+    rank: int = 0
+    world_size: int = 1
+    decode_threads: int
+    name: str
+
+
+def decode_threads_for(config: EncodeConfig, processes: int) -> int:
+    """Decode threads of each of `processes` workers of this machine."""
+    return config.work.decode_threads or max(1, usable_cores() // processes)
+
+
+def build_encoder(config: EncodeConfig) -> Encoder:
+    """The encoder that the settings name, on the CPU."""
+    choice = config.encoder
+    return create_encoder(
+        choice.encoder, choice.weights, input_size=choice.input_size, model_args=choice.model_args()
+    )
+
+
+def open_writer(store: Path) -> StoreWriter:
+    """A store that has been begun."""
+    return StoreWriter(store, read_recipe(store), Plan.read(store / PLAN))
+
+
+def run_job(job: Job, report: Callable[[Event], None], encoder: Encoder | None = None) -> None:
+    """Encodes shards of a store that exists until none is left for this worker.
+
+    Args:
+        job: Which worker this is.
+        report: Takes its news.
+        encoder: The encoder, if it has been built already.
+
+    Raises:
+        IdentityMismatchError: If the weights found here are not the ones the store was begun with.
+        UserError: If something outside the program stops the run.
+    """
+    config = job.config
+    writer = open_writer(config.store.out)
+    encoder = encoder or build_encoder(config)
+    writer.recipe.encoder.require_same(encoder.identity, what=f"the encoder built by {job.name}")
+    device = torch.device(job.device)
+    if writer.recipe.precision == "float32":
+        # The reference's numbers are float32 throughout; on a GPU convolutions would silently use TF32.
+        torch.backends.cudnn.allow_tf32 = False
+    encoder.place(device, writer.recipe.precision)
+    if config.encoder.compile:
+        encoder.compile_trunk()
+    report(WorkerStarted(job.name, str(device), job.decode_threads))
+    store = config.store.out
+    with Leases(store, Owner.this_process(job.name)) as leases:
+        claims = Claims(
+            writer.pending,
+            leases,
+            Failures(store, config.work.max_attempts),
+            rank=job.rank,
+            world_size=job.world_size,
+        )
+        with Worker(
+            encoder,
+            writer,
+            SourceReader(),
+            claims,
+            report,
+            name=job.name,
+            batch_size=config.work.batch_size,
+            decode_threads=job.decode_threads,
+        ) as worker:
+            worker.run()

@@ -1,0 +1,191 @@
+"""Leases: who is working on what, so that workers do not do the same work twice.
+
+A lease is a small file that its owner keeps rewriting with a growing beat. Nobody compares clocks: a lease counts
+as dead when an onlooker has seen the same beat for `patience` seconds of its own time, or when its owner was a
+process of this host that no longer runs. Leases only save work; what is correct is decided by the commit records.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from shards.atomic import publish_bytes
+
+WORK_DIR = ".work"
+"""Folder inside a store for what is of use only while it is written."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process that may hold leases.
+
+    Attributes:
+        host: Machine and process namespace; process ids can be compared within it.
+        pid: Process id on that host.
+        born: When the process began, in ticks of the host's kernel; tells it from a later one of the same id.
+        name: Name that is shown to people.
+    """
+
+    host: str
+    pid: int
+    born: str
+    name: str
+
+    @classmethod
+    def this_process(cls, name: str) -> Self:
+        """The running process."""
+        return cls(host=_host(), pid=os.getpid(), born=_born(os.getpid()) or "", name=name)
+
+    def known_dead(self) -> bool:
+        """Whether it was a process of this host and does not run any more."""
+        return self.host == _host() and _born(self.pid) != self.born
+
+
+@cache
+def _host() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        namespace = ""  # no Linux: the host's name has to do
+    return f"{socket.gethostname()}/{namespace}"
+
+
+def _born(pid: int) -> str | None:
+    try:
+        # Field 22 of /proc/PID/stat, counted behind the command in brackets; see proc_pid_stat(5).
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return ""
+    return ""
+
+
+@dataclass
+class _Sighting:
+    """What an onlooker last saw of another's lease."""
+
+    beat: tuple[str, int]
+    since: float
+
+
+class Leases:
+    """The leases that this process holds, and its view of the others'.
+
+    Args:
+        store: Folder of the store.
+        owner: This process.
+        patience: Seconds without a beat after which another's lease counts as dead.
+    """
+
+    def __init__(self, store: Path, owner: Owner, *, patience: float = 30.0) -> None:
+        self.folder = store / WORK_DIR / "leases"
+        self.owner = owner
+        self.patience = patience
+        self._held: dict[str, Path] = {}
+        self._sightings: dict[str, _Sighting] = {}
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._beat = 0
+        self._token = uuid.uuid4().hex
+        self._heart = threading.Thread(target=self._keep_beating, name="lease-heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._heart.join()
+        for name in list(self._held):
+            self.release(name)
+
+    def take(self, name: str) -> bool:
+        """Takes the lease of this name unless somebody alive holds it; says whether it worked."""
+        path = self.folder / f"{name}.json"
+        if path.exists():
+            if not self._looks_dead(name, path):
+                return False
+            # Of several onlookers one succeeds in moving the dead lease away.
+            grave = path.with_name(f"{path.name}.{uuid.uuid4().hex}.dead")
+            try:
+                path.rename(grave)
+            except FileNotFoundError:
+                return False
+            grave.unlink(missing_ok=True)
+        if not publish_bytes(path, self._content()):
+            return False
+        with self._lock:
+            self._held[name] = path
+        self._sightings.pop(name, None)
+        return True
+
+    def release(self, name: str) -> None:
+        """Gives a lease back, unless it has been taken over meanwhile."""
+        with self._lock:
+            path = self._held.pop(name, None)
+            if path is not None and self._is_mine(path):
+                path.unlink(missing_ok=True)
+
+    def holders(self) -> dict[str, str]:
+        """Name of the owner of each lease there is, by the lease's name."""
+        found = {}
+        for path in sorted(self.folder.glob("*.json")):
+            content = _read(path)
+            if content is not None:
+                found[path.stem] = str(content["owner"]["name"])
+        return found
+
+    def _looks_dead(self, name: str, path: Path) -> bool:
+        content = _read(path)
+        if content is None:
+            return not path.exists()
+        if Owner(**content["owner"]).known_dead():
+            return True
+        beat, now = (content["token"], content["beat"]), time.monotonic()
+        seen = self._sightings.get(name)
+        if seen is None or seen.beat != beat:
+            self._sightings[name] = _Sighting(beat, now)
+            return False
+        return now - seen.since > self.patience
+
+    def _content(self) -> bytes:
+        return json.dumps({"owner": asdict(self.owner), "token": self._token, "beat": self._beat}).encode()
+
+    def _is_mine(self, path: Path) -> bool:
+        content = _read(path)
+        return content is not None and content["token"] == self._token
+
+    def _keep_beating(self) -> None:
+        while not self._stopped.wait(self.patience / 6):
+            self._beat += 1
+            with self._lock:
+                for path in self._held.values():
+                    if self._is_mine(path):
+                        # In place: who reads half a beat looks again, and a kill leaves nothing behind.
+                        path.write_bytes(self._content())
+
+
+def _read(path: Path) -> Any:
+    """Content of a lease, or None while there is none or it is being written."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "owner" in content else None

@@ -1,0 +1,149 @@
+"""News of the workers: the progress line, progress.jsonl, and the naming of a worker that stalls."""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class WorkerStarted:
+    """A worker has loaded its encoder."""
+
+    worker: str
+    device: str
+    decode_threads: int
+
+
+@dataclass(frozen=True)
+class BatchEncoded:
+    """A batch has been through the encoder, in all views; seconds of reading and decoding are summed over threads."""
+
+    worker: str
+    shard: int
+    rows: int
+    bad: int
+    read_seconds: float
+    decode_seconds: float
+    wait_seconds: float
+    encode_seconds: float
+
+
+@dataclass(frozen=True)
+class BatchWritten:
+    """One view of a batch has been written; `published` with the last batch of a shard."""
+
+    worker: str
+    shard: int
+    view: str
+    write_seconds: float
+    published: bool
+
+
+@dataclass(frozen=True)
+class ShardFailed:
+    """A shard could not be finished; it will be tried again until its attempts are used up."""
+
+    worker: str
+    shard: int
+    reason: str
+
+
+Event = WorkerStarted | BatchEncoded | BatchWritten | ShardFailed
+
+
+class Progress:
+    """One progress line for a run and its machine-readable history.
+
+    Args:
+        log_dir: Folder of `progress.jsonl`; lines of later runs are appended.
+        num_rows: Rows of the whole store.
+        rows_done: Rows that were finished before this run.
+        stall_seconds: A worker silent for so long is named.
+    """
+
+    def __init__(self, log_dir: Path, *, num_rows: int, rows_done: int, stall_seconds: float = 120.0) -> None:
+        self._stall_seconds = stall_seconds
+        log_dir.mkdir(parents=True, exist_ok=True)
+        self._log: IO[str] = (log_dir / "progress.jsonl").open("a", encoding="utf-8")
+        self._began = time.monotonic()
+        self._bar = tqdm(
+            total=num_rows, initial=rows_done, unit="img", desc="encode", file=sys.stderr, smoothing=0.1
+        )
+        self._seconds = dict.fromkeys(("read", "decode", "encode", "write"), 0.0)
+        self._threads: dict[str, int] = {}
+        self._heard: dict[str, float] = {}
+        self._last: dict[str, str] = {}
+        self._bad = 0
+        self.rows = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._log.close()
+
+    def __call__(self, event: Event) -> None:
+        """Takes one piece of news."""
+        self._heard[event.worker] = time.monotonic()
+        if isinstance(event, WorkerStarted):
+            self._threads[event.worker] = event.decode_threads
+        elif isinstance(event, BatchEncoded):
+            self._last[event.worker] = f"shard {event.shard}"
+            self._seconds["read"] += event.read_seconds
+            self._seconds["decode"] += event.decode_seconds
+            self._seconds["encode"] += event.encode_seconds
+            self._bad += event.bad
+            self.rows += event.rows
+            self._bar.set_postfix_str(self._split(), refresh=False)
+            self._bar.update(event.rows)
+        elif isinstance(event, BatchWritten):
+            self._seconds["write"] += event.write_seconds
+        else:
+            self.warn(f"shard {event.shard} failed on {event.worker}: {event.reason}")
+        self._record({"event": type(event).__name__, **asdict(event)})
+
+    def warn(self, line: str) -> None:
+        """Prints a warning above the progress line."""
+        self._bar.write(f"warning: {line}", file=sys.stderr)
+
+    def name_stalled(self) -> None:
+        """Says which workers have been silent for too long, once a silence."""
+        now = time.monotonic()
+        for worker, heard in list(self._heard.items()):
+            if now - heard > self._stall_seconds:
+                doing = self._last.get(worker, "its first shard")
+                self.warn(f"{worker} has said nothing for {now - heard:.0f} s, last at {doing}")
+                self._record({"event": "WorkerStalled", "worker": worker, "seconds": round(now - heard, 1)})
+                self._heard[worker] = now
+
+    def finished(self, worker: str) -> None:
+        """Expects no more news from a worker."""
+        self._heard.pop(worker, None)
+
+    def _split(self) -> str:
+        """Share of the time since the start that each stage was busy, and the bad rows so far."""
+        elapsed = max(time.monotonic() - self._began, 1e-9)
+        threads = max(sum(self._threads.values()), 1)
+        workers = max(len(self._threads), 1)
+        shares = {
+            "read": self._seconds["read"] / threads,
+            "decode": self._seconds["decode"] / threads,
+            "encode": self._seconds["encode"] / workers,
+            "write": self._seconds["write"] / workers,
+        }
+        busy = " ".join(f"{name} {min(seconds / elapsed, 1):.0%}" for name, seconds in shares.items())
+        return f"{busy}, {self._bad} bad"
+
+    def _record(self, values: dict[str, object]) -> None:
+        # One write of one short line: lines of several processes do not mix.
+        self._log.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+        self._log.flush()

@@ -1,0 +1,1 @@
+"""Where images come from: each kind of source lists its images once, and one reader gives their bytes."""

@@ -1,0 +1,75 @@
+"""Class ids that stay the same from one source to the next."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from shards.errors import UsageError
+
+_WORDNET_LINE = re.compile(r"^(n\d{8})[\s,]+(\S.*)$")
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Names of the classes by id, and the id of each name a source may use.
+
+    Attributes:
+        class_names: Full name of each class, such as `n01440764 tench, Tinca tinca`.
+        ids: Label of each name that a source may use: the full name, or the folder name at its beginning.
+    """
+
+    class_names: tuple[str, ...]
+    ids: dict[str, int]
+
+    @classmethod
+    def of_names(cls, class_names: Sequence[str]) -> Self:
+        """The table of these names in this order.
+
+        A name that begins with a WordNet id, or has a tab in it, also answers to the part before the space or tab.
+
+        Raises:
+            UsageError: If two classes answer to one name.
+        """
+        ids: dict[str, int] = {}
+        for label, name in enumerate(class_names):
+            match = _WORDNET_LINE.match(name)
+            short = match.group(1) if match else name.partition("\t")[0]
+            for answer in {name, short}:
+                if ids.setdefault(answer, label) != label:
+                    raise UsageError(
+                        f"class names must differ, {answer!r} stands for labels {ids[answer]} and {label}"
+                    )
+        return cls(tuple(class_names), ids)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a table from a store, a JSON list, or a text file with one class a line (line number = label).
+
+        Raises:
+            UsageError: If it is none of them, or names no class.
+        """
+        if path.is_dir():
+            from shards.plan import Plan
+
+            if not (path / "plan.parquet").is_file():
+                raise UsageError(
+                    f"--labels must be a file or a store, got {path}: a folder without plan.parquet"
+                )
+            names: list[str] = list(Plan.read(path / "plan.parquet").class_names)
+        elif not path.is_file():
+            raise UsageError(f"--labels must be a file or a store, got {path}: no such file")
+        elif path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+                raise UsageError(
+                    f"--labels {path} must be a JSON list of class names in the order of their ids"
+                )
+            names = content
+        else:
+            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not names:
+            raise UsageError(f"--labels {path} must name at least one class, found none")
+        return cls.of_names(names)

@@ -1,0 +1,285 @@
+"""One worker: decode threads → encoder → writer thread, so that the device never waits for the disk.
+
+The control flow is one thread. It keeps batches decoding ahead of the encoder, also across the border from one
+shard to the next, starts the encoder on the oldest one and hands the tokens to the writer thread; rings of reused
+buffers bound the memory.
+"""
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.claims import Claims, Task
+from pipeline.decoding import Batch, BatchDecoder, Images, batch_length
+from pipeline.encoders import Encoder
+from pipeline.progress import BatchEncoded, BatchWritten, Event, ShardFailed
+from pipeline.sources.reading import SourceReader
+from shards.shard_writer import ShardWriter
+from shards.writing import StoreWriter
+
+# What a device, a library or a source may raise for one shard while others still succeed. Anything else is a
+# fault of the program and ends the worker.
+SHARD_FAILURES = (OSError, RuntimeError, ValueError)
+
+_BATCHES_AHEAD = 3
+_TOKEN_BUFFERS = 3
+_STORED_AS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class ShardFailureError(Exception):
+    """Work on a shard broke off; the cause is the exception it was raised from."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(f"shard {task.shard}")
+        self.task = task
+
+
+@dataclass
+class _Encoded:
+    """Tokens of one view of a batch, on their way back from the device."""
+
+    batch: Batch
+    view: str
+    tokens: Tensor
+    ready: torch.cuda.Event | None
+    bad: dict[int, str]
+
+
+class Worker:
+    """Encodes shards with one encoder on one device, until none is left.
+
+    Args:
+        encoder: Already on its device.
+        writer: The store.
+        reader: Gives the bytes of images.
+        claims: Says which shard comes next.
+        report: Takes news for the progress line and log.
+        name: Name of this worker in the news.
+        batch_size: Largest number of images the encoder sees at once.
+        decode_threads: How many images are decoded at once.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        writer: StoreWriter,
+        reader: SourceReader,
+        claims: Claims,
+        report: Callable[[Event], None],
+        *,
+        name: str,
+        batch_size: int,
+        decode_threads: int,
+    ) -> None:
+        self._encoder = encoder
+        self._device = encoder.get_buffer("mean").device
+        self._writer = writer
+        self._claims = claims
+        self._report = report
+        self._name = name
+        recipe = writer.recipe
+        self._length = batch_length(recipe.capacity, batch_size)
+        self._decoder = BatchDecoder(
+            reader,
+            image_size=recipe.image_size or recipe.encoder.input_size,
+            length=self._length,
+            threads=decode_threads,
+            allocate=self._allocate_images,
+        )
+        self._dtype = _STORED_AS[recipe.dtype]
+        self._free_tokens: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        for _ in range(_TOKEN_BUFFERS):
+            self._free_tokens.put(self._new_token_buffer())
+        self._write_pool = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._writing: deque[tuple[Task, Future[None]]] = deque()
+        self._window: deque[Batch] = deque()
+        self._open: dict[tuple[int, str], ShardWriter] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop_in_flight()
+        self._claims.give_back()
+        self._decoder.close()
+        self._write_pool.shutdown()
+
+    @property
+    def _pinned(self) -> bool:
+        return self._device.type == "cuda"
+
+    def _new_token_buffer(self) -> Tensor:
+        encoder = self._writer.recipe.encoder
+        shape = (self._length, encoder.num_tokens, encoder.width)
+        return torch.empty(shape, dtype=self._dtype, pin_memory=self._pinned)
+
+    def _allocate_images(self, shape: tuple[int, ...]) -> tuple[Images, Tensor]:
+        buffer = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
+        return buffer.numpy(), buffer
+
+    def run(self) -> None:
+        """Takes shards and encodes them until nothing is left that this worker could do.
+
+        A shard that fails is given back and counted; the others go on.
+
+        Raises:
+            UserError: If the source is gone, the disk is full, or something else stops all shards.
+        """
+        while not self._claims.finished():
+            try:
+                self._encode_available()
+            except ShardFailureError as failure:
+                self._drop_in_flight()
+                reason = f"{type(failure.__cause__).__name__}: {failure.__cause__}"
+                self._claims.failed(failure.task, reason)
+                self._claims.give_back()
+                self._report(ShardFailed(self._name, failure.task.shard, reason))
+            else:
+                if not self._claims.finished():
+                    self._claims.wait()
+
+    def _encode_available(self) -> None:
+        """Encodes all shards there are to be had now."""
+        batches = self._batches()
+        while True:
+            while len(self._window) < _BATCHES_AHEAD and (batch := next(batches, None)) is not None:
+                self._window.append(batch)
+            if not self._window:
+                break
+            self._encode(self._window[0])
+            self._window.popleft()
+        while self._writing:
+            self._collect_written()
+
+    def _batches(self) -> Iterator[Batch]:
+        while (task := self._claims.next()) is not None:
+            yield from self._decoder.batches(task, self._writer.plan.records_of(task.shard))
+
+    def _encode(self, batch: Batch) -> None:
+        began = time.perf_counter()
+        try:
+            rows = batch.rows()
+            decoded = time.perf_counter()
+            bad = {
+                batch.first_place + slot: row.reason
+                for slot, row in enumerate(rows)
+                if row.reason is not None
+            }
+            images = batch.buffer.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            for view in batch.task.views:
+                tokens = self._free_tokens.get()
+                pixels = images.flip(-1) if view == "flip" else images
+                tokens.copy_(self._encoder.encode(pixels).to(self._dtype), non_blocking=True)
+                ready = None
+                if self._pinned:
+                    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                    ready.record()
+                encoded = _Encoded(batch, view, tokens, ready, bad)
+                self._writing.append((batch.task, self._write_pool.submit(self._write, encoded)))
+        except SHARD_FAILURES as error:
+            raise ShardFailureError(batch.task) from error
+        self._report(
+            BatchEncoded(
+                self._name,
+                batch.task.shard,
+                rows=len(rows),
+                bad=len(bad),
+                read_seconds=sum(row.read_seconds for row in rows),
+                decode_seconds=sum(row.decode_seconds for row in rows),
+                wait_seconds=decoded - began,
+                encode_seconds=time.perf_counter() - decoded,
+            )
+        )
+        while self._writing and (len(self._writing) > _TOKEN_BUFFERS or self._writing[0][1].done()):
+            self._collect_written()
+
+    def _collect_written(self) -> None:
+        task, future = self._writing.popleft()
+        try:
+            future.result()
+        except SHARD_FAILURES as error:
+            raise ShardFailureError(task) from error
+
+    def _write(self, encoded: _Encoded) -> None:
+        """Runs in the writer thread."""
+        began = time.perf_counter()
+        batch, key = encoded.batch, (encoded.batch.task.shard, encoded.view)
+        try:
+            if encoded.ready is not None:
+                encoded.ready.synchronize()
+            shard = self._open.pop(key, None)
+            if shard is None:
+                shard = self._writer.shard(encoded.view, batch.task.shard).__enter__()
+            with ExitStack() as guard:
+                guard.push(shard)
+                self._write_rows(shard, encoded)
+                if batch.last:
+                    shard.publish()
+                else:
+                    self._open[key] = shard
+                    guard.pop_all()  # the shard stays open for its next batch
+        finally:
+            self._free_tokens.put(encoded.tokens)
+        if encoded.view == batch.task.views[-1]:
+            self._decoder.recycle(batch)
+            if batch.last:
+                self._claims.done(batch.task)
+        seconds = time.perf_counter() - began
+        self._report(BatchWritten(self._name, batch.task.shard, encoded.view, seconds, published=batch.last))
+
+    def _write_rows(self, shard: ShardWriter, encoded: _Encoded) -> None:
+        batch = encoded.batch
+        recipe = self._writer.recipe
+        arrays: dict[str, NDArray[Any]] = {"tokens": _as_stored(encoded.tokens)}
+        if "image" in recipe.fields(encoded.view):
+            arrays["image"] = batch.images
+        good = [slot for slot in range(len(batch.pending)) if batch.first_place + slot not in encoded.bad]
+        for run in _consecutive(good):
+            block = {name: array[run.start : run.stop] for name, array in arrays.items()}
+            shard.write_block(batch.first_place + run.start, block)
+        for place, reason in encoded.bad.items():
+            shard.quarantine(place, reason)
+
+    def _drop_in_flight(self) -> None:
+        """Stops all work in hand and removes what was written of unfinished shards."""
+        for batch in self._window:
+            batch.cancel()
+        self._window.clear()
+        for _, future in self._writing:
+            if not future.cancel():
+                future.exception()
+        self._writing.clear()
+        for shard in self._open.values():
+            shard.__exit__(None, None, None)
+        self._open.clear()
+        while self._free_tokens.qsize() < _TOKEN_BUFFERS:  # a cancelled write never gave its buffer back
+            self._free_tokens.put(self._new_token_buffer())
+
+
+def _as_stored(tokens: Tensor) -> NDArray[Any]:
+    """The same memory as numpy sees it; bfloat16 as its bits."""
+    if tokens.dtype is torch.bfloat16:
+        return tokens.view(torch.int16).numpy().view(np.uint16)
+    return tokens.numpy()
+
+
+def _consecutive(slots: list[int]) -> Iterator[range]:
+    """The runs of consecutive numbers in an ascending list."""
+    begin = 0
+    for index in range(1, len(slots) + 1):
+        if index == len(slots) or slots[index] != slots[index - 1] + 1:
+            yield range(slots[begin], slots[index - 1] + 1)
+            begin = index
