@@ -1,9 +1,9 @@
 """Recorded reference numbers as test cases.
 
-A test marked `@pytest.mark.recorded("dit_dh*")` that asks for `case` runs once for each recording in the
-folder `$RAE_FIXTURES` (default: the repository's copy) whose `fixture` field matches one of the patterns,
-also for recordings nobody has seen yet: what to build is read from each recording's own .json. `having="cfg."` takes only those with a
-tensor or field whose name begins so.
+A test marked `@pytest.mark.recorded("dit_dh*")` that asks for `case` runs once for each recording in the folder
+`$RAE_FIXTURES` (default: the repository's copy) whose `fixture` field matches one of the patterns, also for
+recordings nobody has seen yet: what to build is read from each recording's own .json. `having="cfg."` takes only
+those with a tensor or field whose name begins so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-FOLDER = Path(os.environ.get("RAE_FIXTURES", Path(__file__).parents[1] / "fixtures" / "rae"))
+OWN_FOLDER = Path(__file__).parents[1] / "fixtures" / "rae"
+FOLDER = Path(os.environ.get("RAE_FIXTURES", OWN_FOLDER))
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Recording:
 
     name: str
     meta: dict[str, Any]
+    folder: Path = FOLDER
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        return load_file(FOLDER / f"{self.name}.safetensors")
+        return load_file(self.folder / f"{self.name}.safetensors")
 
     def state_dict(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under a prefix such as "sd.", without it."""
@@ -68,6 +70,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         and any(name.startswith(having) for name in (*case.meta, *case.meta.get("tensors", ())))
     ]
     metafunc.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+@pytest.fixture(scope="session")
+def recording() -> Callable[[str], Recording]:
+    """A recording that others refer to by name: from `$RAE_FIXTURES`, else the repository's."""
+
+    def find(name: str) -> Recording:
+        folder = FOLDER if (FOLDER / f"{name}.json").exists() else OWN_FOLDER
+        return Recording(name, json.loads((folder / f"{name}.json").read_text()), folder)
+
+    return find
 
 
 @pytest.fixture
