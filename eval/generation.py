@@ -1,0 +1,24 @@
+"""Sample images from a snapshot and evaluate them.
+
+accelerate launch eval/generation.py SNAPSHOT --decoder SNAPSHOT --num 50000 --seed 0 --out DIR
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.command import parse, run
+from eval.settings import GenerationSettings
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Generate; returns the exit code."""
+    settings = parse(arguments, GenerationSettings, "eval/generation.py")
+    from eval.generation_run import generate
+
+    generate(settings)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,104 @@
+"""From the settings of a generation, with their gaps, to a plan in which every choice is made. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.protocols import PROTOCOLS, SAMPLERS, Protocol
+from eval.settings import ADM_METRICS, GenerationSettings, GridKind, Guidance, LabelRule, SetMetric
+from shards.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationPlan:
+    """What a generation does, with every choice made."""
+
+    num: int
+    labels: LabelRule
+    kind: GridKind
+    points: int
+    method: str
+    guidance: Guidance
+    guidance_scale: float
+    metrics: tuple[SetMetric, ...]
+    reference: Path | None
+    deviations: tuple[str, ...]
+    """Where this differs from the protocol it is called by."""
+
+
+def plan_of(settings: GenerationSettings) -> GenerationPlan:
+    """Fill in what the settings leave to the protocol or to the defaults.
+
+    Raises:
+        UsageError: Guidance lacks its guide or its scale, or the protocol its reference.
+    """
+    protocol = None if settings.protocol is None else PROTOCOLS[settings.protocol]
+    sampler = SAMPLERS[settings.sampler or (protocol.sampler if protocol else "euler-50")]
+    plan = GenerationPlan(
+        num=settings.num or (protocol.num if protocol else 64),
+        labels=settings.labels or (protocol.labels if protocol else "equal"),
+        kind=sampler.kind,
+        points=settings.points or sampler.points,
+        method=settings.method or sampler.method,
+        guidance=settings.guidance or (protocol.guidance if protocol else "none"),
+        guidance_scale=_scale(settings, protocol),
+        metrics=settings.metrics or (protocol.metrics if protocol else ADM_METRICS),
+        reference=settings.reference or (_published_reference(protocol) if protocol else None),
+        deviations=_deviations(settings, protocol) if protocol else (),
+    )
+    if plan.guidance == "autoguidance" and settings.guide is None:
+        raise UsageError("autoguidance needs the snapshot of a weaker model; give --guide SNAPSHOT")
+    if plan.guidance != "autoguidance" and settings.guide is not None:
+        raise UsageError(f"--guide is for --guidance autoguidance, the guidance here is {plan.guidance}")
+    if plan.guidance == "none" and plan.guidance_scale != 1.0:
+        raise UsageError(
+            f"--guidance-scale {plan.guidance_scale} needs a guidance; give --guidance cfg or autoguidance"
+        )
+    return plan
+
+
+def _scale(settings: GenerationSettings, protocol: Protocol | None) -> float:
+    if settings.guidance_scale is not None:
+        return settings.guidance_scale
+    guidance = settings.guidance or (protocol.guidance if protocol else "none")
+    if guidance == "none":
+        return 1.0
+    if protocol is None or protocol.guidance != guidance:
+        raise UsageError(f"--guidance {guidance} needs its weight; give --guidance-scale, above 1")
+    return protocol.guidance_scale
+
+
+def _published_reference(protocol: Protocol) -> Path:
+    path = Path("data") / protocol.reference_name
+    if not path.exists():
+        raise UsageError(
+            f"the protocol compares with {protocol.reference_name}, found none in data/; fetch it from "
+            f"{protocol.reference_url} or give --reference PATH"
+        )
+    return path
+
+
+def _deviations(settings: GenerationSettings, protocol: Protocol) -> tuple[str, ...]:
+    published: dict[str, object] = {
+        "num": protocol.num,
+        "labels": protocol.labels,
+        "sampler": protocol.sampler,
+        "points": SAMPLERS[protocol.sampler].points,
+        "method": SAMPLERS[protocol.sampler].method,
+        "guidance": protocol.guidance,
+        "guidance_scale": protocol.guidance_scale,
+        "guidance_interval": (0.0, 1.0),
+        "classes": (),
+        "rounding": False,
+    }
+    differing = []
+    for name, value in published.items():
+        given = getattr(settings, name)
+        if given is not None and given != value:
+            differing.append(f"{name.replace('_', ' ')} {given} instead of {value}")
+    if settings.reference is not None and settings.reference.name != protocol.reference_name:
+        differing.append(f"reference {settings.reference.name} instead of {protocol.reference_name}")
+    if settings.precision == "bf16":
+        differing.append("precision bf16 instead of fp32 or tf32")
+    return tuple(differing)

@@ -1,0 +1,281 @@
+"""Generate samples and evaluate them: the steps of `eval/generation.py`, read top to bottom."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from eval.cautions import generation_cautions, require_published_size
+from eval.command import warn
+from eval.feature_pass import share
+from eval.generation_plan import GenerationPlan, plan_of
+from eval.labels import chosen_classes
+from eval.networks import (
+    compile_network,
+    decoder_of,
+    file_digest,
+    load_decoder,
+    load_dit,
+    require_fitting_guide,
+    require_same_encoder,
+    set_precision,
+)
+from eval.pictures import grid, save_png
+from eval.protocols import PROTOCOLS
+from eval.results import device_name, markdown_table, versions, write_json
+from eval.sample_loop import Producer
+from eval.sampler import LatentSampler
+from eval.samples_file import SamplesFile, map_samples
+from eval.scoring import compare
+from eval.settings import GenerationSettings
+from shards.errors import UsageError, UserError
+from shards.identity import EncoderIdentity
+from train.distributed import Team
+from train.signals import die_with_launcher
+from train.snapshot import Snapshot
+
+SETTINGS = "generation.json"
+"""What the samples of a folder depend on; a continued run must agree."""
+
+
+def generate(settings: GenerationSettings) -> dict[str, Any]:
+    """Sample, decode, write and, against a reference, evaluate.
+
+    Returns:
+        What results.json holds; complete on the leading process only.
+
+    Raises:
+        UserError: Networks, statistics or an earlier run in the same folder do not belong together.
+    """
+    die_with_launcher()
+    plan = plan_of(settings)
+    team = Team()
+    try:
+        return _generate(settings, plan, team)
+    finally:
+        team.leave()
+
+
+def _generate(settings: GenerationSettings, plan: GenerationPlan, team: Team) -> dict[str, Any]:
+    set_precision(settings.precision)
+    model = load_dit(settings.snapshot, team.device)
+    producer = _producer(settings, plan, model, team)
+    require_published_size(settings.protocol, producer.decoder.image_size)
+    record = _record(settings, plan, producer.sampler.classes)
+    if team.leads:
+        _open_folder(settings.out, record)
+    samples = SamplesFile(settings.out / "samples.npz", plan.num, producer.decoder.image_size)
+    seconds, made = _sample(samples, producer, team)
+    results: dict[str, Any] = {
+        **record,
+        "image_size": list(producer.decoder.image_size),
+        "encoder": model.meta.encoder,
+        "encoder_id": model.meta.encoder_id,
+        "step": model.meta.step,
+        "samples_seen": model.meta.samples_seen,
+        "ema_rate": model.meta.ema_rate,
+        "device": device_name(team.device),
+        "processes": team.world_size,
+        "versions": versions(),
+        "sampled_now": made,
+        "sampling_seconds": seconds,
+        "images_per_second": made / seconds if made else None,
+    }
+    if team.leads:
+        images = map_samples(samples.path)
+        _draw(images, settings, plan, producer.sampler.classes, model)
+    if plan.reference is not None:
+        results |= _evaluate(samples.path, plan.reference, settings, plan, team)
+    if team.leads:
+        write_json(settings.out / "results.json", results)
+        if settings.protocol is not None:
+            _write_table(settings, plan, results)
+    return results
+
+
+def _producer(settings: GenerationSettings, plan: GenerationPlan, model: Snapshot, team: Team) -> Producer:
+    decoder = load_decoder(settings.decoder, team.device)
+    identity = EncoderIdentity.from_dict(decoder.meta.encoder)
+    require_same_encoder(model, identity, f"the decoder {settings.decoder}")
+    guide = None
+    if settings.guide is not None:
+        guide = load_dit(settings.guide, team.device)
+        require_fitting_guide(model, guide, settings.guide)
+    config = model.config
+    assert config.kind != "decoder"
+    if plan.guidance == "cfg" and not config.null_label:
+        raise UsageError(
+            "classifier-free guidance needs a model trained with label dropout, this snapshot has no null label"
+        )
+    # A model trained without labels knows one class, whose label was always withheld.
+    unlabelled = not model.meta.class_names and config.num_classes == 1
+    classes = (config.num_classes,) if unlabelled else chosen_classes(settings.classes, config.num_classes)
+    if settings.compile:
+        compile_network(model.model)
+        if guide is not None:
+            compile_network(guide.model)
+    sampler = LatentSampler(
+        model=model.model,
+        guide=None if guide is None else guide.model,
+        latent_shape=(config.token_width, *config.grid),
+        num_classes=config.num_classes,
+        classes=classes,
+        labels=plan.labels,
+        seed=settings.seed,
+        kind=plan.kind,
+        points=plan.points,
+        method=plan.method,
+        guidance=plan.guidance,
+        scale=plan.guidance_scale,
+        interval=settings.guidance_interval,
+        precision=settings.precision,
+    )
+    assert model.normalizer is not None
+    return Producer(
+        sampler=sampler,
+        normalizer=model.normalizer,
+        decoder=decoder_of(decoder, settings.precision),
+        device=team.device,
+        batch_size=settings.batch_size,
+        fill_batches=settings.compile,
+        rounding=settings.rounding,
+    )
+
+
+def _record(settings: GenerationSettings, plan: GenerationPlan, classes: tuple[int, ...]) -> dict[str, Any]:
+    """Everything the samples depend on, as JSON values."""
+    chosen = {name: value for name, value in asdict(plan).items() if name not in ("metrics", "reference")}
+    record = {
+        "snapshot": settings.snapshot.name,
+        "snapshot_sha256": file_digest(settings.snapshot),
+        "decoder_sha256": file_digest(settings.decoder),
+        "guide_sha256": None if settings.guide is None else file_digest(settings.guide),
+        "protocol": settings.protocol,
+        "seed": settings.seed,
+        "classes": classes,
+        "guidance_interval": settings.guidance_interval,
+        "precision": settings.precision,
+        "rounding": settings.rounding,
+        **chosen,
+    }
+    values: dict[str, Any] = json.loads(json.dumps(record))
+    return values
+
+
+def _open_folder(out: Path, record: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / SETTINGS
+    if not path.exists():
+        if (out / "samples.npz").exists():
+            raise UserError(f"{out}/samples.npz was not made by this command; give another --out")
+        write_json(path, record)
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    differences = [
+        f"{name} was {found.get(name)!r} and is {record.get(name)!r}"
+        for name in sorted(found.keys() | record.keys())
+        if found.get(name) != record.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"{out} holds samples of other settings ({'; '.join(differences)}); give another --out or remove it"
+        )
+
+
+def _sample(samples: SamplesFile, producer: Producer, team: Team) -> tuple[float, int]:
+    """Make the samples that are missing; returns seconds and how many."""
+    if team.leads and not samples.finished:
+        samples.create()
+    team.wait()
+    if samples.finished:
+        return 0.0, 0
+    pending = samples.pending()
+    start, stop = share(len(pending), team)
+    began = time.perf_counter()
+    with (
+        samples,
+        tqdm(total=stop - start, desc="sampling", unit="image", disable=not team.leads) as progress,
+    ):
+        producer.produce(pending[start:stop], samples.write, progress)
+    team.wait()
+    seconds = time.perf_counter() - began
+    if team.leads:
+        samples.finish()
+    team.wait()
+    return seconds, len(pending)
+
+
+def _draw(
+    images: NDArray[np.uint8],
+    settings: GenerationSettings,
+    plan: GenerationPlan,
+    classes: tuple[int, ...],
+    model: Snapshot,
+) -> None:
+    """grid.png: with equal labels one row a class under its name, otherwise the first samples in order."""
+    each = len(images) // len(classes)
+    if plan.labels == "equal" and each > 0:
+        rows, columns = min(len(classes), settings.grid_rows), min(each, settings.grid_columns)
+        numbers = np.arange(rows)[:, None] + np.arange(columns) * len(classes)
+        known = model.meta.class_names
+        names = [known[label] if label < len(known) else "" for label in classes[:rows]]
+    else:
+        columns = min(settings.grid_columns, len(images))
+        numbers = np.arange(min(len(images), columns * settings.grid_rows))
+        names = []
+    save_png(grid(images[numbers.ravel()], columns, names if any(names) else ()), settings.out / "grid.png")
+    if settings.pngs:
+        folder = settings.out / "png"
+        folder.mkdir(exist_ok=True)
+        for number, image in enumerate(images):
+            save_png(image, folder / f"{number:06}.png")
+
+
+def _evaluate(
+    samples: Path, reference: Path, settings: GenerationSettings, plan: GenerationPlan, team: Team
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    comparison = compare(
+        samples,
+        reference,
+        plan.metrics,
+        team,
+        inception_weights=settings.feature_weights,
+        dinov2_weights=settings.dinov2_weights,
+    )
+    cautions = comparison.cautions + generation_cautions(
+        plan.num, comparison.reference_kind, comparison.reference_count, settings.protocol, reference.name
+    )
+    if team.leads:
+        for caution in cautions:
+            warn(caution)
+    return {
+        "metrics": comparison.metrics,
+        "reference": {
+            "name": reference.name,
+            "kind": comparison.reference_kind,
+            "count": comparison.reference_count,
+        },
+        "feature_networks": comparison.networks,
+        "warnings": cautions,
+        "evaluation_seconds": time.perf_counter() - began,
+    }
+
+
+def _write_table(settings: GenerationSettings, plan: GenerationPlan, results: dict[str, Any]) -> None:
+    assert settings.protocol is not None
+    changes = f"; {', '.join(plan.deviations)}" if plan.deviations else ""
+    table = markdown_table(
+        PROTOCOLS[settings.protocol].published,
+        f"{settings.snapshot.stem}, step {results['step']}",
+        results["metrics"],
+        f"this run, {plan.num} samples{changes}",
+    )
+    (settings.out / "table.md").write_text(table, encoding="utf-8")

@@ -1,0 +1,136 @@
+"""Load the networks of an evaluation and make sure that they belong together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from eval.settings import Precision
+from shards.errors import IdentityMismatchError, UsageError
+from shards.identity import EncoderIdentity
+from train.models.normalizer import LatentNormalizer
+from train.models.vit_decoder import ViTDecoder
+from train.snapshot import Snapshot, load_snapshot
+
+_HASHED_AT_ONCE = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """From latents or raw tokens to pixels, in the precision of the run."""
+
+    network: Callable[[Tensor], Tensor]
+    precision: Precision
+    image_size: tuple[int, int]
+
+    @torch.inference_mode()
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """Pixels float32 [B, 3, H, W], unclamped, of raw tokens [B, N, D]."""
+        with autocast(tokens.device, self.precision):
+            return self.network(tokens.float()).float()
+
+
+def load_dit(path: Path, device: torch.device) -> Snapshot:
+    """A DiT's snapshot.
+
+    Raises:
+        UsageError: It is a decoder's.
+    """
+    snapshot = load_snapshot(path, device)
+    if snapshot.kind != "dit" or snapshot.normalizer is None:
+        raise UsageError(f"a DiT's snapshot is needed to sample, {path} is a {snapshot.kind}'s")
+    return snapshot
+
+
+def load_decoder(path: Path, device: torch.device) -> Snapshot:
+    """A decoder's snapshot.
+
+    Raises:
+        UsageError: It is a DiT's.
+    """
+    snapshot = load_snapshot(path, device)
+    if snapshot.kind != "decoder":
+        raise UsageError(f"--decoder must be a decoder's snapshot, {path} is a {snapshot.kind}'s")
+    return snapshot
+
+
+def decoder_of(snapshot: Snapshot, precision: Precision) -> Decoder:
+    """The decoder of a snapshot, ready to use."""
+    network = snapshot.model
+    assert isinstance(network, ViTDecoder)
+    return Decoder(
+        network=network,
+        precision=precision,
+        image_size=network.config.image_size,
+    )
+
+
+def require_same_encoder(ours: Snapshot, theirs: EncoderIdentity, what: str) -> None:
+    """Refuse a network or store that belongs to another encoder.
+
+    Raises:
+        IdentityMismatchError: With one line for each difference.
+    """
+    EncoderIdentity.from_dict(ours.meta.encoder).require_same(theirs, what=what)
+
+
+def require_fitting_guide(model: Snapshot, guide: Snapshot, path: Path) -> None:
+    """Refuse a guide that does not see the same latents and classes as the model it guides.
+
+    Raises:
+        IdentityMismatchError: It comes from another encoder or its latents are normalised otherwise.
+        UsageError: It knows other classes.
+    """
+    require_same_encoder(model, EncoderIdentity.from_dict(guide.meta.encoder), f"the guide {path}")
+    if guide.meta.num_classes != model.meta.num_classes:
+        raise UsageError(
+            f"a guide must know the same classes, {path} has {guide.meta.num_classes} "
+            f"and the model {model.meta.num_classes}"
+        )
+    assert model.normalizer is not None
+    assert guide.normalizer is not None
+    if not _same_statistics(model.normalizer, guide.normalizer):
+        raise IdentityMismatchError(
+            f"a guide must see latents normalised alike, the statistics in {path} differ from the model's; "
+            "train both with the same statistics"
+        )
+
+
+def _same_statistics(a: LatentNormalizer, b: LatentNormalizer) -> bool:
+    state_a, state_b = a.state_dict(), b.state_dict()
+    return (
+        a.eps == b.eps
+        and state_a.keys() == state_b.keys()
+        and all(torch.equal(state_a[name], state_b[name]) for name in state_a)
+    )
+
+
+def set_precision(precision: Precision) -> None:
+    """Allow or forbid TensorFloat-32 in float32 matrix products of this process."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """The context a network is called in."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile a network in place for one batch size; the caller fills up short batches."""
+    network.compile(dynamic=False)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASHED_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()

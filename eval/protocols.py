@@ -1,0 +1,121 @@
+"""Published evaluations: what they fix, and the numbers they gave. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from eval.settings import (
+    ADM_METRICS,
+    GridKind,
+    Guidance,
+    LabelRule,
+    ProtocolName,
+    SamplerName,
+    SetMetric,
+)
+
+
+class Sampler(NamedTuple):
+    """A sampler by name: time grid, number of its points, and how steps are taken."""
+
+    kind: GridKind
+    points: int
+    method: str
+
+
+# The published PyTorch code walks 50 points, so 49 evaluations, and stops short of t = 0; the authors' JAX
+# code takes 50 steps to t = 0. Source: github:bytetriper/RAE at a4d18c4, src/stage2/transport/integrators.py;
+# github:willisma/diffuse_nnx configs/rae_imagenet.py.
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "euler-50": Sampler("published", 50, "euler"),
+    "euler-50-to-zero": Sampler("to-zero", 51, "euler"),
+}
+
+
+class PublishedRow(NamedTuple):
+    """A row of a published table; None where the source gives no number."""
+
+    model: str
+    fid: float
+    inception_score: float | None
+    precision: float | None
+    recall: float | None
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What a published evaluation fixes."""
+
+    image_size: int
+    guidance: Guidance
+    guidance_scale: float
+    reference_name: str
+    reference_url: str
+    published: tuple[PublishedRow, ...]
+    num: int = 50_000
+    labels: LabelRule = "equal"
+    sampler: SamplerName = "euler-50"
+    metrics: tuple[SetMetric, ...] = ADM_METRICS
+
+
+_PAPER = "arXiv 2510.11690, system comparison"
+_BATCHES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
+_REFERENCE_256, _REFERENCE_512 = "VIRTUAL_imagenet256_labeled.npz", "VIRTUAL_imagenet512.npz"
+
+# fmt: off
+_UNGUIDED_256 = (
+    #            model                              FID    IS     prec. rec.  source
+    PublishedRow("DiT-XL/2",                        9.62,  None,  None, None, _PAPER),
+    PublishedRow("SiT-XL/2",                        8.61,  None,  None, None, _PAPER),
+    PublishedRow("DDT-XL",                          6.27,  None,  None, None, _PAPER),
+    PublishedRow("REPA",                            5.78,  None,  None, None, _PAPER),
+    PublishedRow("LightningDiT (VA-VAE)",           2.17,  None,  None, None, _PAPER),
+    PublishedRow("REPA-E",                          1.70,  None,  None, None, _PAPER),
+    PublishedRow("RAE DiT-DH-XL, 20 epochs",        3.71,  198.7, 0.86, 0.50, _PAPER),
+    PublishedRow("RAE DiT-DH-XL, 80 epochs",        2.16,  214.8, 0.82, 0.59, _PAPER),
+    PublishedRow("RAE DiT-DH-XL, 800 epochs",       1.51,  242.9, 0.79, 0.63, _PAPER),
+)
+_GUIDED_256 = (
+    PublishedRow("DiT-XL/2",                        2.27,  None,  None, None, _PAPER),
+    PublishedRow("SiT-XL/2",                        2.06,  None,  None, None, _PAPER),
+    PublishedRow("LightningDiT (VA-VAE)",           1.35,  None,  None, None, _PAPER),
+    PublishedRow("REPA",                            1.29,  None,  None, None, _PAPER),
+    PublishedRow("DDT-XL",                          1.26,  None,  None, None, _PAPER),
+    PublishedRow("REPA-E",                          1.15,  None,  None, None, _PAPER),
+    PublishedRow("RAE DiT-DH-XL, 800 epochs",       1.13,  262.6, 0.78, 0.67, _PAPER),
+)
+_GUIDED_512 = (
+    PublishedRow("DDT-XL",                          1.28,  None,  None, None, _PAPER),
+    PublishedRow("EDM2-XXL",                        1.25,  None,  None, None, _PAPER),
+    PublishedRow("RAE DiT-DH-XL, 400 epochs",       1.13,  259.6, 0.80, 0.63, _PAPER),
+)
+# fmt: on
+
+# Guidance scales: github:bytetriper/RAE at a4d18c4, configs/stage2/sampling.
+_UNGUIDED = Protocol(
+    image_size=256,
+    guidance="none",
+    guidance_scale=1.0,
+    reference_name=_REFERENCE_256,
+    reference_url=f"{_BATCHES}/256/{_REFERENCE_256}",
+    published=_UNGUIDED_256,
+)
+_GUIDED = replace(_UNGUIDED, guidance="autoguidance", guidance_scale=1.42, published=_GUIDED_256)
+_AT_512 = replace(
+    _UNGUIDED,
+    image_size=512,
+    reference_name=_REFERENCE_512,
+    reference_url=f"{_BATCHES}/512/{_REFERENCE_512}",
+    published=(),
+)
+
+PROTOCOLS: dict[ProtocolName, Protocol] = {
+    "imagenet256-unguided": _UNGUIDED,
+    "imagenet256-guided": _GUIDED,
+    "imagenet512-unguided": _AT_512,
+    "imagenet512-guided": replace(
+        _AT_512, guidance="autoguidance", guidance_scale=1.5, published=_GUIDED_512
+    ),
+}

@@ -1,0 +1,140 @@
+"""Settings of the generation and reconstruction commands. No torch: `--help` must answer at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from shards.errors import UsageError
+
+Precision = Literal["fp32", "tf32", "bf16"]
+LabelRule = Literal["equal", "random"]
+Guidance = Literal["none", "cfg", "autoguidance"]
+GridKind = Literal["published", "to-zero"]
+SamplerName = Literal["euler-50", "euler-50-to-zero"]
+ProtocolName = Literal[
+    "imagenet256-unguided", "imagenet256-guided", "imagenet512-unguided", "imagenet512-guided"
+]
+SetMetric = Literal["fid", "sfid", "is", "precision_recall", "fd_dinov2"]
+PairMetric = Literal["psnr", "ssim", "lpips", "rfid"]
+
+ADM_METRICS: tuple[SetMetric, ...] = ("fid", "sfid", "is", "precision_recall")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """Sample images from a DiT snapshot and, against a reference, evaluate them.
+
+    Sample i depends on the seed and on i alone. Run again after an interruption, the command continues.
+    """
+
+    snapshot: Positional[Path]
+    """Snapshot of a DiT: RUN/snapshots/latest.safetensors (its averaged weights)."""
+    decoder: Path
+    """Snapshot of the decoder for the same encoder."""
+    out: Path = Path("runs/generation")
+    """Folder for samples.npz, grid.png and results.json."""
+    protocol: ProtocolName | None = None
+    """A published evaluation: sets number, labels, sampler, guidance, metrics and reference not given here."""
+    num: int | None = None
+    """Number of samples; 64 without a protocol."""
+    seed: int = 0
+    """Seed of noise and random labels."""
+    labels: LabelRule | None = None
+    """equal: sample i has class i modulo the number of classes; random: drawn evenly. Default equal."""
+    classes: tuple[int, ...] = ()
+    """Only these classes, in this order; default all of the snapshot's."""
+    sampler: SamplerName | None = None
+    """euler-50: the published 50 points, 49 evaluations; euler-50-to-zero: 50 evaluations that end at data."""
+    points: int | None = None
+    """Points of the time grid, instead of the sampler's."""
+    method: str | None = None
+    """euler, heun or a torchdiffeq solver, instead of the sampler's."""
+    guidance: Guidance | None = None
+    """cfg: classifier-free; autoguidance: by a weaker model. Default none."""
+    guidance_scale: float | None = None
+    """Weight of the guided direction; 1 is no guidance."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times in which guidance acts, both ends included; 0 is data, 1 is noise."""
+    guide: Path | None = None
+    """Snapshot of the weaker DiT for autoguidance."""
+    precision: Precision = "fp32"
+    """Arithmetic of the networks; noise and integration are always float32. Published numbers: fp32 or tf32."""
+    batch_size: int | None = None
+    """Samples computed together a process; default as many as fit."""
+    compile: bool = False
+    """Compile the networks: minutes at the start, faster after."""
+    rounding: bool = False
+    """Round to 8 bits instead of truncating as the published evaluation does."""
+    pngs: bool = False
+    """Also write each sample as a PNG into OUT/png."""
+    grid_columns: int = 8
+    """Pictures a row of grid.png; with equal labels a row shows one class."""
+    grid_rows: int = 32
+    """Most rows of grid.png."""
+    reference: Path | None = None
+    """What to compare with: image folder, store, .npz of images, or published statistics. None: no metrics."""
+    metrics: tuple[SetMetric, ...] | None = None
+    """Metrics against the reference; default fid, sfid, is, precision_recall."""
+    feature_weights: str = "public"
+    """Inception weights: public, a file, or random:SEED."""
+    dinov2_weights: str = "public"
+    """DINOv2 weights for fd_dinov2: public, a file, or random:SEED."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, before anything heavy is loaded."""
+        if self.num is not None and self.num < 1:
+            raise UsageError(f"--num must be at least 1, got {self.num}")
+        if self.points is not None and self.points < 2:
+            raise UsageError(f"--points must be at least 2, a start and an end, got {self.points}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"--batch-size must be at least 1, got {self.batch_size}")
+        low, high = self.guidance_interval
+        if not 0.0 <= low <= high <= 1.0:
+            raise UsageError(f"--guidance-interval must be two times 0 ≤ low ≤ high ≤ 1, got {low} {high}")
+        if self.grid_columns < 1 or self.grid_rows < 1:
+            raise UsageError(
+                f"a grid needs at least 1 column and row, got {self.grid_columns} and {self.grid_rows}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionSettings:
+    """Decode a store's tokens and compare the pictures with the stored originals."""
+
+    store: Positional[Path]
+    """A finished store with images."""
+    decoder: Path
+    """Snapshot of a decoder for the store's encoder."""
+    out: Path = Path("runs/reconstruction")
+    """Folder for reconstruction.png and results.json."""
+    num: int | None = None
+    """Rows to use, spread evenly over the store; default all."""
+    metrics: tuple[PairMetric, ...] = ("psnr", "ssim")
+    """psnr, ssim, lpips, rfid; the last two need network weights."""
+    page_rows: int = 8
+    """Pictures in each of the three parts of reconstruction.png: best, median, worst."""
+    precision: Precision = "fp32"
+    """Arithmetic of the decoder."""
+    batch_size: int | None = None
+    """Rows decoded together a process; default as many as fit."""
+    rounding: bool = False
+    """Round to 8 bits instead of truncating as the published evaluation does."""
+    reference: Path | None = None
+    """Compare rFID with these images instead of the originals: image folder, store, .npz or statistics."""
+    feature_weights: str = "public"
+    """Inception weights for rfid: public, a file, or random:SEED."""
+    lpips_weights: str = "public"
+    """Weights of the perceptual network: public, a file, or random:SEED."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, before anything heavy is loaded."""
+        if self.num is not None and self.num < 1:
+            raise UsageError(f"--num must be at least 1, got {self.num}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.page_rows < 1:
+            raise UsageError(f"--page-rows must be at least 1, got {self.page_rows}")
