@@ -14,11 +14,12 @@ from shards.commit import CommitRecord, ObjectRecord
 from shards.errors import StoreDamagedError, StoreIncompleteError
 from shards.identity import Recipe
 from shards.index import bad_rows, build_index, index_bytes
-from shards.layout import INDEX, MANIFEST, PLAN, ROOT, commit_path, fields_of
+from shards.layout import INDEX, MANIFEST, PLAN, commit_path, fields_of
 from shards.manifest import Manifest
 from shards.moments import Moments
 from shards.plan import NO_LABEL, Plan
 from shards.published import object_record, shard_moments
+from shards.root import array_documents
 from shards.statistics_arrays import statistics_objects
 from shards.zarr_store import plain_array_document
 
@@ -65,25 +66,15 @@ def read_commits(root: Path, recipe: Recipe) -> Commits:
 def _write_manifest(
     root: Path, recipe: Recipe, plan: Plan, commits: Commits, provenance: dict[str, str]
 ) -> Manifest:
-    valid = np.zeros(recipe.num_rows, np.bool_)
-    valid[plan.rows] = True
-    valid[list(bad_rows(recipe, plan, commits))] = False
-    labels = np.full(recipe.num_rows, NO_LABEL, np.int32)
-    labels[plan.rows] = plan.labels
-    files = {
-        INDEX: index_bytes(build_index(recipe, plan, commits)),
-        "label/zarr.json": plain_array_document(labels.shape, labels.dtype, NO_LABEL),
-        "label/c/0": labels.astype("<i4").tobytes(),
-        "valid/zarr.json": plain_array_document(valid.shape, valid.dtype, fill=False),
-        "valid/c/0": valid.tobytes(),
-    }
+    valid = valid_mask(recipe, plan, commits)
+    files = {INDEX: index_bytes(build_index(recipe, plan, commits)), **small_objects(recipe, plan, commits)}
     moments = {view: _merged_moments(root, recipe, view, commits, valid) for view in recipe.views}
     files |= statistics_objects(moments, recipe.encoder.grid)
     for path, content in files.items():
         replace_atomically(root / path, content)
     objects = [_record_of(path, content) for path, content in files.items()]
     objects += [o for record in commits.values() for o in record.objects]
-    objects += [object_record(root, path) for path in _documents(recipe)]
+    objects += [object_record(root, path) for path in (PLAN, *array_documents(recipe))]
     objects += [object_record(root, commit_path(view, shard)) for view, shard in commits]
     manifest = Manifest(
         recipe=recipe,
@@ -96,16 +87,29 @@ def _write_manifest(
     return manifest
 
 
+def valid_mask(recipe: Recipe, plan: Plan, commits: Commits) -> NDArray[np.bool_]:
+    """Whether each row holds an image in every view, bool[num_rows]."""
+    valid = np.zeros(recipe.num_rows, np.bool_)
+    valid[plan.rows] = True
+    valid[list(bad_rows(recipe, plan, commits))] = False
+    return valid
+
+
+def small_objects(recipe: Recipe, plan: Plan, commits: Commits) -> dict[str, bytes]:
+    """Content by path of the arrays ``label`` and ``valid``."""
+    labels = np.full(recipe.num_rows, NO_LABEL, np.int32)
+    labels[plan.rows] = plan.labels
+    valid = valid_mask(recipe, plan, commits)
+    return {
+        "label/zarr.json": plain_array_document(labels.shape, labels.dtype, NO_LABEL),
+        "label/c/0": labels.astype("<i4").tobytes(),
+        "valid/zarr.json": plain_array_document(valid.shape, valid.dtype, fill=False),
+        "valid/c/0": valid.tobytes(),
+    }
+
+
 def _record_of(path: str, content: bytes) -> ObjectRecord:
     return ObjectRecord(path, len(content), hashlib.sha256(content).hexdigest())
-
-
-def _documents(recipe: Recipe) -> list[str]:
-    paths = [PLAN, ROOT]
-    if recipe.format == "zarr":
-        for view in recipe.views:
-            paths += [f"{view}/{ROOT}", *(f"{field.path}/{ROOT}" for field in fields_of(recipe, view))]
-    return paths
 
 
 def _merged_moments(

@@ -1,4 +1,4 @@
-"""The store's first file, ``zarr.json``: a zarr group whose attributes say what the store is."""
+"""The store's ``zarr.json`` files: the first says what the store is, the others what each array is."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ from pathlib import Path
 
 from shards.errors import StoreDamagedError, UsageError
 from shards.identity import Recipe
-from shards.layout import FORMAT_VERSION, ROOT
-from shards.zarr_store import group_document
+from shards.layout import FORMAT_VERSION, ROOT, fields_of
+from shards.zarr_store import group_document, sharded_array_document
 
 
 def root_document(recipe: Recipe) -> bytes:
     """Content of the root ``zarr.json``; the same recipe gives the same bytes."""
     return group_document({"format_version": FORMAT_VERSION, "recipe": recipe.to_dict()})
+
+
+def array_documents(recipe: Recipe) -> dict[str, bytes]:
+    """Content by path of every ``zarr.json`` that follows from the recipe, the root's first."""
+    documents = {ROOT: root_document(recipe)}
+    if recipe.format == "zarr":
+        for view in recipe.views:
+            documents[f"{view}/{ROOT}"] = group_document({})
+            for field in fields_of(recipe, view):
+                documents[f"{field.path}/{ROOT}"] = sharded_array_document(
+                    field, recipe.capacity, recipe.num_shards, recipe.compression
+                )
+    return documents
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -44,15 +44,38 @@ def row_key(row: int) -> str:
     return f"{row:0{_KEY_DIGITS}d}"
 
 
+class RowMembers:
+    """The members that make up each row of one shard, byte for byte."""
+
+    def __init__(self, fields: Sequence[Field], plan: Plan, shard: int) -> None:
+        self._headers = {field.name: npy_header(field) for field in fields}
+        self._records = plan.records_of(shard)
+        self._first_row = shard * plan.capacity
+        self._class_names = plan.class_names
+
+    def of_row(self, place: int, arrays: Mapping[str, NDArray[Any]]) -> list[tuple[str, list[Buffer]]]:
+        """Field or suffix, and the bytes in parts, of each member of a row."""
+        row = self._first_row + place
+        record = self._records[place]
+        facts: dict[str, Any] = {"row": row, "key": record.key, "label": record.label}
+        if 0 <= record.label < len(self._class_names):
+            facts["class_name"] = self._class_names[record.label]
+        key = row_key(row)
+        members = [
+            (name, _member(f"{key}.{name}.npy", [header, arrays[name].data]))
+            for name, header in self._headers.items()
+        ]
+        members.append(("cls", _member(f"{key}.cls", [b"%d" % record.label])))
+        members.append(("json", _member(f"{key}.json", [json.dumps(facts, ensure_ascii=False).encode()])))
+        return members
+
+
 class TarShardFile:
     """Writes one shard of one view: all members of a row together, rows by ascending place."""
 
     def __init__(self, root: Path, fields: Sequence[Field], plan: Plan, shard: int, pool: Executor) -> None:
         self._fields = fields
-        self._headers = {field.name: npy_header(field) for field in fields}
-        self._records = plan.records_of(shard)
-        self._first_row = shard * plan.capacity
-        self._class_names = plan.class_names
+        self._members = RowMembers(fields, plan, shard)
         self._output = OutputFile(root / shard_path(fields[0].view, shard), pool)
         self.files = [self._output]
         self.offsets = {field.name: np.full(plan.capacity, ABSENT, np.int64) for field in fields}
@@ -61,27 +84,16 @@ class TarShardFile:
         """Append the members of consecutive places: C-contiguous arrays [k, *row_shape] by field."""
         buffers: list[Buffer] = []
         position = self._output.position
-        for index, place in enumerate(range(first_place, first_place + len(arrays[self._fields[0].name]))):
-            key = row_key(self._first_row + place)
-            for field in self._fields:
-                npy = self._headers[field.name]
-                row = arrays[field.name][index]
-                members = _member(f"{key}.{field.name}.npy", [npy, row.data])
-                self.offsets[field.name][place] = position + _BLOCK + len(npy)
-                buffers += members
-                position += sum(memoryview(part).nbytes for part in members)
-            facts = self._facts(key, place)
-            buffers += facts
-            position += sum(memoryview(part).nbytes for part in facts)
+        for index in range(len(arrays[self._fields[0].name])):
+            place = first_place + index
+            rows = {name: array[index] for name, array in arrays.items()}
+            for name, parts in self._members.of_row(place, rows):
+                if name in self.offsets:
+                    # header of the member, header of the npy, then the numbers
+                    self.offsets[name][place] = position + sum(len(part) for part in parts[:2])
+                buffers += parts
+                position += sum(memoryview(part).nbytes for part in parts)
         self._output.write(buffers)
-
-    def _facts(self, key: str, place: int) -> list[Buffer]:
-        record = self._records[place]
-        facts = {"row": self._first_row + place, "key": record.key, "label": record.label}
-        if record.label >= 0 and record.label < len(self._class_names):
-            facts["class_name"] = self._class_names[record.label]
-        text = json.dumps(facts, ensure_ascii=False).encode()
-        return [*_member(f"{key}.cls", [b"%d" % record.label]), *_member(f"{key}.json", [text])]
 
     def finish(self) -> list[str]:
         """Append the two empty blocks that end a tar, flush and close."""

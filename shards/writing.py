@@ -14,12 +14,11 @@ from shards.dtypes import TOKEN_DTYPES
 from shards.errors import IdentityMismatchError, StoreError, UsageError
 from shards.finalize import finalize_store
 from shards.identity import Recipe
-from shards.layout import PLAN, ROOT, commit_path, fields_of
+from shards.layout import PLAN, ROOT, commit_path
 from shards.manifest import Manifest
 from shards.plan import Plan
-from shards.root import read_recipe, root_document
+from shards.root import array_documents, read_recipe, root_document
 from shards.shard_writer import ShardWriter
-from shards.zarr_store import group_document, sharded_array_document
 
 
 class StoreWriter:
@@ -57,8 +56,8 @@ class StoreWriter:
                 raise IdentityMismatchError(
                     f"{path} was begun with another recipe: {differences}; name a new folder"
                 )
-            if recipe.format == "zarr":
-                _publish_array_documents(path, recipe)
+            for name, content in array_documents(recipe).items():
+                publish_bytes(path / name, content)
         except OSError as error:
             raise StoreError(
                 f"{path} cannot be written: {error}; free space or name another folder"
@@ -129,11 +128,3 @@ def _publish_plan(path: Path, plan: Plan) -> None:
         raise IdentityMismatchError(
             f"{path} was begun with other source images or another seed; name a new folder"
         )
-
-
-def _publish_array_documents(path: Path, recipe: Recipe) -> None:
-    for view in recipe.views:
-        publish_bytes(path / view / ROOT, group_document({}))
-        for field in fields_of(recipe, view):
-            document = sharded_array_document(field, recipe.capacity, recipe.num_shards, recipe.compression)
-            publish_bytes(path / field.path / ROOT, document)

@@ -1,0 +1,100 @@
+"""Finding the rows that damaged bytes of a shard belong to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.checksum import crc32c
+from shards.compression import row_codec
+from shards.errors import StoreDamagedError
+from shards.extents import ABSENT, Extents
+from shards.forms import scan_extents
+from shards.identity import Recipe
+from shards.index import Index
+from shards.layout import Field
+from shards.plan import Plan
+from shards.problem import Problem
+from shards.tar_store import RowMembers
+
+
+def locate_damage(
+    root: Path, recipe: Recipe, plan: Plan, index: Index, fields: Sequence[Field], shard: int, path: str
+) -> Iterator[Problem]:
+    """Explain why a shard's object of the right length has the wrong digest.
+
+    Args:
+        root: The store.
+        recipe: Its recipe.
+        plan: Its plan, intact.
+        index: Its index, intact.
+        fields: Fields the object holds.
+        shard: Number of the shard.
+        path: The object.
+    """
+    view = fields[0].view
+    rows = np.arange(shard * recipe.capacity, (shard + 1) * recipe.capacity)
+    found = False
+    with (root / path).open("rb") as file:
+        descriptor = file.fileno()
+        try:
+            wrong = list(_wrong_rows(descriptor, root, recipe, plan, index, fields, shard))
+        except StoreDamagedError as error:
+            yield Problem(path, f"its own index is damaged: {error}", view, shard)
+            return
+    for place, what in wrong:
+        found = True
+        yield Problem(path, what, view, shard, int(rows[place]))
+    if not found:
+        yield Problem(path, "is not the file that was written, outside its rows", view, shard)
+
+
+def _wrong_rows(
+    descriptor: int, root: Path, recipe: Recipe, plan: Plan, index: Index, fields: Sequence[Field], shard: int
+) -> Iterator[tuple[int, str]]:
+    part = slice(shard * recipe.capacity, (shard + 1) * recipe.capacity)
+    extents: dict[str, Extents] = {}
+    for field in fields:
+        if recipe.format == "zarr":
+            extents[field.name] = scan_extents(root, recipe, field, shard)
+        else:
+            offsets = index.offsets(field.path)[part]
+            extents[field.name] = Extents(offsets, np.where(offsets == ABSENT, 0, field.row_nbytes))
+    members = RowMembers(fields, plan, shard) if recipe.format == "webdataset" else None
+    for place in range(plan.shard_size(shard)):
+        arrays: dict[str, NDArray[Any]] = {}
+        for field in fields:
+            offset = int(extents[field.name].offsets[place])
+            if offset == ABSENT:
+                continue
+            row = _row(descriptor, recipe, field, offset, int(extents[field.name].sizes[place]))
+            if row is None or crc32c(row) != index.checksums(field.path)[part][place]:
+                yield place, f"{field.name} fails its checksum"
+            else:
+                arrays[field.name] = row
+        if members is not None and len(arrays) == len(fields):
+            parts = [bytes(part) for _, parts in members.of_row(place, arrays) for part in parts]
+            written = b"".join(parts)
+            start = int(extents[fields[0].name].offsets[place]) - len(parts[0]) - len(parts[1])
+            if os.pread(descriptor, len(written), start) != written:
+                yield place, "a member's name, label or description is damaged"
+
+
+def _row(descriptor: int, recipe: Recipe, field: Field, offset: int, size: int) -> NDArray[Any] | None:
+    stored = np.frombuffer(os.pread(descriptor, size, offset), np.uint8)
+    row = np.empty(field.row_shape, field.dtype.numpy)
+    if recipe.compression is None:
+        if stored.nbytes != row.nbytes:
+            return None
+        row.reshape(-1).view(np.uint8)[:] = stored
+        return row
+    try:
+        row_codec(recipe.compression).decode(stored, row)
+    except (RuntimeError, ValueError):
+        return None
+    return row

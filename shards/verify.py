@@ -1,0 +1,186 @@
+"""Reading a whole store again and comparing every byte with what was written.
+
+The manifest covers itself and every object by SHA-256. Where a digest differs, the index's row checksums tell
+which rows are hurt; where every digest agrees, the objects are compared with each other, so that a manifest
+made anew over edited files does not pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.atomic import is_temporary
+from shards.commit import ObjectRecord
+from shards.damage import locate_damage
+from shards.errors import StoreError, UserError
+from shards.finalize import read_commits, small_objects
+from shards.forms import object_path
+from shards.index import Index, build_index
+from shards.layout import INDEX, MANIFEST, PLAN, ROOT, Field, fields_of
+from shards.manifest import Manifest
+from shards.plan import Plan, planned_rows
+from shards.problem import Problem
+from shards.published import object_record
+from shards.root import array_documents, read_recipe
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes in all."""
+
+
+def verify_store(path: Path | str, *, threads: int = 2, progress: Progress | None = None) -> list[Problem]:
+    """Find everything in which a finished store differs from what was written.
+
+    Args:
+        path: The store.
+        threads: Objects read at once.
+        progress: Told how far it is.
+
+    Returns:
+        One entry a problem, sorted by object and row; empty if every byte is right.
+
+    Raises:
+        UsageError: If there is no store at ``path``.
+    """
+    path = Path(path)
+    try:
+        manifest = Manifest.read(path)
+    except StoreError as error:
+        read_recipe(path)
+        return [Problem(MANIFEST, f"{error}; nothing else could be compared")]
+    damaged = _compare_digests(path, manifest, threads, progress)
+    problems = [*_strangers(path, manifest)]
+    problems += _explain(path, manifest, damaged)
+    if not damaged:
+        problems += _contradictions(path, manifest)
+    return sorted(problems, key=lambda p: (p.path, -1 if p.row is None else p.row, p.message))
+
+
+def _compare_digests(
+    path: Path, manifest: Manifest, threads: int, progress: Progress | None
+) -> dict[str, ObjectRecord | str]:
+    """What is there instead, by path, for each object that is not as the manifest says."""
+    total = sum(o.nbytes for o in manifest.objects)
+    seen = 0
+    damaged: dict[str, ObjectRecord | str] = {}
+    with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
+        found = pool.map(lambda o: _found(path, o.path), manifest.objects)
+        for expected, actual in zip(manifest.objects, found, strict=True):
+            if actual != expected:
+                damaged[expected.path] = actual
+            seen += expected.nbytes
+            if progress is not None:
+                progress(seen, total)
+    return damaged
+
+
+def _found(path: Path, name: str) -> ObjectRecord | str:
+    try:
+        return object_record(path, name)
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error}"
+
+
+def _strangers(path: Path, manifest: Manifest) -> Iterator[Problem]:
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if not file.is_dir() and name != MANIFEST and name not in manifest.by_path and not is_temporary(file):
+            yield Problem(name, "is not an object of this store")
+
+
+@dataclass(frozen=True)
+class _ShardObject:
+    view: str
+    shard: int
+    fields: tuple[Field, ...]
+
+
+def _explain(path: Path, manifest: Manifest, damaged: dict[str, ObjectRecord | str]) -> Iterator[Problem]:
+    """Say of each damaged object what is wrong with it, and with which rows."""
+    recipe = manifest.recipe
+    shards: dict[str, _ShardObject] = {}
+    for view in recipe.views:
+        for shard in range(recipe.num_shards):
+            for field in fields_of(recipe, view):
+                name = object_path(recipe, field, shard)
+                others = shards[name].fields if name in shards else ()
+                shards[name] = _ShardObject(view, shard, (*others, field))
+    by_digest = {o.sha256: o.path for o in manifest.objects}
+    plan, index = _intact_tables(path, manifest, damaged)
+    for name, actual in damaged.items():
+        place = shards.get(name)
+        where = (None, None) if place is None else (place.view, place.shard)
+        if isinstance(actual, str):
+            yield Problem(name, actual, *where)
+            continue
+        expected = manifest.by_path[name]
+        other = by_digest.get(actual.sha256)
+        if other is not None:
+            yield Problem(name, f"holds the bytes of {other}", *where)
+        elif actual.nbytes != expected.nbytes:
+            yield Problem(name, f"has {actual.nbytes} bytes instead of {expected.nbytes}", *where)
+        elif place is None or plan is None or index is None:
+            yield Problem(name, "is not the file that was written", *where)
+        else:
+            yield from locate_damage(path, recipe, plan, index, place.fields, place.shard, name)
+
+
+def _intact_tables(
+    path: Path, manifest: Manifest, damaged: dict[str, ObjectRecord | str]
+) -> tuple[Plan | None, Index | None]:
+    if PLAN in damaged or INDEX in damaged:
+        return None, None
+    recipe = manifest.recipe
+    rows = planned_rows(recipe.num_images, recipe.num_shards)
+    try:
+        plan = Plan.read(path / PLAN)
+        return plan, Index((path / INDEX).read_bytes(), rows, recipe.num_rows, path=path / INDEX)
+    except StoreError:
+        return None, None
+
+
+def _contradictions(path: Path, manifest: Manifest) -> Iterator[Problem]:
+    """Ways in which objects that are each as the manifest says contradict one another."""
+    try:
+        recipe = read_recipe(path)
+        plan = Plan.read(path / PLAN)
+        commits = read_commits(path, recipe)
+        index = Index(
+            (path / INDEX).read_bytes(),
+            planned_rows(recipe.num_images, recipe.num_shards),
+            recipe.num_rows,
+            path=path / INDEX,
+        )
+        table = index.table()
+    except UserError as error:
+        yield Problem(ROOT, str(error))
+        return
+    if recipe.id != manifest.recipe.id:
+        yield Problem(ROOT, f"is not the manifest's recipe: {'; '.join(recipe.diff(manifest.recipe))}")
+        return
+    if (plan.num_images, plan.num_shards, plan.seed, plan.source_digest()) != (
+        recipe.num_images,
+        recipe.num_shards,
+        recipe.seed,
+        recipe.source_digest,
+    ):
+        yield Problem(PLAN, "is not the plan of the recipe")
+        return
+    if not table.equals(build_index(recipe, plan, commits)):
+        yield Problem(INDEX, "does not follow from the plan and the commit records")
+    for expected_path, content in (small_objects(recipe, plan, commits) | array_documents(recipe)).items():
+        if expected_path not in manifest.by_path or (path / expected_path).read_bytes() != content:
+            yield Problem(expected_path, "does not follow from the recipe, the plan and the commit records")
+    for (view, shard), record in commits.items():
+        for listed in record.objects:
+            if manifest.by_path.get(listed.path) != listed:
+                yield Problem(listed.path, "is not the object its commit record describes", view, shard)
+    num_valid = int(np.count_nonzero(table["valid"].to_numpy()))
+    if manifest.num_valid != num_valid:
+        yield Problem(MANIFEST, f"counts {manifest.num_valid} valid images, the index {num_valid}")

@@ -1,0 +1,15 @@
+"""Every form and storage type keeps the store's contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from shards.testing import ALL_KINDS, StoreContract, StoreKind
+
+
+class TestEveryKind(StoreContract):
+    @pytest.fixture(scope="class", params=ALL_KINDS, ids=str)
+    @classmethod
+    def kind(cls, request: pytest.FixtureRequest) -> StoreKind:
+        kind: StoreKind = request.param
+        return kind
