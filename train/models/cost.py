@@ -1,0 +1,114 @@
+"""What a network costs: parameters and multiplications, by arithmetic on its configuration. Needs no torch.
+
+A multiplication with its addition counts as two FLOPs; norms, activations and other elementwise work, a percent or
+two, count as none, as is usual (torch.utils.flop_counter counts so too).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from train.models.config import DiTConfig, DiTDHConfig, ModelConfig, ViTDecoderConfig, swiglu_width
+
+NUM_FREQUENCIES = 256
+"""Frequencies of the time embedding, as in `train.models.embeddings.TimeEmbedding`."""
+
+
+class _Linear(NamedTuple):
+    """A linear layer with bias, or a convolution of patches, and how often it is applied for one image."""
+
+    inputs: int
+    outputs: int
+    times: int
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Parameters of a network, its position tables and time frequencies among them."""
+    linears = sum(linear.inputs * linear.outputs + linear.outputs for linear in _linears(config))
+    return linears + _other_parameters(config)
+
+
+def forward_flops(config: ModelConfig) -> int:
+    """FLOPs of one forward pass for one image; a training step takes about three times that."""
+    linears = sum(linear.inputs * linear.outputs * linear.times for linear in _linears(config))
+    # Scores and weighted values: two products of tokens × tokens × width in each block.
+    attention = sum(2 * tokens**2 * width for tokens, width in _attentions(config))
+    return 2 * (linears + attention)
+
+
+def _linears(config: ModelConfig) -> Iterator[_Linear]:
+    if isinstance(config, ViTDecoderConfig):
+        yield from _decoder_linears(config)
+        return
+    tokens, width = config.token_grid[0] * config.token_grid[1], config.width
+    patch_values = config.patch_size**2 * config.token_width
+    yield _Linear(2 * NUM_FREQUENCIES, width, 1)
+    yield _Linear(width, width, 1)
+    yield _Linear(patch_values, width, tokens)
+    for _ in range(config.depth):
+        yield from _block_linears(config, width, tokens, conditions=1)
+    if isinstance(config, DiTConfig):
+        yield _Linear(width, 2 * width, 1)
+        yield _Linear(width, patch_values * (2 if config.predict_sigma else 1), tokens)
+        return
+    head = config.head_width
+    if width != head:
+        yield _Linear(width, head, tokens)
+    yield _Linear(patch_values, head, tokens)
+    for _ in range(config.head_depth):
+        # The head is conditioned token by token, so its modulations are computed for every token.
+        yield from _block_linears(config, head, tokens, conditions=tokens)
+    yield _Linear(head, 2 * head, tokens)
+    yield _Linear(head, patch_values, tokens)
+
+
+def _block_linears(
+    config: DiTConfig | DiTDHConfig, width: int, tokens: int, *, conditions: int
+) -> Iterator[_Linear]:
+    yield _Linear(width, (6 if config.shift else 4) * width, conditions)
+    yield _Linear(width, 3 * width, tokens)
+    yield _Linear(width, width, tokens)
+    hidden = swiglu_width(width, config.mlp_ratio) if config.swiglu else int(width * config.mlp_ratio)
+    yield _Linear(width, 2 * hidden if config.swiglu else hidden, tokens)
+    yield _Linear(hidden, width, tokens)
+
+
+def _decoder_linears(config: ViTDecoderConfig) -> Iterator[_Linear]:
+    tokens, width = config.num_patches + 1, config.width
+    yield _Linear(config.token_width, width, config.num_patches)
+    for _ in range(config.depth):
+        for _ in ("query", "key", "value", "output"):
+            yield _Linear(width, width, tokens)
+        yield _Linear(width, config.mlp_width, tokens)
+        yield _Linear(config.mlp_width, width, tokens)
+    yield _Linear(width, 3 * config.patch_size**2, config.num_patches)
+
+
+def _attentions(config: ModelConfig) -> list[tuple[int, int]]:
+    """Number of tokens and width of each attention."""
+    if isinstance(config, ViTDecoderConfig):
+        return [(config.num_patches + 1, config.width)] * config.depth
+    tokens = config.token_grid[0] * config.token_grid[1]
+    deep = [(tokens, config.width)] * config.depth
+    head = [(tokens, config.head_width)] * config.head_depth if isinstance(config, DiTDHConfig) else []
+    return deep + head
+
+
+def _other_parameters(config: ModelConfig) -> int:
+    """Norms, tables and what else is no linear layer."""
+    if isinstance(config, ViTDecoderConfig):
+        norms = (2 * config.depth + 1) * 2 * config.width
+        return norms + (config.num_patches + 1) * config.width + config.width
+    tokens = config.token_grid[0] * config.token_grid[1]
+    labels = (config.num_classes + config.null_label) * config.width
+    table = 0 if isinstance(config, DiTDHConfig) and not config.position_table else tokens * config.width
+    stacks = [(config.width, config.depth, config.num_heads)]
+    if isinstance(config, DiTDHConfig):
+        stacks.append((config.head_width, config.head_depth, config.head_num_heads))
+    norms = stacks[-1][0] if config.rms_norm else 0
+    for width, depth, num_heads in stacks:
+        norms += depth * 2 * width if config.rms_norm else 0
+        if config.qk_norm:
+            norms += depth * (2 if config.rms_norm else 4) * (width // num_heads)
+    return NUM_FREQUENCIES + labels + table + norms
