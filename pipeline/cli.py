@@ -1,7 +1,6 @@
 """The `pipeline` command: one function a subcommand, heavy imports inside."""
 
 import errno
-import logging
 import signal
 import sys
 import warnings
@@ -57,8 +56,6 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("pipeline").setLevel(logging.INFO)
     # Pillow warns of odd metadata in files it can read; what it cannot read is listed with its reason anyway.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     signal.signal(signal.SIGTERM, _interrupt)

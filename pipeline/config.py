@@ -25,8 +25,8 @@ class EncoderConfig:
     HuggingFace or original layout."""
     input_size: int | None = None
     """Side in pixels that the encoder sees. Default: 224 for DINOv2, 256 for SigLIP and MAE, else timm's."""
-    encoder_args: tuple[str, ...] = ()
-    """Further timm arguments, as KEY=VALUE: embed_dim=64 depth=4."""
+    encoder_args: str = ""
+    """Further arguments of the timm model, comma-separated KEY=VALUE: embed_dim=64,depth=4."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: bool = False
@@ -39,7 +39,7 @@ class EncoderConfig:
             UsageError: If one of them is not KEY=VALUE.
         """
         table: dict[str, int | float | bool | str] = {}
-        for text in self.encoder_args:
+        for text in filter(None, self.encoder_args.split(",")):
             key, equals, value = text.partition("=")
             if not (key and equals and value):
                 raise UsageError(f"--encoder-args takes KEY=VALUE, got {text!r}; such as depth=4")

@@ -1,12 +1,12 @@
 """`pipeline encode`: plan, encode every shard, finish the store; run again, it continues."""
 
-import logging
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.claims import Failures
 from pipeline.config import EncodeConfig
+from pipeline.console import say
 from pipeline.devices import named_devices, precision_for
 from pipeline.encoders import Encoder
 from pipeline.engines.local import run_local
@@ -24,8 +24,6 @@ from shards.plan import Plan
 from shards.root import read_recipe
 from shards.writing import StoreWriter
 
-log = logging.getLogger(__name__)
-
 _PIXELS_PER_TOKEN = 16
 _NAMED_AT_MOST = 20
 
@@ -41,9 +39,9 @@ def encode(config: EncodeConfig) -> None:
     recipe = make_recipe(config, plan, encoder)
     writer = open_store(config.store.out, recipe, plan)
     if encoder.identity.random_weights:
-        log.warning(
-            "warning: --weights %s: the encoder is NOT TRAINED; its tokens are for trying things out, not for results",
-            config.encoder.weights,
+        say(
+            f"warning: --weights {config.encoder.weights}: the encoder is NOT TRAINED; "
+            "its tokens are for trying things out, not for results"
         )
     if writer.pending():
         Failures(writer.path, config.work.max_attempts).clear()
@@ -116,7 +114,7 @@ def _encode_pending(config: EncodeConfig, writer: StoreWriter, encoder: Encoder)
     done = plan.num_images - sum(plan.shard_size(shard) for shard in unfinished)
     if len(pending) < len(writer.recipe.views) * plan.num_shards:
         finished = plan.num_shards - len(unfinished)
-        log.info("continuing %s: %d of %d shards are there", writer.path, finished, plan.num_shards)
+        say(f"continuing {writer.path}: {finished} of {plan.num_shards} shards are there")
     devices = [str(device) for device in named_devices(config.work.devices)]
     with Progress(config.log_dir(), num_rows=plan.num_images, rows_done=done) as progress:
         run_local(config, devices, encoder, progress)
@@ -135,23 +133,19 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
     _check_bad(config, writer.plan, reasons)
     writer.finalize({name: version(name) for name in ("torch", "timm", "numpy", "pillow")})
     shutil.rmtree(writer.path / WORK_DIR, ignore_errors=True)
-    num_images = writer.plan.num_images
-    log.info(
-        "%s is complete: %d of %d images in %d shards, %d unusable",
-        writer.path,
-        num_images - len(reasons),
-        num_images,
-        writer.recipe.num_shards,
-        len(reasons),
+    num_images, num_bad = writer.plan.num_images, len(reasons)
+    say(
+        f"{writer.path} is complete: {num_images - num_bad} of {num_images} images in "
+        f"{writer.recipe.num_shards} shards, {num_bad} unusable"
     )
 
 
 def _check_bad(config: EncodeConfig, plan: Plan, reasons: dict[int, str]) -> None:
     key_of = dict(zip(plan.rows.tolist(), plan.keys, strict=True)) if reasons else {}
     for row in list(reasons)[:_NAMED_AT_MOST]:
-        log.warning("  unusable: %s: %s", key_of[row], reasons[row])
+        say(f"  unusable: {key_of[row]}: {reasons[row]}")
     if len(reasons) > _NAMED_AT_MOST:
-        log.warning("  … and %d more", len(reasons) - _NAMED_AT_MOST)
+        say(f"  … and {len(reasons) - _NAMED_AT_MOST} more")
     if len(reasons) > config.work.allowed_bad(plan.num_images):
         raise UserError(
             f"{len(reasons)} of {plan.num_images} images are unusable, more than --max-bad {config.work.max_bad}; "
@@ -163,7 +157,7 @@ def _refuse_unfinished(config: EncodeConfig, writer: StoreWriter) -> None:
     shards = {shard for _, shard in writer.pending()}
     parked = Failures(writer.path, config.work.max_attempts).parked()
     for shard, reason in parked.items():
-        log.error("  shard %d failed %d times: %s", shard, config.work.max_attempts, reason)
+        say(f"  shard {shard} failed {config.work.max_attempts} times: {reason}")
     raise UserError(
         f"{len(shards)} of {writer.recipe.num_shards} shards are not done ({len(parked)} of them failed too often); "
         "mend the cause and run the same command again"

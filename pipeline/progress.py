@@ -10,6 +10,8 @@ from typing import IO, Self
 
 from tqdm import tqdm
 
+from pipeline.console import say
+
 
 @dataclass(frozen=True)
 class WorkerStarted:
@@ -113,7 +115,7 @@ class Progress:
 
     def warn(self, line: str) -> None:
         """Prints a warning above the progress line."""
-        self._bar.write(f"warning: {line}", file=sys.stderr)
+        say(f"warning: {line}")
 
     def name_stalled(self) -> None:
         """Says which workers have been silent for too long, once a silence."""

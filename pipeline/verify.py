@@ -1,6 +1,5 @@
 """`pipeline verify`: every byte of a store against its manifest, damage named down to the row."""
 
-import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.config import VerifyConfig
+from pipeline.console import say
 from pipeline.cores import usable_cores
 from pipeline.leases import WORK_DIR
 from shards.atomic import is_temporary
@@ -22,8 +22,6 @@ from shards.manifest import Manifest
 from shards.plan import Plan
 from shards.published import object_record, published_rows
 from shards.root import read_recipe
-
-log = logging.getLogger(__name__)
 
 _ROWS_NAMED = 8
 
@@ -46,19 +44,15 @@ def verify(config: VerifyConfig) -> None:
     problems += list(_damaged_rows(root, manifest.recipe, set(wrong)))
     problems += [f"{path}: is not part of the store" for path in _unknown_files(root, manifest)]
     for problem in problems:
-        log.error("  %s", problem)
+        say(f"  {problem}")
     if problems:
         raise StoreDamagedError(
             f"{root} is damaged: {len(problems)} problems, named above; restore it or encode anew"
         )
     total = sum(record.nbytes for record in manifest.objects)
-    log.info(
-        "%s is as its manifest says: %d objects, %d bytes, %d rows, %d images unusable",
-        root,
-        len(manifest.objects),
-        total,
-        manifest.num_valid,
-        manifest.num_bad,
+    say(
+        f"{root} is as its manifest says: {len(manifest.objects)} objects, {total:,} bytes, "
+        f"{manifest.num_valid} rows, {manifest.num_bad} images unusable"
     )
 
 

@@ -1,0 +1,170 @@
+"""`pipeline encode` on image folders: what is stored, what is continued, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.encoders import create_encoder
+from shards.images import center_crop
+from shards.store import open_store
+
+
+def read_all(store, view, field):
+    """Every valid row of a field, in row order."""
+    reader = store.reader(view, field)
+    out = np.empty((len(store.valid_rows), *reader.row_shape), reader.dtype)
+    reader.read(store.valid_rows, out)
+    return out
+
+
+def test_a_folder_becomes_a_store_with_the_encoder_s_tokens_and_the_crops(folder, tmp_path, tiny, pipeline):
+    code, _, err = pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 4, *tiny)
+    assert code == 0, err
+    assert "NOT TRAINED" in err
+    store = open_store(tmp_path / "store")
+    assert store.recipe.num_shards == 4
+    assert store.class_names == ("class 0", "class 1", "class 2")
+    assert len(store.valid_rows) == 21
+
+    encoder = create_encoder("test_vit", "random:0", input_size=32, model_args={"depth": 1})
+    table = store.index.table("row", "key", "label")
+    images, tokens = read_all(store, "center", "image"), read_all(store, "center", "tokens")
+    flipped = read_all(store, "flip", "tokens")
+    for place, (key, label) in enumerate(
+        zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True)
+    ):
+        crop = center_crop(Image.open(folder / key).convert("RGB"), 32)
+        assert key.startswith(store.class_names[label])
+        np.testing.assert_array_equal(images[place], crop)
+        pixels = torch.from_numpy(crop).permute(2, 0, 1)[None]
+        np.testing.assert_allclose(tokens[place], encoder.encode(pixels)[0], rtol=0, atol=4e-3)
+        np.testing.assert_allclose(flipped[place], encoder.encode(pixels.flip(-1))[0], rtol=0, atol=4e-3)
+
+
+def test_running_again_changes_nothing(folder, tmp_path, tiny, pipeline):
+    arguments = ("encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny)
+    assert pipeline(*arguments)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    code, _, err = pipeline(*arguments)
+    assert code == 0
+    assert "is complete: 21 of 21 images" in err
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file()
+    }
+
+
+def test_nothing_of_use_only_while_writing_is_left(folder, tmp_path, tiny, pipeline):
+    assert pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny)[0] == 0
+    assert not list((tmp_path / "store").rglob(".*"))
+    lines = (tmp_path / "store.logs" / "progress.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert sum(event["rows"] for event in events if event["event"] == "BatchEncoded") == 21
+
+
+def test_an_undecodable_image_is_listed_with_its_reason_and_the_counts_add_up(
+    folder, tmp_path, tiny, pipeline
+):
+    (folder / "class 1" / "broken.jpg").write_bytes(b"this is text")
+    (folder / "class 1" / "empty.png").write_bytes(b"")
+    code, _, err = pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 3, *tiny)
+    assert code == 0
+    assert "class 1/broken.jpg: " in err
+    store = open_store(tmp_path / "store")
+    assert (store.manifest.num_valid, store.manifest.num_bad) == (21, 2)
+    reasons = dict(
+        zip(
+            *(store.index.table("key", "reason")[name].to_pylist() for name in ("key", "reason")), strict=True
+        )
+    )
+    assert "not an image" in reasons["class 1/broken.jpg"]
+    assert "empty" in reasons["class 1/empty.png"]
+    assert pipeline("verify", tmp_path / "store")[0] == 0
+
+
+def test_too_many_unusable_images_fail_the_run_at_its_end_and_can_be_allowed(
+    folder, tmp_path, tiny, pipeline
+):
+    (folder / "class 1" / "broken.jpg").write_bytes(b"this is text")
+    arguments = ("encode", folder, "--out", tmp_path / "store", "--shards", 3, *tiny)
+    code, _, err = pipeline(*arguments, "--max-bad", "0.1%")
+    assert code == 1
+    assert "1 of 22 images are unusable" in err.splitlines()[-1]
+    assert "broken.jpg" in err
+    assert not (tmp_path / "store" / "manifest.json").exists()
+    assert pipeline(*arguments, "--max-bad", "1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("--shards", 3), "num_shards is 2, the other has 3"),
+        (("--dtype", "float32"), "dtype is 'float16', the other has 'float32'"),
+        (("--weights", "random:1"), "encoder.weights is 'random:0', the other has 'random:1'"),
+        (("--views", "center"), "views is ['center', 'flip'], the other has ['center']"),
+    ],
+)
+def test_another_recipe_is_refused_with_the_difference(folder, tmp_path, tiny, pipeline, change, named):
+    arguments = ["encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny]
+    assert pipeline(*arguments)[0] == 0
+    code, _, err = pipeline(*arguments, *change)
+    assert code == 1
+    assert named in err.splitlines()[-1]
+
+
+def test_a_changed_source_is_refused_and_the_images_are_named(folder, tmp_path, tiny, pipeline):
+    arguments = ["encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny]
+    assert pipeline(*arguments)[0] == 0
+    (folder / "class 0" / "00.png").rename(folder / "class 0" / "zero.png")
+    with (folder / "class 1" / "01.png").open("ab") as file:
+        file.write(b"more")
+    code, _, err = pipeline(*arguments)
+    assert code == 1
+    last = err.splitlines()[-1]
+    assert "1 source images are gone, such as class 0/00.png" in last
+    assert "1 source images are new, such as class 0/zero.png" in last
+    assert "1 source images have another size or class, such as class 1/01.png" in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["{empty}"], 2, "must hold images"),
+        (["{nothing}"], 2, "does not exist"),
+        (["{folder}", "--shards", "22"], 2, "between 1 and the 21 images, not 22"),
+        (["{folder}", "--encoder", "no_such_encoder"], 2, "must be a timm vision transformer"),
+        (["{folder}", "--encoder", "resnet18"], 2, "--encoder resnet18"),
+        (["{folder}", "--weights", "{nothing}"], 2, "no such file"),
+        (["{folder}", "--weights", "{text}"], 2, "not a readable"),
+        (["{folder}", "--weights", "random:seven"], 2, "whole number"),
+        (["{folder}", "--input-size", "33"], 2, "multiple of the patch size 16, got 33; use 32 or 48"),
+        (["{folder}", "--views", "center,side"], 2, "got 'side'"),
+        (["{folder}", "--max-bad", "few"], 2, "--max-bad"),
+        (["{folder}", "--encoder-args", "depth"], 2, "KEY=VALUE"),
+        (["{folder}", "--devices", "cuda:99"], 2, "does not have"),
+        (["{folder}", "--out", "{folder}"], 2, "new or empty folder"),
+    ],
+)
+def test_wrong_input_gets_one_line_and_leaves_nothing(
+    folder, tmp_path, tiny, pipeline, arguments, code, named
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.safetensors").write_text("no weights")
+    places = {
+        "{folder}": str(folder),
+        "{empty}": str(tmp_path / "empty"),
+        "{nothing}": str(tmp_path / "nothing"),
+        "{text}": str(tmp_path / "text.safetensors"),
+    }
+    before = sorted(folder.rglob("*"))
+    given = [places.get(argument, argument) for argument in arguments]
+    result, _, err = pipeline("encode", "--out", tmp_path / "store", "--shards", 2, *tiny, *given)
+    assert result == code
+    errors = [line for line in err.splitlines() if not line.startswith("warning")]
+    assert len(errors) == 1, err
+    assert errors[0].startswith("error: ")
+    assert named in errors[0]
+    assert not (tmp_path / "store").exists()
+    assert sorted(folder.rglob("*")) == before
