@@ -20,6 +20,9 @@ from torch import Tensor
 from shards.errors import UserError
 
 
+_HEADER = "rae-latents"
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any] | None = None) -> None:
     """Write tensors, and JSON values in the file's header, under a temporary name that becomes `path` at the end.
 
@@ -28,7 +31,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any] 
         tensors: tensors by name, on any device.
         header: JSON values by name.
     """
-    texts = {key: json.dumps(value) for key, value in (header or {}).items()}
+    # One entry, because safetensors writes several in no particular order, and the same state is to be the same file.
+    texts = {_HEADER: json.dumps(header or {}, sort_keys=True)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -51,7 +55,7 @@ def open_tensors(path: Path, device: torch.device | str = "cpu") -> Iterator[tup
         raise UserError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            yield file, {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            yield file, json.loads((file.metadata() or {}).get(_HEADER, "{}"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not a whole safetensors file of ours: {error}") from error
 

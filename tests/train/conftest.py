@@ -63,7 +63,67 @@ def write_store(
     return path
 
 
+@pytest.fixture
+def make_store():
+    """Writes further stores: `make_store(path, num_images=5)`."""
+    return write_store
+
+
 @pytest.fixture(scope="session")
 def store_path(tmp_path_factory) -> Path:
     """A finished store of 22 images in 3 shards, 4×4 tokens of width 8, 32-pixel images."""
     return write_store(tmp_path_factory.mktemp("stores") / "store")
+
+
+TINY = {
+    "dit": "dit-dh-tiny --model.width 16 --model.depth 1 --model.num-heads 2 --model.head-width 16"
+    " --model.head-depth 1 --model.head-num-heads 2",
+    "decoder": "decoder-tiny --model.width 16 --model.depth 1 --model.num-heads 2 --model.mlp-width 16",
+}
+"""Presets cut down to networks that do a step in milliseconds."""
+
+
+@pytest.fixture
+def arguments(store_path):
+    """Command line of a trainer: `arguments("dit", out, "--max-steps 4")`, batches of 8, every step logged."""
+
+    def build(trainer: str, out: Path, more: str = "", store: Path = store_path) -> list[str]:
+        common = "--global-batch-size 8 --seed 3 --log-every 1 --tracker none --ema-rates 0.9 0.5"
+        return [*f"{TINY[trainer]} --store {store} --out {out} {common}".split(), *more.split()]
+
+    return build
+
+
+@pytest.fixture
+def train_here(arguments):
+    """Run a trainer in this process; returns its exit code."""
+    from train import decoder, dit
+
+    def run(trainer: str, out: Path, more: str = "", **kwargs) -> int:
+        main = {"dit": dit.main, "decoder": decoder.main}[trainer]
+        return main(arguments(trainer, out, more, **kwargs))
+
+    return run
+
+
+@pytest.fixture
+def checkpoint_tensors():
+    """All tensors of a run's newest checkpoint by part and name."""
+    from train.checkpoint import checkpoints, read_part
+
+    def read(out: Path) -> dict:
+        newest = checkpoints(out / "checkpoints")[-1]
+        parts = [file.stem for file in newest.glob("*.safetensors")]
+        return {
+            f"{part}/{name}": tensor for part in parts for name, tensor in read_part(newest, part).items()
+        }
+
+    return read
+
+
+@pytest.fixture
+def losses():
+    """Losses of a run by step, from its metrics.jsonl."""
+    from train.tracking import read_metrics
+
+    return lambda out: {line["step"]: line["loss"] for line in read_metrics(out / "metrics.jsonl")}

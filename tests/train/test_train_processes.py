@@ -1,0 +1,156 @@
+"""Several processes train the run that one process would, and every launcher's signals end in a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from train.checkpoint import checkpoints, read_state
+from train.tracking import read_metrics
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+LAUNCHERS = {
+    "python": [sys.executable],
+    "accelerate": [str(BIN / "accelerate"), "launch"],
+    "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2"],
+}
+EXACT = "--checkpoint-every 100 --snapshot-every 100"
+
+
+def torchrun(processes, arguments):
+    command = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [*command, "train/dit.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# 3 does not divide the batch of 8; the shares are 3, 3 and 2.
+@pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_two_processes_stop_and_another_number_continues(
+    processes, tmp_path, arguments, train_here, checkpoint_tensors, losses
+):
+    train_here("dit", tmp_path / "one", f"--max-steps 6 {EXACT}")
+    torchrun(2, arguments("dit", tmp_path / "several", f"--max-steps 3 {EXACT}"))
+    if processes == 1:
+        train_here("dit", tmp_path / "several", f"--max-steps 6 {EXACT}")
+    else:
+        torchrun(processes, arguments("dit", tmp_path / "several", f"--max-steps 6 {EXACT}"))
+    one, several = losses(tmp_path / "one"), losses(tmp_path / "several")
+    assert several.keys() == one.keys()
+    for step, loss in one.items():
+        assert several[step] == pytest.approx(loss, rel=1e-5)
+    found = checkpoint_tensors(tmp_path / "several")
+    for name, tensor in checkpoint_tensors(tmp_path / "one").items():
+        if name.startswith(("ema-0.9", "optimizer/exp_avg/")):
+            assert (tensor - found[name]).abs().max() <= 1e-4 * max(1.0, tensor.abs().max()), name
+
+
+def alive(marker):
+    """Processes whose command line holds the text."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                line = (folder / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if marker in line:
+                found.append(int(folder.name))
+    return found
+
+
+def wait_until(condition, seconds, what):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.1)
+
+
+CASES = [
+    ("python", signal.SIGINT, "launcher"),
+    ("accelerate", signal.SIGTERM, "launcher"),
+    *(
+        pytest.param(launcher, number, target, marks=pytest.mark.slow)
+        for launcher in LAUNCHERS
+        for number in (signal.SIGTERM, signal.SIGINT)
+        for target in ("launcher", "group", "rank")
+        if (launcher, number, target)
+        not in {("python", signal.SIGINT, "launcher"), ("accelerate", signal.SIGTERM, "launcher")}
+    ),
+]
+
+
+@pytest.mark.parametrize(("launcher", "number", "target"), CASES)
+def test_a_signal_ends_in_a_checkpoint_all_ranks_took_at_one_step(
+    launcher, number, target, tmp_path, arguments, train_here
+):
+    out = tmp_path / "run"
+    command = [*LAUNCHERS[launcher], "train/dit.py", *arguments("dit", out, "--max-steps 1000000")]
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+        try:
+            wait_until(lambda: len(read_metrics(out / "metrics.jsonl")) >= 2, 120, "training")
+            if target == "group":
+                os.killpg(process.pid, number)
+            else:
+                ranks = [pid for pid in alive(str(out)) if pid != process.pid] or [process.pid]
+                os.kill(process.pid if target == "launcher" else ranks[-1], number)
+            wait_until(lambda: not alive(str(out)), 60, "the end of every process")
+            process.wait(10)
+        finally:
+            for pid in alive(str(out)):
+                os.kill(pid, signal.SIGKILL)
+    newest = checkpoints(out / "checkpoints")
+    assert newest, (tmp_path / "output").read_text()[-2000:]
+    step, _ = read_state(newest[-1])
+    assert step >= 2
+    assert train_here("dit", out, f"--max-steps {step + 1}") == 0
+    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == list(range(1, step + 2))
+
+
+def kill_during_checkpoint(out, arguments, moment):
+    """Kill a run that writes a checkpoint each step, `moment` seconds after its first checkpoint."""
+    command = [
+        sys.executable,
+        "train/dit.py",
+        *arguments("dit", out, "--max-steps 1000000 --checkpoint-every 1"),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        before = len(checkpoints(out / "checkpoints")) and checkpoints(out / "checkpoints")[-1].name
+        wait_until(
+            lambda: checkpoints(out / "checkpoints") and checkpoints(out / "checkpoints")[-1].name != before,
+            120,
+            "training",
+        )
+        time.sleep(moment)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    "moments", [(0.05, 0.11), pytest.param(tuple(i * 0.017 for i in range(20)), marks=pytest.mark.slow)]
+)
+def test_a_kill_during_a_checkpoint_never_loses_the_one_before(
+    moments, tmp_path, arguments, train_here, losses
+):
+    reached = 0
+    for moment in moments:
+        kill_during_checkpoint(tmp_path / "run", arguments, moment)
+        newest = checkpoints(tmp_path / "run/checkpoints")[-1]
+        step, _ = read_state(newest)
+        assert step > reached
+        reached = step
+    end = f"--max-steps {reached + 1} --checkpoint-every 1000"
+    assert train_here("dit", tmp_path / "run", end) == 0
+    assert train_here("dit", tmp_path / "whole", end) == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
