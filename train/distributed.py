@@ -75,7 +75,8 @@ class Team:
         )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
-        self.device: torch.device = self.accelerator.device
+        # Among several CPU processes Accelerate calls its device cpu:0, a name that safetensors refuses.
+        self.device: torch.device = self.accelerator.device if cuda else torch.device("cpu")
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.world_size:
             raise UsageError(
