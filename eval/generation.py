@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.command import parse, run
+from eval.generation_plan import plan_of
 from eval.settings import GenerationSettings
 
 
 def main(arguments: Sequence[str]) -> int:
     """Generate; returns the exit code."""
-    settings = parse(arguments, GenerationSettings, "eval/generation.py")
+    plan = plan_of(parse(arguments, GenerationSettings, "eval/generation.py"))
     from eval.generation_run import generate
 
-    generate(settings)
+    generate(plan)
     return 0
 
 

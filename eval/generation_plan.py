@@ -14,6 +14,8 @@ from shards.errors import UsageError
 class GenerationPlan:
     """What a generation does, with every choice made."""
 
+    settings: GenerationSettings
+    """What was asked for, of which the fields below are the rest."""
     num: int
     labels: LabelRule
     kind: GridKind
@@ -31,11 +33,21 @@ def plan_of(settings: GenerationSettings) -> GenerationPlan:
     """Fill in what the settings leave to the protocol or to the defaults.
 
     Raises:
-        UsageError: Guidance lacks its guide or its scale, or the protocol its reference.
+        UsageError: A file is not there, guidance lacks its guide or its scale, or the protocol its reference.
     """
+    for path in (settings.snapshot, settings.decoder, settings.guide):
+        if path is not None and not path.is_file():
+            raise UsageError(
+                f"a snapshot is a file like RUN/snapshots/latest.safetensors, found none at {path}"
+            )
+    if settings.reference is not None and not settings.reference.exists():
+        raise UsageError(
+            f"--reference must be a folder, a store or an .npz file, found nothing at {settings.reference}"
+        )
     protocol = None if settings.protocol is None else PROTOCOLS[settings.protocol]
     sampler = SAMPLERS[settings.sampler or (protocol.sampler if protocol else "euler-50")]
     plan = GenerationPlan(
+        settings=settings,
         num=settings.num or (protocol.num if protocol else 64),
         labels=settings.labels or (protocol.labels if protocol else "equal"),
         kind=sampler.kind,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from eval.cautions import generation_cautions, require_published_size
 from eval.command import warn
 from eval.feature_pass import share
-from eval.generation_plan import GenerationPlan, plan_of
+from eval.generation_plan import GenerationPlan
 from eval.labels import chosen_classes
 from eval.networks import (
     compile_network,
@@ -34,7 +33,6 @@ from eval.sample_loop import Producer
 from eval.sampler import LatentSampler
 from eval.samples_file import SamplesFile, map_samples
 from eval.scoring import compare
-from eval.settings import GenerationSettings
 from shards.errors import UsageError, UserError
 from shards.identity import EncoderIdentity
 from train.distributed import Team
@@ -45,7 +43,7 @@ SETTINGS = "generation.json"
 """What the samples of a folder depend on; a continued run must agree."""
 
 
-def generate(settings: GenerationSettings) -> dict[str, Any]:
+def generate(plan: GenerationPlan) -> dict[str, Any]:
     """Sample, decode, write and, against a reference, evaluate.
 
     Returns:
@@ -55,20 +53,20 @@ def generate(settings: GenerationSettings) -> dict[str, Any]:
         UserError: Networks, statistics or an earlier run in the same folder do not belong together.
     """
     die_with_launcher()
-    plan = plan_of(settings)
     team = Team()
     try:
-        return _generate(settings, plan, team)
+        return _generate(plan, team)
     finally:
         team.leave()
 
 
-def _generate(settings: GenerationSettings, plan: GenerationPlan, team: Team) -> dict[str, Any]:
+def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
+    settings = plan.settings
     set_precision(settings.precision)
     model = load_dit(settings.snapshot, team.device)
-    producer = _producer(settings, plan, model, team)
+    producer = _producer(plan, model, team)
     require_published_size(settings.protocol, producer.decoder.image_size)
-    record = _record(settings, plan, producer.sampler.classes)
+    record = _record(plan, producer.sampler.classes)
     if team.leads:
         _open_folder(settings.out, record)
     samples = SamplesFile(settings.out / "samples.npz", plan.num, producer.decoder.image_size)
@@ -90,17 +88,18 @@ def _generate(settings: GenerationSettings, plan: GenerationPlan, team: Team) ->
     }
     if team.leads:
         images = map_samples(samples.path)
-        _draw(images, settings, plan, producer.sampler.classes, model)
+        _draw(images, plan, producer.sampler.classes, model.meta.class_names)
     if plan.reference is not None:
-        results |= _evaluate(samples.path, plan.reference, settings, plan, team)
+        results |= _evaluate(samples.path, plan.reference, plan, team)
     if team.leads:
         write_json(settings.out / "results.json", results)
         if settings.protocol is not None:
-            _write_table(settings, plan, results)
+            _write_table(plan, results)
     return results
 
 
-def _producer(settings: GenerationSettings, plan: GenerationPlan, model: Snapshot, team: Team) -> Producer:
+def _producer(plan: GenerationPlan, model: Snapshot, team: Team) -> Producer:
+    settings = plan.settings
     decoder = load_decoder(settings.decoder, team.device)
     identity = EncoderIdentity.from_dict(decoder.meta.encoder)
     require_same_encoder(model, identity, f"the decoder {settings.decoder}")
@@ -149,9 +148,9 @@ def _producer(settings: GenerationSettings, plan: GenerationPlan, model: Snapsho
     )
 
 
-def _record(settings: GenerationSettings, plan: GenerationPlan, classes: tuple[int, ...]) -> dict[str, Any]:
+def _record(plan: GenerationPlan, classes: tuple[int, ...]) -> dict[str, Any]:
     """Everything the samples depend on, as JSON values."""
-    chosen = {name: value for name, value in asdict(plan).items() if name not in ("metrics", "reference")}
+    settings = plan.settings
     record = {
         "snapshot": settings.snapshot.name,
         "snapshot_sha256": file_digest(settings.snapshot),
@@ -163,7 +162,14 @@ def _record(settings: GenerationSettings, plan: GenerationPlan, classes: tuple[i
         "guidance_interval": settings.guidance_interval,
         "precision": settings.precision,
         "rounding": settings.rounding,
-        **chosen,
+        "num": plan.num,
+        "labels": plan.labels,
+        "kind": plan.kind,
+        "points": plan.points,
+        "method": plan.method,
+        "guidance": plan.guidance,
+        "guidance_scale": plan.guidance_scale,
+        "deviations": plan.deviations,
     }
     values: dict[str, Any] = json.loads(json.dumps(record))
     return values
@@ -213,18 +219,14 @@ def _sample(samples: SamplesFile, producer: Producer, team: Team) -> tuple[float
 
 
 def _draw(
-    images: NDArray[np.uint8],
-    settings: GenerationSettings,
-    plan: GenerationPlan,
-    classes: tuple[int, ...],
-    model: Snapshot,
+    images: NDArray[np.uint8], plan: GenerationPlan, classes: tuple[int, ...], known: tuple[str, ...]
 ) -> None:
     """grid.png: with equal labels one row a class under its name, otherwise the first samples in order."""
+    settings = plan.settings
     each = len(images) // len(classes)
     if plan.labels == "equal" and each > 0:
         rows, columns = min(len(classes), settings.grid_rows), min(each, settings.grid_columns)
         numbers = np.arange(rows)[:, None] + np.arange(columns) * len(classes)
-        known = model.meta.class_names
         names = [known[label] if label < len(known) else "" for label in classes[:rows]]
     else:
         columns = min(settings.grid_columns, len(images))
@@ -238,9 +240,8 @@ def _draw(
             save_png(image, folder / f"{number:06}.png")
 
 
-def _evaluate(
-    samples: Path, reference: Path, settings: GenerationSettings, plan: GenerationPlan, team: Team
-) -> dict[str, Any]:
+def _evaluate(samples: Path, reference: Path, plan: GenerationPlan, team: Team) -> dict[str, Any]:
+    settings = plan.settings
     began = time.perf_counter()
     comparison = compare(
         samples,
@@ -269,7 +270,8 @@ def _evaluate(
     }
 
 
-def _write_table(settings: GenerationSettings, plan: GenerationPlan, results: dict[str, Any]) -> None:
+def _write_table(plan: GenerationPlan, results: dict[str, Any]) -> None:
+    settings = plan.settings
     assert settings.protocol is not None
     changes = f"; {', '.join(plan.deviations)}" if plan.deviations else ""
     table = markdown_table(

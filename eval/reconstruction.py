@@ -9,11 +9,31 @@ from collections.abc import Sequence
 
 from eval.command import parse, run
 from eval.settings import ReconstructionSettings
+from shards.errors import UsageError
+
+
+def require_inputs(settings: ReconstructionSettings) -> None:
+    """Refuse missing files before anything heavy is loaded.
+
+    Raises:
+        UsageError: One of them is not there.
+    """
+    if not settings.store.is_dir():
+        raise UsageError(f"a store is a folder written by `pipeline encode`, found none at {settings.store}")
+    if not settings.decoder.is_file():
+        raise UsageError(
+            f"--decoder must be a file like RUN/snapshots/latest.safetensors, found none at {settings.decoder}"
+        )
+    if settings.reference is not None and not settings.reference.exists():
+        raise UsageError(
+            f"--reference must be a folder, a store or an .npz file, found nothing at {settings.reference}"
+        )
 
 
 def main(arguments: Sequence[str]) -> int:
     """Reconstruct; returns the exit code."""
     settings = parse(arguments, ReconstructionSettings, "eval/reconstruction.py")
+    require_inputs(settings)
     from eval.reconstruction_run import reconstruct
 
     reconstruct(settings)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from shards.errors import UsageError
 
@@ -39,8 +39,8 @@ class GenerationSettings:
     """Folder for samples.npz, grid.png and results.json."""
     protocol: ProtocolName | None = None
     """A published evaluation: sets number, labels, sampler, guidance, metrics and reference not given here."""
-    num: int | None = None
-    """Number of samples; 64 without a protocol."""
+    num: Annotated[int | None, arg(aliases=["--num-samples"])] = None
+    """Number of samples; 64 without a protocol. torchrun takes --num for its own: there say --num-samples."""
     seed: int = 0
     """Seed of noise and random labels."""
     labels: LabelRule | None = None

@@ -62,7 +62,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity) ->
     plan = Plan.build(records, CLASSES, 3, 0)
     recipe = Recipe(
         encoder=encoder,
-        source_digest=plan.source_digest,
+        source_digest=plan.source_digest(),
         num_images=NUM_IMAGES,
         num_shards=3,
         seed=0,

@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.generation_run import generate
+from eval.generation_plan import plan_of
+from eval.generation_run import generate as generate_by_plan
 from eval.samples_file import SamplesFile, map_samples
 from eval.settings import GenerationSettings
 from shards.errors import IdentityMismatchError, UsageError, UserError
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "generation.py"
+
+
+def generate(settings):
+    return generate_by_plan(plan_of(settings))
 
 
 @pytest.fixture
@@ -213,7 +218,9 @@ def test_classifier_free_guidance_needs_a_null_label(settings, write_dit):
         ({"guidance": "autoguidance", "guidance_scale": 1.5}, "give --guide SNAPSHOT"),
         ({"guidance": "cfg"}, "needs its weight"),
         ({"guidance_scale": 2.0}, "needs a guidance"),
-        ({"guide": Path("x")}, "is for --guidance autoguidance"),
+        ({"guide": SCRIPT}, "is for --guidance autoguidance"),
+        ({"guide": Path("x")}, "found none at x"),
+        ({"reference": Path("x")}, "found nothing at x"),
         ({"protocol": "imagenet256-unguided"}, "found none in data/; fetch it from https"),
         ({"guidance": "cfg", "guidance_scale": 0.5}, "at least 1"),
     ],
@@ -249,7 +256,7 @@ def test_help_answers_in_a_second_without_torch():
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["missing.safetensors", "--decoder", "missing.safetensors"], 1, "error: "),
+        (["missing.safetensors", "--decoder", "b"], 2, "error: a snapshot is a file"),
         (["a", "--decoder", "b", "--num", "0"], 2, "error: --num must be at least 1, got 0"),
     ],
 )

@@ -1,0 +1,130 @@
+"""The generation command as users start it: the same samples for any launcher and number of processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.generation_plan import plan_of
+from eval.generation_run import generate
+from eval.settings import GenerationSettings
+from shards.identity import EncoderIdentity
+from train.models.build import build_model
+from train.models.config import DiTConfig, ViTDecoderConfig
+from train.models.normalizer import LatentNormalizer
+from train.snapshot import SnapshotMeta, save_snapshot
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+NUM = 7
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory):
+    """A DiT and a decoder with random weights, and nothing else: generation needs no store."""
+    folder = tmp_path_factory.mktemp("snapshots")
+    encoder = EncoderIdentity(
+        name="tiny",
+        weights="random:0",
+        weights_digest="0" * 64,
+        preprocessing={},
+        input_size=16,
+        grid=(2, 2),
+        width=8,
+        prefix_tokens=0,
+        final_norm="layernorm-no-affine",
+    )
+    meta = SnapshotMeta(
+        encoder=encoder.to_dict(),
+        class_names=("cat", "rocket"),
+        num_classes=2,
+        grid=(2, 2),
+        width=8,
+        step=1,
+        samples_seen=1,
+        ema_rate=0.9,
+    )
+    torch.manual_seed(0)
+    shape = DiTConfig(token_width=8, grid=(2, 2), num_classes=2, width=16, depth=1, num_heads=2)
+    model = build_model(shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    normalizer = LatentNormalizer(None, torch.ones(8, 2, 2))
+    save_snapshot(folder / "dit", model.state_dict(), config=shape, normalizer=normalizer, meta=meta)
+    drawing = ViTDecoderConfig(
+        token_width=8, grid=(2, 2), width=16, depth=1, num_heads=2, mlp_width=32, patch_size=8
+    )
+    weights = build_model(drawing).state_dict()
+    save_snapshot(folder / "decoder", weights, config=drawing, normalizer=None, meta=meta)
+    return folder
+
+
+def _start(launcher, snapshots, out, *more):
+    command = [
+        *launcher,
+        str(ROOT / "eval" / "generation.py"),
+        str(snapshots / "dit"),
+        *("--decoder", str(snapshots / "decoder")),
+        *("--num-samples", str(NUM)),
+        *("--points", "3"),
+        *("--seed", "5"),
+        *("--out", str(out)),
+        *more,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=out.parent, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return _images(out), json.loads((out / "results.json").read_text())
+
+
+def _images(out):
+    with np.load(out / "samples.npz") as archive:
+        return archive["arr_0"]
+
+
+@pytest.fixture(scope="module")
+def alone(snapshots, tmp_path_factory):
+    """Samples of one process, uint8 [n, H, W, 3]."""
+    out = tmp_path_factory.mktemp("alone")
+    settings = GenerationSettings(
+        snapshot=snapshots / "dit", decoder=snapshots / "decoder", num=NUM, points=3, seed=5, out=out
+    )
+    assert generate(plan_of(settings))["processes"] == 1
+    return _images(out)
+
+
+def _torchrun(processes):
+    return [str(BIN / "torchrun"), "--nproc_per_node", str(processes), "--standalone"]
+
+
+def _differ_by_one_level_at_most(a, b):
+    return np.abs(a.astype(int) - b.astype(int)).max() <= 1
+
+
+def test_two_processes_give_the_samples_of_one(snapshots, alone, tmp_path):
+    shared, results = _start(_torchrun(2), snapshots, tmp_path / "shared", "--batch-size", "2")
+    assert results["processes"] == 2
+    assert _differ_by_one_level_at_most(alone, shared)
+
+
+@pytest.mark.slow
+def test_three_processes_give_the_samples_of_one(snapshots, alone, tmp_path):
+    shared, results = _start(_torchrun(3), snapshots, tmp_path / "shared", "--batch-size", "1")
+    assert results["processes"] == 3
+    assert _differ_by_one_level_at_most(alone, shared)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_and_plain_python_give_the_same_samples(snapshots, alone, tmp_path):
+    accelerate = [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", "1"]
+    for name, launcher in {"launched": accelerate, "plain": [sys.executable]}.items():
+        images, _ = _start(launcher, snapshots, tmp_path / name)
+        assert _differ_by_one_level_at_most(alone, images)
