@@ -203,6 +203,8 @@ def _sample(samples: SamplesFile, producer: Producer, team: Team) -> tuple[float
     if samples.finished:
         return 0.0, 0
     pending = samples.pending()
+    # Nobody writes before everybody has seen the same samples missing.
+    team.wait()
     start, stop = share(len(pending), team)
     began = time.perf_counter()
     with (
