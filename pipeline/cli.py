@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipeline.config import EncodeConfig, InspectConfig, VerifyConfig
+from pipeline.config import CleanConfig, ConvertConfig, EncodeConfig, InspectConfig, VerifyConfig
 from shards.errors import UserError
 
 INTERRUPTED = 130
@@ -41,16 +41,34 @@ def run_inspect(config: InspectConfig) -> None:
     inspect(config)
 
 
+def run_convert(config: ConvertConfig) -> None:
+    """Runs `pipeline convert`."""
+    from pipeline.convert import convert
+
+    convert(config)
+
+
+def run_clean(config: CleanConfig) -> None:
+    """Runs `pipeline clean`."""
+    from pipeline.clean import clean
+
+    clean(config)
+
+
 Command = (
     Annotated[EncodeConfig, tyro.conf.subcommand("encode")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[InspectConfig, tyro.conf.subcommand("inspect")]
+    | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
+    | Annotated[CleanConfig, tyro.conf.subcommand("clean")]
 )
 
 COMMANDS: dict[type, Callable[[Any], None]] = {
     EncodeConfig: run_encode,
     VerifyConfig: run_verify,
     InspectConfig: run_inspect,
+    ConvertConfig: run_convert,
+    CleanConfig: run_clean,
 }
 
 
@@ -59,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Pillow warns of odd metadata in files it can read; what it cannot read is listed with its reason anyway.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     signal.signal(signal.SIGTERM, _interrupt)
-    config: EncodeConfig | VerifyConfig | InspectConfig = tyro.cli(
+    config: Any = tyro.cli(
         Command,
         prog="pipeline",
         description="Encode an image set once into a store of encoder tokens, and look after the store.",

@@ -170,3 +170,27 @@ class InspectConfig:
     """Folder of the store."""
     json: bool = False
     """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Write a finished store's rows into a new store of another form, bit for bit; run again, it continues."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the finished store."""
+    out: Path
+    """Folder of the new store."""
+    format: Literal["zarr", "webdataset"] = "webdataset"
+    """Form of the new store."""
+    compression: Literal["none", "blosc", "zstd"] = "none"
+    """zarr's own compression of the new store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig:
+    """Remove temporary files and dead leases that killed workers left in a store, and nothing else."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the store."""
+    wait: float = 12.0
+    """Seconds to watch leases of other machines for a sign of life."""

@@ -143,14 +143,28 @@ class Leases:
             if path is not None and self._is_mine(path):
                 path.unlink(missing_ok=True)
 
-    def holders(self) -> dict[str, str]:
-        """Name of the owner of each lease there is, by the lease's name."""
-        found = {}
-        for path in sorted(self.folder.glob("*.json")):
-            content = _read(path)
-            if content is not None:
-                found[path.stem] = str(content["owner"]["name"])
-        return found
+    def living(self, wait: float) -> dict[str, str]:
+        """The leases whose owners are alive, with the owner's name.
+
+        Args:
+            wait: Seconds to watch leases of other hosts for a new beat.
+        """
+        first = {path: _read(path) for path in sorted(self.folder.glob("*.json"))}
+        suspects = {path: content for path, content in first.items() if content is not None}
+        if any(Owner(**content["owner"]).host != _host() for content in suspects.values()):
+            time.sleep(wait)
+        alive = {}
+        for path, before in suspects.items():
+            owner, now = Owner(**before["owner"]), _read(path)
+            beating = owner.host == _host() or now != before
+            if now is not None and beating and not owner.known_dead():
+                alive[path.stem] = owner.name
+        return alive
+
+    def bury(self) -> None:
+        """Removes every lease; only for a store that nobody alive is writing."""
+        for path in self.folder.glob("*"):
+            path.unlink(missing_ok=True)
 
     def _looks_dead(self, name: str, path: Path) -> bool:
         content = _read(path)

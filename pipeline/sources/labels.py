@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from shards.errors import UsageError
 
-_WORDNET_LINE = re.compile(r"^(n\d{8})[\s,]+(\S.*)$")
+_SHORT_NAME = re.compile(r"^(n\d{8}|\d+)[\s,]+\S")
+_LARGEST_LABEL = 100_000
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,14 @@ class LabelTable:
     def of_names(cls, class_names: Sequence[str]) -> Self:
         """The table of these names in this order.
 
-        A name that begins with a WordNet id, or has a tab in it, also answers to the part before the space or tab.
+        A name that begins with a WordNet id or a number also answers to that, one with a tab to the part before it.
 
         Raises:
             UsageError: If two classes answer to one name.
         """
         ids: dict[str, int] = {}
         for label, name in enumerate(class_names):
-            match = _WORDNET_LINE.match(name)
+            match = _SHORT_NAME.match(name)
             short = match.group(1) if match else name.partition("\t")[0]
             for answer in {name, short}:
                 if ids.setdefault(answer, label) != label:
@@ -43,6 +44,16 @@ class LabelTable:
                         f"class names must differ, {answer!r} stands for labels {ids[answer]} and {label}"
                     )
         return cls(tuple(class_names), ids)
+
+    @classmethod
+    def of_source(cls, names: Iterable[str]) -> Self:
+        """The table of a source's own class names: numbers stand for themselves, others are sorted and numbered."""
+        distinct = set(names)
+        if distinct and all(name.isascii() and name.isdigit() for name in distinct):
+            largest = max(int(name) for name in distinct)
+            if largest < _LARGEST_LABEL and all(str(int(name)) == name for name in distinct):
+                return cls.of_names([str(number) for number in range(largest + 1)])
+        return cls.of_names(sorted(distinct))
 
     @classmethod
     def read(cls, path: Path) -> Self:

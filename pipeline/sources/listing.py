@@ -43,27 +43,64 @@ def list_source(source: str, labels: LabelTable | None = None) -> Listing:
     """Lists a source of any kind.
 
     Args:
-        source: Folder of images.
-        labels: Class names and ids to use; by default the sorted class names of the source are numbered.
+        source: An image folder; a tar of tars; a webdataset tar, or a folder or pattern of them; a parquet file, or a
+            folder or pattern of them; a CSV file.
+        labels: Class names and ids to use instead of the source's own.
 
     Raises:
         UsageError: If there is no such source, it holds no images, or a class is not in `labels`.
     """
-    from pipeline.sources.folder import find_in_folder
-
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise UsageError(
-            f"SOURCE must be an image folder, got {source}: it does not exist; give SOURCE, "
-            "or set IMAGENET to a folder with one sub-folder for each class"
-        )
-    if not path.is_dir():
-        raise UsageError(f"SOURCE must be an image folder, got the file {source}")
-    found = sorted(find_in_folder(path), key=lambda image: image.key)
-    if not found:
+    found, own_names = _find(source)
+    images = sorted(found, key=lambda image: (image.key, image.uri, image.offset))
+    if not images:
         some = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UsageError(f"SOURCE must hold images ({some}), found none in {source}")
-    return number_classes(unique_keys(found), labels)
+    return number_classes(
+        unique_keys(images), labels or (LabelTable.of_names(own_names) if own_names else None)
+    )
+
+
+def _find(source: str) -> tuple[Iterable[FoundImage], tuple[str, ...]]:
+    """The images of a source, and its own class names in the order of their ids, where it states them."""
+    from pipeline.sources.folder import find_in_folder
+    from pipeline.sources.tables import class_names_in, find_in_csv, find_in_parquet
+    from pipeline.sources.tars import find_in_tar_of_tars, find_in_webdataset, is_tar_of_tars
+
+    paths = _files_of(source)
+    if paths is None:
+        return find_in_folder(Path(source).expanduser()), ()
+    suffixes = {path.suffix.lower() for path in paths}
+    if suffixes == {".tar"}:
+        if len(paths) == 1 and is_tar_of_tars(paths[0]):
+            return find_in_tar_of_tars(paths[0]), ()
+        return find_in_webdataset(paths), ()
+    if suffixes == {".parquet"}:
+        return find_in_parquet(paths), class_names_in(paths[0])
+    if suffixes == {".csv"} and len(paths) == 1:
+        return find_in_csv(paths[0]), ()
+    raise UsageError(
+        "SOURCE must be an image folder, or tar, parquet or one csv file, "
+        f"got {source} ({', '.join(sorted(suffixes)) or 'nothing'})"
+    )
+
+
+def _files_of(source: str) -> list[Path] | None:
+    """The table or tar files that `source` stands for, or None if it is a folder of images."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        for pattern in ("*.tar", "*.parquet"):
+            files = sorted(path.glob(pattern))
+            if files:
+                return files
+        return None
+    if path.exists():
+        return [path]
+    if any(character in source for character in "*?["):
+        return sorted(path.parent.glob(path.name))
+    raise UsageError(
+        f"SOURCE must be an image folder, tar, parquet or csv file, got {source}: it does not exist; give SOURCE, "
+        "or set IMAGENET to a folder with one sub-folder for each class"
+    )
 
 
 def unique_keys(found: Iterable[FoundImage]) -> list[FoundImage]:
@@ -78,9 +115,9 @@ def unique_keys(found: Iterable[FoundImage]) -> list[FoundImage]:
 
 
 def number_classes(found: list[FoundImage], labels: LabelTable | None) -> Listing:
-    """Turns class names into label numbers: those of `labels`, else the places of the sorted names."""
+    """Turns class names into label numbers: those of `labels`, else the source's own."""
     names = sorted({image.class_name for image in found if image.class_name is not None})
-    table = labels or LabelTable.of_names(names)
+    table = labels or LabelTable.of_source(names)
     unknown = [name for name in names if name not in table.ids]
     if unknown:
         raise UsageError(

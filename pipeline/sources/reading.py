@@ -1,11 +1,17 @@
 """The bytes of one image, from wherever the plan says they are."""
 
 import os
+import threading
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from shards.errors import UserError
 from shards.plan import SourceRecord
+
+_OPEN_ARCHIVES = 64
+_CACHED_GROUPS = 4
 
 
 class BadImageError(Exception):
@@ -17,34 +23,109 @@ class SourceGoneError(UserError):
 
 
 class SourceReader:
-    """Reads the bytes of records; may be used by several threads at once."""
+    """Reads the bytes of records; may be used by several threads at once.
+
+    A record is a whole file (offset 0), a range of a tar (offset of its first byte), or a row of a parquet file
+    (offset = number of the row).
+    """
+
+    def __init__(self) -> None:
+        self._archives: OrderedDict[Path, int] = OrderedDict()
+        self._tables = _ParquetRows()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Closes all archives."""
+        with self._lock:
+            for descriptor in self._archives.values():
+                os.close(descriptor)
+            self._archives.clear()
 
     def read(self, record: SourceRecord) -> bytes:
         """All bytes of one image.
 
         Raises:
             BadImageError: If this image is missing, unreadable or has another size than when it was listed.
-            SourceGoneError: If the folder it lay in is gone.
+            SourceGoneError: If the folder or archive it lay in is gone.
             OSError: If the device fails; reading again may help.
         """
         path = local_path(record.uri)
+        suffix = path.suffix.lower()
         try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != record.nbytes:
-                    raise BadImageError(
-                        f"changed since it was listed: {record.nbytes} bytes then, {size} now"
-                    )
-                return file.read()
+            if suffix == ".parquet":
+                content = self._tables.read(path, record.offset)
+            elif suffix == ".tar":
+                content = self._read_range(path, record.offset, record.nbytes)
+            else:
+                content = path.read_bytes()
         except FileNotFoundError as error:
-            if not path.parent.is_dir():
+            gone = path if suffix in (".parquet", ".tar") else path.parent
+            if not gone.exists():
                 raise SourceGoneError(
-                    f"the source is gone: {path.parent} does not exist any more; "
-                    "bring it back and run the same command again"
+                    f"the source is gone: {gone} does not exist any more; bring it back and run the same command again"
                 ) from error
             raise BadImageError("missing: it was there when the source was listed") from error
         except PermissionError as error:
             raise BadImageError("unreadable: permission denied") from error
+        if len(content) != record.nbytes:
+            raise BadImageError(
+                f"changed since it was listed: {record.nbytes} bytes then, {len(content)} now"
+            )
+        return content
+
+    def _read_range(self, path: Path, offset: int, nbytes: int) -> bytes:
+        with self._lock:
+            descriptor = self._archives.pop(path, None)
+            if descriptor is None:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._archives[path] = descriptor
+            # A second descriptor of the same file, so that the oldest one can be closed while it is being read.
+            own = os.dup(descriptor)
+            if len(self._archives) > _OPEN_ARCHIVES:
+                os.close(self._archives.popitem(last=False)[1])
+        try:
+            return os.pread(own, nbytes, offset)
+        finally:
+            os.close(own)
+
+
+class _ParquetRows:
+    """Image bytes by row number; the row groups used last are kept."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, tuple[Any, str, list[int]]] = {}
+        self._groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: Path, row: int) -> bytes:
+        """Bytes of the image in a row."""
+        with self._lock:
+            file, column, ends = self._opened(path)
+            group = next(number for number, end in enumerate(ends) if row < end)
+            values = self._groups.pop((path, group), None)
+            if values is None:
+                table = file.read_row_group(group, columns=[f"{column}.bytes"])
+                values = table.column(column).combine_chunks().field("bytes")
+            self._groups[path, group] = values
+            if len(self._groups) > _CACHED_GROUPS:
+                self._groups.popitem(last=False)
+        return values[row - (ends[group - 1] if group else 0)].as_py() or b""
+
+    def _opened(self, path: Path) -> tuple[Any, str, list[int]]:
+        if path not in self._files:
+            import pyarrow.parquet as pq
+
+            from pipeline.sources.tables import image_column
+
+            file = pq.ParquetFile(path)
+            column = image_column(file.schema_arrow)
+            assert column is not None, "the plan lists rows of this file"
+            ends, end = [], 0
+            for group in range(file.num_row_groups):
+                end += file.metadata.row_group(group).num_rows
+                ends.append(end)
+            self._files[path] = file, column, ends
+        return self._files[path]
 
 
 def local_path(uri: str) -> Path:

@@ -1,0 +1,42 @@
+"""`pipeline clean`: what dead workers left behind, and nothing else."""
+
+from pathlib import Path
+
+from pipeline.claims import Failures
+from pipeline.config import CleanConfig
+from pipeline.console import say
+from pipeline.leases import WORK_DIR, Leases, Owner
+from shards.errors import UserError
+from shards.root import read_recipe
+from shards.writing import stale_temporaries
+
+
+def clean(config: CleanConfig) -> None:
+    """Removes temporary files, dead leases and failure notes of a store nobody is writing.
+
+    Raises:
+        UsageError: If there is no store.
+        UserError: If a worker still holds a lease.
+    """
+    root = config.store
+    read_recipe(root)
+    leases = Leases(root, Owner.this_process("pipeline clean"))
+    alive = leases.living(config.wait)
+    if alive:
+        some = ", ".join(f"{name} ({lease})" for lease, name in list(alive.items())[:4])
+        raise UserError(f"a store can be cleaned when nobody writes it, {some} is at work; stop it or wait")
+    temporaries = stale_temporaries(root)
+    size = sum(path.stat().st_size for path in temporaries)
+    for path in temporaries:
+        path.unlink(missing_ok=True)
+    leases.bury()
+    Failures(root, 1).clear()
+    _remove_if_empty(root / WORK_DIR)
+    say(f"{root}: removed {len(temporaries)} temporary files, {size:,} bytes")
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Removes the folders of leases and failures, unless somebody has begun to use them again."""
+    for path in (folder / "leases", folder / "failures", folder):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

@@ -1,0 +1,112 @@
+"""Images that a table names: HuggingFace-style parquet with the bytes inside, or a list of paths."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.sources.folder import address_of
+from pipeline.sources.listing import FoundImage
+from shards.errors import UsageError
+
+_PATH_COLUMNS = ("path", "file_name", "image_path", "file", "filename", "uri")
+_LABEL_COLUMNS = ("label", "class", "cls")
+
+
+def find_in_parquet(paths: list[Path]) -> Iterator[FoundImage]:
+    """Every row of parquet files that hold images (`image` struct with `bytes`) or paths of images.
+
+    For images inside, the offset is the number of the row in its file. Numbers in the label column stay the class
+    names here; `class_names_in` says what they mean.
+
+    Raises:
+        UsageError: If there is no column of images or paths.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    for path in paths:
+        try:
+            file = pq.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise UsageError(f"{path} is not a readable parquet file ({error}); download it anew") from error
+        names = file.schema_arrow.names
+        column = image_column(file.schema_arrow)
+        label = next((name for name in _LABEL_COLUMNS if name in names), None)
+        if column is None:
+            rows = file.read([name for name in names if name in (*_PATH_COLUMNS, label)]).to_pylist()
+            yield from _listed(path, rows)
+            continue
+        number = 0
+        wanted = [f"{column}.bytes", *([label] if label else [])]
+        for batch in file.iter_batches(batch_size=64, columns=wanted):
+            sizes = pc.binary_length(batch.column(column).field("bytes")).to_pylist()
+            labels = batch.column(label).to_pylist() if label else [None] * len(sizes)
+            for size, value in zip(sizes, labels, strict=True):
+                key = f"{path.stem}/{number:09d}"
+                class_name = None if value is None else str(value)
+                yield FoundImage(key, class_name, str(path.absolute()), number, size or 0)
+                number += 1
+
+
+def image_column(schema: Any) -> str | None:
+    """Name of the column that holds images as a struct with `bytes`, if there is one."""
+    import pyarrow as pa
+
+    for field in schema:
+        if pa.types.is_struct(field.type) and "bytes" in {part.name for part in field.type}:
+            return str(field.name)
+    return None
+
+
+def class_names_in(path: Path) -> tuple[str, ...]:
+    """Names of the numbers in a parquet file's label column, where HuggingFace datasets left them; else nothing.
+
+    Source: `datasets` writes its features as JSON under the schema's metadata key `huggingface`.
+    """
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(path)
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return ()
+    for label in _LABEL_COLUMNS:
+        if label in features and "names" in features[label]:
+            return tuple(f"{number} {name}" for number, name in enumerate(features[label]["names"]))
+    return ()
+
+
+def find_in_csv(path: Path) -> Iterator[FoundImage]:
+    """Every line of a CSV file with a header: a column of paths and, if there is one, a column of labels.
+
+    Raises:
+        UsageError: If there is no column of paths, or a file is not there.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        yield from _listed(path, csv.DictReader(file))
+
+
+def _listed(table: Path, rows: Any) -> Iterator[FoundImage]:
+    for number, row in enumerate(rows, start=2):
+        column = next((name for name in _PATH_COLUMNS if row.get(name)), None)
+        if column is None:
+            raise UsageError(
+                f"{table} must have a column of paths ({', '.join(_PATH_COLUMNS)}), line {number} has {list(row)}"
+            )
+        name = str(row[column])
+        path = table.parent / name  # an absolute name stays as it is
+        if not path.is_file():
+            raise UsageError(
+                f"every path in {table} must be a file, line {number} names {name}: no such file"
+            )
+        label = next((row[name] for name in _LABEL_COLUMNS if row.get(name) not in (None, "")), None)
+        yield FoundImage(
+            key=name,
+            class_name=None if label is None else str(label),
+            uri=address_of(str(path.absolute())),
+            offset=0,
+            nbytes=path.stat().st_size,
+        )

@@ -1,0 +1,142 @@
+"""Images inside tar files, found once by offset and later read by range; nothing is ever unpacked.
+
+Two kinds: the ImageNet training set as it is downloaded, a tar of one tar a class, and webdataset shards, in which
+the files of one sample share their name up to the first dot of the last path part.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from pipeline.sources.listing import IMAGE_SUFFIXES, FoundImage
+from shards.errors import UsageError
+
+_CLASS_SUFFIXES = frozenset((".cls", ".json"))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file inside a tar.
+
+    Attributes:
+        name: Its name there.
+        offset: Its first byte in the outermost file.
+        nbytes: Its length.
+    """
+
+    name: str
+    offset: int
+    nbytes: int
+
+
+def members(path: Path, *, offset: int = 0, nbytes: int | None = None) -> Iterator[Member]:
+    """The regular files of a tar, or of a tar that lies uncompressed inside another file, in order.
+
+    Raises:
+        UsageError: If it is no uncompressed tar, or ends before its time.
+    """
+    with path.open("rb") as file:
+        window = _Window(file, offset, path.stat().st_size - offset if nbytes is None else nbytes)
+        try:
+            with tarfile.open(fileobj=window, mode="r:") as tar:  # type: ignore[call-overload]
+                for member in tar:
+                    if member.isfile():
+                        yield Member(member.name, offset + member.offset_data, member.size)
+        except tarfile.TarError as error:
+            raise UsageError(
+                f"{path} is not a whole uncompressed tar ({error}); download or unpack it anew"
+            ) from error
+
+
+class _Window:
+    """A part of a file, as a file; only what tarfile asks for."""
+
+    def __init__(self, file: IO[bytes], offset: int, nbytes: int) -> None:
+        self._file, self._offset, self._nbytes = file, offset, nbytes
+        self._position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._nbytes - self._position, 0)
+        size = left if size < 0 else min(size, left)
+        self._file.seek(self._offset + self._position)
+        content = self._file.read(size)
+        self._position += len(content)
+        return content
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        assert whence == 0, "tarfile seeks from the beginning only"
+        self._position = position
+        return position
+
+    def tell(self) -> int:
+        return self._position
+
+
+def is_tar_of_tars(path: Path) -> bool:
+    """Whether the first file in a tar is itself a tar."""
+    first = next(members(path), None)
+    return first is not None and first.name.endswith(".tar")
+
+
+def find_in_tar_of_tars(path: Path) -> Iterator[FoundImage]:
+    """Every image of a tar of tars such as `ILSVRC2012_img_train.tar`: the inner tar's name is the class.
+
+    Raises:
+        UsageError: If an inner tar is damaged.
+    """
+    for outer in members(path):
+        if not outer.name.endswith(".tar"):
+            continue
+        class_name = PurePosixPath(outer.name).stem
+        for inner in members(path, offset=outer.offset, nbytes=outer.nbytes):
+            if PurePosixPath(inner.name).suffix.lower() in IMAGE_SUFFIXES:
+                key = f"{class_name}/{inner.name}"
+                yield FoundImage(key, class_name, str(path.absolute()), inner.offset, inner.nbytes)
+
+
+def find_in_webdataset(paths: list[Path]) -> Iterator[FoundImage]:
+    """Every image of webdataset tars; its class is in the sample's `.cls` file or the `.json` file's `label`.
+
+    Keys are the tar's name and the sample's, so that equal samples of two tars stay apart.
+    """
+    for path in paths:
+        images: dict[str, Member] = {}
+        classes: dict[str, str] = {}
+        with path.open("rb") as file:
+            for member in members(path):
+                sample, suffix = split_sample_name(member.name)
+                if suffix in IMAGE_SUFFIXES:
+                    images.setdefault(sample, member)
+                elif suffix in _CLASS_SUFFIXES:
+                    file.seek(member.offset)
+                    class_name = _class_of(suffix, file.read(member.nbytes))
+                    if class_name is not None:
+                        classes.setdefault(sample, class_name)
+        for sample, member in images.items():
+            key = f"{path.stem}/{sample}"
+            yield FoundImage(key, classes.get(sample), str(path.absolute()), member.offset, member.nbytes)
+
+
+def split_sample_name(name: str) -> tuple[str, str]:
+    """Sample name and last ending of a webdataset member.
+
+    Source: webdataset 1.0 `tariterators.base_plus_ext`: the name ends at the first dot of the last path part.
+    """
+    folder, slash, last = name.rpartition("/")
+    stem, _, endings = last.partition(".")
+    return folder + slash + stem, "." + endings.rpartition(".")[2].lower()
+
+
+def _class_of(suffix: str, content: bytes) -> str | None:
+    text = content.decode("utf-8", "replace").strip()
+    if suffix == ".cls":
+        return text or None
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    label = values.get("label", values.get("cls")) if isinstance(values, dict) else None
+    return None if label is None else str(label)
