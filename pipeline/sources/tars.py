@@ -121,13 +121,13 @@ def find_in_webdataset(paths: list[Path]) -> Iterator[FoundImage]:
 
 
 def split_sample_name(name: str) -> tuple[str, str]:
-    """Sample name and last ending of a webdataset member.
+    """Sample name and whole ending of a webdataset member, in lower case: `a/1.seg.png` is (`a/1`, `.seg.png`).
 
     Source: webdataset 1.0 `tariterators.base_plus_ext`: the name ends at the first dot of the last path part.
     """
     folder, slash, last = name.rpartition("/")
     stem, _, endings = last.partition(".")
-    return folder + slash + stem, "." + endings.rpartition(".")[2].lower()
+    return folder + slash + stem, "." + endings.lower()
 
 
 def _class_of(suffix: str, content: bytes) -> str | None:

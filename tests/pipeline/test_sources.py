@@ -1,0 +1,205 @@
+"""Every kind of source lists the same images in one order, and gives back their bytes."""
+
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.sources.labels import LabelTable
+from pipeline.sources.listing import list_source
+from pipeline.sources.reading import BadImageError, SourceGoneError, SourceReader
+from shards.errors import UsageError
+from shards.plan import SourceRecord
+
+
+def png(seed):
+    """A small picture file."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)).save(
+        buffer, "PNG"
+    )
+    return buffer.getvalue()
+
+
+def add(tar, name, content):
+    """Puts a file into a tar."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def contents(listing):
+    """Bytes of every image by key."""
+    reader = SourceReader()
+    found = {record.key: reader.read(record) for record in listing.records}
+    reader.close()
+    return found
+
+
+def labels(listing):
+    """Class name of every image by key."""
+    return {record.key: listing.class_names[record.label] for record in listing.records}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes with names that are not plain."""
+    root = tmp_path / "images"
+    for number, name in enumerate(
+        ["a class/one.png", "a class/two words.PNG", "zebra/é ü.jpeg", "zebra/deep/er.webp"]
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(number))
+    (root / "zebra" / "notes.txt").write_text("not an image")
+    (root / "zebra" / ".hidden.png").write_bytes(b"")
+    return root
+
+
+def test_a_folder_s_classes_are_its_first_level_and_its_order_is_that_of_the_keys(folder):
+    listing = list_source(str(folder))
+    keys = ["a class/one.png", "a class/two words.PNG", "zebra/deep/er.webp", "zebra/é ü.jpeg"]
+    assert [record.key for record in listing.records] == keys
+    assert [record.label for record in listing.records] == [0, 0, 1, 1]
+    assert listing.class_names == ("a class", "zebra")
+    assert contents(listing)["zebra/é ü.jpeg"] == png(2)
+
+
+def test_a_flat_folder_has_no_classes(tmp_path):
+    (tmp_path / "one.png").write_bytes(png(0))
+    listing = list_source(str(tmp_path))
+    assert listing.class_names == ()
+    assert [record.label for record in listing.records] == [-1]
+
+
+def test_images_beside_class_folders_are_refused(folder):
+    (folder / "loose.png").write_bytes(png(9))
+    with pytest.raises(UsageError, match=r"got loose\.png beside"):
+        list_source(str(folder))
+
+
+def test_a_name_that_is_not_utf8_is_kept_readable(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(png(1))
+    listing = list_source(str(tmp_path))
+    assert contents(listing) == {"caf\\xe9.png": png(1)}
+
+
+def test_the_imagenet_tar_of_tars_is_read_where_it_lies(tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as outer:
+        for name in ("n01440764", "n01443537"):
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as inner:
+                for number in range(3):
+                    add(inner, f"{name}_{number}.JPEG", png(number) + name.encode())
+            add(outer, f"{name}.tar", buffer.getvalue())
+    listing = list_source(str(tmp_path / "train.tar"))
+    assert listing.class_names == ("n01440764", "n01443537")
+    found = contents(listing)
+    assert len(found) == 6
+    assert found["n01443537/n01443537_2.JPEG"] == png(2) + b"n01443537"
+    assert labels(listing)["n01443537/n01443537_2.JPEG"] == "n01443537"
+
+
+def test_a_cut_off_tar_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        add(tar, "0.png", png(0) * 40)
+        add(tar, "1.png", png(1) * 40)
+    content = (tmp_path / "whole.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(content[: 512 + len(png(0)) * 20])
+    with pytest.raises(UsageError, match="not a whole uncompressed tar"):
+        list_source(str(tmp_path / "cut.tar"))
+
+
+def test_webdataset_tars_join_the_files_of_a_sample(tmp_path):
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"train-{shard}.tar", "w") as tar:
+            add(tar, "a/000.jpg", png(shard))
+            add(tar, "a/000.cls", str(shard).encode())
+            add(tar, "a/001.json", json.dumps({"label": 12}).encode())
+            add(tar, "a/001.seg.png", png(7))
+            add(tar, "a/001.png", png(8))
+            add(tar, "a/002.txt", b"no image")
+    for source in (tmp_path, tmp_path / "train-*.tar"):
+        listing = list_source(str(source))
+        assert contents(listing)["train-1/a/000"] == png(1)
+        assert contents(listing)["train-1/a/001"] == png(8)
+        assert labels(listing) == {
+            "train-0/a/000": "0", "train-0/a/001": "12", "train-1/a/000": "1", "train-1/a/001": "12",
+        }  # fmt: skip
+        assert [record.label for record in listing.records] == [0, 12, 1, 12]
+
+
+@pytest.mark.parametrize("names", [None, ["crane", "dog", "crane"]])
+def test_parquet_with_images_inside_keeps_the_numbers_of_its_classes(tmp_path, names):
+    table = pa.table(
+        {
+            "image": pa.array(
+                [{"bytes": png(number), "path": None} for number in range(5)],
+                pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+            ),
+            "label": [2, 0, 2, 0, 0],
+        }
+    )
+    if names:
+        features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, tmp_path / "part-0.parquet", row_group_size=2)
+    listing = list_source(str(tmp_path))
+    assert contents(listing) == {f"part-0/{number:09d}": png(number) for number in range(5)}
+    assert [record.label for record in listing.records] == [2, 0, 2, 0, 0]
+    assert listing.class_names == (("0 crane", "1 dog", "2 crane") if names else ("0", "1", "2"))
+
+
+def test_a_csv_names_paths_beside_it_and_labels(tmp_path, folder):
+    (tmp_path / "list.csv").write_text(
+        "path,label\nimages/zebra/é ü.jpeg,stripes\nimages/a class/one.png,other\nimages/a class/one.png,other\n",
+        encoding="utf-8",
+    )
+    listing = list_source(str(tmp_path / "list.csv"))
+    assert labels(listing) == {
+        "images/a class/one.png": "other", "images/a class/one.png#2": "other", "images/zebra/é ü.jpeg": "stripes",
+    }  # fmt: skip
+    assert contents(listing)["images/a class/one.png#2"] == png(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("path\nmissing.png\n", "line 2 names missing.png"), ("name\nx\n", "column of paths")]
+)
+def test_a_csv_that_names_no_files_is_refused(tmp_path, text, named):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UsageError, match=named):
+        list_source(str(tmp_path / "list.csv"))
+
+
+def test_given_labels_fix_the_ids_also_for_a_part_of_the_classes(tmp_path, folder):
+    (tmp_path / "labels.txt").write_text("n01440764 tench, Tinca tinca\nzebra\na class\n")
+    listing = list_source(str(folder), LabelTable.read(tmp_path / "labels.txt"))
+    assert [record.label for record in listing.records] == [2, 2, 1, 1]
+    assert listing.class_names[0] == "n01440764 tench, Tinca tinca"
+    assert LabelTable.read(tmp_path / "labels.txt").ids["n01440764"] == 0
+
+
+def test_a_class_that_the_labels_lack_is_named(tmp_path, folder):
+    (tmp_path / "labels.json").write_text('["zebra"]')
+    with pytest.raises(UsageError, match="'a class'"):
+        list_source(str(folder), LabelTable.read(tmp_path / "labels.json"))
+
+
+def test_reading_names_what_has_changed_since_the_listing(folder):
+    reader = SourceReader()
+    path = folder / "zebra" / "deep" / "er.webp"
+    record = SourceRecord("key", 0, str(path), 0, path.stat().st_size)
+    path.write_bytes(b"short")
+    with pytest.raises(BadImageError, match=r"changed since it was listed: .* 5 now"):
+        reader.read(record)
+    path.unlink()
+    with pytest.raises(BadImageError, match="missing"):
+        reader.read(record)
+    path.parent.rmdir()
+    with pytest.raises(SourceGoneError, match="does not exist any more"):
+        reader.read(record)
