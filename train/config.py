@@ -200,6 +200,8 @@ class DiTSettings(TrainerSettings):
     """Shape of the network."""
     flow: FlowSettings = FlowSettings()
     """Flow matching."""
+    train_tables: bool = False
+    """Train the position table and the Fourier frequencies too, as the reference's script happens to do."""
     decoder: Path | None = field(default=None, metadata=FREE)
     """Decoder snapshot that draws the sample grids of --sample-every."""
 

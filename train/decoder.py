@@ -7,17 +7,25 @@ Run the same command again to continue. `python train/decoder.py --help` lists t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from train.commandline import parse, run
 from train.presets import DECODER_DEFAULT, DECODER_PRESETS, decoder_settings, preset_list
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from shards.store import Store
     from train.config import DecoderSettings
     from train.distributed import Team
+    from train.models.vit_decoder import ViTDecoder
     from train.reconstruction_task import ReconstructionTask
+
+SHEET_IMAGES = 8
+"""Images of a sheet of reconstructions."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,7 +59,51 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     model.to(team.device)
     if settings.compile:
         model.compile()
-    return ReconstructionTask(model, settings, snapshot_meta(settings, store))
+    return ReconstructionTask(
+        model, settings, snapshot_meta(settings, store), reconstruction_grid(settings, store, team)
+    )
+
+
+def reconstruction_grid(
+    settings: DecoderSettings, store: Store, team: Team
+) -> Callable[[ViTDecoder, Path], None] | None:
+    """Draws fixed images of the store beside their reconstructions; None without --sample-every."""
+    if settings.sample_every is None:
+        return None
+    import numpy as np
+    import torch
+
+    from eval.networks import Decoder
+    from eval.pictures import grid, save_png, side_by_side, to_uint8
+
+    assert settings.views
+    rows = store.valid_rows[np.linspace(0, len(store.valid_rows) - 1, SHEET_IMAGES).astype(np.int64)]
+    tokens, images = (read_rows(store, settings.views[0], field, rows) for field in ("tokens", "image"))
+    held = torch.from_numpy(tokens).to(team.device)
+
+    def draw(model: ViTDecoder, path: Path) -> None:
+        decoder = Decoder(
+            network=model, precision=settings.precision or "fp32", image_size=model.config.image_size
+        )
+        drawn = to_uint8(decoder.pixels(held)).cpu().numpy()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_png(grid(side_by_side(images, drawn), SHEET_IMAGES // 2), path)
+
+    return draw
+
+
+def read_rows(store: Store, view: str, field: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Rows of a field: tokens as float32, images as uint8."""
+    import numpy as np
+
+    from shards.dtypes import bfloat16_to_float32
+
+    reader = store.reader(view, field)
+    values = np.empty((len(rows), *reader.row_shape), reader.dtype)
+    reader.read(rows, values)
+    if reader.logical_dtype == "bfloat16":
+        return bfloat16_to_float32(values)
+    return values if field == "image" else values.astype(np.float32)
 
 
 def crops_or_center(views: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ Run the same command again to continue. `python train/dit.py --help` lists the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.commandline import parse, run
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
     from shards.store import Store
     from train.config import DiTSettings
     from train.distributed import Team
+    from train.models.dit import DiT
+    from train.models.dit_dh import DiTDH
+    from train.models.normalizer import LatentNormalizer
     from train.velocity_task import VelocityTask
+
+SHEET_CLASSES, SHEET_COLUMNS = 8, 6
+"""Rows and columns of a sheet of samples."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,11 +60,64 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> VelocityTask:
     )
     if team.leads:
         save_normalizer(kept, normalizer)
+    if settings.train_tables:
+        model.requires_grad_(True)  # noqa: FBT003 - torch's own signature
     model.recompute_activations = settings.activation_checkpointing
     model.to(team.device)
     if settings.compile:
         model.compile()
-    return VelocityTask(model, normalizer.to(team.device), settings, snapshot_meta(settings, store))
+    return VelocityTask(
+        model,
+        normalizer.to(team.device),
+        settings,
+        snapshot_meta(settings, store),
+        sample_grid(settings, store, team),
+    )
+
+
+def sample_grid(
+    settings: DiTSettings, store: Store, team: Team
+) -> Callable[[DiT | DiTDH, LatentNormalizer, Path], None] | None:
+    """Draws a sheet of generated images, a row a class, the same noise each time; None without --sample-every."""
+    if settings.sample_every is None:
+        return None
+    from shards.errors import UsageError
+
+    if settings.decoder is None:
+        raise UsageError("--sample-every needs a decoder to draw with: give --decoder SNAPSHOT")
+    import torch
+
+    from eval.networks import decoder_of, load_decoder, require_same_encoder
+    from eval.pictures import grid, save_png, to_uint8
+    from eval.sampler import LatentSampler
+
+    precision = settings.precision or "fp32"
+    snapshot = load_decoder(settings.decoder, team.device)
+    require_same_encoder(snapshot, store.recipe.encoder, what=f"the store {settings.store}")
+    decoder = decoder_of(snapshot, precision)
+    classes = tuple(range(max(1, store.num_classes)))[:SHEET_CLASSES]
+    # Sample i shows class i modulo the number of classes; the sheet has a row a class.
+    numbers = torch.arange(len(classes) * SHEET_COLUMNS).view(SHEET_COLUMNS, len(classes)).T.flatten()
+
+    def draw(model: DiT | DiTDH, normalizer: LatentNormalizer, path: Path) -> None:
+        config = model.config
+        sampler = LatentSampler(
+            model=model,
+            latent_shape=(config.token_width, *config.grid),
+            num_classes=config.num_classes,
+            classes=classes,
+            seed=settings.seed,
+            precision=precision,
+        )
+        latents = sampler.latents(numbers.to(team.device))
+        images = to_uint8(decoder.pixels(normalizer.to_tokens(latents))).cpu().numpy()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_png(
+            grid(images, SHEET_COLUMNS, [store.class_names[label] for label in classes if store.class_names]),
+            path,
+        )
+
+    return draw
 
 
 def center_and_flip(views: tuple[str, ...]) -> tuple[str, ...]:

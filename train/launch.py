@@ -22,6 +22,7 @@ from train.lr import steps_per_epoch
 from train.saved_settings import load_settings, require_same_run, to_json
 from train.signals import StopRequest, die_with_launcher
 from train.snapshot import SnapshotMeta
+from train.summary import start_summary
 from train.tracking import Journal, resolve_tracker
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ def launch(
             max_steps=settings.max_steps,
             settings={"settings": to_json(settings)},
             tracker=tracker,
+            facts=start_summary(task.config, settings, store, world_size=team.world_size, step=trainer.step),
         )
         try:
             trainer.train(feed, journal, stop)

@@ -25,6 +25,7 @@ from train.distributed import Team, full_tensor, gradients_stay_local
 from train.ema import WeightAverages
 from train.feed import Feed, MicroBatch
 from train.lr import learning_rate
+from train.models.config import ModelConfig
 from train.signals import StopRequest
 from train.state import gather_parts, host_copies, make_optimizer, part_names, restore_parts
 from train.totals import Seen, StepTotals, Window
@@ -47,6 +48,11 @@ class Task(Protocol):
     @property
     def model(self) -> nn.Module:
         """The network, on the device."""
+        ...
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network's configuration."""
         ...
 
     @property
@@ -151,14 +157,16 @@ class Trainer:
             if self.due(settings.milestone_every):
                 self.snapshot(f"step-{self.step:08d}")
             if self.due(settings.sample_every):
-                self.draw_samples()
+                self.draw_samples(journal)
             if self.due(settings.checkpoint_every):
                 self.checkpoint()
+                journal.publish()
         self.note(pending, journal)
         self.snapshot("latest")
         self.checkpoint()
         if self.step == settings.max_steps and not self.due(settings.log_every):
             self.report(feed, journal)
+        journal.publish()
 
     def learn(self, batches: Iterator[MicroBatch], stop: StopRequest) -> StepTotals:
         """One optimizer step: the gradient of the global batch, clip, update, average."""
@@ -273,8 +281,10 @@ class Trainer:
                 path = self.out / "snapshots" / f"{name}{suffix}.safetensors"
                 self.task.save_snapshot(path, weights, step=self.step, ema_rate=rate)
 
-    def draw_samples(self) -> None:
+    def draw_samples(self, journal: Journal) -> None:
         """Draw a picture with the averaged weights; sharded weights need every process for it."""
+        path = self.out / "samples" / f"step-{self.step:08d}.png"
         if self.team.leads or self.team.sharded:
             with self.averages.applied(self.averages.rates[0]):
-                self.task.draw_samples(self.out / "samples" / f"step-{self.step:08d}.png")
+                self.task.draw_samples(path)
+        journal.show(self.step, path)

@@ -11,6 +11,7 @@ from torch import Tensor
 from train.config import DecoderSettings, TokenNoise
 from train.feed import MicroBatch
 from train.loop import Losses
+from train.models.config import ViTDecoderConfig
 from train.models.vit_decoder import ViTDecoder
 from train.randomness import normal, uniform
 from train.snapshot import SnapshotMeta, save_snapshot
@@ -38,6 +39,11 @@ class ReconstructionTask:
         """
         self.model = model
         self._settings, self._meta, self._sampler = settings, meta, sampler
+
+    @property
+    def config(self) -> ViTDecoderConfig:
+        """The network's configuration."""
+        return self.model.config
 
     def losses(self, model: Callable[[Tensor], Tensor], batch: MicroBatch) -> Losses:
         """Mean absolute error of the pixels on the [0, 1] scale, per sample, and the PSNR.

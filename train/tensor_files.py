@@ -19,7 +19,6 @@ from torch import Tensor
 
 from shards.errors import UserError
 
-
 _HEADER = "rae-latents"
 
 

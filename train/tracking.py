@@ -8,11 +8,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from shards.atomic import replace_atomically
 from shards.errors import UsageError
 from train.distributed import Team
+from train.metrics_file import read_metrics
+from train.run_page import write_run_page
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,15 @@ class Journal:
     """Where a run's numbers go: on the leading process to a file, a bar and a tracker; elsewhere nowhere."""
 
     def __init__(
-        self, team: Team, out: Path, *, step: int, max_steps: int, settings: dict[str, Any], tracker: str
+        self,
+        team: Team,
+        out: Path,
+        *,
+        step: int,
+        max_steps: int,
+        settings: dict[str, Any],
+        tracker: str,
+        facts: list[str],
     ) -> None:
         """Open the journal at `step`; lines of a killed run that came after it are dropped.
 
@@ -45,8 +57,9 @@ class Journal:
             max_steps: steps the run ends at.
             settings: flat settings for the tracker.
             tracker: "tensorboard", "wandb" or "none".
+            facts: lines about what is trained, for the person who watches and the run's page.
         """
-        self._team, self._tracked = team, tracker != "none"
+        self._team, self._out, self._tracked, self._facts = team, out, tracker != "none", facts
         self._path = out / "metrics.jsonl"
         if team.leads:
             kept = [line for line in read_metrics(self._path) if line["step"] <= step]
@@ -61,6 +74,9 @@ class Journal:
             dynamic_ncols=True,
             smoothing=0.05,
         )
+
+        for line in facts:
+            self.say(line)
 
     def advance(self) -> None:
         """One more step was taken."""
@@ -84,15 +100,23 @@ class Journal:
         if self._team.leads:
             self._bar.write(text)
 
+    def show(self, step: int, path: Path) -> None:
+        """Hand a picture to the tracker."""
+        if not (self._team.leads and self._tracked):
+            return
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        for tracker in self._team.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"samples": pixels[None]}, step=step, dataformats="NHWC")
+            else:
+                tracker.log_images({"samples": [pixels]}, step=step)
+
+    def publish(self) -> None:
+        """Write the run's page."""
+        if self._team.leads:
+            write_run_page(self._out, title=self._out.name, facts=self._facts)
+
     def close(self) -> None:
         """Finish the progress bar."""
         self._bar.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text().split("\n")
-    # What stands after the last line break was never finished.
-    return [json.loads(line) for line in lines[:-1] if line]

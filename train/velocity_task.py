@@ -12,6 +12,7 @@ from train.config import DiTSettings
 from train.feed import MicroBatch
 from train.flow import draw_time, interpolate, per_sample_loss, time_shift, velocity_target
 from train.loop import Losses
+from train.models.config import DiTConfig, DiTDHConfig
 from train.models.dit import DiT
 from train.models.dit_dh import DiTDH
 from train.models.normalizer import LatentNormalizer
@@ -51,6 +52,11 @@ class VelocityTask:
         self._shift = time_shift(
             config.token_width * config.grid[0] * config.grid[1], settings.flow.shift_base
         )
+
+    @property
+    def config(self) -> DiTConfig | DiTDHConfig:
+        """The network's configuration."""
+        return self.model.config
 
     def losses(self, model: Callable[[Tensor, Tensor, Tensor], Tensor], batch: MicroBatch) -> Losses:
         """Squared error of the predicted velocity, per sample, and its sums by band of t."""

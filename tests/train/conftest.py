@@ -124,6 +124,6 @@ def checkpoint_tensors():
 @pytest.fixture
 def losses():
     """Losses of a run by step, from its metrics.jsonl."""
-    from train.tracking import read_metrics
+    from train.metrics_file import read_metrics
 
     return lambda out: {line["step"]: line["loss"] for line in read_metrics(out / "metrics.jsonl")}

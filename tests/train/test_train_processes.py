@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from train.checkpoint import checkpoints, read_state
-from train.tracking import read_metrics
+from train.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

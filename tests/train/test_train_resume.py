@@ -9,7 +9,7 @@ import torch
 
 from shards.errors import UsageError, UserError
 from train.checkpoint import checkpoints
-from train.tracking import read_metrics
+from train.metrics_file import read_metrics
 
 EXACT = "--checkpoint-every 100 --snapshot-every 100"
 

@@ -1,0 +1,49 @@
+"""Checkpoints are there whole or not at all, and the newest is found by number."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from shards.errors import UserError
+from train.checkpoint import checkpoints, prune, read_part, read_state, save_checkpoint
+
+PARTS = {"model": {"a": torch.arange(3.0)}, "optimizer": {"b": torch.ones(2, 2, dtype=torch.bfloat16)}}
+
+
+def test_what_is_saved_is_read_back(tmp_path):
+    path = save_checkpoint(tmp_path, 7, PARTS, {"window": [1.5]})
+    assert read_state(path) == (7, {"window": [1.5]})
+    for part, tensors in PARTS.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(read_part(path, part)[name], tensor)
+
+
+def test_the_newest_has_the_highest_number(tmp_path):
+    for step in (9, 100_000_000, 10):
+        save_checkpoint(tmp_path, step, PARTS, {})
+    assert [read_state(path)[0] for path in checkpoints(tmp_path)] == [9, 10, 100_000_000]
+    prune(tmp_path, 1)
+    assert [read_state(path)[0] for path in checkpoints(tmp_path)] == [100_000_000]
+
+
+def test_a_write_that_fails_leaves_the_one_before_and_is_cleared_away_by_the_next(tmp_path):
+    save_checkpoint(tmp_path, 1, PARTS, {})
+    with pytest.raises(AttributeError):
+        save_checkpoint(tmp_path, 2, {**PARTS, "broken": {"a": "no tensor"}}, {})
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+    save_checkpoint(tmp_path, 3, PARTS, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000001", "step-00000003"}
+
+
+def test_another_version_and_a_missing_file_are_refused(tmp_path):
+    path = save_checkpoint(tmp_path, 1, PARTS, {})
+    (path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        read_state(path)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**state, "version": 0}))
+    with pytest.raises(UserError, match="version 0"):
+        read_state(path)

@@ -1,0 +1,93 @@
+"""The command line: presets, overrides, help without torch, errors in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards.errors import UsageError, UserError
+from train import commandline
+from train.presets import DIT_DEFAULT, dit_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse(*arguments):
+    return commandline.parse(
+        arguments, preset=dit_settings, default=DIT_DEFAULT, script="train/dit.py", presets=""
+    )
+
+
+def test_a_preset_with_overrides():
+    settings = parse("dit-dh-s-256", "--optimizer.lr", "1e-4", "--max-steps", "7", "--views", "center")
+    assert (settings.optimizer.lr, settings.max_steps, settings.views) == (1e-4, 7, ("center",))
+    assert settings.model == dit_settings("dit-dh-s-256").model
+    assert settings.out == Path("runs/dit-dh-s-256")
+
+
+def test_the_default_preset_is_the_published_network():
+    assert parse("--seed", "4").model == dit_settings("dit-dh-xl-256").model
+
+
+def test_none_and_auto_can_be_said():
+    settings = parse("--model.grid", "None", "--model.head-width", "auto", "--optimizer.clip-norm", "None")
+    assert (settings.model.grid, settings.model.head_width, settings.optimizer.clip_norm) == (
+        None,
+        "auto",
+        None,
+    )
+
+
+def test_a_switch_is_given_by_value():
+    assert parse("--activation-checkpointing", "True").activation_checkpointing
+
+
+def test_unknown_presets_and_files_are_users_errors(tmp_path):
+    with pytest.raises(UsageError, match="no preset"):
+        parse("dit-dh-giant")
+    with pytest.raises(UserError, match="no settings file"):
+        parse(str(tmp_path / "config.json"))
+
+
+def test_errors_become_one_line_and_an_exit_code(capsys):
+    def fail(arguments):
+        raise UsageError("this cannot be")
+
+    with pytest.raises(SystemExit) as stopped:
+        commandline.run(fail)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: this cannot be\n"
+
+
+def test_an_interrupt_says_how_to_continue(capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        commandline.run(interrupted)
+    assert stopped.value.code == 130
+    assert "same command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["train/dit.py", "train/decoder.py"])
+def test_help_lists_presets_quickly_and_loads_no_torch(script):
+    began = time.perf_counter()
+    command = [sys.executable, "-X", "importtime", script, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - began
+    assert "tiny" in done.stdout
+    assert "--optimizer.lr" in done.stdout
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "numpy", "zarr", "pyarrow", "accelerate", "pydantic"}
+    assert seconds < 3, "about a quarter of a second on a quiet machine"
+
+
+def test_a_mistake_in_the_command_exits_with_2():
+    done = subprocess.run(
+        [sys.executable, "train/dit.py", "--nonsense", "1"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
