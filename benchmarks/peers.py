@@ -51,7 +51,7 @@ class RowsOfZarr:
         self.path = path
         self.pipeline = pipeline
         self.array: Any = None
-        self.length = len(self._open())
+        self.length = self._open().shape[0]
 
     def _open(self) -> Any:
         import zarr
