@@ -31,4 +31,5 @@ def principal_colours(tokens: NDArray[np.floating], grid: tuple[int, int], size:
     pictures = (colours * 255).astype(np.uint8).reshape(count, *grid, 3)
     rows = np.arange(size) * grid[0] // size
     columns = np.arange(size) * grid[1] // size
-    return pictures[:, rows[:, None], columns[None, :]]
+    shown: NDArray[np.uint8] = pictures[:, rows[:, None], columns[None, :]]
+    return shown

@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -60,7 +59,6 @@ def loss_curves(curves: dict[str, tuple[list[int], list[float]]]) -> Image.Image
         curves: Title -> steps and losses.
     """
     figure = Figure(figsize=(5.2 * len(curves), 3.2), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for panel, (title, (steps, losses)) in zip(panels, curves.items(), strict=True):
         panel.plot(steps, losses, color="#9bb8d3", linewidth=0.8)
@@ -71,7 +69,7 @@ def loss_curves(curves: dict[str, tuple[list[int], list[float]]]) -> Image.Image
         panel.set(title=title, xlabel="optimizer step", ylabel="loss", yscale="log")
         panel.grid(alpha=0.3, which="both")
     buffer = io.BytesIO()
-    canvas.print_png(buffer)
+    figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
 

@@ -46,8 +46,8 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     store = open_store(folders.store)
     rows = first_rows_of_classes(store, 2)
-    images = read_rows(store, "image", rows)
-    tokens = read_rows(store, "tokens", rows)
+    images = read_rows(store, "image", rows).astype(np.uint8)
+    tokens = read_rows(store, "tokens", rows).astype(np.float32)
     photographs = images[::2]
 
     figures = {
@@ -105,18 +105,18 @@ def read_rows(store: Store, field: str, rows: NDArray[np.int64]) -> NDArray[np.g
     return out
 
 
-def token_figure(store: Store, images: NDArray[np.generic], tokens: NDArray[np.generic]) -> Image.Image:
+def token_figure(store: Store, images: NDArray[np.uint8], tokens: NDArray[np.float32]) -> Image.Image:
     """Images above their tokens' first three principal components."""
-    colours = principal_colours(tokens.astype(np.float32), store.grid, images.shape[1])
-    return tile(np.stack([images[::2].astype(np.uint8), colours[::2]]))
+    colours = principal_colours(tokens, store.grid, images.shape[1])
+    return tile(np.stack([images[::2], colours[::2]]))
 
 
-def generation_figure(store: Store, photographs: NDArray[np.generic], folder: Path) -> Image.Image:
+def generation_figure(store: Store, photographs: NDArray[np.uint8], folder: Path) -> Image.Image:
     """One row a class: its photograph, then samples."""
     with np.load(needed(folder / "samples.npz"), allow_pickle=False) as file:
         samples, labels = file["arr_0"], file["arr_1"]
     by_class = np.stack([samples[labels == c][:SAMPLES_SHOWN] for c in range(store.num_classes)])
-    return class_rows(list(store.class_names), photographs.astype(np.uint8), by_class)
+    return class_rows(list(store.class_names), photographs, by_class)
 
 
 def read_losses(run: Path) -> tuple[list[int], list[float]]:
