@@ -41,7 +41,7 @@ class EncoderIdentity:
     name: str
     """Architecture, in the encoder registry's words."""
     weights: str
-    """Where the weights came from: ``pretrained``, a file's name, or ``random:SEED``."""
+    """Where the weights came from: ``pretrained``, a file's name, or ``random:SEED``; told, but no part of `id`."""
     weights_digest: str
     """SHA-256 over the weights themselves."""
     preprocessing: dict[str, Any] = field(hash=False)
@@ -60,7 +60,7 @@ class EncoderIdentity:
     @property
     def id(self) -> str:
         """Digest shared by everything that belongs to this encoder."""
-        return digest_of(self.to_dict())
+        return digest_of(self._deciding())
 
     @property
     def random_weights(self) -> bool:
@@ -86,9 +86,13 @@ class EncoderIdentity:
         _check_keys(cls, values)
         return cls(**{**values, "grid": tuple(values["grid"])})
 
+    def _deciding(self) -> dict[str, Any]:
+        # The same weights may come by name or from a file: their digest decides.
+        return {name: value for name, value in self.to_dict().items() if name != "weights"}
+
     def diff(self, other: EncoderIdentity) -> list[str]:
-        """One line for each field in which ``other`` differs from this one."""
-        return _diff(self.to_dict(), other.to_dict())
+        """One line for each field that decides about tokens in which ``other`` differs from this one."""
+        return _diff(self._deciding(), other._deciding())
 
     def require_same(self, other: EncoderIdentity, *, what: str) -> None:
         """Refuse ``other`` unless it is this encoder.
@@ -158,7 +162,7 @@ class Recipe:
     @property
     def id(self) -> str:
         """Digest shared by every worker that writes the same store."""
-        return digest_of(self.to_dict())
+        return digest_of(self._deciding())
 
     @property
     def capacity(self) -> int:
@@ -190,9 +194,13 @@ class Recipe:
         encoder = EncoderIdentity.from_dict(values["encoder"])
         return cls(**{**values, "encoder": encoder, "views": tuple(values["views"])})
 
+    def _deciding(self) -> dict[str, Any]:
+        return {**self.to_dict(), "encoder": self.encoder.id}
+
     def diff(self, other: Recipe) -> list[str]:
-        """One line for each field in which ``other`` differs from this one."""
-        return _diff(self.to_dict(), other.to_dict())
+        """One line for each field that decides about bytes in which ``other`` differs from this one."""
+        own, others = ({**recipe.to_dict(), "encoder": None} for recipe in (self, other))
+        return [f"encoder.{line}" for line in self.encoder.diff(other.encoder)] + _diff(own, others)
 
 
 RESERVED_NAMES = frozenset(

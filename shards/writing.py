@@ -62,7 +62,7 @@ class StoreWriter:
             raise StoreError(
                 f"{path} cannot be written: {error}; free space or name another folder"
             ) from error
-        return cls(path, recipe, plan)
+        return cls(path, begun, plan)
 
     def pending(self) -> list[tuple[str, int]]:
         """View and number of every shard without a commit record, in order of shard."""
