@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from shards.dtypes import StorageType, to_float64
 from shards.errors import StoreDamagedError
 
-# Columns worked on at a time: a tile of float64 and two accumulators stay in the second-level cache.
-_TILE = 8192
+# Columns worked on at a time: a tile of float64 stays in the second-level cache.
+_TILE = 32768
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,15 @@ class RowSums:
         if not self._count:
             # Deviations from any one row keep a large common mean from drowning a small variance.
             self._shift = to_float64(flat[0], self._dtype)
-        for start in range(0, flat.shape[1], _TILE):
-            tile = slice(start, start + _TILE)
-            deviations = to_float64(flat[:, tile], self._dtype)
-            deviations -= self._shift[tile]
-            total, squares = self._sum[tile], self._squares[tile]
-            # Row by row: a sum over the axis would round differently for every batch size.
-            for row in deviations:
-                total += row
-            deviations *= deviations
-            for row in deviations:
-                squares += row
+        # Row by row: a sum over the axis would round differently for every batch size.
+        for row in flat:
+            for start in range(0, len(row), _TILE):
+                tile = slice(start, start + _TILE)
+                deviations = to_float64(row[tile], self._dtype)
+                deviations -= self._shift[tile]
+                self._sum[tile] += deviations
+                deviations *= deviations
+                self._squares[tile] += deviations
         self._count += len(rows)
 
     def moments(self) -> Moments:

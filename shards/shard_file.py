@@ -53,7 +53,7 @@ class ShardFile:
         self.path = path
         self._map: NDArray[np.uint8] | None = None
         self._mode = mode
-        self._probe = bytearray(1)
+        self._probe = [bytearray(1)]
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.extents = locate(self._descriptor)
         self._offsets: list[int] = self.extents.offsets.tolist()
@@ -108,9 +108,14 @@ class ShardFile:
             filled += count
 
     def _is_cached(self, offset: int, nbytes: int) -> bool:
+        """Whether the last of some bytes is there, and in memory.
+
+        A map of a file that was shortened ends the process where it is touched; asking first turns that into
+        `read_into`'s error.
+        """
         if _NOWAIT is None:
             return False
         try:
-            return os.preadv(self._descriptor, [self._probe], offset + nbytes // 2, _NOWAIT) == 1
-        except BlockingIOError:
+            return os.preadv(self._descriptor, self._probe, offset + nbytes - 1, _NOWAIT) == 1
+        except OSError:  # not cached, or a file system that cannot say
             return False
