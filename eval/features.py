@@ -7,17 +7,16 @@ weights are never compared.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import pickle
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from shards.errors import UsageError, UserError
+from eval.weight_sources import load_weights, randomise, read_state, seed_of, weights_digest
+from shards.errors import UserError
 
 FeatureName = Literal["pool", "spatial", "logits", "cls"]
 
@@ -69,11 +68,11 @@ class InceptionFeatures:
 
     def __init__(self, weights: str, device: torch.device) -> None:
         network = _inception_without_weights()
-        if seed := _seed_of(weights):
-            _randomise(network, int(seed))
+        if seed := seed_of(weights):
+            randomise(network, int(seed))
         else:
-            _load(network, _inception_state(weights), weights)
-        self.digest = _digest(network)
+            load_weights(network, _inception_state(weights), weights)
+        self.digest = weights_digest(network)
         self._network = network.to(device).eval().requires_grad_(requires_grad=False)
         self._spatial: list[Tensor] = []
         # TensorFlow's mixed_6 is Mixed_6d here, and mixed_6/conv its 1 × 1 branch after the ReLU.
@@ -111,7 +110,7 @@ class DinoFeatures:
         import timm
 
         self.name = model
-        seed = _seed_of(weights)
+        seed = seed_of(weights)
         try:
             network = timm.create_model(
                 model, pretrained=weights == "public", num_classes=0, img_size=self._INPUT_SIZE
@@ -121,10 +120,10 @@ class DinoFeatures:
                 f"weights of {model} could not be fetched ({error}); give them as a file"
             ) from error
         if seed:
-            _randomise(network, int(seed))
+            randomise(network, int(seed))
         elif weights != "public":
-            _load(network, _state_in(Path(weights)), weights)
-        self.digest = _digest(network)
+            load_weights(network, read_state(Path(weights)), weights)
+        self.digest = weights_digest(network)
         self._network = network.to(device).eval().requires_grad_(requires_grad=False)
         self._mean = torch.tensor(_IMAGENET_MEAN, device=device).view(3, 1, 1)
         self._std = torch.tensor(_IMAGENET_STD, device=device).view(3, 1, 1)
@@ -137,15 +136,6 @@ class DinoFeatures:
         # The published code resizes 8-bit pictures, so the result is rounded to whole levels.
         pixels = resized.round().clamp(0, 255) / 255
         return {"cls": self._network((pixels - self._mean) / self._std).float()}
-
-
-def _seed_of(weights: str) -> str:
-    kind, _, seed = weights.partition(":")
-    if kind != "random":
-        return ""
-    if not seed.isdigit():
-        raise UsageError(f"random feature weights need a seed, as in random:0, got {weights}")
-    return seed
 
 
 def _inception_without_weights() -> Any:
@@ -173,7 +163,7 @@ def _inception_without_weights() -> Any:
 
 def _inception_state(weights: str) -> dict[str, Tensor]:
     if weights != "public":
-        return _state_in(Path(weights))
+        return read_state(Path(weights))
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     # The name of the file ends in the start of its SHA-256, which is checked.
@@ -185,50 +175,3 @@ def _inception_state(weights: str) -> dict[str, Tensor]:
         raise UserError(
             f"the Inception weights could not be fetched ({error}); give them as a file: {URL_INCEPTION_V3}"
         ) from error
-
-
-def _state_in(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UsageError(f"feature weights must be `public`, `random:SEED` or a file, found no file {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"feature weights must be a state dict of tensors, {path} is not: {error}") from error
-    if not isinstance(state, dict):
-        raise UserError(
-            f"feature weights must be a state dict of tensors, {path} holds a {type(state).__name__}"
-        )
-    return state
-
-
-def _load(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"feature weights in {source} do not fit the network: {first}") from error
-
-
-def _randomise(network: nn.Module, seed: int) -> None:
-    """Draw every matrix and kernel so that activations keep their size through the layers."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if parameter.ndim > 1:
-                fan_in = parameter[0].numel()
-                parameter.normal_(0.0, (2.0 / fan_in) ** 0.5, generator=generator)
-            elif name.endswith("bias"):
-                parameter.zero_()
-
-
-def _digest(network: nn.Module) -> str:
-    state = network.state_dict()
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

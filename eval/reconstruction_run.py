@@ -19,6 +19,7 @@ from eval.features import FeatureName, InceptionFeatures
 from eval.image_sources import blocks, evenly_spread
 from eval.metrics import frechet_distance
 from eval.networks import Decoder, decoder_of, file_digest, load_decoder, require_same_encoder, set_precision
+from eval.perceptual_weights import load_perceptual, lpips
 from eval.pictures import grid, save_png, side_by_side, to_uint8
 from eval.reference import load_reference
 from eval.results import device_name, versions, write_json
@@ -139,6 +140,9 @@ class Judge:
     def __init__(self, settings: ReconstructionSettings, device: torch.device) -> None:
         self.found = Judged()
         self._metrics = settings.metrics
+        self._perceptual = (
+            load_perceptual(settings.lpips_weights, device) if "lpips" in settings.metrics else None
+        )
         self.inception = (
             InceptionFeatures(settings.feature_weights, device) if "rfid" in settings.metrics else None
         )
@@ -150,6 +154,8 @@ class Judge:
         scores = {"psnr": psnr(originals, made)}
         if "ssim" in self._metrics:
             scores["ssim"] = ssim(originals, made)
+        if self._perceptual is not None:
+            scores["lpips"] = lpips(self._perceptual, originals, made)
         for name, values in scores.items():
             self.found.scores.setdefault(name, []).append(values.cpu().numpy())
         if self.inception is not None:

@@ -268,3 +268,57 @@ def test_the_command_answers_mistakes_with_one_line_and_a_code(tmp_path, argumen
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of twelve real-looking images to compare with."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        image = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        image.resize((24, 20), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+def test_metrics_are_computed_against_a_reference_and_warned_about(settings, pictures, capsys):
+    results = generate(
+        replace(
+            settings,
+            reference=pictures,
+            metrics=("is", "precision_recall"),
+            feature_weights="random:0",
+            num=6,
+        )
+    )
+    assert set(results["metrics"]) == {"is", "precision", "recall"}
+    assert results["metrics"]["is"] >= 1
+    assert results["reference"] == {"name": "pictures", "kind": "folder", "count": 8}
+    assert set(results["feature_networks"]) == {"inception-v3-compat"}
+    assert len(results["warnings"]) == 2
+    assert "warning: gFID of 6 images" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_protocol_writes_our_row_below_the_published_ones(settings, write_decoder, pictures):
+    results = generate(
+        replace(
+            settings,
+            decoder=write_decoder(patch_size=128),
+            protocol="imagenet256-unguided",
+            reference=pictures,
+            feature_weights="random:0",
+            num=6,
+        )
+    )
+    assert set(results["metrics"]) == {"fid", "sfid", "is", "precision", "recall"}
+    assert all(np.isfinite(value) for value in results["metrics"].values())
+    last = (settings.out / "table.md").read_text().splitlines()[-1]
+    assert f"| {results['metrics']['fid']:.2f} |" in last
+    assert "num 6 instead of 50000" in last
+
+
+def test_a_protocol_for_another_size_is_refused(settings, pictures):
+    with pytest.raises(UsageError, match="is for 256×256 images, the decoder makes 16×16"):
+        generate(replace(settings, protocol="imagenet256-unguided", reference=pictures))

@@ -95,3 +95,21 @@ def test_the_command_answers_a_missing_store_with_one_line(tmp_path, decoder):
     assert done.returncode == 2
     assert done.stderr.startswith("error: a store is a folder")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_rfid_and_lpips_are_computed_on_request(settings):
+    results = reconstruct(
+        replace(
+            settings,
+            num=6,
+            metrics=("psnr", "lpips", "rfid"),
+            feature_weights="random:0",
+            lpips_weights="random:0",
+        )
+    )
+    assert results["lpips"] > 0
+    assert results["rfid"] > 0
+    assert results["reference"] == "originals"
+    assert "rFID of 6 images" in results["warnings"][0]
+    assert "ssim" not in results

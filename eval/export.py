@@ -1,0 +1,61 @@
+"""Write trained networks in the layouts other programs read.
+
+python eval/export.py SNAPSHOT --layout published --out DIR python eval/export.py DECODER_SNAPSHOT --layout
+diffusers --encoder model.safetensors [--dit SNAPSHOT] --out DIR
+
+"published" gives RAE's own files: `stage2_model.pt` and `stat.pt` of a DiT, `model.pt` of a decoder.
+"diffusers" joins a decoder with its encoder's weights, a file in transformers' layout, to what
+`diffusers.AutoencoderRAE` loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from eval.command import parse, run
+from shards.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Write trained networks in the layouts other programs read."""
+
+    snapshot: Path
+    """Snapshot of a training run, RUN/snapshots/latest.safetensors."""
+    out: Path
+    """Folder to write to; it is made."""
+    layout: Literal["published", "diffusers"] = "published"
+    """RAE's own files, or what diffusers.AutoencoderRAE loads (decoders only)."""
+    encoder: Path | None = None
+    """diffusers: the encoder's weights in transformers' layout, such as model.safetensors of its repository."""
+    dit: Path | None = None
+    """diffusers: a DiT's snapshot, whose latent statistics go along; without it latents stay raw tokens."""
+    transformers: Literal[4, 5] = 4
+    """diffusers: major version of transformers whose names the encoder gets; published files have 4's."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Export; returns the exit code."""
+    settings = parse(arguments, ExportSettings, "eval/export.py")
+    for path in (settings.snapshot, settings.encoder, settings.dit):
+        if path is not None and not path.is_file():
+            raise UsageError(f"a file of weights is needed, found none at {path}")
+    from eval.export_layouts import export_diffusers, export_published
+    from train.snapshot import load_snapshot
+
+    snapshot = load_snapshot(settings.snapshot)
+    if settings.layout == "published":
+        export_published(snapshot, settings.out)
+        return 0
+    if settings.encoder is None:
+        raise UsageError("diffusers holds the encoder too: give its weights with --encoder")
+    dit = None if settings.dit is None else load_snapshot(settings.dit)
+    export_diffusers(snapshot, settings.encoder, dit, settings.out, transformers=settings.transformers)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,202 @@
+"""Sources, feature passes and references with a tiny feature network: the same numbers whoever reads what."""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval.feature_pass import FeatureSet, extract, gathered, share
+from eval.image_sources import FolderImages, NpzImages, StoreImages, blocks, evenly_spread, open_images
+from eval.reference import load_reference
+from shards.errors import UsageError, UserError
+from shards.images import center_crop
+from shards.store import open_store
+
+SIZE = (16, 16)
+
+
+class Shares:
+    """A process among several whose results are exchanged by hand."""
+
+    def __init__(self, rank, world_size):
+        self.rank, self.world_size, self.leads = rank, world_size, rank == 0
+        self.device = torch.device("cpu")
+        self.results = []
+
+    def gather(self, value):
+        self.results.append(value)
+        return [value]
+
+
+class TinyFeatures:
+    """A feature network of one random matrix."""
+
+    name, digest = "tiny", "0"
+
+    def __init__(self, width=5):
+        generator = torch.Generator().manual_seed(0)
+        self._weight = torch.randn(3 * SIZE[0] * SIZE[1], width, generator=generator) / 100
+
+    def features(self, images):
+        pool = images.flatten(1).float() @ self._weight
+        return {"pool": pool, "spatial": pool[:, :2] * 2, "logits": pool}
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (70, *SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def npz(images, tmp_path):
+    np.savez(tmp_path / "samples.npz", images)
+    return tmp_path / "samples.npz"
+
+
+def _expected(images):
+    return TinyFeatures().features(torch.from_numpy(images).permute(0, 3, 1, 2))["pool"].numpy()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_shared_passes_merge_to_one_pass_over_everything(images, npz, world_size):
+    whole = FeatureSet()
+    for rank in range(world_size):
+        team = Shares(rank, world_size)
+        part = extract(NpzImages(npz), TinyFeatures(), team, moments={"pool"}, keep={"logits"}, label="")
+        whole.merge(part)
+    expected = _expected(images)
+    np.testing.assert_allclose(whole.gaussian("pool").covariance, np.cov(expected, rowvar=False), rtol=1e-5)
+    np.testing.assert_allclose(whole.features("logits"), expected, atol=1e-3)
+    assert whole.gaussian("pool").count == 70
+
+
+def test_shares_are_consecutive_and_complete():
+    for total in (0, 1, 7, 9):
+        for world_size in (1, 2, 3):
+            ranges = [share(total, Shares(rank, world_size)) for rank in range(world_size)]
+            assert ranges[0][0] == 0
+            assert ranges[-1][1] == total
+            assert all(one[1] == other[0] for one, other in itertools.pairwise(ranges))
+
+
+def test_gathering_keeps_the_order_of_the_ranks(images):
+    sets = []
+    for block in np.split(images, [20, 45]):
+        found = FeatureSet()
+        features = TinyFeatures().features(torch.from_numpy(block).permute(0, 3, 1, 2))
+        found.add(features, moments={"pool"}, keep={"pool"})
+        sets.append(found)
+
+    class Exchange(Shares):
+        def gather(self, value):
+            return sets
+
+    whole = gathered(sets[0], Exchange(0, 3))
+    np.testing.assert_allclose(whole.features("pool"), _expected(images), atol=1e-3)
+
+
+def test_blocks_and_spread_numbers_cover_what_they_should():
+    assert list(blocks(2, 9, 3)) == [(2, 5), (5, 8), (8, 9)]
+    assert evenly_spread(4, 10).tolist() == [0, 2, 5, 7]
+    assert evenly_spread(20, 3).tolist() == [0, 1, 2]
+
+
+def test_a_folder_is_read_in_the_order_of_names_through_the_one_crop(tmp_path):
+    rng = np.random.default_rng(1)
+    pictures = {}
+    for name in ("b/2.jpg", "a/9.png", "b/1.PNG"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        pictures[name] = rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(pictures[name]).save(path)
+    (tmp_path / "readme.txt").write_text("not an image")
+    source = FolderImages(tmp_path, SIZE)
+    assert len(source) == 3
+    found = source.read(0, 3)
+    np.testing.assert_array_equal(found[0], center_crop(pictures["a/9.png"], 16))
+    np.testing.assert_array_equal(found[1], center_crop(pictures["b/1.PNG"], 16))
+
+
+def test_a_store_gives_its_valid_rows(store):
+    source = StoreImages(store)
+    opened = open_store(store)
+    assert len(source) == len(opened.valid_rows) == 25
+    one = np.empty((1, *SIZE, 3), np.uint8)
+    opened.reader("center", "image").read(opened.valid_rows[4:5], one)
+    np.testing.assert_array_equal(source.read(3, 6)[1:2], one)
+
+
+def test_sources_are_told_apart_by_what_they_are(store, npz, tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    assert open_images(store, SIZE).kind == "store"
+    assert open_images(npz, SIZE).kind == "samples"
+    assert open_images(tmp_path, SIZE).kind == "folder"
+
+
+def test_sources_that_cannot_be_compared_are_refused(store, npz, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "note.txt").write_text("x")
+    for path, reason in [
+        (empty, "must hold"),
+        (store, "one size, .* has 16×16 pixels and ours are 32×32"),
+        (npz, "has 16×16 pixels and ours are 32×32"),
+        (tmp_path / "note.txt", "must be a folder, a store or an .npz file"),
+    ]:
+        with pytest.raises(UsageError, match=reason):
+            open_images(path, (32, 32))
+
+
+def test_a_file_that_is_no_image_is_refused_by_name(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not a png")
+    with pytest.raises(UserError, match=r"broken\.png is not a readable image"):
+        FolderImages(tmp_path, SIZE).read(0, 1)
+
+
+def _reference(path: Path, **changes):
+    wanted = {"features": {"pool", "spatial"}, "manifold": True, **changes}
+    return load_reference(path, SIZE, TinyFeatures(), Shares(0, 1), **wanted)
+
+
+def test_a_reference_of_images_is_computed(images, npz):
+    found = _reference(npz)
+    assert (found.kind, found.count) == ("samples", 70)
+    expected = _expected(images)
+    np.testing.assert_allclose(found.gaussians["pool"].mean, expected.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.manifold, expected, atol=1e-3)
+
+
+def test_a_published_batch_gives_its_statistics_and_its_images(images, tmp_path):
+    statistics = {"mu": np.ones(5), "sigma": np.eye(5), "mu_s": np.zeros(2), "sigma_s": 2 * np.eye(2)}
+    path = tmp_path / "VIRTUAL_imagenet256_labeled.npz"
+    np.savez(path, arr_0=images, **statistics)
+    found = _reference(path)
+    assert found.kind == "statistics"
+    np.testing.assert_array_equal(found.gaussians["pool"].mean, np.ones(5))
+    np.testing.assert_array_equal(found.gaussians["spatial"].covariance, 2 * np.eye(2))
+    np.testing.assert_allclose(found.manifold, _expected(images), atol=1e-3)
+
+
+def test_statistics_without_what_is_asked_for_are_refused(images, tmp_path):
+    path = tmp_path / "statistics.npz"
+    np.savez(path, mu=np.ones(5), sigma=np.eye(5))
+    assert _reference(path, features={"pool"}, manifold=False).manifold is None
+    with pytest.raises(UsageError, match="no statistics of spatial features"):
+        _reference(path)
+    with pytest.raises(UsageError, match="need reference images"):
+        _reference(path, features={"pool"})
+
+
+def test_broken_statistics_are_refused(tmp_path):
+    path = tmp_path / "statistics.npz"
+    np.savez(path, mu=np.ones(5), sigma=np.eye(4))
+    with pytest.raises(UsageError, match=re.escape("a mean [D] and a covariance [D, D]")):
+        _reference(path, features={"pool"}, manifold=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a whole"):
+        _reference(path, features={"pool"}, manifold=False)
