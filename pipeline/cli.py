@@ -16,12 +16,12 @@ INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def run_encode(config: EncodeConfig) -> None:
+def run_encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
     """Runs `pipeline encode`."""
     from pipeline.encode import encode
 
     try:
-        encode(config)
+        encode(config, arguments)
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue where it was", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
@@ -64,7 +64,6 @@ Command = (
 )
 
 COMMANDS: dict[type, Callable[[Any], None]] = {
-    EncodeConfig: run_encode,
     VerifyConfig: run_verify,
     InspectConfig: run_inspect,
     ConvertConfig: run_convert,
@@ -77,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Pillow warns of odd metadata in files it can read; what it cannot read is listed with its reason anyway.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     signal.signal(signal.SIGTERM, _interrupt)
+    arguments = sys.argv[1:] if arguments is None else arguments
     config: Any = tyro.cli(
         Command,
         prog="pipeline",
@@ -84,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=arguments,
     )
     try:
-        COMMANDS[type(config)](config)
+        if isinstance(config, EncodeConfig):
+            run_encode(config, arguments)
+        else:
+            COMMANDS[type(config)](config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -115,6 +115,14 @@ class WorkConfig:
     """Folder for progress.jsonl and worker errors. Default: the store's name with .logs behind it."""
     ray_address: str | None = None
     """Ray cluster to join; by default a Ray of this machine is started."""
+    ray_actors: int | None = None
+    """Ray actors that encode. Default: one for each GPU of the cluster, or one on the CPU."""
+    slurm_tasks: int = 8
+    """Tasks of the SLURM array."""
+    slurm_args: str = ""
+    """Further options for sbatch, such as `--gres=gpu:1 --time=4:00:00`."""
+    slurm_submit: bool = False
+    """Hand the script to sbatch instead of printing it."""
 
     def allowed_bad(self, num_images: int) -> int:
         """How many of `num_images` may be undecodable.
@@ -144,6 +152,16 @@ class EncodeConfig:
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
     labels: Path | None = None
     """File that fixes class names and their ids, or a store to take them from."""
+
+    def check(self) -> None:
+        """Reads every setting that is more than a plain value once, before anything is begun.
+
+        Raises:
+            UsageError: For the first one that cannot be read.
+        """
+        self.store.view_names()
+        self.encoder.model_args()
+        self.work.allowed_bad(0)
 
     def source_path(self) -> str:
         """Where the images are."""

@@ -1,6 +1,9 @@
 """`pipeline encode`: plan, encode every shard, finish the store; run again, it continues."""
 
 import shutil
+import sys
+import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,9 +12,12 @@ from pipeline.config import EncodeConfig
 from pipeline.console import say
 from pipeline.devices import named_devices, precision_for
 from pipeline.encoders import Encoder
+from pipeline.engines import slurm
 from pipeline.engines.local import run_local
-from pipeline.job import build_encoder
-from pipeline.leases import WORK_DIR
+from pipeline.engines.ray import run_ray
+from pipeline.engines.static import Place, place_from_environment, require_single_process
+from pipeline.job import build_encoder, open_writer
+from pipeline.leases import WORK_DIR, Leases, Owner
 from pipeline.progress import Progress
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
@@ -19,43 +25,81 @@ from shards.errors import IdentityMismatchError, UserError
 from shards.finalize import read_commits
 from shards.identity import Recipe
 from shards.index import bad_rows
-from shards.layout import PLAN, ROOT
+from shards.layout import MANIFEST, PLAN, ROOT
 from shards.plan import Plan
 from shards.root import read_recipe
 from shards.writing import StoreWriter
 
 _PIXELS_PER_TOKEN = 16
 _NAMED_AT_MOST = 20
+_AWAIT_SECONDS = 1800.0
 
 
-def encode(config: EncodeConfig) -> None:
+def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
     """Encodes a source into a store, or continues.
+
+    Args:
+        config: What to do.
+        arguments: The command's own arguments, for engines that run it elsewhere.
 
     Raises:
         UserError: If it cannot be done, or is not done completely.
     """
+    config.check()
+    place = Place(0, 1, None)
+    if config.work.engine == "local":
+        require_single_process()
+    elif config.work.engine == "static":
+        place = place_from_environment()
+    elif config.work.engine == "slurm":
+        if not slurm.inside_array():
+            script = slurm.array_script(config.work, arguments)
+            if config.work.slurm_submit:
+                say(slurm.submit(script))
+            else:
+                sys.stdout.write(script)
+            return
+        place = slurm.place_in_array()
+    encoder = None
+    if place.rank == 0:
+        writer, encoder = begin(config)
+    else:
+        writer = _await_store(config)
+    if writer.pending():
+        _encode_pending(config, writer, encoder, place)
+    finish_once(config, writer)
+
+
+def begin(config: EncodeConfig) -> tuple[StoreWriter, Encoder]:
+    """Lists the source, builds the encoder, and begins or continues the store."""
     plan = make_plan(config)
     encoder = build_encoder(config)
-    recipe = make_recipe(config, plan, encoder)
-    writer = open_store(config.store.out, recipe, plan)
+    writer = open_store(config.store.out, make_recipe(config, plan, encoder), plan)
     if encoder.identity.random_weights:
         say(
             f"warning: --weights {config.encoder.weights}: the encoder is NOT TRAINED; "
             "its tokens are for trying things out, not for results"
         )
-    if writer.pending():
-        Failures(writer.path, config.work.max_attempts).clear()
-        _encode_pending(config, writer, encoder)
-    finish(config, writer)
+    Failures(writer.path, config.work.max_attempts).clear()
+    return writer, encoder
+
+
+def _await_store(config: EncodeConfig) -> StoreWriter:
+    """The store, once the first worker has begun it."""
+    deadline = time.monotonic() + _AWAIT_SECONDS
+    while not (config.store.out / ROOT).exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{config.store.out} was not begun within {_AWAIT_SECONDS:.0f} s; is the first worker running?"
+            )
+        time.sleep(0.5)
+    return open_writer(config.store.out)
 
 
 def make_plan(config: EncodeConfig) -> Plan:
     """Lists the source and deals its images to the shards."""
-    config.store.view_names()
-    config.encoder.model_args()
     labels = LabelTable.read(config.labels) if config.labels else None
     listing = list_source(config.source_path(), labels)
-    config.work.allowed_bad(len(listing.records))
     return Plan.build(listing.records, listing.class_names, config.store.shards, config.store.seed)
 
 
@@ -108,16 +152,42 @@ def changed_images(before: Plan, after: Plan) -> list[str]:
     return [f"{len(keys)} source images {what}, such as {keys[0]}" for what, keys in kinds.items() if keys]
 
 
-def _encode_pending(config: EncodeConfig, writer: StoreWriter, encoder: Encoder) -> None:
+def _encode_pending(config: EncodeConfig, writer: StoreWriter, encoder: Encoder | None, place: Place) -> None:
     plan, pending = writer.plan, writer.pending()
     unfinished = {shard for _, shard in pending}
-    done = plan.num_images - sum(plan.shard_size(shard) for shard in unfinished)
-    if len(pending) < len(writer.recipe.views) * plan.num_shards:
+    if len(pending) < len(writer.recipe.views) * plan.num_shards and place.rank == 0:
         finished = plan.num_shards - len(unfinished)
         say(f"continuing {writer.path}: {finished} of {plan.num_shards} shards are there")
     devices = [str(device) for device in named_devices(config.work.devices)]
-    with Progress(config.log_dir(), num_rows=plan.num_images, rows_done=done) as progress:
-        run_local(config, devices, encoder, progress)
+    if place.local_rank is not None:
+        devices = [devices[place.local_rank % len(devices)]]
+    with Progress(
+        config.log_dir(), num_rows=plan.num_images, rows_done=lambda: _rows_done(writer), quiet=place.rank > 0
+    ) as progress:
+        if config.work.engine == "ray":
+            run_ray(config, progress)
+        else:
+            run_local(config, devices, encoder, progress, machine=place.rank, machines=place.world_size)
+
+
+def _rows_done(writer: StoreWriter) -> int:
+    """Images of the shards that are finished in every view."""
+    unfinished = {shard for _, shard in writer.pending()}
+    return writer.plan.num_images - sum(writer.plan.shard_size(shard) for shard in unfinished)
+
+
+def finish_once(config: EncodeConfig, writer: StoreWriter) -> None:
+    """Finishes the store; of several workers one does it and the others wait for it."""
+    manifest = writer.path / MANIFEST
+    if manifest.exists():
+        finish(config, writer)
+        return
+    with Leases(writer.path, Owner.this_process("finish")) as leases:
+        while not leases.take("finish"):
+            if manifest.exists():
+                return
+            time.sleep(0.5)
+        finish(config, writer)
 
 
 def finish(config: EncodeConfig, writer: StoreWriter) -> None:

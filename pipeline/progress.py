@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -65,17 +66,35 @@ class Progress:
     Args:
         log_dir: Folder of `progress.jsonl`; lines of later runs are appended.
         num_rows: Rows of the whole store.
-        rows_done: Rows that were finished before this run.
+        rows_done: Counts the rows that anybody has finished.
+        quiet: Show no line; the log is written all the same.
         stall_seconds: A worker silent for so long is named.
     """
 
-    def __init__(self, log_dir: Path, *, num_rows: int, rows_done: int, stall_seconds: float = 120.0) -> None:
+    def __init__(
+        self,
+        log_dir: Path,
+        *,
+        num_rows: int,
+        rows_done: Callable[[], int],
+        quiet: bool = False,
+        stall_seconds: float = 120.0,
+    ) -> None:
         self._stall_seconds = stall_seconds
         log_dir.mkdir(parents=True, exist_ok=True)
         self._log: IO[str] = (log_dir / "progress.jsonl").open("a", encoding="utf-8")
         self._began = time.monotonic()
+        self._num_rows = num_rows
+        self._rows_done = rows_done
+        self._shown = rows_done()
         self._bar = tqdm(
-            total=num_rows, initial=rows_done, unit="img", desc="encode", file=sys.stderr, smoothing=0.1
+            total=num_rows,
+            initial=self._shown,
+            unit="img",
+            desc="encode",
+            file=sys.stderr,
+            smoothing=0.1,
+            disable=quiet,
         )
         self._seconds = dict.fromkeys(("read", "decode", "encode", "write"), 0.0)
         self._threads: dict[str, int] = {}
@@ -106,9 +125,11 @@ class Progress:
             self._bad += event.bad
             self.rows += event.rows
             self._bar.set_postfix_str(self._split(), refresh=False)
-            self._bar.update(event.rows)
+            self._advance(self._shown + event.rows)
         elif isinstance(event, BatchWritten):
             self._seconds["write"] += event.write_seconds
+            if event.published:  # others may have been at work as well
+                self._advance(self._rows_done())
         else:
             self.warn(f"shard {event.shard} failed on {event.worker}: {event.reason}")
         self._record({"event": type(event).__name__, **asdict(event)})
@@ -130,6 +151,12 @@ class Progress:
     def finished(self, worker: str) -> None:
         """Expects no more news from a worker."""
         self._heard.pop(worker, None)
+
+    def _advance(self, rows: int) -> None:
+        """Moves the line forward to `rows`, never back and never beyond the end."""
+        rows = min(max(rows, self._shown), self._num_rows)
+        self._bar.update(rows - self._shown)
+        self._shown = rows
 
     def _split(self) -> str:
         """Share of the time since the start that each stage was busy, and the bad rows so far."""

@@ -15,14 +15,24 @@ from shards.errors import UserError
 _STOP_SECONDS = 20.0
 
 
-def run_local(config: EncodeConfig, devices: list[str], encoder: Encoder, progress: Progress) -> None:
+def run_local(
+    config: EncodeConfig,
+    devices: list[str],
+    encoder: Encoder | None,
+    progress: Progress,
+    *,
+    machine: int = 0,
+    machines: int = 1,
+) -> None:
     """Encodes with one worker a device until no shard is left that a worker could do.
 
     Args:
         config: Settings of the run.
         devices: Devices by name; one twice is two workers.
-        encoder: The encoder on the CPU; the running process uses it if it is the only worker.
+        encoder: The encoder on the CPU, if it has been built; the running process uses it if it is the only worker.
         progress: Takes the workers' news.
+        machine: Number of this command among those that work on the store with as many devices each.
+        machines: How many of them there are.
 
     Raises:
         UserError: The first error that stopped a worker, or that all of them died.
@@ -33,11 +43,11 @@ def run_local(config: EncodeConfig, devices: list[str], encoder: Encoder, progre
             config=config,
             device=device,
             rank=rank,
-            world_size=len(devices),
+            world_size=machines * len(devices),
             decode_threads=threads,
             name=f"worker {rank} ({device})",
         )
-        for rank, device in enumerate(devices)
+        for rank, device in enumerate(devices, start=machine * len(devices))
     ]
     if len(jobs) == 1:
         run_job(jobs[0], progress, encoder)

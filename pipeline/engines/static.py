@@ -1,0 +1,65 @@
+"""Workers that somebody else starts: torchrun, `accelerate launch -m pipeline`, indexed jobs, SLURM arrays.
+
+Each process knows its number and how many there are; it begins with the shards of its share and then helps the others.
+"""
+
+import os
+from dataclasses import dataclass
+
+from shards.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among its equals.
+
+    Attributes:
+        rank: Its number.
+        world_size: How many there are.
+        local_rank: Its number among those on the same machine, which picks its device; None takes all devices.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int | None
+
+
+def place_from_environment() -> Place:
+    """RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them.
+
+    Raises:
+        UsageError: If RANK or WORLD_SIZE is not there or makes no sense.
+    """
+    rank, world_size = _number("RANK"), _number("WORLD_SIZE")
+    local_rank = _number("LOCAL_RANK") if "LOCAL_RANK" in os.environ else None
+    return _checked(Place(rank, world_size, local_rank))
+
+
+def require_single_process() -> None:
+    """Refuses to be one of several processes without knowing it.
+
+    Raises:
+        UsageError: If torchrun or the like has started more than this one.
+    """
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and world_size != "1":
+        raise UsageError(
+            f"--engine local is for one command a machine, got RANK and WORLD_SIZE={world_size} in the environment; "
+            "add --engine static to share the work"
+        )
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdigit():
+        raise UsageError(
+            f"--engine static needs {name} as a whole number in the environment, got {text!r}; "
+            "start it with torchrun or set RANK and WORLD_SIZE"
+        )
+    return int(text)
+
+
+def _checked(place: Place) -> Place:
+    if not 0 <= place.rank < place.world_size:
+        raise UsageError(f"RANK must be less than WORLD_SIZE, got {place.rank} of {place.world_size}")
+    return place
