@@ -20,7 +20,9 @@ def draw(kind, count, seed):
         "student-t of 3": lambda: rng.standard_t(3, count),
         "mean of 6 deviations": lambda: normal + 6,
         "mean of 1000 deviations": lambda: normal + 1000,
-        "one in a thousand 40 times as large": lambda: np.where(rng.random(count) < 1e-3, 40 * normal, normal),
+        "one in a thousand 40 times as large": lambda: np.where(
+            rng.random(count) < 1e-3, 40 * normal, normal
+        ),
         "log-normal": lambda: np.exp(normal),
         "uniform": lambda: rng.random(count),
         "two humps": lambda: normal + np.where(rng.random(count) < 0.5, 8, -8),
@@ -39,7 +41,7 @@ LIMITS = {
     "student-t of 3": 1.9,
     "mean of 6 deviations": 0.72,
     "mean of 1000 deviations": 0.73,
-    "one in a thousand 40 times as large": 2.0,
+    "one in a thousand 40 times as large": 1.85,
     "log-normal": 1.05,
     "uniform": 0.46,
     "two humps": 0.23,
@@ -91,7 +93,9 @@ def test_an_error_aimed_at_is_met_with_fewer_bits(channels):
         return -(shares * np.log2(shares)).sum()
 
     # h(Gaussian) - log2(step) with step = 0.018 √12 deviations.
-    assert entropy(coarse) == pytest.approx(0.5 * np.log2(2 * np.pi * np.e) - np.log2(0.018 * 12**0.5), abs=0.05)
+    assert entropy(coarse) == pytest.approx(
+        0.5 * np.log2(2 * np.pi * np.e) - np.log2(0.018 * 12**0.5), abs=0.05
+    )
     assert entropy(fine) > 7.4
 
 
@@ -100,10 +104,10 @@ def test_levels_reach_beyond_every_value_of_the_sample(channels):
     code = fit_code(sample)
     centre = np.median(sample, 0)
     two_sided = [i for i, kind in enumerate(LIMITS) if kind not in ("rectified, mostly zero", "log-normal")]
-    above = (code.table[:, -1] - centre) / (sample.max(0) - centre)
-    below = (centre - code.table[:, 1]) / (centre - sample.min(0))
-    assert above[two_sided].min() > 1.0
-    assert below[two_sided].min() > 1.0
+    above, below = code.table[:, -1] - centre, centre - code.table[:, 1]
+    assert (above > sample.max(0) - centre)[two_sided].all()
+    assert (below > centre - sample.min(0))[two_sided].all()
+    assert (above > 2 * (sample.max(0) - centre))[0]
 
 
 @settings(max_examples=50, deadline=None)
