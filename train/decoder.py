@@ -86,8 +86,9 @@ def reconstruction_grid(
             network=model, precision=settings.precision or "fp32", image_size=model.config.image_size
         )
         drawn = to_uint8(decoder.pixels(held)).cpu().numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_png(grid(side_by_side(images, drawn), SHEET_IMAGES // 2), path)
+        if team.leads:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_png(grid(side_by_side(images, drawn), SHEET_IMAGES // 2), path)
 
     return draw
 

@@ -111,11 +111,10 @@ def sample_grid(
         )
         latents = sampler.latents(numbers.to(team.device))
         images = to_uint8(decoder.pixels(normalizer.to_tokens(latents))).cpu().numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_png(
-            grid(images, SHEET_COLUMNS, [store.class_names[label] for label in classes if store.class_names]),
-            path,
-        )
+        if team.leads:
+            names = [store.class_names[label] for label in classes if store.class_names]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_png(grid(images, SHEET_COLUMNS, names), path)
 
     return draw
 

@@ -29,7 +29,7 @@ class MicroBatch:
     labels: Tensor
     """int64 [b]: classes; -1 where there is none."""
     fields: dict[str, Tensor]
-    """Arrays as stored: tokens [b, N, D], image uint8 [b, H, W, 3]."""
+    """Arrays as stored: tokens [b, N, D], image uint8 [b, H, W, 3]; on a CPU valid until the next micro-batch."""
     last_of_step: bool
     """Whether the optimizer steps after this one."""
 
@@ -41,7 +41,7 @@ class Feed:
     """Micro-batches on the device, without end.
 
     On CUDA the next micro-batch is copied from pinned memory on a stream of its own while the current one is computed.
-    The loader gets a buffer back as soon as its copy is complete.
+    The loader gets a buffer back as soon as its copy is complete. On a CPU the tensors are the loader's own buffers.
     """
 
     def __init__(
@@ -88,7 +88,10 @@ class Feed:
         batches = iter(self._loader)
         if not self._on_cuda:
             for batch in batches:
-                yield self._on_host(batch)
+                yield self._assemble(
+                    batch, {name: self._tensor(name, array) for name, array in batch.arrays.items()}
+                )
+                batch.release()
             return
         ready, done, held = self._copied(next(batches))
         while True:
@@ -107,13 +110,6 @@ class Feed:
         nbytes = int(np.prod(shape)) * dtype.itemsize
         memory = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._on_cuda)
         return memory.numpy().view(dtype).reshape(shape)
-
-    def _on_host(self, batch: Batch) -> MicroBatch:
-        micro = self._assemble(
-            batch, {name: self._tensor(name, a).clone() for name, a in batch.arrays.items()}
-        )
-        batch.release()
-        return micro
 
     def _copied(self, batch: Batch) -> tuple[MicroBatch, torch.cuda.Event, Batch]:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shards.errors import UsageError
 from train.checkpoint import checkpoints, read_state
 from train.metrics_file import read_metrics
 
@@ -24,10 +25,10 @@ LAUNCHERS = {
 EXACT = "--checkpoint-every 100 --snapshot-every 100"
 
 
-def torchrun(processes, arguments):
+def torchrun(processes, arguments, script="train/dit.py"):
     command = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
-        [*command, "train/dit.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240
+        [*command, script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -154,3 +155,35 @@ def test_a_kill_during_a_checkpoint_never_loses_the_one_before(
     assert train_here("dit", tmp_path / "run", end) == 0
     assert train_here("dit", tmp_path / "whole", end) == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_sharded_weights_train_the_same_run_and_one_process_continues_it(
+    tmp_path, arguments, train_here, checkpoint_tensors, losses
+):
+    train_here("dit", tmp_path / "one", f"--max-steps 5 {EXACT}")
+    torchrun(
+        2, arguments("dit", tmp_path / "sharded", f"--max-steps 3 {EXACT}"), "tests/train/sharded_run.py"
+    )
+    found = checkpoint_tensors(tmp_path / "sharded")
+    assert found.keys() == checkpoint_tensors(tmp_path / "one").keys()
+    train_here("dit", tmp_path / "sharded", f"--max-steps 5 {EXACT}")
+    one, sharded = losses(tmp_path / "one"), losses(tmp_path / "sharded")
+    assert sharded.keys() == one.keys()
+    for step, loss in one.items():
+        assert sharded[step] == pytest.approx(loss, rel=1e-5)
+
+
+def test_asking_for_fsdp_without_cuda_is_refused(tmp_path, train_here, monkeypatch):
+    with pytest.raises(UsageError, match="FSDP needs CUDA"):
+        train_here("dit", tmp_path, "--max-steps 1 --sharding fsdp")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="FSDP needs CUDA"):
+        train_here("dit", tmp_path, "--max-steps 1")
+
+
+def test_processes_that_did_not_find_each_other_are_refused(tmp_path, train_here, monkeypatch):
+    # In this process Accelerate's team of one already stands.
+    train_here("dit", tmp_path, "--max-steps 1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="launcher started 2 processes"):
+        train_here("dit", tmp_path, "--max-steps 2")
