@@ -16,8 +16,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.dtypes import StorageType, to_float64
+from shards.dtypes import StorageType, storage_type, to_float64
 from shards.errors import StoreDamagedError
+from shards.quantize import Int8Code
 
 # Columns worked on at a time: a tile of float64 stays in the second-level cache.
 _TILE = 32768
@@ -80,11 +81,18 @@ class Moments:
 
 
 class RowSums:
-    """Adds up rows one after another into `Moments`."""
+    """Adds up rows one after another into `Moments`.
 
-    def __init__(self, row_shape: tuple[int, ...], dtype: StorageType) -> None:
+    Args:
+        row_shape: Shape of a row.
+        dtype: How its numbers are stored.
+        code: What int8 numbers stand for.
+    """
+
+    def __init__(self, row_shape: tuple[int, ...], dtype: StorageType, code: Int8Code | None = None) -> None:
         self._row_shape = row_shape
-        self._dtype = dtype
+        self._code = code
+        self._dtype = dtype if code is None else storage_type("float32")
         size = int(np.prod(row_shape))
         self._count = 0
         self._shift = np.zeros(size)
@@ -95,7 +103,7 @@ class RowSums:
         """Add rows [k, *row_shape] of the storage type, in order of place."""
         if not len(rows):
             return
-        flat = rows.reshape(len(rows), -1)
+        flat = (rows if self._code is None else self._code.decode(rows)).reshape(len(rows), -1)
         if not self._count:
             # Deviations from any one row keep a large common mean from drowning a small variance.
             self._shift = to_float64(flat[0], self._dtype)
@@ -104,14 +112,20 @@ class RowSums:
             for start in range(0, len(row), _TILE):
                 tile = slice(start, start + _TILE)
                 deviations = to_float64(row[tile], self._dtype)
-                deviations -= self._shift[tile]
-                self._sum[tile] += deviations
-                deviations *= deviations
-                self._squares[tile] += deviations
+                with np.errstate(invalid="ignore"):  # infinities are for `finite` to find
+                    deviations -= self._shift[tile]
+                    self._sum[tile] += deviations
+                    deviations *= deviations
+                    self._squares[tile] += deviations
         self._count += len(rows)
 
+    @property
+    def finite(self) -> bool:
+        """Whether no row held NaN or infinity."""
+        return bool(np.isfinite(self._shift).all() and np.isfinite(self._squares).all())
+
     def moments(self) -> Moments:
-        """Moments of the rows added so far."""
+        """Moments of the rows added so far, which must be `finite`."""
         if not self._count:
             return Moments.empty(self._row_shape)
         mean = self._shift + self._sum / self._count

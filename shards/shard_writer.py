@@ -133,12 +133,12 @@ class ShardWriter:
             StoreError: If the tokens hold NaN or infinity, which no later step could use.
         """
         self._require_complete()
-        moments = self._sums.moments()
-        if not (np.isfinite(moments.mean).all() and np.isfinite(moments.m2).all()):
+        if not self._sums.finite:
             raise StoreError(
                 f"tokens of shard {self.shard} of view {self.view} hold NaN or infinity as "
                 f"{self._fields[0].dtype.logical}; float16 ends at 65504: store bfloat16 or float32"
             )
+        moments = self._sums.moments()
         digests = self._outputs.finish()
         objects = tuple(
             ObjectRecord(file.final.relative_to(self._root).as_posix(), file.position, digest)

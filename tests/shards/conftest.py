@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, however busy the machine is.
+settings.register_profile("shards", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("shards")
 
 
 @pytest.fixture(scope="session", autouse=True)

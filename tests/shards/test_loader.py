@@ -45,6 +45,11 @@ def read_steps(store, num_steps, **settings) -> list[list[tuple[int, int, int, i
     raise AssertionError
 
 
+def read_for_ever(batches):
+    for batch in batches:
+        batch.release()
+
+
 def joined(parts):
     """The ranks' shares of each step, one after another."""
     return [[sample for share in shares for sample in share] for shares in zip(*parts, strict=True)]
@@ -169,11 +174,9 @@ def test_a_shard_that_is_shortened_while_it_is_read_stops_the_run(tmp_path, mode
         batches = iter(loader)
         next(batches).release()
         os.truncate(path, 100)
-        with pytest.raises(
-            StoreDamagedError, match=r"row 1\d of shard 2 of center/tokens.*c/2/0/0.*truncated"
-        ):
-            for batch in batches:
-                batch.release()
+        where = r"row 1\d of shard 2 of center/tokens.*c/2/0/0.*truncated"
+        with pytest.raises(StoreDamagedError, match=where):
+            read_for_ever(batches)
 
 
 def test_a_missing_or_shortened_shard_is_refused_on_opening(tmp_path):
