@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import with_encoder
 from torch import Tensor, nn
 
 from train.models.build import build_model
@@ -118,8 +119,14 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
     parser.add_argument("--compile", action="store_true", help="compile ours; the plain one stays eager")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--with-encoder", action="store_true", help="compare with the encoder in the loop instead"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/step.json"))
     arguments = parser.parse_args()
+    if arguments.with_encoder:
+        with_encoder.main(arguments)
+        return
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)

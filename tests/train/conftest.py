@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.dtypes import storage_type, to_storage
 from shards.identity import EncoderIdentity, Recipe
 from shards.plan import Plan, SourceRecord
 from shards.writing import StoreWriter
@@ -21,7 +22,7 @@ def write_store(
     num_shards: int = 3,
     width: int = WIDTH,
     dtype: str = "float16",
-    spread=1.0,
+    class_names: tuple[str, ...] = ("ant", "bee", "cat"),
 ) -> Path:
     """Write a finished store of normal tokens; images are their tokens' first three channels, enlarged."""
     encoder = EncoderIdentity(
@@ -35,8 +36,10 @@ def write_store(
         prefix_tokens=0,
         final_norm="none",
     )
-    records = [SourceRecord(f"{i:03d}.png", i % 3, f"{i:03d}.png", 0, 1) for i in range(num_images)]
-    plan = Plan.build(records, ("ant", "bee", "cat"), num_shards, 0)
+    records = [
+        SourceRecord(f"{i:03d}.png", i % len(class_names), f"{i:03d}.png", 0, 1) for i in range(num_images)
+    ]
+    plan = Plan.build(records, class_names, num_shards, 0)
     recipe = Recipe(
         encoder=encoder,
         source_digest=plan.source_digest(),
@@ -52,8 +55,8 @@ def write_store(
     for view, shard in writer.pending():
         with writer.shard(view, shard) as out:
             for row in plan.rows_of(shard):
-                tokens = generator.normal(size=(GRID[0] * GRID[1], width)).astype(np.float32) * spread
-                arrays = {"tokens": tokens.astype(np.float16)}
+                tokens = generator.normal(size=(GRID[0] * GRID[1], width)).astype(np.float32)
+                arrays = {"tokens": to_storage(tokens, storage_type(dtype))}
                 if view == "center":
                     coarse = np.clip(tokens[:, :3].reshape(*GRID, 3) * 60 + 128, 0, 255).astype(np.uint8)
                     arrays["image"] = coarse.repeat(SIZE // GRID[0], 0).repeat(SIZE // GRID[1], 1)

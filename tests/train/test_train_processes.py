@@ -187,3 +187,29 @@ def test_processes_that_did_not_find_each_other_are_refused(tmp_path, train_here
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="launcher started 2 processes"):
         train_here("dit", tmp_path, "--max-steps 2")
+
+
+@pytest.mark.slow
+def test_the_slurm_script_saves_and_queues_again_before_its_time_is_over(tmp_path, arguments):
+    out, tools = tmp_path / "run", tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
+    (tools / "scontrol").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{BIN}:{os.environ['PATH']}", "SLURM_JOB_ID": "42"}
+    command = [
+        "bash",
+        "docs/slurm/train.sbatch",
+        "train/dit.py",
+        *arguments("dit", out, "--max-steps 1000000"),
+    ]
+    with (tmp_path / "output").open("w") as output:
+        shell = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        try:
+            wait_until(lambda: len(read_metrics(out / "metrics.jsonl")) >= 2, 120, "training")
+            shell.terminate()
+            assert shell.wait(60) == 0
+        finally:
+            for pid in alive(str(out)):
+                os.kill(pid, signal.SIGKILL)
+    assert (tmp_path / "requeued").read_text() == "requeue 42\n"
+    assert checkpoints(out / "checkpoints"), (tmp_path / "output").read_text()[-2000:]

@@ -1,0 +1,223 @@
+"""The same training step fed from a store, and with the encoder in the loop as the reference trains.
+
+    python benchmarks/step.py --with-encoder                   # CPU: every width divided by 4
+    python benchmarks/step.py --with-encoder --batch 64 --precision bf16 --compile       # GPU: the real shapes
+
+In the loop means: decode JPEG files in threads, crop, encode with the frozen encoder without gradients, then step.
+From the store means: `train.feed.Feed`, then the same step. Both run in turns in one process. What is compared is
+speed and memory; the tokens in the store are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from measuring import benchmark_plan, benchmark_recipe
+from PIL import Image
+
+from pipeline.encoders import Encoder, create_encoder
+from shards.images import center_crop, decode_image
+from shards.store import Store, open_store
+from shards.writing import StoreWriter
+from train.config import DiTNetwork, DiTSettings
+from train.distributed import Team
+from train.feed import Feed, MicroBatch
+from train.models.build import build_model
+from train.models.config import DiTDHConfig, dit_dh_config
+from train.models.cost import forward_flops
+from train.models.normalizer import LatentNormalizer
+from train.state import make_optimizer
+from train.velocity_task import VelocityTask
+
+NUM_IMAGES = 64
+JPEG_SIZE = (500, 375)
+"""ImageNet's median picture."""
+CROP = 256
+
+
+def shapes(size: str, *, scaled: bool) -> DiTDHConfig:
+    """DiT-DH of a published size, or of a quarter of every width."""
+    config = dit_dh_config(size, token_width=768, grid=(16, 16), num_classes=1000)
+    if not scaled:
+        return config
+    return replace(
+        config, token_width=192, width=config.width // 4, num_heads=config.num_heads // 2, head_width=512
+    )
+
+
+def make_photographs() -> list[bytes]:
+    """JPEG files of smooth noise, which decode about as slowly as photographs."""
+    generator = np.random.default_rng(0)
+    files = []
+    for _ in range(NUM_IMAGES):
+        coarse = Image.fromarray(generator.integers(0, 256, (48, 64, 3), np.uint8))
+        file = io.BytesIO()
+        coarse.resize(JPEG_SIZE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
+
+
+def make_token_store(path: Path, encoder: Encoder) -> Store:
+    """A store of random tokens of the encoder's shape."""
+    plan = benchmark_plan(NUM_IMAGES, 2)
+    recipe = replace(benchmark_recipe(plan), encoder=encoder.identity)
+    writer = StoreWriter.create_or_continue(path, recipe, plan)
+    generator = np.random.default_rng(0)
+    shape = (encoder.identity.num_tokens, encoder.identity.width)
+    for view, shard in writer.pending():
+        rows = plan.rows_of(shard)
+        with writer.shard(view, shard) as output:
+            tokens = generator.standard_normal((len(rows), *shape), np.float32).astype(np.float16)
+            output.write_block(0, {"tokens": tokens})
+            output.publish()
+    writer.finalize()
+    return open_store(path)
+
+
+def encoded_in_the_loop(
+    files: list[bytes], encoder: Encoder, batch: int, device: torch.device
+) -> Iterator[MicroBatch]:
+    """Micro-batches made as the reference makes them: decoded, cropped and encoded at every step."""
+
+    def pixels(index: int) -> np.ndarray:
+        return center_crop(decode_image(files[index % len(files)]), CROP)
+
+    with ThreadPoolExecutor(2) as pool:
+        ahead = [pool.submit(pixels, index) for index in range(2 * batch)]
+        step = 0
+        while True:
+            images = np.stack([future.result() for future in ahead[:batch]])
+            ahead = ahead[batch:] + [pool.submit(pixels, (step + 2) * batch + i) for i in range(batch)]
+            crops = torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2)
+            positions = torch.arange(step * batch, (step + 1) * batch, device=device)
+            yield MicroBatch(
+                step=step,
+                rows=positions.cpu().numpy(),
+                positions=positions,
+                labels=positions % 1000,
+                fields={"tokens": encoder.encode(crops)},
+                last_of_step=True,
+            )
+            step += 1
+
+
+def no_snapshot(step: int, ema_rate: float) -> NoReturn:
+    """A benchmark saves nothing."""
+    raise AssertionError(f"a snapshot was asked for at step {step}, rate {ema_rate}")
+
+
+def trainer_of(
+    config: DiTDHConfig, precision: str, device: torch.device, *, compiled: bool
+) -> Callable[[MicroBatch], None]:
+    """One optimizer step of a fresh network."""
+    model = build_model(config).to(device)
+    if compiled:
+        model.compile()
+    normalizer = LatentNormalizer(None, torch.ones(config.token_width, *config.grid)).to(device)
+    settings = DiTSettings(model=DiTNetwork(width=8, depth=1, num_heads=1))
+    task = VelocityTask(model, normalizer, settings, no_snapshot)
+    optimizer = make_optimizer(model, settings.optimizer)
+
+    def step(batch: MicroBatch) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            losses = task.losses(model, batch)
+        losses.per_sample.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure(
+    arguments: argparse.Namespace, size: str, files: list[bytes], encoder: Encoder, store: Store
+) -> dict[str, float]:
+    """Images a second and peak memory of both ways, for one size."""
+    team = Team()
+    device = team.device
+    config = shapes(size, scaled=device.type == "cpu")
+    step = trainer_of(config, arguments.precision, device, compiled=arguments.compile)
+    feed = Feed(
+        store,
+        team,
+        fields=("tokens",),
+        views=("center",),
+        seed=0,
+        global_batch_size=arguments.batch,
+        micro_batch_size=None,
+        start_sample=0,
+        threads=2,
+    )
+    ways = {
+        "store": iter(feed),
+        "encoder in the loop": encoded_in_the_loop(files, encoder, arguments.batch, device),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks: dict[str, float] = {}
+    for turn in range(arguments.steps + 2):
+        for name, batches in ways.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            begun = time.perf_counter()
+            step(next(batches))
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                peaks[name] = torch.cuda.max_memory_allocated() / 1e9
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - begun)
+    feed.close()
+    rates = {name: arguments.batch / statistics.median(values) for name, values in seconds.items()}
+    ratio = statistics.median(
+        b / a for a, b in zip(seconds["store"], seconds["encoder in the loop"], strict=True)
+    )
+    return {
+        "store": rates["store"],
+        "encoder": rates["encoder in the loop"],
+        "ratio": ratio,
+        "gflop": 3 * forward_flops(config) / 1e9,
+        **{f"GB {name}": peak for name, peak in peaks.items()},
+    }
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure S, B, L and XL, print and write."""
+    device = Team().device
+    name = "vit_tiny_patch16_224" if device.type == "cpu" else "vit_base_patch14_reg4_dinov2"
+    encoder = (
+        create_encoder(name, "random:0", input_size=256 if device.type == "cpu" else None).to(device).eval()
+    )
+    print(
+        f"{name} on {device}, batch {arguments.batch}, {arguments.precision}, {torch.get_num_threads()} threads"
+    )
+    print("| DiT-DH | GFLOP an image | from the store | encoder in the loop | ratio | GB store / loop |")
+    print("|---|---|---|---|---|---|")
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = make_photographs()
+        store = make_token_store(Path(folder) / "store", encoder)
+        for size in ("s", "b", "l", "xl"):
+            row = found[size] = measure(arguments, size, files, encoder, store)
+            memory = (
+                f"{row['GB store']:.1f} / {row['GB encoder in the loop']:.1f}" if "GB store" in row else ""
+            )
+            print(
+                f"| {size.upper()} | {row['gflop']:.1f} | {row['store']:.2f} images/s | "
+                f"{row['encoder']:.2f} images/s | {row['ratio']:.2f} | {memory} |"
+            )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(
+        json.dumps({"device": str(device), "batch": arguments.batch, "sizes": found}, indent=1) + "\n"
+    )
