@@ -3,9 +3,10 @@
     config.json                            shapes, pixel and latent statistics
     diffusion_pytorch_model.safetensors    encoder.*, decoder.*, encoder_{mean,std}, _latents_{mean,std}
 
-Written and read without diffusers. Two things differ from the published layout: the decoder's attention has
-other names, and its position table is not stored but computed, so only a table that was never trained can
-be written.
+Written and read without diffusers. Two things differ from the published layout. The decoder's attention has other
+names. And its position table is not stored but computed, stretched to a side of 16 whatever the grid; so only a
+decoder on a 16×16 grid whose table was never trained can be written, and what diffusers makes of a 512-pixel decoder
+on 32×32 tokens is not what RAE's own code makes of it.
 
 Source: diffusers 0.42.1, models/autoencoders/autoencoder_rae.py.
 """
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shards.errors import UserError
 from train.models.build import build_model
 from train.models.config import IMAGENET_MEAN, IMAGENET_STD, ViTDecoderConfig
+from train.models.embeddings import sincos_table
 from train.models.infer import PublishedFileError
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
@@ -34,6 +37,9 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 STD_EPS = 1e-5
 """diffusers adds this to the deviation, where RAE adds it to the variance inside the root."""
+
+TABLE_SIDE = 16
+"""diffusers stretches position tables to this side (`base_size` of its get_2d_sincos_pos_embed)."""
 
 _POSITIONS = "decoder_pos_embed"
 _ATTENTION = {
@@ -180,14 +186,14 @@ def decoder_to_diffusers(decoder: ViTDecoder) -> StateDict:
     """A decoder's weights under diffusers' names.
 
     Raises:
-        UserError: its position table was trained.
+        UserError: diffusers would compute another position table than the decoder has.
     """
     state = decoder.state_dict()
-    fixed = ViTDecoder(decoder.config).state_dict()[_POSITIONS]
-    if not torch.allclose(state[_POSITIONS].cpu(), fixed, rtol=0, atol=1e-5):
+    if not torch.allclose(state[_POSITIONS].cpu(), _position_table(decoder.config), rtol=0, atol=1e-5):
+        rows, columns = decoder.config.grid
         raise UserError(
-            "diffusers computes the decoder's position table and cannot hold a trained one: export as published, or "
-            "train with the table fixed"
+            f"diffusers computes the decoder's position table, for a {TABLE_SIDE}×{TABLE_SIDE} grid, and cannot "
+            f"hold this one, which is for {rows}×{columns} or was trained: export as published instead"
         )
     return {_renamed(key, _ATTENTION): value for key, value in state.items() if key != _POSITIONS}
 
@@ -203,9 +209,15 @@ def decoder_from_diffusers(
     model = build_model(config)
     names = {theirs: ours for ours, theirs in _ATTENTION.items()}
     renamed = {_renamed(key, names): value for key, value in state.items()}
-    renamed.setdefault(_POSITIONS, model.decoder_pos_embed.detach())
+    # A converted file may still hold RAE's own table; diffusers then ignores it, and here it is used.
+    renamed.setdefault(_POSITIONS, _position_table(config))
     load_exactly(model, renamed, source)
     return model.eval()
+
+
+def _position_table(config: ViTDecoderConfig) -> Tensor:
+    """The table diffusers computes, with the extra token's row of zeros: [1, 1 + N, width]."""
+    return F.pad(sincos_table(config.width, config.grid, TABLE_SIDE / config.grid[0]), (0, 0, 1, 0))
 
 
 def _decoder_config(values: Mapping[str, Any]) -> ViTDecoderConfig:

@@ -15,7 +15,7 @@ THETA = 10000.0
 """Base of the geometric series of wavelengths. Source: arXiv 1706.03762 section 3.5; arXiv 2104.09864."""
 
 
-def sincos_table(width: int, grid: tuple[int, int]) -> Tensor:
+def sincos_table(width: int, grid: tuple[int, int], spacing: float = 1.0) -> Tensor:
     """Fixed sine and cosine code of each place of a grid.
 
     Channels are [sin x | cos x | sin y | cos y] with x the column and y the row, a quarter of the width
@@ -27,13 +27,14 @@ def sincos_table(width: int, grid: tuple[int, int]) -> Tensor:
     Args:
         width: channels, a multiple of 4.
         grid: rows and columns (h, w).
+        spacing: distance between neighbours; 1 in everything published by RAE.
 
     Returns:
         float32 [1, h·w, width], places row by row.
     """
     quarter = width // 4
     frequencies = THETA ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    rows, columns = (torch.arange(n, dtype=torch.float64) for n in grid)
+    rows, columns = (torch.arange(n, dtype=torch.float64) * spacing for n in grid)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     angles = [place.reshape(-1, 1) * frequencies for place in (x, y)]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
