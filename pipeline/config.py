@@ -150,6 +150,10 @@ class EncodeConfig:
     encoder: tyro.conf.OmitArgPrefixes[EncoderConfig] = field(default_factory=EncoderConfig)
     store: tyro.conf.OmitArgPrefixes[StoreConfig]
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
+    retry_quarantined: bool = False
+    """Try the unusable images of a store again, once they are mended, and finish it anew."""
+    dry_run: bool = False
+    """Count, sample and time, and write nothing."""
     labels: Path | None = None
     """File that fixes class names and their ids, or a store to take them from."""
 

@@ -81,6 +81,20 @@ def batch_length(capacity: int, at_most: int) -> int:
     return -(-capacity // num_batches)
 
 
+def usable_crop(content: bytes, size: int) -> Images:
+    """The centre crop of an image file, uint8 [size, size, 3].
+
+    Raises:
+        UndecodableImageError: If it is not one whole image.
+        BadImageError: If it is too long and thin.
+    """
+    image = decode_image(content)
+    shorter, longer = sorted(image.shape[:2])
+    if longer > _LONGEST * shorter:
+        raise BadImageError(f"{longer} pixels are more than {_LONGEST} times the other side's {shorter}")
+    return center_crop(image, size)
+
+
 class BatchDecoder:
     """Decodes rows into buffers, ahead of the encoder.
 
@@ -137,16 +151,9 @@ class BatchDecoder:
         try:
             content = self._reader.read(record)
             read = time.perf_counter()
-            out[:] = self._crop(content)
+            out[:] = usable_crop(content, self._image_size)
             reason = None
         except (BadImageError, UndecodableImageError) as error:
             out[:] = 0
             reason = str(error)
         return DecodedRow(reason, read - began, time.perf_counter() - read)
-
-    def _crop(self, content: bytes) -> Images:
-        image = decode_image(content)
-        shorter, longer = sorted(image.shape[:2])
-        if longer > _LONGEST * shorter:
-            raise BadImageError(f"{longer} pixels are more than {_LONGEST} times the other side's {shorter}")
-        return center_crop(image, self._image_size)

@@ -18,7 +18,9 @@ from pipeline.engines.ray import run_ray
 from pipeline.engines.static import Place, place_from_environment, require_single_process
 from pipeline.job import build_encoder, open_writer
 from pipeline.leases import WORK_DIR, Leases, Owner
+from pipeline.preflight import preflight
 from pipeline.progress import Progress
+from pipeline.retry import retry_quarantined
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
 from shards.errors import IdentityMismatchError, UserError
@@ -46,6 +48,9 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
         UserError: If it cannot be done, or is not done completely.
     """
     config.check()
+    if config.dry_run:
+        _dry_run(config)
+        return
     place = Place(0, 1, None)
     if config.work.engine == "local":
         require_single_process()
@@ -60,13 +65,31 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
                 sys.stdout.write(script)
             return
         place = slurm.place_in_array()
-    encoder = None
+    if config.retry_quarantined:
+        _retry(config)
+        return
+    encoder: Encoder | None = None
     if place.rank == 0:
         writer, encoder = begin(config)
     else:
         writer = _await_store(config)
     if writer.pending():
         _encode_pending(config, writer, encoder, place)
+    finish_once(config, writer)
+
+
+def _dry_run(config: EncodeConfig) -> None:
+    plan, encoder = make_plan(config), build_encoder(config)
+    preflight(config, plan, make_recipe(config, plan, encoder), encoder)
+
+
+def _retry(config: EncodeConfig) -> None:
+    """Mends the rows that can be mended; the plan stays as it was, the mended images may have any size."""
+    writer = open_writer(config.store.out)
+    encoder = build_encoder(config)
+    writer.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
+    encoder.place(named_devices(config.work.devices)[0], writer.recipe.precision)
+    retry_quarantined(writer, encoder)
     finish_once(config, writer)
 
 

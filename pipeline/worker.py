@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,6 +24,7 @@ from pipeline.decoding import Batch, BatchDecoder, Images, batch_length
 from pipeline.encoders import Encoder
 from pipeline.progress import BatchEncoded, BatchWritten, Event, ShardFailed
 from pipeline.sources.reading import SourceReader
+from pipeline.tokens import STORED_AS, as_stored
 from shards.shard_writer import ShardWriter
 from shards.writing import StoreWriter
 
@@ -34,7 +34,6 @@ SHARD_FAILURES = (OSError, RuntimeError, ValueError)
 
 _BATCHES_AHEAD = 3
 _TOKEN_BUFFERS = 3
-_STORED_AS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class ShardFailureError(Exception):
@@ -97,7 +96,7 @@ class Worker:
             threads=decode_threads,
             allocate=self._allocate_images,
         )
-        self._dtype = _STORED_AS[recipe.dtype]
+        self._dtype = STORED_AS[recipe.dtype]
         self._free_tokens: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         for _ in range(_TOKEN_BUFFERS):
             self._free_tokens.put(self._new_token_buffer())
@@ -243,7 +242,7 @@ class Worker:
     def _write_rows(self, shard: ShardWriter, encoded: _Encoded) -> None:
         batch = encoded.batch
         recipe = self._writer.recipe
-        arrays: dict[str, NDArray[Any]] = {"tokens": _as_stored(encoded.tokens)}
+        arrays: dict[str, NDArray[Any]] = {"tokens": as_stored(encoded.tokens)}
         if "image" in recipe.fields(encoded.view):
             arrays["image"] = batch.images
         good = [slot for slot in range(len(batch.pending)) if batch.first_place + slot not in encoded.bad]
@@ -267,13 +266,6 @@ class Worker:
         self._open.clear()
         while self._free_tokens.qsize() < _TOKEN_BUFFERS:  # a cancelled write never gave its buffer back
             self._free_tokens.put(self._new_token_buffer())
-
-
-def _as_stored(tokens: Tensor) -> NDArray[Any]:
-    """The same memory as numpy sees it; bfloat16 as its bits."""
-    if tokens.dtype is torch.bfloat16:
-        return tokens.view(torch.int16).numpy().view(np.uint16)
-    return tokens.numpy()
 
 
 def _consecutive(slots: list[int]) -> Iterator[range]:

@@ -41,8 +41,12 @@ class SourceReader:
                 os.close(descriptor)
             self._archives.clear()
 
-    def read(self, record: SourceRecord) -> bytes:
+    def read(self, record: SourceRecord, *, any_size: bool = False) -> bytes:
         """All bytes of one image.
+
+        Args:
+            record: Which image.
+            any_size: Accept another size than when it was listed: it may have been mended.
 
         Raises:
             BadImageError: If this image is missing, unreadable or has another size than when it was listed.
@@ -67,7 +71,7 @@ class SourceReader:
             raise BadImageError("missing: it was there when the source was listed") from error
         except PermissionError as error:
             raise BadImageError("unreadable: permission denied") from error
-        if len(content) != record.nbytes:
+        if len(content) != record.nbytes and not any_size:
             raise BadImageError(
                 f"changed since it was listed: {record.nbytes} bytes then, {len(content)} now"
             )

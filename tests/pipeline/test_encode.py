@@ -168,3 +168,130 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(
     assert named in errors[0]
     assert not (tmp_path / "store").exists()
     assert sorted(folder.rglob("*")) == before
+
+
+def test_mended_images_get_their_rows_and_everything_else_stays(folder, tmp_path, tiny, pipeline, draw):
+    good = (folder / "class 1" / "04.png").read_bytes()
+    (folder / "class 1" / "04.png").write_bytes(good[:50])
+    (folder / "class 2" / "05.png").write_bytes(b"")
+    arguments = ("encode", folder, "--out", tmp_path / "store", "--shards", 3, *tiny)
+    assert pipeline(*arguments)[0] == 0
+    before = open_store(tmp_path / "store")
+    index = before.index.table("key", "row")
+    old = dict(zip(index["key"].to_pylist(), index["row"].to_pylist(), strict=True))
+    kept = read_all(before, "flip", "tokens")
+    assert before.manifest.num_bad == 2
+
+    (folder / "class 1" / "04.png").write_bytes(good)
+    code, _, err = pipeline(*arguments, "--retry-quarantined")
+    assert code == 0, err
+    assert "1 images have been mended" in err
+    after = open_store(tmp_path / "store")
+    assert (after.manifest.num_valid, after.manifest.num_bad) == (20, 1)
+    assert after.manifest.digest != before.manifest.digest
+    assert after.recipe.id == before.recipe.id
+    reader = after.reader("flip", "tokens")
+    out = np.empty((len(before.valid_rows), *reader.row_shape), reader.dtype)
+    reader.read(before.valid_rows, out)
+    np.testing.assert_array_equal(out, kept)
+    image = np.empty((1, 32, 32, 3), np.uint8)
+    after.reader("center", "image").read(np.array([old["class 1/04.png"]]), image)
+    np.testing.assert_array_equal(image[0], center_crop(draw(4), 32))
+    assert after.statistics().count == 40
+    assert pipeline("verify", tmp_path / "store")[0] == 0
+
+
+def messy_images(root):
+    """Pictures of every kind that gives trouble; gives the names of those that no program should accept."""
+    smooth = np.linspace(0, 255, 40 * 50 * 3).reshape(40, 50, 3).astype(np.uint8)
+    picture = Image.fromarray(smooth)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    root.mkdir()
+    picture.convert("CMYK").save(root / "cmyk.jpg")
+    picture.convert("P").save(root / "palette.png")
+    picture.convert("L").save(root / "grey.jpg")
+    Image.fromarray(smooth[..., 0].astype(np.uint16) * 257).save(root / "16 bit.png")
+    picture.convert("RGBA").save(root / "alpha.webp")
+    picture.save(root / "turned by exif.jpg", exif=exif)
+    picture.save(root / "moving.gif", save_all=True, append_images=[picture.rotate(90)])
+    picture.save(root / "größe, 写真.jpeg")
+    Image.new("RGB", (30_000, 400), "red").save(root / "wide.png")
+    picture.save(root / "small.bmp")
+    content = (root / "turned by exif.jpg").read_bytes()
+    bad = {
+        "empty.jpg": b"",
+        "text.jpg": b"once upon a time",
+        "truncated.jpg": content[: len(content) // 2],
+        "header only.png": b"\x89PNG\r\n\x1a\n",
+    }
+    for name, wrong in bad.items():
+        (root / name).write_bytes(wrong)
+    Image.new("RGB", (30_000, 2)).save(root / "thread.png")
+    Image.new("1", (30_000, 30_000)).save(root / "huge.png")
+    return {*bad, "thread.png", "huge.png"}
+
+
+def test_messy_images_are_encoded_or_listed_and_none_stops_the_run(tmp_path, tiny, pipeline):
+    bad = messy_images(tmp_path / "messy")
+    code, _, err = pipeline("encode", tmp_path / "messy", "--out", tmp_path / "store", "--shards", 2, *tiny)
+    assert code == 0, err
+    table = open_store(tmp_path / "store").index.table("key", "valid", "reason").to_pylist()
+    assert {row["key"] for row in table if not row["valid"]} == bad
+    assert all(row["reason"] for row in table if not row["valid"])
+    assert len(table) == 16
+
+
+def test_a_dry_run_counts_samples_and_times_and_writes_nothing(folder, tmp_path, tiny, pipeline):
+    (folder / "class 0" / "broken.jpg").write_bytes(b"text")
+    code, out, _ = pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 4, *tiny, "--dry-run")
+    assert code == 0
+    assert "22 in 3 classes, 4 shards" in out
+    assert "1 of 22 sampled images" in out
+    assert "class 0/broken.jpg" in out
+    # 22 rows of 4 tokens of 64 in two views as float16, and their crops of 32 pixels.
+    assert f"{(22 * 4 * 64 * 2 * 2 + 22 * 32 * 32 * 3) / 1e9:,.3g} GB" in out
+    assert not list(tmp_path.glob("store*"))
+
+
+def test_a_store_is_converted_to_the_other_form_and_cleaned(folder, tmp_path, tiny, pipeline):
+    assert pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny)[0] == 0
+    assert (
+        pipeline("convert", tmp_path / "store", "--out", tmp_path / "tars", "--format", "webdataset")[0] == 0
+    )
+    one, other = open_store(tmp_path / "store"), open_store(tmp_path / "tars")
+    np.testing.assert_array_equal(read_all(one, "flip", "tokens"), read_all(other, "flip", "tokens"))
+    before = sorted((tmp_path / "store").rglob("*"))
+    (tmp_path / "store" / "center" / f".0.{'a' * 32}.tmp").write_bytes(b"left behind")
+    code, _, err = pipeline("clean", tmp_path / "store")
+    assert (code, "removed 1 temporary files, 11 bytes" in err) == (0, True)
+    assert sorted((tmp_path / "store").rglob("*")) == before
+
+
+def test_inspect_tells_facts_as_text_and_json(folder, tmp_path, tiny, pipeline):
+    (folder / "class 0" / "broken.jpg").write_bytes(b"text")
+    assert pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny)[0] == 0
+    code, text, _ = pipeline("inspect", tmp_path / "store")
+    assert code == 0
+    assert "NOT TRAINED" in text
+    assert "class 0/broken.jpg" in text
+    code, text, _ = pipeline("inspect", tmp_path / "store", "--json")
+    facts = json.loads(text)
+    assert (facts["complete"], facts["rows"], facts["unusable"], facts["classes"]) == (True, 21, 1, 3)
+    sizes = [path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert facts["bytes"] == sum(sizes)
+    assert facts["statistics"]["all"]["count"] == 42
+    (tmp_path / "store" / "manifest.json").unlink()
+    assert json.loads(pipeline("inspect", tmp_path / "store", "--json")[1])["complete"] is False
+
+
+def test_verify_names_the_row_that_was_hurt(folder, tmp_path, tiny, pipeline):
+    assert pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny)[0] == 0
+    shard = tmp_path / "store" / "center" / "tokens" / "c" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1
+    shard.write_bytes(content)
+    code, _, err = pipeline("verify", tmp_path / "store")
+    assert code == 1
+    assert "row 1)" in err
+    assert err.splitlines()[-1].startswith("error: ")

@@ -1,0 +1,129 @@
+"""`pipeline encode --dry-run`: what a run would read, write and take, before anything is written."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.claims import Task
+from pipeline.config import EncodeConfig
+from pipeline.cores import usable_cores
+from pipeline.decoding import Batch, BatchDecoder, Images, batch_length
+from pipeline.devices import named_devices
+from pipeline.encoders import Encoder
+from pipeline.job import decode_threads_for
+from pipeline.sources.reading import SourceReader
+from shards.dtypes import TOKEN_DTYPES, storage_type
+from shards.identity import Recipe
+from shards.layout import field_of
+from shards.plan import Plan, SourceRecord
+
+_SAMPLE = 256
+_TIMED_SECONDS = 2.0
+_BAD_NAMED = 5
+
+
+def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder) -> None:
+    """Prints rows, classes, sampled decode errors, bytes against free space, and hours on this kind of device."""
+    device = named_devices(config.work.devices)[0]
+    sample = _sample_of(plan)
+    batches, decode_rate = _decode(config, recipe, plan, sample)
+    bad = [
+        (plan.keys[index], row.reason)
+        for batch in batches
+        for index, row in zip(sample[batch.first_place :], batch.rows(), strict=False)
+        if row.reason is not None
+    ]
+    encode_rate = _encode_rate(encoder.place(device, recipe.precision), batches[0].images, recipe)
+    lines = [
+        f"images      {plan.num_images} in {len(plan.class_names) or 'no'} classes, {plan.num_shards} shards of "
+        f"{plan.shard_size(0)} rows or one less",
+        f"unusable    {len(bad)} of {len(sample)} sampled images",
+        *(f"            {key}: {reason}" for key, reason in bad[:_BAD_NAMED]),
+        *_sizes(config, recipe),
+        f"speed       this device encodes {encode_rate:.1f} images/s in all views; "
+        f"{usable_cores()} cores decode {decode_rate:.1f} images/s",
+        "time        "
+        + ", ".join(f"{count} devices {_hours(plan, encode_rate, count)}" for count in (1, 8, 64)),
+        f"            to keep one device busy takes {encode_rate / decode_rate * usable_cores():.1f} such cores",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _sample_of(plan: Plan) -> NDArray[np.int64]:
+    """Places of up to `_SAMPLE` images spread evenly over the plan, which is shuffled."""
+    return np.unique(np.linspace(0, plan.num_images - 1, min(_SAMPLE, plan.num_images)).astype(np.int64))
+
+
+def _decode(
+    config: EncodeConfig, recipe: Recipe, plan: Plan, sample: NDArray[np.int64]
+) -> tuple[list[Batch], float]:
+    """The decoded sample, and images decoded a second on all cores."""
+    reader = SourceReader()
+    decoder = BatchDecoder(
+        reader,
+        image_size=recipe.image_size,
+        length=batch_length(len(sample), config.work.batch_size),
+        threads=decode_threads_for(config, 1),
+        allocate=lambda shape: (np.empty(shape, np.uint8), None),
+    )
+    columns = (plan.keys, plan.labels, plan.uris, plan.offsets, plan.nbytes)
+    records = [
+        SourceRecord(*values) for values in zip(*(column[sample].tolist() for column in columns), strict=True)
+    ]
+    began = time.perf_counter()
+    batches = list(decoder.batches(Task(0, recipe.views), records))
+    for batch in batches:
+        batch.rows()
+    seconds = time.perf_counter() - began
+    decoder.close()
+    reader.close()
+    return batches, len(records) / seconds
+
+
+def _encode_rate(encoder: Encoder, images: Images, recipe: Recipe) -> float:
+    """Images a second through the encoder in all views, on batches that are ready."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(encoder.get_buffer("mean").device)
+    encoder.encode(pixels).cpu()
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < _TIMED_SECONDS:
+        encoder.encode(pixels).cpu()
+        count += len(images)
+    return count / (time.perf_counter() - began) / len(recipe.views)
+
+
+def _sizes(config: EncodeConfig, recipe: Recipe) -> list[str]:
+    values = recipe.encoder.num_tokens * recipe.encoder.width
+    tokens = {name: values * storage_type(name).numpy.itemsize * recipe.num_images for name in TOKEN_DTYPES}
+    images = sum(
+        field_of(recipe, view, "image").row_nbytes * recipe.num_images
+        for view in recipe.views
+        if "image" in recipe.fields(view)
+    )
+    needed = tokens[recipe.dtype] * len(recipe.views) + images
+    free = shutil.disk_usage(_existing(config.store.out)).free
+    verdict = "enough" if needed < free else "NOT ENOUGH"
+    return [
+        "a view      " + ", ".join(f"{name} {_gigabytes(size)}" for name, size in tokens.items()),
+        f"store       {len(recipe.views)} views as {recipe.dtype} and images of {recipe.image_size} px: "
+        f"{_gigabytes(needed)}; free {_gigabytes(free)}: {verdict}",
+    ]
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.3g} GB" if size < 1e12 else f"{size / 1e12:,.3g} TB"
+
+
+def _hours(plan: Plan, rate: float, devices: int) -> str:
+    return f"{plan.num_images / rate / devices / 3600:.3g} h"

@@ -1,0 +1,136 @@
+"""`pipeline encode --retry-quarantined`: rows that had no usable image get one, once their images are mended.
+
+Each shard concerned is written anew in a corner of the store, good rows copied and mended ones encoded, and then put
+in place of the old one: first its commit record is withdrawn, then the objects are replaced, then the new record is
+published. A kill in between leaves a shard without a record, which the next run describes from its published bytes.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.console import say
+from pipeline.decoding import Images, usable_crop
+from pipeline.encoders import Encoder
+from pipeline.leases import WORK_DIR
+from pipeline.sources.reading import BadImageError, SourceReader
+from pipeline.tokens import STORED_AS, as_stored
+from shards.commit import CommitRecord
+from shards.errors import UndecodableImageError
+from shards.finalize import Commits, read_commits
+from shards.forms import object_path
+from shards.layout import MANIFEST, commit_path, fields_of
+from shards.published import published_rows
+from shards.shard_writer import ShardWriter
+from shards.writing import StoreWriter
+
+
+def retry_quarantined(writer: StoreWriter, encoder: Encoder) -> int:
+    """Encodes the images of bad rows that can be decoded now; the store then has to be finished again.
+
+    Args:
+        writer: A store with all its shards.
+        encoder: On its device; the one the store was made with.
+
+    Returns:
+        How many images have been mended.
+
+    Raises:
+        StoreIncompleteError: If shards are still to come.
+    """
+    _describe_interrupted(writer)
+    commits = read_commits(writer.path, writer.recipe)
+    crops = dict(_mended_crops(writer, commits))
+    for (view, shard), record in commits.items():
+        first = shard * writer.recipe.capacity
+        mended = {place: crops[first + place] for place in record.bad if first + place in crops}
+        if mended:
+            rows = _encoded(writer, encoder, view, mended)
+            _replace_shard(writer, record, rows)
+    say(f"{len(crops)} images have been mended")
+    return len(crops)
+
+
+def _describe_interrupted(writer: StoreWriter) -> None:
+    """Gives a record to each shard whose replacement was cut short: whatever objects are there, stand."""
+    for view, shard in writer.pending():
+        names = [object_path(writer.recipe, field, shard) for field in fields_of(writer.recipe, view)]
+        if all((writer.path / name).exists() for name in names):
+            with writer.shard(view, shard) as again:
+                for place in range(writer.plan.shard_size(shard)):
+                    again.quarantine(place, "not mended before the run was stopped")
+                again.publish()
+
+
+def _mended_crops(writer: StoreWriter, commits: Commits) -> Iterator[tuple[int, Images]]:
+    """Row and crop of each bad row whose image can be decoded now."""
+    reader = SourceReader()
+    for shard in sorted({shard for (_, shard), record in commits.items() if record.bad}):
+        records = writer.plan.records_of(shard)
+        places = {place for (_, own), record in commits.items() if own == shard for place in record.bad}
+        for place in sorted(places):
+            try:
+                content = reader.read(records[place], any_size=True)
+                crop = usable_crop(content, writer.recipe.image_size)
+            except (BadImageError, UndecodableImageError):
+                continue
+            yield shard * writer.recipe.capacity + place, crop
+    reader.close()
+
+
+def _encoded(
+    writer: StoreWriter, encoder: Encoder, view: str, crops: Mapping[int, Images]
+) -> dict[int, dict[str, NDArray[Any]]]:
+    """Fields by place of the mended rows of a view."""
+    rows = {}
+    device = encoder.get_buffer("mean").device
+    for place, crop in crops.items():
+        pixels = torch.from_numpy(np.ascontiguousarray(crop))[None].permute(0, 3, 1, 2).to(device)
+        tokens = encoder.encode(pixels.flip(-1) if view == "flip" else pixels)
+        rows[place] = {"tokens": as_stored(tokens[0].to(STORED_AS[writer.recipe.dtype]).cpu()), "image": crop}
+    return rows
+
+
+def _replace_shard(
+    writer: StoreWriter, record: CommitRecord, mended: Mapping[int, dict[str, NDArray[Any]]]
+) -> None:
+    root, recipe = writer.path, writer.recipe
+    staging = root / WORK_DIR / "retry"
+    with ShardWriter(staging, recipe, writer.plan, record.view, record.shard, record.attempts + 1) as shard:
+        for place, row in _old_rows(writer, record):
+            if row is not None:
+                shard.write(place, row)
+            elif place in mended:
+                shard.write(place, {name: mended[place][name] for name in recipe.fields(record.view)})
+            else:
+                shard.quarantine(place, record.bad[place])
+        replacement = shard.publish()
+    # Without a manifest nobody takes the store for finished while shards are replaced.
+    (root / MANIFEST).unlink(missing_ok=True)
+    (root / commit_path(record.view, record.shard)).unlink()
+    for name in [*(o.path for o in replacement.objects), replacement.moments.path]:
+        _move(staging, root, name)
+    _move(staging, root, commit_path(record.view, record.shard))
+
+
+def _old_rows(
+    writer: StoreWriter, record: CommitRecord
+) -> Iterator[tuple[int, dict[str, NDArray[Any]] | None]]:
+    """Every place of a published shard that holds an image, with its fields, or None where it is bad."""
+    fields = fields_of(writer.recipe, record.view)
+    streams = [published_rows(writer.path, writer.recipe, field, record.shard) for field in fields]
+    for _, found in zip(
+        range(writer.plan.shard_size(record.shard)), zip(*streams, strict=True), strict=False
+    ):
+        place = found[0][0]
+        rows = {field.name: row for field, (_, row) in zip(fields, found, strict=True) if row is not None}
+        yield place, rows if len(rows) == len(fields) else None
+
+
+def _move(source: Path, target: Path, name: str) -> None:
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    (source / name).replace(target / name)
