@@ -1,0 +1,295 @@
+"""What each part of the system costs on this device: encode, training steps, sampling, decoding.
+
+    python benchmarks/cost.py                                           # GPU: all sizes, 256 and 512 pixels
+    python benchmarks/cost.py --sizes s --stages decode --batch-size 2  # something a CPU can do
+    python benchmarks/cost.py --count                                   # parameters and FLOPs only, at once
+
+Writes cost.json, cost.md and cost.png. Weights are random: they do not change the cost. Sampling is timed over two
+evaluations of the model and scaled to the published 49. A training step is forward, backward and AdamW in the chosen
+precision; the decoder's is that of the L1 loss, without perceptual and adversarial networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from eval.device_cost import Cost, measure
+from eval.networks import autocast, set_precision
+from eval.results import device_name, versions, write_json
+from eval.settings import Precision
+from pipeline.encoders import create_encoder
+from shards.errors import UsageError
+from train.flow import interpolate, per_sample_loss, time_shift, velocity_target
+from train.guidance import unguided
+from train.models.build import build_model
+from train.models.config import ModelConfig, ViTDecoderConfig, decoder_config, dit_config, dit_dh_config
+from train.models.cost import forward_flops, num_parameters
+from train.sampling import integrate, time_grid
+
+Work = Callable[[torch.device, int, Precision], tuple[Callable[[], object], float]]
+"""(device, batch size, precision) → a call to time, and how many such calls make the stage."""
+
+STAGES = ("encode", "train-dit", "train-decoder", "sample", "decode")
+ENCODERS = {
+    "s": "vit_small_patch14_reg4_dinov2",
+    "b": "vit_base_patch14_reg4_dinov2",
+    "l": "vit_large_patch14_reg4_dinov2",
+}
+WIDTH, CLASSES, PATCH, EVALUATIONS = 768, 1000, 16, 49
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: a stage, a network and an image size."""
+
+    stage: str
+    network: str
+    image_size: int
+    parameters: int
+    flops: float
+    """For one image: of one forward pass (encode, decode), of all evaluations (sample), of one step (train)."""
+    work: Work
+
+
+def cases(stages: list[str], sizes: list[str], image_sizes: list[int]) -> list[Case]:
+    """All rows of these stages, sizes and resolutions that exist."""
+    found: list[Case] = []
+    for image_size in image_sizes:
+        side = image_size // PATCH
+        for size in sizes:
+            if "encode" in stages and size in ENCODERS:
+                found.append(_encode_case(ENCODERS[size], image_size))
+            for build in (dit_config, dit_dh_config):
+                config = build(size, token_width=WIDTH, grid=(side, side), num_classes=CLASSES)
+                flops, parameters = forward_flops(config), num_parameters(config)
+                name = f"{config.kind}-{size}"
+                if "train-dit" in stages:
+                    found.append(
+                        Case("train-dit", name, image_size, parameters, 3 * flops, _train_dit(config))
+                    )
+                if "sample" in stages:
+                    cost = EVALUATIONS * flops
+                    found.append(Case("sample", name, image_size, parameters, cost, _sample(config)))
+            if size in ("b", "l", "xl"):
+                drawing = decoder_config(size, token_width=WIDTH, grid=(side, side))
+                flops, parameters = forward_flops(drawing), num_parameters(drawing)
+                name = f"decoder-{size}"
+                if "decode" in stages:
+                    found.append(Case("decode", name, image_size, parameters, flops, _decode(drawing)))
+                if "train-decoder" in stages:
+                    work = _train_decoder(drawing)
+                    found.append(Case("train-decoder", name, image_size, parameters, 3 * flops, work))
+    return found
+
+
+def _encode_case(name: str, image_size: int) -> Case:
+    # Patches of 14 pixels on the grid of 16-pixel patches of the stored image.
+    input_size = image_size // PATCH * 14
+
+    def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
+        encoder = create_encoder(name, "random:0", input_size=input_size).to(device).eval()
+        pixels = torch.rand(batch, 3, input_size, input_size, device=device)
+
+        def call() -> Tensor:
+            with torch.inference_mode(), autocast(device, precision):
+                return encoder.tokens_of(pixels)
+
+        return call, 1
+
+    import timm
+
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0, img_size=input_size).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.forward_features(torch.empty(1, 3, input_size, input_size))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Case("encode", name.removeprefix("vit_"), image_size, parameters, counter.get_total_flops(), work)
+
+
+def _network(config: ModelConfig, device: torch.device) -> nn.Module:
+    with torch.device(device):
+        return build_model(config)
+
+
+def _train_dit(config: Any) -> Work:
+    def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
+        model = _network(config, device)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=device.type == "cuda")
+        shape = (batch, config.token_width, *config.grid)
+        data, noise = torch.randn(shape, device=device), torch.randn(shape, device=device)
+        t, y = torch.rand(batch, device=device), torch.zeros(batch, dtype=torch.long, device=device)
+
+        def call() -> None:
+            with autocast(device, precision):
+                prediction = model(interpolate(data, noise, t), t, y)
+            per_sample_loss(prediction, velocity_target(data, noise)).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return call, 1
+
+    return work
+
+
+def _train_decoder(
+    config: ViTDecoderConfig,
+) -> Work:
+    def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
+        model = _network(config, device)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=device.type == "cuda")
+        tokens = torch.randn(batch, config.num_patches, config.token_width, device=device)
+        images = torch.rand(batch, 3, *config.image_size, device=device)
+
+        def call() -> None:
+            with autocast(device, precision):
+                pixels = model(tokens)
+            (pixels.float() - images).abs().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return call, 1
+
+    return work
+
+
+def _sample(config: Any) -> Work:
+    def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
+        model = _network(config, device).eval()
+        noise = torch.randn(batch, config.token_width, *config.grid, device=device)
+        y = torch.zeros(batch, dtype=torch.long, device=device)
+        grid = time_grid(3, time_shift(noise[0].numel()))
+
+        def called(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            with autocast(device, precision):
+                velocity: Tensor = model(x, t, labels)
+            return velocity.float()
+
+        def call() -> Tensor:
+            with torch.inference_mode():
+                return integrate(unguided(called, y), noise, grid)
+
+        return call, EVALUATIONS / (len(grid) - 1)
+
+    return work
+
+
+def _decode(config: ViTDecoderConfig) -> Work:
+    def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
+        model = _network(config, device).eval()
+        tokens = torch.randn(batch, config.num_patches, config.token_width, device=device)
+
+        def call() -> Tensor:
+            with torch.inference_mode(), autocast(device, precision):
+                pixels: Tensor = model(tokens)
+            return pixels
+
+        return call, 1
+
+    return work
+
+
+def row(case: Case, cost: Cost | None, calls: float, batch: int) -> dict[str, Any]:
+    """A row of cost.json; times, memory and energy are None where nothing was measured."""
+    values: dict[str, Any] = {name: value for name, value in asdict(case).items() if name != "work"}
+    values |= {"batch_size": batch, "images_per_second": None, "tflops_per_second": None}
+    values |= {"peak_memory_bytes": None, "joules_per_image": None}
+    if cost is not None:
+        images = batch / (cost.seconds * calls)
+        values["images_per_second"] = images
+        values["tflops_per_second"] = images * case.flops * 1e-12
+        values["peak_memory_bytes"] = cost.peak_memory
+        values["joules_per_image"] = None if cost.joules is None else cost.joules * calls / batch
+    return values
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table; a dash where the device does not say."""
+    lines = [
+        "| stage | network | image | parameters (M) | GFLOPs an image | images/s | TFLOP/s | peak memory (GiB) "
+        "| J an image |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for values in rows:
+        numbers = [
+            _shown(values["parameters"], 1e-6, 1),
+            _shown(values["flops"], 1e-9, 1),
+            _shown(values["images_per_second"], 1, 3),
+            _shown(values["tflops_per_second"], 1, 3),
+            _shown(values["peak_memory_bytes"], 2**-30, 2),
+            _shown(values["joules_per_image"], 1, 3),
+        ]
+        head = [values["stage"], values["network"], str(values["image_size"])]
+        lines.append(f"| {' | '.join([*head, *numbers])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: float | None, scale: float, digits: int) -> str:
+    return "–" if value is None else f"{value * scale:.{digits}f}"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Cost of an image by network: measured seconds where there are any, FLOPs otherwise."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    measured = all(values["images_per_second"] is not None for values in rows)
+    names = [f"{values['stage']}  {values['network']}  {values['image_size']}" for values in rows]
+    lengths = [1 / values["images_per_second"] if measured else values["flops"] * 1e-9 for values in rows]
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.25 * len(rows)), layout="constrained")
+    colours = {stage: f"C{number}" for number, stage in enumerate(STAGES)}
+    axes.barh(names, lengths, color=[colours[values["stage"]] for values in rows])
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds an image" if measured else "GFLOPs an image")
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Count, measure and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--sizes", nargs="+", choices=("s", "b", "l", "xl"), default=["s", "b", "l", "xl"])
+    parser.add_argument("--image-sizes", nargs="+", type=int, choices=(256, 512), default=[256, 512])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="bf16")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time to measure each row for, at least")
+    parser.add_argument("--count", action="store_true", help="parameters and FLOPs only")
+    parser.add_argument("--out", type=Path, default=Path("runs/cost"))
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    set_precision(options.precision)
+    found = cases(options.stages, options.sizes, options.image_sizes)
+    if not found:
+        raise UsageError("no such networks: encoders are s, b, l and decoders b, l, xl")
+    rows = []
+    for case in found:
+        cost, calls = None, 1.0
+        if not options.count:
+            call, calls = case.work(device, options.batch_size, options.precision)
+            cost = measure(call, device, least_seconds=options.seconds)
+        rows.append(row(case, cost, calls, options.batch_size))
+        print(table(rows).splitlines()[-1], flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = {"device": device_name(device), "precision": options.precision, "versions": versions()}
+    write_json(options.out / "cost.json", {**settings, "rows": rows})
+    (options.out / "cost.md").write_text(table(rows), encoding="utf-8")
+    plot(rows, options.out / "cost.png")
+    print(json.dumps(settings))
+
+
+if __name__ == "__main__":
+    main()
