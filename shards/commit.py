@@ -59,6 +59,8 @@ class CommitRecord:
         crc32c: By field, CRC32C of each row's uncompressed bytes by place, uint32[capacity]; 0 where absent.
         offsets: By field, first byte of each row in its object, int64[capacity], -1 where absent; only for
             forms whose objects have no index of their own.
+        square_error: Of an int8 store, the sum over rows and tokens of the squared error of each channel,
+            float64[D]; otherwise None.
         seconds: Time from opening the shard to publishing it.
         attempts: How often the shard had been begun.
     """
@@ -71,6 +73,7 @@ class CommitRecord:
     bad: dict[int, str]
     crc32c: dict[str, NDArray[np.uint32]]
     offsets: dict[str, NDArray[np.int64]]
+    square_error: NDArray[np.float64] | None
     seconds: float
     attempts: int
 
@@ -82,6 +85,8 @@ class CommitRecord:
         values["bad"] = {str(place): reason for place, reason in sorted(self.bad.items())}
         values["crc32c"] = {name: _pack(a, "<u4") for name, a in self.crc32c.items()}
         values["offsets"] = {name: _pack(a, "<i8") for name, a in self.offsets.items()}
+        if self.square_error is not None:
+            values["square_error"] = _pack(self.square_error, "<f8")
         return json.dumps({"version": COMMIT_VERSION, **values}, indent=1, ensure_ascii=False).encode()
 
     @classmethod
@@ -101,6 +106,8 @@ class CommitRecord:
             values["bad"] = {int(place): str(reason) for place, reason in values["bad"].items()}
             values["crc32c"] = {name: _unpack(a, "<u4") for name, a in values["crc32c"].items()}
             values["offsets"] = {name: _unpack(a, "<i8") for name, a in values["offsets"].items()}
+            if values["square_error"] is not None:
+                values["square_error"] = _unpack(values["square_error"], "<f8")
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreDamagedError(f"{path} is not a readable commit record ({error})") from error

@@ -53,7 +53,7 @@ def convert_store(
     recipe = dataclasses.replace(source.recipe, format=format, compression=compression)
     if recipe.id == source.recipe.id:
         raise UsageError(f"{src} is of format {format} and compression {compression} already")
-    writer = StoreWriter.create_or_continue(Path(dst), recipe, source.plan)
+    writer = StoreWriter.create_or_continue(Path(dst), recipe, source.plan, source.code)
     commits = read_commits(source.path, source.recipe)
     total = len(recipe.views) * recipe.num_shards
     pending = writer.pending()
@@ -88,6 +88,8 @@ def _copy_shard(
             arrays[name] = np.empty((len(rows), *reader.row_shape), reader.dtype)
             reader.read(rows, arrays[name])
         output.write_block(places.start, arrays)
+    if record.square_error is not None and record.num_rows:
+        output.add_square_error(record.square_error)
     output.publish()
 
 

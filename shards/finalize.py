@@ -10,17 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.atomic import replace_atomically
+from shards.code_arrays import relative_error
 from shards.commit import CommitRecord, ObjectRecord
 from shards.errors import StoreDamagedError, StoreIncompleteError
 from shards.identity import Recipe
 from shards.index import bad_rows, build_index, index_bytes
-from shards.layout import INDEX, MANIFEST, PLAN, commit_path, fields_of
+from shards.layout import CODE_TABLE, INDEX, MANIFEST, PLAN, commit_path, fields_of
 from shards.manifest import Manifest
 from shards.moments import Moments
 from shards.plan import NO_LABEL, Plan
 from shards.published import object_record, shard_moments
 from shards.root import array_documents
-from shards.statistics_arrays import statistics_objects
+from shards.statistics_arrays import error_objects, statistics_objects
 from shards.zarr_store import plain_array_document
 
 Commits = dict[tuple[str, int], CommitRecord]
@@ -70,11 +71,16 @@ def _write_manifest(
     files = {INDEX: index_bytes(build_index(recipe, plan, commits)), **small_objects(recipe, plan, commits)}
     moments = {view: _merged_moments(root, recipe, view, commits, valid) for view in recipe.views}
     files |= statistics_objects(moments, recipe.encoder.grid)
+    fixed = [PLAN, *array_documents(recipe)]
+    if recipe.dtype == "int8":
+        fixed.append(CODE_TABLE)
+        for view in recipe.views:
+            files |= error_objects(view, _merged_error(recipe, view, commits, moments[view]))
     for path, content in files.items():
         replace_atomically(root / path, content)
     objects = [_record_of(path, content) for path, content in files.items()]
     objects += [o for record in commits.values() for o in record.objects]
-    objects += [object_record(root, path) for path in (PLAN, *array_documents(recipe))]
+    objects += [object_record(root, path) for path in fixed]
     objects += [object_record(root, commit_path(view, shard)) for view, shard in commits]
     manifest = Manifest(
         recipe=recipe,
@@ -126,6 +132,18 @@ def _merged_moments(
         # A row that is bad in another view counts in none, and lost sums are computed again.
         merged = merged.merge(part or shard_moments(root, recipe, view, shard, places))
     return merged
+
+
+def _merged_error(recipe: Recipe, view: str, commits: Commits, moments: Moments) -> NDArray[np.float64]:
+    """Of every row that was written, relative to the deviation of those that are valid in all views."""
+    total = np.zeros(recipe.encoder.width)
+    num_rows = 0
+    for shard in range(recipe.num_shards):
+        record = commits[view, shard]
+        assert record.square_error is not None, (view, shard)
+        total += record.square_error
+        num_rows += record.num_rows
+    return relative_error(total * (moments.count / max(num_rows, 1)), moments)
 
 
 def _stored_moments(root: Path, record: CommitRecord, row_shape: tuple[int, ...]) -> Moments | None:

@@ -128,6 +128,12 @@ class Recipe:
     """``zarr`` or ``webdataset``."""
     compression: str | None = None
     """None, ``blosc`` or ``zstd`` (zarr only)."""
+    code: str | None = None
+    """Digest of the int8 code (`shards.quantize.Int8Code.digest`); None for other storage types."""
+    calibration_rows: int = 0
+    """Images the code was fitted to; 0 for other storage types."""
+    code_error: float = 0.0
+    """Error the code was to aim at, as a share of a channel's deviation; 0 is the smallest possible."""
 
     def __post_init__(self) -> None:
         """Refuse values no store can have."""
@@ -141,6 +147,7 @@ class Recipe:
             )
         if self.compression is not None and self.format != "zarr":
             raise UsageError(f"compression is zarr's own; a {self.format} store is written without it")
+        self._check_code()
         if not self.views or len(set(self.views)) != len(self.views):
             raise UsageError(f"views must be named once each and at least one, not {self.views!r}")
         for view in self.views:
@@ -158,6 +165,15 @@ class Recipe:
             )
         if self.image_size < 0:
             raise UsageError(f"image size must be 0 or more pixels, not {self.image_size}")
+
+    def _check_code(self) -> None:
+        if self.dtype != "int8" and (self.code, self.calibration_rows, self.code_error) != (None, 0, 0.0):
+            raise UsageError(f"only int8 tokens have a code to calibrate, not {self.dtype}")
+        if self.calibration_rows < 0 or self.code_error < 0:
+            raise UsageError(
+                "calibration rows and the error aimed at must not be negative, got "
+                f"{self.calibration_rows} and {self.code_error}"
+            )
 
     @property
     def id(self) -> str:

@@ -15,6 +15,7 @@ MANIFEST = "manifest.json"
 PLAN = "plan.parquet"
 INDEX = "index.parquet"
 ROOT = "zarr.json"
+CODE_TABLE = "code/table/c/0/0"
 
 
 @dataclass(frozen=True)

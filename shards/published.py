@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.checksum import crc32c
+from shards.code_arrays import published_code
 from shards.commit import CommitRecord, ObjectRecord
 from shards.compression import row_codec
 from shards.errors import StoreDamagedError
@@ -72,7 +73,7 @@ def published_rows(
 def shard_moments(root: Path, recipe: Recipe, view: str, shard: int, places: NDArray[np.bool_]) -> Moments:
     """Moments of the tokens at some places of a published shard, bool[capacity]."""
     field = fields_of(recipe, view)[0]
-    sums = RowSums(field.row_shape, field.dtype)
+    sums = RowSums(field.row_shape, field.dtype, published_code(root, recipe))
     for place, row in published_rows(root, recipe, field, shard):
         if row is not None and places[place]:
             sums.update(row[None])
@@ -80,7 +81,14 @@ def shard_moments(root: Path, recipe: Recipe, view: str, shard: int, places: NDA
 
 
 def describe_shard(
-    root: Path, recipe: Recipe, plan: Plan, view: str, shard: int, *, reasons: Mapping[int, str]
+    root: Path,
+    recipe: Recipe,
+    plan: Plan,
+    view: str,
+    shard: int,
+    *,
+    reasons: Mapping[int, str],
+    square_error: NDArray[np.float64] | None,
 ) -> tuple[CommitRecord, Moments]:
     """The commit record and moments of a shard whose objects are all published.
 
@@ -91,6 +99,7 @@ def describe_shard(
         view: Way the images were shown to the encoder.
         shard: Number of the shard.
         reasons: What is known about places that have no row.
+        square_error: Error of the int8 code over these rows, as whoever else encoded them measured it.
     """
     size = plan.shard_size(shard)
     present = np.ones(recipe.capacity, np.bool_)
@@ -122,6 +131,7 @@ def describe_shard(
         bad=bad,
         crc32c=checksums,
         offsets=offsets,
+        square_error=square_error,
         seconds=0.0,
         attempts=0,
     )

@@ -102,13 +102,13 @@ class Int8Code:
         Returns:
             float32[..., D]; NaN where the code is -128.
         """
-        entries = codes + self._first_entries
-        values: NDArray[np.float32] = self.table.reshape(-1)[entries]
-        return values
+        # No index is out of bounds, so clipping changes nothing; it spares numpy a copy.
+        return np.take(self.table.reshape(-1), codes + self.first_entries, mode="clip")
 
     @cached_property
-    def _first_entries(self) -> NDArray[np.int32]:
-        return np.arange(self.width, dtype=np.int32) * (NUM_LEVELS + 1) + 128
+    def first_entries(self) -> NDArray[np.int64]:
+        """Where code 0 of each channel stands in the flattened table, int64[D]."""
+        return np.arange(self.width) * (NUM_LEVELS + 1) + 128
 
 
 def fit_code(samples: NDArray[Any], *, aim: float = 0.0) -> Int8Code:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from shards.code_arrays import code_documents
 from shards.errors import StoreDamagedError, UsageError
 from shards.identity import Recipe
 from shards.layout import FORMAT_VERSION, ROOT, fields_of
@@ -26,6 +27,8 @@ def array_documents(recipe: Recipe) -> dict[str, bytes]:
                 documents[f"{field.path}/{ROOT}"] = sharded_array_document(
                     field, recipe.capacity, recipe.num_shards, recipe.compression
                 )
+    if recipe.dtype == "int8":
+        documents |= code_documents(recipe.encoder.width)
     return documents
 
 

@@ -24,6 +24,7 @@ from shards.layout import commit_path, fields_of, moments_path
 from shards.moments import Moments, RowSums
 from shards.plan import Plan
 from shards.published import describe_shard
+from shards.quantize import Int8Code
 
 
 class ShardWriter:
@@ -32,7 +33,16 @@ class ShardWriter:
     Use as a context manager; leaving it without `publish` removes what was written.
     """
 
-    def __init__(self, root: Path, recipe: Recipe, plan: Plan, view: str, shard: int, attempts: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        recipe: Recipe,
+        plan: Plan,
+        view: str,
+        shard: int,
+        attempts: int,
+        code: Int8Code | None = None,
+    ) -> None:
         self._root = root
         self._recipe = recipe
         self._plan = plan
@@ -45,7 +55,8 @@ class ShardWriter:
         self._bad: dict[int, str] = {}
         self._crc32c = {field.name: np.zeros(recipe.capacity, np.uint32) for field in self._fields}
         self._written = np.zeros(recipe.capacity, np.bool_)
-        self._sums = RowSums(self._fields[0].row_shape, self._fields[0].dtype)
+        self._sums = RowSums(self._fields[0].row_shape, self._fields[0].dtype, code)
+        self._square_error: NDArray[np.float64] | None = None
 
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="shard-writer")
@@ -122,6 +133,16 @@ class ShardWriter:
             raise ValueError(f"shard {self.shard} has no image at place {place}")
         self._bad[place] = " ".join(reason.split())
 
+    def add_square_error(self, square_error: NDArray[np.float64]) -> None:
+        """Account for what int8 tokens have lost; once or more often before `publish`, row by row in order.
+
+        Args:
+            square_error: Sum over some rows' tokens of each channel's squared error, float64[D].
+        """
+        if self._square_error is None:
+            self._square_error = np.zeros(len(square_error))
+        self._square_error += square_error
+
     def publish(self) -> CommitRecord:
         """Give the objects their names and record it; if another worker was first, its shard stands.
 
@@ -129,11 +150,13 @@ class ShardWriter:
             The record of what is published, whoever wrote it.
 
         Raises:
-            ValueError: If a place was neither written nor quarantined, or both.
+            ValueError: If a place was neither written nor quarantined, or both, or int8 tokens came without
+                their error.
             StoreError: If the tokens hold NaN or infinity, which no later step could use.
         """
         self._require_complete()
-        if not self._sums.finite:
+        square_error = self._checked_error()
+        if not (self._sums.finite and (square_error is None or np.isfinite(square_error).all())):
             raise StoreError(
                 f"tokens of shard {self.shard} of view {self.view} hold NaN or infinity as "
                 f"{self._fields[0].dtype.logical}; float16 ends at 65504: store bfloat16 or float32"
@@ -146,10 +169,16 @@ class ShardWriter:
         )
         won = [publish_once(file.temporary, file.final) for file in self._outputs.files]
         if all(won):
-            record = self._own_record(objects, moments)
+            record = self._own_record(objects, moments, square_error)
         else:
             record, moments = describe_shard(
-                self._root, self._recipe, self._plan, self.view, self.shard, reasons=self._bad
+                self._root,
+                self._recipe,
+                self._plan,
+                self.view,
+                self.shard,
+                reasons=self._bad,
+                square_error=square_error,
             )
             record = dataclasses.replace(record, seconds=self._seconds(), attempts=self._attempts)
         publish_bytes(self._root / record.moments.path, moments.to_bytes())
@@ -166,7 +195,19 @@ class ShardWriter:
                 f"place {missing[0]} is not"
             )
 
-    def _own_record(self, objects: tuple[ObjectRecord, ...], moments: Moments) -> CommitRecord:
+    def _checked_error(self) -> NDArray[np.float64] | None:
+        """The error of int8 tokens; None for other storage types."""
+        if (self._square_error is not None) != (self._recipe.dtype == "int8" and bool(self._written.any())):
+            raise ValueError(
+                f"int8 tokens, and they alone, need add_square_error; these are {self._recipe.dtype}"
+            )
+        if self._square_error is None and self._recipe.dtype == "int8":
+            return np.zeros(self._recipe.encoder.width)
+        return self._square_error
+
+    def _own_record(
+        self, objects: tuple[ObjectRecord, ...], moments: Moments, square_error: NDArray[np.float64] | None
+    ) -> CommitRecord:
         content = moments.to_bytes()
         path = moments_path(self.view, self.shard)
         return CommitRecord(
@@ -178,6 +219,7 @@ class ShardWriter:
             bad=self._bad,
             crc32c=self._crc32c,
             offsets=self._outputs.offsets,
+            square_error=square_error,
             seconds=self._seconds(),
             attempts=self._attempts,
         )

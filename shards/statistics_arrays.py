@@ -41,6 +41,19 @@ def statistics_objects(moments: Mapping[str, Moments], grid: tuple[int, int]) ->
     return files
 
 
+def error_objects(view: str, error: NDArray[np.float64]) -> dict[str, bytes]:
+    """Content by path of the error that a view's int8 code makes, ``stats/view/error``, float64[D]."""
+    return {
+        f"stats/{view}/error/zarr.json": plain_array_document(error.shape, error.dtype, "NaN"),
+        error_path(view): error.astype("<f8").tobytes(),
+    }
+
+
+def error_path(view: str) -> str:
+    """Where the one chunk of a view's error lies."""
+    return f"stats/{view}/error/c/0"
+
+
 def merged_statistics(
     read: Callable[[str], bytes], views: Iterable[str], shape: tuple[int, int, int]
 ) -> Statistics:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.code_arrays import read_code
 from shards.compression import row_codec
 from shards.errors import StoreDamagedError, UsageError
 from shards.extents import ABSENT, Extents
@@ -24,10 +25,11 @@ from shards.index import Index
 from shards.layout import INDEX, PLAN, Field, field_of
 from shards.manifest import Manifest, missing_objects
 from shards.plan import Plan, planned_rows
+from shards.quantize import Int8Code
 from shards.reader import MirroredReader, RowReader, StoredReader, Verify
 from shards.root import read_recipe
 from shards.shard_file import ReadMode, ShardFile
-from shards.statistics_arrays import Statistics, merged_statistics
+from shards.statistics_arrays import Statistics, error_path, merged_statistics
 from shards.zarr_store import read_extents
 
 
@@ -139,6 +141,21 @@ class Store:
     def valid_rows(self) -> NDArray[np.int64]:
         """Rows that hold an image in every view, ascending, int64[k]."""
         return np.flatnonzero(np.frombuffer(self.object_bytes("valid/c/0"), np.bool_)).astype(np.int64)
+
+    @cached_property
+    def code(self) -> Int8Code | None:
+        """What the int8 numbers of the tokens stand for; None for other storage types."""
+        return read_code(self.object_bytes, self.recipe) if self.recipe.dtype == "int8" else None
+
+    def code_error(self, view: str) -> NDArray[np.float64] | None:
+        """What int8 has cost each channel of a view, float64[D]; None for other storage types.
+
+        Measured on every row while encoding: RMS error as a share of the channel's own deviation.
+        """
+        self._require_views([view])
+        if self.recipe.dtype != "int8":
+            return None
+        return np.frombuffer(self.object_bytes(error_path(view)), "<f8")
 
     def object_bytes(self, path: str) -> bytes:
         """Content of one of the store's small objects, compared with its digest in the manifest.

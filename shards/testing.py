@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,12 +22,13 @@ import pytest
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from shards.dtypes import to_float64, to_storage
+from shards.dtypes import TOKEN_DTYPES, to_float64, to_storage
 from shards.errors import StoreDamagedError
 from shards.identity import EncoderIdentity, Recipe
 from shards.layout import Field, field_of, fields_of
 from shards.loader import Loader
 from shards.plan import Plan, SourceRecord
+from shards.quantize import Int8Code, fit_code
 from shards.shard_file import READ_MODES, ReadMode
 from shards.store import Store, open_store
 from shards.verify import verify_store
@@ -56,7 +58,7 @@ class StoreKind:
 ALL_KINDS = tuple(
     StoreKind(format=form, dtype=dtype, compression=compression)
     for form, compression in (("zarr", None), ("zarr", "blosc"), ("zarr", "zstd"), ("webdataset", None))
-    for dtype in ("float16", "bfloat16", "float32")
+    for dtype in TOKEN_DTYPES
 )
 """Every form with every storage type that tokens are written in."""
 
@@ -107,16 +109,37 @@ def make_recipe(kind: StoreKind, plan: Plan) -> Recipe:
     )
 
 
+def make_code(kind: StoreKind) -> Int8Code | None:
+    """The code of a store of this kind, if its tokens are int8."""
+    return tiny_code(kind.width) if kind.dtype == "int8" else None
+
+
 def expected_row(field: Field, row: int) -> NDArray[Any]:
     """What `build_store` writes at a row: a function of view, field and row."""
-    generator = np.random.default_rng([row, *field.path.encode()])
     if field.name == "image":
-        return generator.integers(0, 256, field.row_shape, np.uint8)
+        return _generator(field, row).integers(0, 256, field.row_shape, np.uint8)
+    values = encoded_row(field, row)
+    if field.dtype.logical == "int8":
+        return tiny_code(field.row_shape[-1]).encode(values)
+    return to_storage(values, field.dtype)
+
+
+def encoded_row(field: Field, row: int) -> NDArray[np.float32]:
+    """The tokens behind `expected_row`, before they are rounded to the storage type."""
     # Channel means and deviations of very different size, as in real tokens.
     scale = 10.0 ** np.linspace(-1, 1, field.row_shape[-1])
-    return to_storage(
-        (generator.standard_normal(field.row_shape) * scale + scale).astype(np.float32), field.dtype
-    )
+    return (_generator(field, row).standard_normal(field.row_shape) * scale + scale).astype(np.float32)
+
+
+def _generator(field: Field, row: int) -> np.random.Generator:
+    return np.random.default_rng([row, *field.path.encode()])
+
+
+@cache
+def tiny_code(width: int) -> Int8Code:
+    """The code of int8 stores: fitted to tokens like those of `encoded_row`."""
+    scale = 10.0 ** np.linspace(-1, 1, width)
+    return fit_code(np.random.default_rng(0).standard_normal((4096, width)) * scale + scale)
 
 
 def write_shard(
@@ -143,14 +166,23 @@ def write_shard(
                 field.name: np.stack([expected_row(field, r) for r in good[:length]]) for field in fields
             }
             output.write_block(good[0] - rows.start, arrays)
+            if writer.code is not None:
+                for row in good[:length]:
+                    output.add_square_error(_square_error(writer.code, fields[0], row))
             good = good[length:]
         output.publish()
+
+
+def _square_error(code: Int8Code, field: Field, row: int) -> NDArray[np.float64]:
+    error = code.decode(expected_row(field, row)).astype(np.float64) - encoded_row(field, row)
+    total: NDArray[np.float64] = (error * error).sum(axis=0)
+    return total
 
 
 def build_store(path: Path, kind: StoreKind, *, block: int = 3) -> Store:
     """Write a whole store of this kind and open it."""
     plan = make_plan(kind)
-    writer = StoreWriter.create_or_continue(path, make_recipe(kind, plan), plan)
+    writer = StoreWriter.create_or_continue(path, make_recipe(kind, plan), plan, make_code(kind))
     for view, shard in writer.pending():
         write_shard(writer, view, shard, bad=kind.bad, block=block)
     writer.finalize({"made by": "a test"})
@@ -212,7 +244,7 @@ def store_kinds() -> st.SearchStrategy[StoreKind]:
     return st.builds(
         StoreKind,
         format=st.sampled_from(["zarr", "webdataset"]),
-        dtype=st.sampled_from(["float16", "bfloat16", "float32"]),
+        dtype=st.sampled_from(TOKEN_DTYPES),
         num_images=st.integers(1, 9),
         views=st.sampled_from([("center",), ("center", "flip"), ("center", "flip", "crop0")]),
         grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -274,7 +306,7 @@ class StoreContract:
                 with pytest.raises(StoreDamagedError, match=f"row {row} of shard {row // store.capacity}"):
                     reader.read([row], out)
                 if row in rows and field.name == "tokens":
-                    assert np.isnan(to_float64(rows[row], field.dtype)).all()
+                    assert np.isnan(_numbers(field, rows[row])).all()
 
     def test_counts_add_up_and_labels_follow_the_plan(self, store: Store) -> None:
         """Every image is valid, or listed with its reason."""
@@ -325,7 +357,7 @@ class StoreContract:
         copy = tmp_path / "store"
         shutil.copytree(store.path, copy)
         before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
-        writer = StoreWriter.create_or_continue(copy, store.recipe, store.plan)
+        writer = StoreWriter.create_or_continue(copy, store.recipe, store.plan, store.code)
         write_shard(writer, "center", 1)
         shutil.rmtree(copy / "moments")
         assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
@@ -346,4 +378,11 @@ def _stored_fields(store: Store) -> Sequence[Field]:
 
 def _all_tokens(store: Store, view: str) -> NDArray[np.float64]:
     field = field_of(store.recipe, view, "tokens")
-    return np.stack([to_float64(expected_row(field, row), field.dtype) for row in store.valid_rows.tolist()])
+    return np.stack([_numbers(field, expected_row(field, row)) for row in store.valid_rows.tolist()])
+
+
+def _numbers(field: Field, stored: NDArray[Any]) -> NDArray[np.float64]:
+    """What the stored tokens stand for."""
+    if field.dtype.logical == "int8":
+        return tiny_code(field.row_shape[-1]).decode(stored).astype(np.float64)
+    return to_float64(stored, field.dtype)

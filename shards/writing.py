@@ -6,17 +6,20 @@ may be repeated by anybody at any time, and a worker that dies leaves temporary 
 
 from __future__ import annotations
 
+import dataclasses
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 from shards.atomic import is_temporary, publish_bytes, publish_once, temporary_path
-from shards.dtypes import TOKEN_DTYPES
+from shards.code_arrays import code_bytes, published_code
 from shards.errors import IdentityMismatchError, StoreError, UsageError
 from shards.finalize import finalize_store
 from shards.identity import Recipe
-from shards.layout import PLAN, ROOT, commit_path
+from shards.layout import CODE_TABLE, PLAN, ROOT, commit_path
 from shards.manifest import Manifest
 from shards.plan import Plan
+from shards.quantize import Int8Code
 from shards.root import array_documents, read_recipe, root_document
 from shards.shard_writer import ShardWriter
 
@@ -35,20 +38,33 @@ class StoreWriter:
         self.recipe = recipe
         self.plan = plan
 
+    @cached_property
+    def code(self) -> Int8Code | None:
+        """What the store's int8 numbers stand for; None for other storage types."""
+        return published_code(self.path, self.recipe)
+
     @classmethod
-    def create_or_continue(cls, path: Path, recipe: Recipe, plan: Plan) -> Self:
+    def create_or_continue(cls, path: Path, recipe: Recipe, plan: Plan, code: Int8Code | None = None) -> Self:
         """Begin a store, or join the work on one that was begun with the same recipe and plan.
+
+        Args:
+            path: The store's folder.
+            recipe: What is written into it.
+            plan: Which image goes where.
+            code: For int8 tokens. Of several begun at once the first is kept, for all of them.
 
         Raises:
             IdentityMismatchError: If another recipe or plan was begun there, with the differences.
             UsageError: If the folder holds something else, or the plan is not the recipe's.
         """
-        _require_fitting(recipe, plan)
+        _require_fitting(recipe, plan, code)
         if path.exists() and not (path / PLAN).exists() and any(not is_temporary(p) for p in path.iterdir()):
             raise UsageError(f"a store is written into a new or empty folder, and {path} holds other things")
         try:
             path.mkdir(parents=True, exist_ok=True)
             _publish_plan(path, plan)
+            if code is not None:
+                recipe = _with_published_code(path, recipe, code)
             publish_bytes(path / ROOT, root_document(recipe))
             begun = read_recipe(path)
             if begun.id != recipe.id:
@@ -87,7 +103,7 @@ class StoreWriter:
         """
         if view not in self.recipe.views or not 0 <= shard < self.recipe.num_shards:
             raise ValueError(f"the recipe has no shard {shard} of view {view!r}")
-        return ShardWriter(self.path, self.recipe, self.plan, view, shard, attempts)
+        return ShardWriter(self.path, self.recipe, self.plan, view, shard, attempts, self.code)
 
     def finalize(self, provenance: dict[str, str] | None = None) -> Manifest:
         """Write index, statistics and, last, the manifest; any process may do it, also twice.
@@ -106,13 +122,24 @@ def stale_temporaries(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob(".*.tmp") if is_temporary(p))
 
 
-def _require_fitting(recipe: Recipe, plan: Plan) -> None:
-    if recipe.dtype not in TOKEN_DTYPES or recipe.dtype == "int8":
-        raise UsageError("int8 tokens need a calibrated code, which this version cannot write; use float16")
+def _require_fitting(recipe: Recipe, plan: Plan, code: Int8Code | None) -> None:
+    if (recipe.dtype == "int8") != (code is not None):
+        raise UsageError(
+            f"int8 tokens, and they alone, are written with a code; the recipe asks for {recipe.dtype}"
+        )
+    if code is not None and code.width != recipe.encoder.width:
+        raise UsageError(f"the code has {code.width} channels, the encoder {recipe.encoder.width}")
     asked = (recipe.num_images, recipe.num_shards, recipe.seed, recipe.source_digest)
     given = (plan.num_images, plan.num_shards, plan.seed, plan.source_digest())
     if asked != given:
         raise UsageError(f"the recipe asks for images, shards, seed and source {asked}, the plan has {given}")
+
+
+def _with_published_code(path: Path, recipe: Recipe, code: Int8Code) -> Recipe:
+    publish_bytes(path / CODE_TABLE, code_bytes(code))
+    kept = published_code(path, dataclasses.replace(recipe, code=None))
+    assert kept is not None
+    return dataclasses.replace(recipe, code=kept.digest)
 
 
 def _publish_plan(path: Path, plan: Plan) -> None:
