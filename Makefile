@@ -6,8 +6,11 @@ BIN := $(VENV)/bin
 # The demo. `make demo WEIGHTS=pretrained ENCODER=vit_base_patch14_reg4_dinov2` uses real weights, where they can be had.
 ENCODER ?= test_vit
 WEIGHTS ?= random:0
-INPUT_SIZE ?= $(if $(filter test_vit,$(ENCODER)),128,224)
+# The little default encoder sees 96 pixels as 8 × 8 patches of 12; a named one has sizes of its own.
+ENCODER_SIZES ?= $(if $(filter test_vit,$(ENCODER)),--input-size 96 --encoder-args patch_size=12 --image-size 96)
 DEMO ?= runs/demo
+DECODER_STEPS ?= 800
+DIT_STEPS ?= 2000
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: demo test test-slow check fmt clean
@@ -25,14 +28,15 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m pipeline.demo photographs data/demo/photographs
 	$(BIN)/pipeline encode data/demo/photographs --out $(DEMO)/store --shards 16 \
-		--encoder $(ENCODER) --weights $(WEIGHTS) --input-size $(INPUT_SIZE)
+		--encoder $(ENCODER) --weights $(WEIGHTS) $(ENCODER_SIZES) --views center
 	$(BIN)/pipeline verify $(DEMO)/store
-	$(LAUNCH) train/decoder.py decoder-tiny --store $(DEMO)/store --out $(DEMO)/decoder --max-steps 1000
-	$(LAUNCH) train/dit.py dit-dh-tiny --store $(DEMO)/store --out $(DEMO)/dit --max-steps 3000
+	$(LAUNCH) train/decoder.py decoder-tiny --store $(DEMO)/store --out $(DEMO)/decoder --max-steps $(DECODER_STEPS)
+	$(LAUNCH) train/dit.py dit-dh-tiny --store $(DEMO)/store --out $(DEMO)/dit --max-steps $(DIT_STEPS)
 	$(LAUNCH) eval/reconstruction.py $(DEMO)/store --decoder $(DEMO)/decoder/snapshots/latest.safetensors \
-		--out $(DEMO)/reconstruction
+		--num 280 --out $(DEMO)/reconstruction
 	$(LAUNCH) eval/generation.py $(DEMO)/dit/snapshots/latest.safetensors \
-		--decoder $(DEMO)/decoder/snapshots/latest.safetensors --num 112 --seed 0 --out $(DEMO)/generation
+		--decoder $(DEMO)/decoder/snapshots/latest.safetensors --num 112 --seed 0 \
+		--guidance cfg --guidance-scale 2 --out $(DEMO)/generation
 	$(BIN)/python -m pipeline.demo page --store $(DEMO)/store --decoder $(DEMO)/decoder --dit $(DEMO)/dit \
 		--reconstruction $(DEMO)/reconstruction --generation $(DEMO)/generation --out $(DEMO)
 

@@ -32,6 +32,7 @@ from train.signals import die_with_launcher
 
 _BATCH_SIZE = {"cuda": 64, "cpu": 16}
 _POOL: set[FeatureName] = {"pool"}
+_CLASSES_SHOWN = 32
 
 
 @dataclass
@@ -106,6 +107,7 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
     if team.leads:
         settings.out.mkdir(parents=True, exist_ok=True)
         _draw(found, pairs, settings)
+        _draw_classes(found, pairs, store, settings)
         write_json(settings.out / "results.json", results)
     return results
 
@@ -224,3 +226,18 @@ def _draw(found: Judged, pairs: Pairs, settings: ReconstructionSettings) -> None
         sheets = np.concatenate([piece for part in np.split(sheets, len(parts)) for piece in (part, blank)])
     names = [name if line == 0 else "" for name in parts for line in range(lines)]
     save_png(grid(sheets, columns, names), settings.out / "reconstruction.png")
+
+
+def _draw_classes(found: Judged, pairs: Pairs, store: Store, settings: ReconstructionSettings) -> None:
+    """classes.png: of each of the first classes its median row by PSNR, original beside what was made of it."""
+    rows, scores = np.concatenate(found.rows), np.concatenate(found.scores["psnr"])
+    labels = store.labels[rows]
+    shown = []
+    for label in range(min(store.num_classes, _CLASSES_SHOWN)):
+        of_class = np.flatnonzero(labels == label)
+        if len(of_class):
+            ordered = of_class[np.argsort(scores[of_class], kind="stable")]
+            shown.append(rows[ordered[len(ordered) // 2]])
+    if shown:
+        originals, made = (side.permute(0, 2, 3, 1).cpu().numpy() for side in pairs.read(np.array(shown)))
+        save_png(grid(side_by_side(originals, made), columns=4), settings.out / "classes.png")

@@ -31,7 +31,7 @@ class DiTNetwork:
     num_heads: int
     """Attention heads a block of the deep part."""
     head_width: int | Literal["auto"] | None = None
-    """Width of DiT-DH's wide head. auto: the token width, at least 256. None: a plain DiT without a head."""
+    """Width of DiT-DH's wide head. auto: the token width, at least 192. None: a plain DiT without a head."""
     head_depth: int = 2
     """Number of blocks of the wide head."""
     head_num_heads: int = 16

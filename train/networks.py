@@ -10,7 +10,7 @@ from shards.store import Store
 from train.config import DecoderNetwork, DiTNetwork
 from train.models.config import IMAGENET_MEAN, IMAGENET_STD, DiTConfig, DiTDHConfig, ViTDecoderConfig
 
-LEAST_WIDTH, LEAST_HEAD_WIDTH = 128, 256
+LEAST_WIDTH, LEAST_HEAD_WIDTH = 128, 192
 """Narrowest "auto" widths; ours, for stores of narrow tokens."""
 
 

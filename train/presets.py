@@ -54,7 +54,7 @@ _COSINE = Adam(schedule="cosine", hold_epochs=1, decay_end_epoch=16, warm_up=Tru
 
 # fmt: off
 #                    optimizer                               ema     batch  steps
-_TINY      = Recipe(Adam(lr=1e-3),                           0.995,  32,    2000)
+_TINY      = Recipe(Adam(lr=2e-3),                           0.995,  32,    2000)
 _DH        = Recipe(_DECAY,                                  0.9995, 1024,  STEPS_800_EPOCHS)
 _DH_OLD    = Recipe(replace(_DECAY, warm_up=True),           0.9995, 1024,  STEPS_800_EPOCHS,
                     FlowSettings(time_distribution="uniform"))
@@ -108,7 +108,7 @@ DECODER_PRESETS = {
 # fmt: on
 
 _TINY_NETWORKS = {
-    "dit-dh": DiTNetwork(width=128, depth=6, num_heads=4, head_width="auto", head_num_heads=4),
+    "dit-dh": DiTNetwork(width=96, depth=4, num_heads=4, head_width="auto", head_num_heads=4),
     "dit": DiTNetwork(width="auto", depth=6, num_heads=4),
 }
 
@@ -149,7 +149,7 @@ def decoder_settings(name: str) -> DecoderSettings:
     row = _row(DECODER_PRESETS, name)
     grid = None if row.grid is None else (row.grid, row.grid)
     if row.size == "tiny":
-        model = DecoderNetwork(width=192, depth=4, num_heads=4, mlp_width=768)
+        model = DecoderNetwork(width=192, depth=3, num_heads=4, mlp_width=768)
     else:
         stack, mlp_width = DECODER_SIZES[row.size], DECODER_MLP_WIDTHS[row.size]
         model = DecoderNetwork(**stack._asdict(), mlp_width=mlp_width, patch_size=row.patch, grid=grid)

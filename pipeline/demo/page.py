@@ -18,7 +18,6 @@ from pipeline.token_pictures import principal_colours
 from shards.errors import UsageError
 from shards.store import Store, open_store
 
-RECONSTRUCTED_COLUMNS = 7
 SAMPLES_SHOWN = 8  # a class
 
 
@@ -53,7 +52,7 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
     figures = {
         "photographs": tile(photographs[None]),
         "tokens": token_figure(store, images, tokens),
-        "reconstruction": Image.open(needed(folders.reconstruction / "reconstruction.png")).convert("RGB"),
+        "reconstruction": Image.open(needed(folders.reconstruction / "classes.png")).convert("RGB"),
         "generation": generation_figure(store, photographs, folders.generation),
         "losses": loss_curves(
             {
@@ -114,8 +113,9 @@ def token_figure(store: Store, images: NDArray[np.uint8], tokens: NDArray[np.flo
 def generation_figure(store: Store, photographs: NDArray[np.uint8], folder: Path) -> Image.Image:
     """One row a class: its photograph, then samples."""
     with np.load(needed(folder / "samples.npz"), allow_pickle=False) as file:
-        samples, labels = file["arr_0"], file["arr_1"]
-    by_class = np.stack([samples[labels == c][:SAMPLES_SHOWN] for c in range(store.num_classes)])
+        samples = file["arr_0"]
+    # Equal labels: sample i shows class i modulo the number of classes.
+    by_class = np.stack([samples[c :: store.num_classes][:SAMPLES_SHOWN] for c in range(store.num_classes)])
     return class_rows(list(store.class_names), photographs, by_class)
 
 
