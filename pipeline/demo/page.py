@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.demo.figures import class_rows, loss_curves, save_picture, tile
 from pipeline.token_pictures import principal_colours
 from shards.errors import UsageError
+from shards.finalize import read_commits
 from shards.store import Store, open_store
 
 SAMPLES_SHOWN = 8  # a class
@@ -167,8 +168,8 @@ def facts_table(store: Store, folders: DemoFolders) -> str:
 
 def encode_rate(store: Store) -> str:
     """Rows a second while encoding, from the commit records."""
-    commits = [json.loads(path.read_text()) for path in sorted((store.path / "commits").rglob("*.json"))]
-    seconds = sum(commit["seconds"] for commit in commits)
+    commits = read_commits(store.path, store.recipe).values()
+    seconds = sum(commit.seconds for commit in commits)
     return (
-        f"{sum(commit['rows'] for commit in commits) / seconds:,.0f} rows a second" if seconds else "unknown"
+        f"{sum(commit.num_rows for commit in commits) / seconds:,.0f} rows a second" if seconds else "unknown"
     )

@@ -1,0 +1,76 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.demo.figures import NAME_WIDTH, class_rows, loss_curves
+from pipeline.demo.page import DemoFolders, write_page
+from shards.errors import UsageError
+from shards.testing import StoreKind, build_store
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """What the demo's commands leave behind, in little."""
+    store = build_store(tmp_path / "store", StoreKind())
+    found = DemoFolders(
+        store=tmp_path / "store",
+        decoder=tmp_path / "decoder",
+        dit=tmp_path / "dit",
+        reconstruction=tmp_path / "reconstruction",
+        generation=tmp_path / "generation",
+    )
+    for run, loss in ((found.decoder, 0.5), (found.dit, 2.0)):
+        run.mkdir()
+        lines = [
+            json.dumps({"step": step, "loss": loss / step, "samples_seen": step}) for step in range(1, 31)
+        ]
+        (run / "metrics.jsonl").write_text("\n".join(lines))
+    found.reconstruction.mkdir()
+    Image.new("RGB", (8, 8)).save(found.reconstruction / "classes.png")
+    (found.reconstruction / "results.json").write_text('{"psnr": 23.456}')
+    found.generation.mkdir()
+    side = store.image_size
+    samples = np.zeros((8 * store.num_classes, side, side, 3), np.uint8)
+    np.savez(found.generation / "samples.npz", arr_0=samples)
+    return found
+
+
+def test_the_page_is_one_file_that_shows_every_part(folders, tmp_path):
+    page = write_page(folders, tmp_path / "page")
+    text = page.read_text(encoding="utf-8")
+    sources = re.findall(r'src="([^"]+)"', text)
+    assert len(sources) == 5
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "$" not in re.sub(r'src="[^"]+"', "", text)
+    assert "23.5 dB" in text
+    assert "weights are <b>random</b>" in text
+    assert "30 steps, last loss 0.0167" in text
+    for name in ("photographs", "tokens", "reconstruction", "generation", "losses"):
+        assert Image.open(tmp_path / "page" / f"{name}.png").size > (1, 1)
+
+
+def test_a_step_that_was_not_run_is_named(folders, tmp_path):
+    (folders.dit / "metrics.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"dit.metrics\.jsonl does not exist; run `make demo`"):
+        write_page(folders, tmp_path / "page")
+
+
+def test_a_class_row_holds_its_photograph_then_its_samples():
+    photographs = np.full((2, 6, 6, 3), 10, np.uint8)
+    samples = np.full((2, 3, 6, 6, 3), 200, np.uint8)
+    samples[1] = 90
+    sheet = np.asarray(class_rows(["one", "two"], photographs, samples))
+    photograph, right = slice(NAME_WIDTH, NAME_WIDTH + 6), slice(NAME_WIDTH + 6, None)
+    for middle, value in ((3, 200), (13, 90)):
+        assert (sheet[middle, photograph] == 10).all()
+        assert set(np.unique(sheet[middle, right])) == {value, 255}
+        assert (sheet[middle, right, 0] == value).sum() == 18
+
+
+def test_loss_curves_have_a_panel_a_training():
+    curve = (list(range(1, 41)), [1 / step for step in range(1, 41)])
+    one, two = loss_curves({"a": curve}), loss_curves({"a": curve, "b": curve})
+    assert two.width == 2 * one.width
