@@ -18,7 +18,7 @@ from pipeline.decoding import Images, usable_crop
 from pipeline.encoders import Encoder
 from pipeline.leases import WORK_DIR
 from pipeline.sources.reading import BadImageError, SourceReader
-from pipeline.tokens import STORED_AS, as_stored
+from pipeline.tokens import StoredTokens, TokenStorage
 from shards.commit import CommitRecord
 from shards.errors import UndecodableImageError
 from shards.finalize import Commits, read_commits
@@ -50,7 +50,7 @@ def retry_quarantined(writer: StoreWriter, encoder: Encoder) -> int:
         mended = {place: crops[first + place] for place in record.bad if first + place in crops}
         if mended:
             rows = _encoded(writer, encoder, view, mended)
-            _replace_shard(writer, record, rows)
+            _replace_shard(writer, record, mended, rows)
     say(f"{len(crops)} images have been mended")
     return len(crops)
 
@@ -84,28 +84,41 @@ def _mended_crops(writer: StoreWriter, commits: Commits) -> Iterator[tuple[int, 
 
 def _encoded(
     writer: StoreWriter, encoder: Encoder, view: str, crops: Mapping[int, Images]
-) -> dict[int, dict[str, NDArray[Any]]]:
-    """Fields by place of the mended rows of a view."""
+) -> dict[int, StoredTokens]:
+    """Tokens by place of the mended rows of a view, one row each."""
+    storage = TokenStorage(writer.recipe.dtype, writer.code)
     rows = {}
     device = encoder.get_buffer("mean").device
     for place, crop in crops.items():
         pixels = torch.from_numpy(np.ascontiguousarray(crop))[None].permute(0, 3, 1, 2).to(device)
         tokens = encoder.encode(pixels.flip(-1) if view == "flip" else pixels)
-        rows[place] = {"tokens": as_stored(tokens[0].to(STORED_AS[writer.recipe.dtype]).cpu()), "image": crop}
+        stored = storage(tokens)
+        rows[place] = storage.empty((1, *tokens.shape[1:]), pin_memory=False)
+        rows[place].copy_(stored)
     return rows
 
 
 def _replace_shard(
-    writer: StoreWriter, record: CommitRecord, mended: Mapping[int, dict[str, NDArray[Any]]]
+    writer: StoreWriter,
+    record: CommitRecord,
+    crops: Mapping[int, Images],
+    mended: Mapping[int, StoredTokens],
 ) -> None:
     root, recipe = writer.path, writer.recipe
     staging = root / WORK_DIR / "retry"
-    with ShardWriter(staging, recipe, writer.plan, record.view, record.shard, record.attempts + 1) as shard:
+    attempts = record.attempts + 1
+    with ShardWriter(staging, recipe, writer.plan, record.view, record.shard, attempts, writer.code) as shard:
+        if record.square_error is not None and record.num_rows:
+            shard.add_square_error(record.square_error)
         for place, row in _old_rows(writer, record):
             if row is not None:
                 shard.write(place, row)
             elif place in mended:
-                shard.write(place, {name: mended[place][name] for name in recipe.fields(record.view)})
+                fields = {"tokens": mended[place].as_numpy()[0], "image": crops[place]}
+                shard.write(place, {name: fields[name] for name in recipe.fields(record.view)})
+                square_error = mended[place].square_error
+                if square_error is not None:
+                    shard.add_square_error(square_error[0].numpy())
             else:
                 shard.quarantine(place, record.bad[place])
         replacement = shard.publish()

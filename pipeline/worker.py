@@ -24,7 +24,7 @@ from pipeline.decoding import Batch, BatchDecoder, Images, batch_length
 from pipeline.encoders import Encoder
 from pipeline.progress import BatchEncoded, BatchWritten, Event, ShardFailed
 from pipeline.sources.reading import SourceReader
-from pipeline.tokens import STORED_AS, as_stored
+from pipeline.tokens import StoredTokens, TokenStorage
 from shards.shard_writer import ShardWriter
 from shards.writing import StoreWriter
 
@@ -50,7 +50,7 @@ class _Encoded:
 
     batch: Batch
     view: str
-    tokens: Tensor
+    tokens: StoredTokens
     ready: torch.cuda.Event | None
     bad: dict[int, str]
 
@@ -96,8 +96,8 @@ class Worker:
             threads=decode_threads,
             allocate=self._allocate_images,
         )
-        self._dtype = STORED_AS[recipe.dtype]
-        self._free_tokens: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        self._storage = TokenStorage(recipe.dtype, writer.code)
+        self._free_tokens: queue.SimpleQueue[StoredTokens] = queue.SimpleQueue()
         for _ in range(_TOKEN_BUFFERS):
             self._free_tokens.put(self._new_token_buffer())
         self._write_pool = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
@@ -120,10 +120,10 @@ class Worker:
     def _pinned(self) -> bool:
         return self._device.type == "cuda"
 
-    def _new_token_buffer(self) -> Tensor:
+    def _new_token_buffer(self) -> StoredTokens:
         encoder = self._writer.recipe.encoder
         shape = (self._length, encoder.num_tokens, encoder.width)
-        return torch.empty(shape, dtype=self._dtype, pin_memory=self._pinned)
+        return self._storage.empty(shape, pin_memory=self._pinned)
 
     def _allocate_images(self, shape: tuple[int, ...]) -> tuple[Images, Tensor]:
         buffer = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
@@ -181,7 +181,7 @@ class Worker:
             for view in batch.task.views:
                 tokens = self._free_tokens.get()
                 pixels = images.flip(-1) if view == "flip" else images
-                tokens.copy_(self._encoder.encode(pixels).to(self._dtype), non_blocking=True)
+                tokens.copy_(self._storage(self._encoder.encode(pixels)))
                 ready = None
                 if self._pinned:
                     ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -242,13 +242,17 @@ class Worker:
     def _write_rows(self, shard: ShardWriter, encoded: _Encoded) -> None:
         batch = encoded.batch
         recipe = self._writer.recipe
-        arrays: dict[str, NDArray[Any]] = {"tokens": as_stored(encoded.tokens)}
+        arrays: dict[str, NDArray[Any]] = {"tokens": encoded.tokens.as_numpy()}
         if "image" in recipe.fields(encoded.view):
             arrays["image"] = batch.images
         good = [slot for slot in range(len(batch.pending)) if batch.first_place + slot not in encoded.bad]
         for run in _consecutive(good):
             block = {name: array[run.start : run.stop] for name, array in arrays.items()}
             shard.write_block(batch.first_place + run.start, block)
+            if encoded.tokens.square_error is not None:
+                # Row by row, so that the sum does not depend on the batches.
+                for square_error in encoded.tokens.square_error[run.start : run.stop].numpy():
+                    shard.add_square_error(square_error)
         for place, reason in encoded.bad.items():
             shard.quarantine(place, reason)
 

@@ -79,10 +79,10 @@ def relative_error(square_error: NDArray[np.float64], moments: Moments) -> NDArr
         moments: Of the same rows' tokens, [N, D]; their deviation is over rows and tokens together.
 
     Returns:
-        float64[D]; infinite for a channel that should vary and does not.
+        float64[D]; infinite for a channel that should vary and does not, NaN where the error is not known.
     """
     pooled = Moments.empty(square_error.shape)
     for mean, m2 in zip(moments.mean, moments.m2, strict=True):
         pooled = pooled.merge(Moments(moments.count, mean, m2))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(square_error > 0, np.sqrt(square_error / pooled.m2), 0.0)
+        return np.where(square_error == 0, 0.0, np.sqrt(square_error / pooled.m2))

@@ -60,7 +60,7 @@ class CommitRecord:
         offsets: By field, first byte of each row in its object, int64[capacity], -1 where absent; only for
             forms whose objects have no index of their own.
         square_error: Of an int8 store, the sum over rows and tokens of the squared error of each channel,
-            float64[D]; otherwise None.
+            float64[D], NaN where a shard was described from its bytes alone; otherwise None.
         seconds: Time from opening the shard to publishing it.
         attempts: How often the shard had been begun.
     """

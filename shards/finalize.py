@@ -135,15 +135,17 @@ def _merged_moments(
 
 
 def _merged_error(recipe: Recipe, view: str, commits: Commits, moments: Moments) -> NDArray[np.float64]:
-    """Of every row that was written, relative to the deviation of those that are valid in all views."""
+    """Of every row whose error is known, relative to the deviation of the rows that are valid in all views."""
     total = np.zeros(recipe.encoder.width)
     num_rows = 0
     for shard in range(recipe.num_shards):
         record = commits[view, shard]
         assert record.square_error is not None, (view, shard)
-        total += record.square_error
-        num_rows += record.num_rows
-    return relative_error(total * (moments.count / max(num_rows, 1)), moments)
+        if np.isfinite(record.square_error).all():
+            total += record.square_error
+            num_rows += record.num_rows
+    share = moments.count / num_rows if num_rows else np.nan
+    return relative_error(total * share, moments)
 
 
 def _stored_moments(root: Path, record: CommitRecord, row_shape: tuple[int, ...]) -> Moments | None:

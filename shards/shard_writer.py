@@ -156,7 +156,7 @@ class ShardWriter:
         """
         self._require_complete()
         square_error = self._checked_error()
-        if not (self._sums.finite and (square_error is None or np.isfinite(square_error).all())):
+        if not (self._sums.finite and (self._square_error is None or np.isfinite(self._square_error).all())):
             raise StoreError(
                 f"tokens of shard {self.shard} of view {self.view} hold NaN or infinity as "
                 f"{self._fields[0].dtype.logical}; float16 ends at 65504: store bfloat16 or float32"
@@ -196,13 +196,13 @@ class ShardWriter:
             )
 
     def _checked_error(self) -> NDArray[np.float64] | None:
-        """The error of int8 tokens; None for other storage types."""
+        """The error of int8 tokens, NaN where nobody knows it; None for other storage types."""
         if (self._square_error is not None) != (self._recipe.dtype == "int8" and bool(self._written.any())):
             raise ValueError(
                 f"int8 tokens, and they alone, need add_square_error; these are {self._recipe.dtype}"
             )
         if self._square_error is None and self._recipe.dtype == "int8":
-            return np.zeros(self._recipe.encoder.width)
+            return np.full(self._recipe.encoder.width, np.nan)
         return self._square_error
 
     def _own_record(
