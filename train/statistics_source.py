@@ -47,7 +47,7 @@ def latent_normalizer(
     else:
         statistics = store.statistics(views)
         normalizer = LatentNormalizer(
-            torch.from_numpy(statistics.mean), torch.from_numpy(statistics.variance)
+            torch.tensor(statistics.mean), torch.tensor(statistics.variance)
         )
     shape = (store.width, *store.grid)
     if tuple(normalizer.variance.shape) != shape:
