@@ -125,6 +125,28 @@ class TokenNoise:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdversarySettings:
+    """The discriminator a decoder is trained against; epochs are floor(rows / global batch) steps."""
+
+    size: Literal["S_8", "S_16", "B_16"] = "S_8"
+    """Frozen DINO it looks through."""
+    kernel_size: int = 9
+    """Tokens its heads' middle layer sees at once."""
+    loss: Literal["hinge", "non-saturating"] = "hinge"
+    """What the discriminator minimises."""
+    weight: float = 0.75
+    """Share of the adversarial loss, after it is balanced with the reconstruction."""
+    learns_from_epoch: float = 6.0
+    """Epoch from which the discriminator is trained."""
+    plays_from_epoch: float = 8.0
+    """Epoch from which the decoder is trained against it."""
+    augmentation: float = 1.0
+    """Probability of each augmentation of what the discriminator learns from."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """Its AdamW; its schedule counts its own updates."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
     """What both trainers are told."""
 
@@ -214,6 +236,18 @@ class DecoderSettings(TrainerSettings):
     """Shape of the network."""
     noise: TokenNoise = TokenNoise()
     """Noise on the tokens."""
+    perceptual: Literal["lpips", "none"] = "none"
+    """Perceptual distance added to L1."""
+    perceptual_weight: float = 1.0
+    """Weight of the perceptual distance."""
+    adversarial: bool = False
+    """Train against a discriminator as well."""
+    adversary: AdversarySettings = AdversarySettings()
+    """The discriminator."""
+    perceptual_weights: Path | None = field(default=None, metadata=FREE)
+    """VGG16's weights (torchvision's vgg16-397923af.pth). None: torch's cache, else downloaded."""
+    discriminator_weights: Path | None = field(default=None, metadata=FREE)
+    """DINO's weights (dino_deitsmall8_pretrain.pth and the like). None: torch's cache, else downloaded."""
 
 
 Settings = DiTSettings | DecoderSettings

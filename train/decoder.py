@@ -45,9 +45,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_task(settings: DecoderSettings, store: Store, team: Team) -> ReconstructionTask:
     """The network and its loss, on the process's device."""
+    from shards.errors import UsageError
+    from train.adversarial_task import AdversarialTask
     from train.fine_tuning import start_from
+    from train.frozen_networks import load_features, load_perceptual
     from train.launch import begun, snapshot_meta
+    from train.lr import steps_per_epoch
     from train.models.build import build_model
+    from train.models.discriminator import Discriminator
     from train.networks import decoder_config
     from train.reconstruction_task import ReconstructionTask
 
@@ -59,8 +64,27 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     model.to(team.device)
     if settings.compile:
         model.compile()
-    return ReconstructionTask(
-        model, settings, snapshot_meta(settings, store), reconstruction_grid(settings, store, team)
+    meta, sampler = snapshot_meta(settings, store), reconstruction_grid(settings, store, team)
+    perceptual = None
+    if settings.perceptual == "lpips":
+        perceptual = load_perceptual(settings.perceptual_weights).to(team.device)
+    if not settings.adversarial:
+        return ReconstructionTask(model, settings, meta, sampler, perceptual=perceptual)
+    if team.sharded:
+        raise UsageError("the adversarial loss needs the decoder's last layer whole; leave --sharding at ddp")
+    features = load_features(settings.adversary.size, settings.discriminator_weights)
+    width, num_maps = features.config.width, len(features.config.key_depths) + 1
+    discriminator = Discriminator(width, num_maps, settings.adversary.kernel_size)
+    return AdversarialTask(
+        model,
+        settings,
+        meta,
+        sampler,
+        perceptual=perceptual,
+        features=features.to(team.device),
+        discriminator=discriminator.to(team.device),
+        team=team,
+        steps_per_epoch=steps_per_epoch(len(store.valid_rows), settings.global_batch_size),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,12 @@ class MicroBatch:
     """Arrays as stored: tokens [b, N, D], image uint8 [b, H, W, 3]; on a CPU valid until the next micro-batch."""
     last_of_step: bool
     """Whether the optimizer steps after this one."""
+
+    def copied(self) -> MicroBatch:
+        """The same micro-batch in memory of its own where the loader would reuse it."""
+        if self.positions.is_cuda:
+            return self
+        return replace(self, fields={name: field.clone() for name, field in self.fields.items()})
 
     def __len__(self) -> int:
         return len(self.rows)

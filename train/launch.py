@@ -17,12 +17,13 @@ from train.checkpoint import checkpoints
 from train.config import DecoderSettings, DiTSettings, Settings
 from train.distributed import Team, resolve_precision
 from train.feed import Feed
-from train.loop import Task, Trainer
+from train.loop import Trainer
 from train.lr import steps_per_epoch
 from train.saved_settings import load_settings, require_same_run, to_json
 from train.signals import StopRequest, die_with_launcher
 from train.snapshot import SnapshotMeta
 from train.summary import start_summary
+from train.task import Task
 from train.tracking import Journal, resolve_tracker
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,8 @@ The loop knows neither network nor loss; a `Task` brings them. What it promises:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -25,56 +23,11 @@ from train.distributed import Team, full_tensor, gradients_stay_local
 from train.ema import WeightAverages
 from train.feed import Feed, MicroBatch
 from train.lr import learning_rate
-from train.models.config import ModelConfig
 from train.signals import StopRequest
 from train.state import gather_parts, host_copies, make_optimizer, part_names, restore_parts
+from train.task import Task, sum_and_count
 from train.totals import Seen, StepTotals, Window
 from train.tracking import Journal
-
-
-@dataclass(frozen=True)
-class Losses:
-    """What a task makes of a micro-batch of b samples."""
-
-    per_sample: Tensor
-    """float32 [b], with gradient: the loss of each sample."""
-    metrics: Tensor
-    """float32 [K, 2], without gradient: sum and weight of each of the task's metrics over the samples."""
-
-
-class Task(Protocol):
-    """What is trained: a network and its loss."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The network, on the device."""
-        ...
-
-    @property
-    def config(self) -> ModelConfig:
-        """The network's configuration."""
-        ...
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """Names of the metrics `losses` measures, in order."""
-        ...
-
-    def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
-        """Losses of a micro-batch; `model` is the network as it is called in training."""
-        ...
-
-    def describe(self, positions: Tensor) -> str:
-        """What was drawn for samples whose loss is not finite, for the report."""
-        ...
-
-    def save_snapshot(self, path: Path, weights: dict[str, Tensor], *, step: int, ema_rate: float) -> None:
-        """Write weights to use."""
-        ...
-
-    def draw_samples(self, path: Path) -> None:
-        """Draw a picture of what the network, as it is now, has learnt."""
-        ...
 
 
 class Trainer:
@@ -125,6 +78,7 @@ class Trainer:
             )
         parts = {name: read_part(found[-1], name) for name in part_names(self.averages)}
         restore_parts(parts, self.task.model, self.averages, self.optimizer)
+        self.task.load_further_state({name: read_part(found[-1], name) for name in self.task.further_state()})
         self.step, self.bad_steps = step, state["bad_steps"]
         self.window.load(state["window"])
 
@@ -168,36 +122,39 @@ class Trainer:
             self.report(feed, journal)
         journal.publish()
 
-    def learn(self, batches: Iterator[MicroBatch], stop: StopRequest) -> StepTotals:
+    def learn(self, feed: Iterator[MicroBatch], stop: StopRequest) -> StepTotals:
         """One optimizer step: the gradient of the global batch, clip, update, average."""
+        task = self.task
+        # The gradient of the mean over the global batch, whatever this process's share: processes are averaged.
+        scale = self.team.world_size / self.settings.global_batch_size
+        batches: Iterable[MicroBatch] = one_step(feed)
+        held: list[MicroBatch] = []
+        if task.looks_twice:
+            batches = held = [batch.copied() for batch in batches]
+            task.before_step(held, scale, self.autocast)
         totals = torch.zeros(len(self.window.names), 2, device=self.team.device)
         seen: list[Seen] = []
-        last = False
-        while not last:
-            batch = next(batches)
-            last = batch.last_of_step
-            losses = self.backward(batch)
+        for batch in batches:
+            with gradients_stay_local(self.wrapped, local=not batch.last_of_step):
+                losses = task.backward(self.wrapped, batch, scale, self.autocast)
             own = losses.per_sample.detach()
-            totals[0] += torch.stack([own.sum(), own.new_tensor(len(own))])
+            totals[0] += sum_and_count(own)
             totals[1:] += losses.metrics
             seen.append(Seen(rows=batch.rows, positions=batch.positions, losses=own))
         told = totals.new_tensor(float(stop.signal is not None))
         summed = self.team.sum(torch.cat([told[None], totals.flatten()]))
         totals = summed[1:].view_as(totals)
         norm, bad = self.update(totals[0, 0])
+        beside = task.after_update(held, scale, self.autocast) if task.looks_twice else None
+        if beside is not None:
+            totals[1:] += beside
         return StepTotals(self.step, summed[0], bad, norm, totals, seen)
 
-    def backward(self, batch: MicroBatch) -> Losses:
-        """Add the gradients of a micro-batch."""
-        # The mean over the global batch, whatever this process's share: gradients are averaged over processes.
-        scale = self.team.world_size / self.settings.global_batch_size
-        with gradients_stay_local(self.wrapped, local=not batch.last_of_step):
-            with torch.autocast(
-                self.team.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
-            ):
-                losses = self.task.losses(self.wrapped, batch)
-            (losses.per_sample.sum() * scale).backward()  # type: ignore[no-untyped-call]  # torch's own
-        return losses
+    def autocast(self) -> AbstractContextManager[object]:
+        """The arithmetic the network is computed in."""
+        return torch.autocast(
+            self.team.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
+        )
 
     def update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Step the optimizer and the averages; on the device, a step that is not finite is skipped.
@@ -265,6 +222,8 @@ class Trainer:
     def checkpoint(self) -> None:
         """Write the state to resume, then remove old ones."""
         parts = gather_parts(self.task.model, self.averages, self.optimizer, keep=self.team.leads)
+        for name, tensors in self.task.further_state().items():
+            parts[name] = host_copies(tensors, keep=self.team.leads)
         if self.team.leads:
             state = {"facts": self.facts, "bad_steps": self.bad_steps, "window": self.window.state()}
             save_checkpoint(self.out / "checkpoints", self.step, parts, state)
@@ -288,3 +247,11 @@ class Trainer:
             with self.averages.applied(self.averages.rates[0]):
                 self.task.draw_samples(path)
         journal.show(self.step, path)
+
+
+def one_step(feed: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+    """The micro-batches of one optimizer step."""
+    for batch in feed:
+        yield batch
+        if batch.last_of_step:
+            return

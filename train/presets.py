@@ -9,7 +9,14 @@ from dataclasses import replace
 from typing import Literal, NamedTuple, TypeVar
 
 from shards.errors import UsageError
-from train.config import DecoderNetwork, DecoderSettings, DiTNetwork, DiTSettings, FlowSettings
+from train.config import (
+    AdversarySettings,
+    DecoderNetwork,
+    DecoderSettings,
+    DiTNetwork,
+    DiTSettings,
+    FlowSettings,
+)
 from train.config import OptimizerSettings as Adam
 from train.models.config import DECODER_MLP_WIDTHS, DECODER_SIZES, DH_HEAD, DIT_SIZES
 
@@ -159,6 +166,9 @@ def decoder_settings(name: str) -> DecoderSettings:
         ema_rates=(row.recipe.ema_rate,),
         global_batch_size=row.recipe.batch,
         max_steps=row.recipe.steps,
+        perceptual="none" if row.size == "tiny" else "lpips",
+        adversarial=row.size != "tiny",
+        adversary=AdversarySettings(optimizer=row.recipe.optimizer),
     )
 
 

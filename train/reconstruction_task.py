@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.config import DecoderSettings, TokenNoise
 from train.feed import MicroBatch
-from train.loop import Losses
+from train.losses import pixel_loss, to_symmetric
 from train.models.config import ViTDecoderConfig
+from train.models.perceptual import Perceptual
 from train.models.vit_decoder import ViTDecoder
 from train.randomness import normal, uniform
 from train.snapshot import SnapshotMeta, save_snapshot
+from train.task import Losses, Task, sum_and_count
 
 
-class ReconstructionTask:
-    """A decoder and its loss; the `Task` of `train/decoder.py`."""
+class Reconstruction(NamedTuple):
+    """What a decoder drew and how far off it is."""
 
-    metric_names = ("psnr",)
+    pixels: Tensor
+    """[b, 3, H, W], nominally in [0, 1], not clamped."""
+    loss: Tensor
+    """float32 [b]: L1, and the perceptual distance where there is one."""
+    metrics: Tensor
+    """float32 [3, 2]: sums and weights of `ReconstructionTask.metric_names`."""
+
+
+class ReconstructionTask(Task):
+    """A decoder and its reconstruction loss; the `Task` of `train/decoder.py`."""
+
+    metric_names: ClassVar[tuple[str, ...]] = ("l1", "lpips", "psnr")
+    model: ViTDecoder
 
     def __init__(
         self,
@@ -28,6 +43,8 @@ class ReconstructionTask:
         settings: DecoderSettings,
         meta: Callable[[int, float], SnapshotMeta],
         sampler: Callable[[ViTDecoder, Path], None] | None = None,
+        *,
+        perceptual: Perceptual | None = None,
     ) -> None:
         """Assemble the task.
 
@@ -36,29 +53,42 @@ class ReconstructionTask:
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
             sampler: draws reconstructions of fixed rows.
+            perceptual: the perceptual distance; None: L1 alone.
         """
         self.model = model
-        self._settings, self._meta, self._sampler = settings, meta, sampler
+        self._settings, self._meta, self._sampler, self._perceptual = settings, meta, sampler, perceptual
 
     @property
     def config(self) -> ViTDecoderConfig:
         """The network's configuration."""
         return self.model.config
 
-    def losses(self, model: Callable[[Tensor], Tensor], batch: MicroBatch) -> Losses:
-        """Mean absolute error of the pixels on the [0, 1] scale, per sample, and the PSNR.
+    def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
+        """L1 of the pixels on the [0, 1] scale and the perceptual distance, per sample."""
+        made = self.reconstruct(model, batch)
+        return Losses(made.loss, made.metrics)
+
+    def reconstruct(self, model: nn.Module, batch: MicroBatch) -> Reconstruction:
+        """Draw from noisy tokens and compare.
 
         Source: github:bytetriper/RAE src/train_stage1.py at a4d18c4 (the reconstruction is not clamped).
         """
-        tokens = batch.fields["tokens"].float()
-        tokens = noisy(tokens, batch.positions, self._settings.noise, self._settings.seed)
-        target = batch.fields["image"].permute(0, 3, 1, 2).float() / 255
-        error = model(tokens).float() - target
-        per_sample = error.abs().flatten(1).mean(dim=1)
+        noise, seed = self._settings.noise, self._settings.seed
+        pixels = model(noisy(self.tokens(batch), batch.positions, noise, seed))
+        target = target_pixels(batch)
+        loss = l1 = pixel_loss(pixels, target)
+        distance = torch.zeros(0, device=l1.device)
+        if self._perceptual is not None:
+            distance = self._perceptual(to_symmetric(target), to_symmetric(pixels)).float()
+            loss = l1 + self._settings.perceptual_weight * distance
         with torch.no_grad():
-            psnr = -10 * torch.log10(error.square().flatten(1).mean(dim=1))
-            metrics = torch.stack([psnr.sum(), psnr.new_tensor(len(psnr))])[None]
-        return Losses(per_sample, metrics)
+            psnr = -10 * torch.log10((pixels.float() - target).square().flatten(1).mean(dim=1))
+            metrics = torch.stack([sum_and_count(values.detach()) for values in (l1, distance, psnr)])
+        return Reconstruction(pixels, loss, metrics)
+
+    def tokens(self, batch: MicroBatch) -> Tensor:
+        """Raw tokens float32 [b, N, D]."""
+        return batch.fields["tokens"].float()
 
     def describe(self, positions: Tensor) -> str:
         """The noise scales drawn for samples whose loss is not finite."""
@@ -75,6 +105,11 @@ class ReconstructionTask:
         """Draw reconstructions of fixed rows."""
         if self._sampler is not None:
             self._sampler(self.model, path)
+
+
+def target_pixels(batch: MicroBatch) -> Tensor:
+    """The stored images as pixels float32 [b, 3, H, W] in [0, 1]."""
+    return batch.fields["image"].permute(0, 3, 1, 2).float() / 255
 
 
 def noise_scale(positions: Tensor, noise: TokenNoise, seed: int) -> Tensor:

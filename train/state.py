@@ -40,12 +40,7 @@ def gather_parts(model: nn.Module, averages: WeightAverages, optimizer: Optimize
     """
     named: dict[str, dict[str, Tensor]] = {
         "model": model.state_dict(),
-        "optimizer": {
-            f"{moment}/{name}": optimizer.state[parameter][moment]
-            for name, parameter in model.named_parameters()
-            for moment in _MOMENTS
-            if moment in optimizer.state.get(parameter, {})
-        },
+        "optimizer": optimizer_tensors(model, optimizer),
     }
     for rate in averages.rates:
         named[_average_part(rate)] = averages.weights(rate)
@@ -69,7 +64,21 @@ def restore_parts(parts: Parts, model: nn.Module, averages: WeightAverages, opti
     for rate in averages.rates:
         for name, tensor in averages.weights(rate).items():
             assign(tensor, parts[_average_part(rate)][name])
-    moments = parts["optimizer"]
+    restore_optimizer(model, optimizer, parts["optimizer"])
+
+
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors by moment and parameter name (the live tensors, not copies)."""
+    return {
+        f"{moment}/{name}": optimizer.state[parameter][moment]
+        for name, parameter in model.named_parameters()
+        for moment in _MOMENTS
+        if moment in optimizer.state.get(parameter, {})
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: Optimizer, moments: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned, or copies of it."""
     for name, parameter in model.named_parameters():
         if f"exp_avg/{name}" not in moments:
             continue

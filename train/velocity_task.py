@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.config import DiTSettings
 from train.feed import MicroBatch
 from train.flow import draw_time, interpolate, per_sample_loss, time_shift, velocity_target
-from train.loop import Losses
 from train.models.config import DiTConfig, DiTDHConfig
 from train.models.dit import DiT
 from train.models.dit_dh import DiTDH
 from train.models.normalizer import LatentNormalizer
 from train.randomness import normal, uniform
 from train.snapshot import SnapshotMeta, save_snapshot
+from train.task import Losses, Task
 
 NUM_BANDS = 10
 """Bands of the time t in which the loss is logged apart, since its mean hides most of what happens."""
 
 
-class VelocityTask:
+class VelocityTask(Task):
     """A diffusion transformer and its flow-matching loss; the `Task` of `train/dit.py`."""
 
-    metric_names = tuple(f"loss_t{band / NUM_BANDS:.1f}" for band in range(NUM_BANDS))
+    metric_names: ClassVar[tuple[str, ...]] = tuple(
+        f"loss_t{band / NUM_BANDS:.1f}" for band in range(NUM_BANDS)
+    )
+    model: DiT | DiTDH
 
     def __init__(
         self,
@@ -58,7 +62,7 @@ class VelocityTask:
         """The network's configuration."""
         return self.model.config
 
-    def losses(self, model: Callable[[Tensor, Tensor, Tensor], Tensor], batch: MicroBatch) -> Losses:
+    def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
         """Squared error of the predicted velocity, per sample, and its sums by band of t."""
         data = self.normalizer.to_latents(batch.fields["tokens"])
         noise = normal(self._settings.seed, "noise", batch.positions, tuple(data.shape[1:]))

@@ -13,16 +13,17 @@ from train.config import DiTNetwork, DiTSettings, OptimizerSettings
 from train.distributed import Team
 from train.feed import MicroBatch
 from train.flow import draw_time, interpolate, per_sample_loss, velocity_target
-from train.loop import Losses, Trainer
+from train.loop import Trainer
 from train.models.build import build_model
 from train.models.infer import config_from_reference
 from train.signals import StopRequest
+from train.task import Losses, Task
 
 
-class RecordedDraws:
+class RecordedDraws(Task):
     """A task whose draws are those of the recording."""
 
-    metric_names = ()
+    config = None
 
     def __init__(self, case):
         self.case = case
@@ -33,7 +34,8 @@ class RecordedDraws:
 
     def losses(self, model, batch):
         tensors = {
-            name: self.case.tensors[f"step{batch.step}.{name}"] for name in ("x1", "y", "x0", "t_draw", "label_draw")
+            name: self.case.tensors[f"step{batch.step}.{name}"]
+            for name in ("x1", "y", "x0", "t_draw", "label_draw")
         }
         kind, *numbers = self.case.meta["time_dist_type"].split("_")
         mu, sigma = (float(number) for number in numbers or ("0", "1"))
@@ -44,6 +46,14 @@ class RecordedDraws:
         prediction = model(interpolate(tensors["x1"], tensors["x0"], t), t, y)
         losses = per_sample_loss(prediction, velocity_target(tensors["x1"], tensors["x0"]))
         return Losses(losses, torch.zeros(0, 2))
+
+    def describe(self, positions):
+        return ""
+
+    def save_snapshot(self, path, weights, *, step, ema_rate):
+        raise AssertionError
+
+    draw_samples = save_snapshot
 
 
 def number(text, name):
