@@ -94,7 +94,7 @@ def _array_document(
 
 
 def _document(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=2).encode()
+    return json.dumps(content, indent=2, sort_keys=True).encode()
 
 
 def shard_path(field: Field, shard: int) -> str:
