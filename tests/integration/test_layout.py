@@ -1,0 +1,55 @@
+"""The four package names are ours, nothing shadows anything, and --help is quick because it loads no torch."""
+
+import importlib
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("pipeline", "train", "eval", "shards")
+COMMANDS = {
+    "pipeline": "from pipeline.cli import main",
+    "train/dit.py": "from train.dit import main",
+    "train/decoder.py": "from train.decoder import main",
+    "eval/generation.py": "from eval.generation import main",
+    "eval/reconstruction.py": "from eval.reconstruction import main",
+}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_of_this_name_is_this_repository_s(name):
+    assert importlib.import_module(name).__file__ == str(ROOT / name / "__init__.py")
+
+
+@pytest.mark.parametrize("folder", ["train", "eval"])
+def test_no_script_folder_holds_a_module_named_like_another(folder):
+    # `accelerate launch train/dit.py` puts train/ first on sys.path: such a module would be imported by everybody.
+    taken = set(sys.stdlib_module_names) | set(packages_distributions()) - set(PACKAGES)
+    mine = {path.stem for path in (ROOT / folder).iterdir()} - {"__init__", "__pycache__"}
+    assert not mine & taken
+
+
+def test_no_folder_of_tests_is_a_package():
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loads_no_torch_and_no_other_heavy_library(command):
+    script = f"""
+import sys
+{COMMANDS[command]}
+try:
+    main(["--help"]) if {command != "pipeline"} else main(["encode", "--help"])
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {{"torch", "timm", "zarr", "pyarrow", "pydantic", "accelerate", "webdataset"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--" in done.stdout
