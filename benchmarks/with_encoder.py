@@ -39,6 +39,7 @@ from train.models.config import DiTDHConfig, dit_dh_config
 from train.models.cost import forward_flops
 from train.models.normalizer import LatentNormalizer
 from train.state import make_optimizer
+from train.stored_tokens import StoredTokens
 from train.velocity_task import VelocityTask
 
 NUM_IMAGES = 64
@@ -127,7 +128,7 @@ def trainer_of(
         model.compile()
     normalizer = LatentNormalizer(None, torch.ones(config.token_width, *config.grid)).to(device)
     settings = DiTSettings(model=DiTNetwork(width=8, depth=1, num_heads=1))
-    task = VelocityTask(model, normalizer, settings, no_snapshot)
+    task = VelocityTask(model, normalizer, settings, no_snapshot, stored=StoredTokens(None))
     optimizer = make_optimizer(model, settings.optimizer)
 
     def step(batch: MicroBatch) -> None:

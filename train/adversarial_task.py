@@ -39,6 +39,7 @@ from train.randomness import uniform
 from train.reconstruction_task import Reconstruction, ReconstructionTask, target_pixels
 from train.snapshot import SnapshotMeta
 from train.state import make_optimizer, optimizer_tensors, restore_optimizer
+from train.stored_tokens import StoredTokens
 from train.task import Autocast, Losses, sum_and_count
 
 
@@ -61,6 +62,7 @@ class AdversarialTask(ReconstructionTask):
         meta: Callable[[int, float], SnapshotMeta],
         sampler: Callable[[ViTDecoder, Path], None] | None,
         *,
+        stored: StoredTokens,
         perceptual: Perceptual | None,
         features: DinoFeatures,
         discriminator: Discriminator,
@@ -74,13 +76,14 @@ class AdversarialTask(ReconstructionTask):
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
             sampler: draws reconstructions of fixed rows.
+            stored: makes numbers of tokens as they are stored, on the same device.
             perceptual: the perceptual distance, if there is one.
             features: the frozen network the discriminator looks through.
             discriminator: its trained heads.
             team: the processes.
             steps_per_epoch: steps of an epoch of the schedules.
         """
-        super().__init__(model, settings, meta, sampler, perceptual=perceptual)
+        super().__init__(model, settings, meta, sampler, stored=stored, perceptual=perceptual)
         self._features, self._discriminator, self._team = features, discriminator, team
         self._adversary, self._steps_per_epoch = settings.adversary, steps_per_epoch
         self._learns_from = round(settings.adversary.learns_from_epoch * steps_per_epoch)

@@ -55,6 +55,7 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     from train.models.discriminator import Discriminator
     from train.networks import decoder_config
     from train.reconstruction_task import ReconstructionTask
+    from train.stored_tokens import StoredTokens
 
     assert settings.out is not None
     model = build_model(decoder_config(settings.model, store))
@@ -68,8 +69,9 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     perceptual = None
     if settings.perceptual == "lpips":
         perceptual = load_perceptual(settings.perceptual_weights).to(team.device)
+    stored = StoredTokens.of(store).to(team.device)
     if not settings.adversarial:
-        return ReconstructionTask(model, settings, meta, sampler, perceptual=perceptual)
+        return ReconstructionTask(model, settings, meta, sampler, stored=stored, perceptual=perceptual)
     if team.sharded:
         raise UsageError("the adversarial loss needs the decoder's last layer whole; leave --sharding at ddp")
     features = load_features(settings.adversary.size, settings.discriminator_weights)
@@ -80,6 +82,7 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
         settings,
         meta,
         sampler,
+        stored=stored,
         perceptual=perceptual,
         features=features.to(team.device),
         discriminator=discriminator.to(team.device),
@@ -95,15 +98,15 @@ def reconstruction_grid(
     if settings.sample_every is None:
         return None
     import numpy as np
-    import torch
 
     from eval.networks import Decoder
     from eval.pictures import grid, save_png, side_by_side, to_uint8
+    from train.stored_tokens import StoredTokens, stored_tensor
 
     assert settings.views
     rows = store.valid_rows[np.linspace(0, len(store.valid_rows) - 1, SHEET_IMAGES).astype(np.int64)]
     tokens, images = (read_rows(store, settings.views[0], field, rows) for field in ("tokens", "image"))
-    held = torch.from_numpy(tokens).to(team.device)
+    held = StoredTokens.of(store)(stored_tensor(tokens, store.recipe.dtype)).to(team.device)
 
     def draw(model: ViTDecoder, path: Path) -> None:
         decoder = Decoder(
@@ -118,17 +121,13 @@ def reconstruction_grid(
 
 
 def read_rows(store: Store, view: str, field: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Rows of a field: tokens as float32, images as uint8."""
+    """Rows of a field, as stored."""
     import numpy as np
-
-    from shards.dtypes import bfloat16_to_float32
 
     reader = store.reader(view, field)
     values = np.empty((len(rows), *reader.row_shape), reader.dtype)
     reader.read(rows, values)
-    if reader.logical_dtype == "bfloat16":
-        return bfloat16_to_float32(values)
-    return values if field == "image" else values.astype(np.float32)
+    return values
 
 
 def crops_or_center(views: tuple[str, ...]) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> VelocityTask:
     from train.models.build import build_model
     from train.networks import dit_config
     from train.statistics_source import FILE_NAME, latent_normalizer, save_normalizer
+    from train.stored_tokens import StoredTokens
     from train.velocity_task import VelocityTask
 
     assert settings.out is not None
@@ -72,6 +73,7 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> VelocityTask:
         settings,
         snapshot_meta(settings, store),
         sample_grid(settings, store, team),
+        stored=StoredTokens.of(store).to(team.device),
     )
 
 

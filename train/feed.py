@@ -14,6 +14,7 @@ from torch import Tensor
 from shards.loader import Batch, Loader
 from shards.store import Store
 from train.distributed import Team
+from train.stored_tokens import stored_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +130,7 @@ class Feed:
         return micro, done, batch
 
     def _tensor(self, name: str, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        bits_of_bfloat16 = name == "tokens" and self._logical == "bfloat16"
-        return tensor.view(torch.bfloat16) if bits_of_bfloat16 else tensor
+        return stored_tensor(array, self._logical) if name == "tokens" else torch.from_numpy(array)
 
     def _assemble(self, batch: Batch, fields: dict[str, Tensor]) -> MicroBatch:
         return MicroBatch(

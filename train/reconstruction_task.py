@@ -17,6 +17,7 @@ from train.models.perceptual import Perceptual
 from train.models.vit_decoder import ViTDecoder
 from train.randomness import normal, uniform
 from train.snapshot import SnapshotMeta, save_snapshot
+from train.stored_tokens import StoredTokens
 from train.task import Losses, Task, sum_and_count
 
 
@@ -44,6 +45,7 @@ class ReconstructionTask(Task):
         meta: Callable[[int, float], SnapshotMeta],
         sampler: Callable[[ViTDecoder, Path], None] | None = None,
         *,
+        stored: StoredTokens,
         perceptual: Perceptual | None = None,
     ) -> None:
         """Assemble the task.
@@ -53,10 +55,12 @@ class ReconstructionTask(Task):
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
             sampler: draws reconstructions of fixed rows.
+            stored: makes numbers of tokens as they are stored, on the same device.
             perceptual: the perceptual distance; None: L1 alone.
         """
         self.model = model
         self._settings, self._meta, self._sampler, self._perceptual = settings, meta, sampler, perceptual
+        self._stored = stored
 
     @property
     def config(self) -> ViTDecoderConfig:
@@ -88,7 +92,8 @@ class ReconstructionTask(Task):
 
     def tokens(self, batch: MicroBatch) -> Tensor:
         """Raw tokens float32 [b, N, D]."""
-        return batch.fields["tokens"].float()
+        found: Tensor = self._stored(batch.fields["tokens"])
+        return found
 
     def describe(self, positions: Tensor) -> str:
         """The noise scales drawn for samples whose loss is not finite."""

@@ -1,0 +1,35 @@
+"""Tokens of every storage type become the numbers the store means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shards.quantize import fit_code
+from shards.store import open_store
+from train.metrics_file import read_metrics
+from train.stored_tokens import StoredTokens, stored_tensor
+
+
+def test_int8_is_decoded_as_the_store_decodes_it():
+    samples = np.random.default_rng(0).normal(size=(500, 6)) * [0.01, 0.1, 1, 2, 3, 10]
+    code = fit_code(samples.astype(np.float32))
+    codes = code.encode(samples[:32].astype(np.float32)).reshape(2, 16, 6)
+    tokens = StoredTokens(torch.from_numpy(code.table))(torch.from_numpy(codes))
+    assert torch.equal(tokens, torch.from_numpy(code.decode(codes)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_floating_types_are_read_through_the_whole_trainer(dtype, tmp_path, make_store, train_here):
+    path = make_store(tmp_path / "store", num_images=9, dtype=dtype)
+    store = open_store(path)
+    reader = store.reader("center", "tokens")
+    rows = np.empty((9, *reader.row_shape), reader.dtype)
+    reader.read(store.valid_rows, rows)
+    tokens = StoredTokens.of(store)(stored_tensor(rows, dtype))
+    # The store is of normal numbers; bits read as another type would be anything else.
+    assert tokens.dtype == torch.float32
+    assert abs(tokens.std().item() - 1) < 0.1
+    assert train_here("dit", tmp_path / "run", "--max-steps 1", store=path) == 0
+    assert 0.5 < read_metrics(tmp_path / "run/metrics.jsonl")[0]["loss"] < 5
