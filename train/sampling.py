@@ -49,7 +49,8 @@ def time_grid(num_points: int, shift: float, kind: GridKind = "published") -> Te
     if num_points < 2:
         raise UsageError(f"a time grid needs at least 2 points; got {num_points}")
     end = MAX_TIME if kind == "published" else 1.0
-    return shift_time(1 - torch.linspace(0, end, num_points), shift)
+    # Rounding puts some shifted ends above 1, outside of a guidance interval that ends there.
+    return shift_time(1 - torch.linspace(0, end, num_points), shift).clamp_(max=1.0)
 
 
 @torch.no_grad()
