@@ -102,6 +102,7 @@ def _deviations(settings: GenerationSettings, protocol: Protocol) -> tuple[str, 
         "guidance_scale": protocol.guidance_scale,
         "guidance_interval": (0.0, 1.0),
         "classes": (),
+        "shift_base": 4096,
         "rounding": False,
     }
     differing = []

@@ -39,6 +39,8 @@ class LatentSampler:
     kind: GridKind = "published"
     points: int = 50
     method: str = "euler"
+    shift_base: int = 4096
+    """Numbers in a latent for which times are not shifted; as in training."""
     guidance: Guidance = "none"
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
@@ -49,7 +51,7 @@ class LatentSampler:
         """Normalised latents float32 [B, D, h, w] of samples `numbers`, int64 [B] on the device to use."""
         noise = normal(self.seed, "generation", numbers, self.latent_shape)
         labels = labels_of(numbers, self.classes, self.labels, self.seed)
-        grid = time_grid(self.points, time_shift(math.prod(self.latent_shape)), self.kind)
+        grid = time_grid(self.points, time_shift(math.prod(self.latent_shape), self.shift_base), self.kind)
         return integrate(self._velocity(labels), noise, grid, self.method, on_step=on_step)
 
     def evaluations(self) -> int:

@@ -1,0 +1,117 @@
+"""The loop that samples, decodes and hands over: overlap, memory, short batches."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eval.networks import Decoder
+from eval.sample_loop import Producer
+from eval.sampler import LatentSampler
+from shards.errors import UserError
+from train.models.normalizer import LatentNormalizer
+
+CPU = torch.device("cpu")
+
+
+class Still(nn.Module):
+    """A field at rest, so that latents are the noise; calls `before` with each batch."""
+
+    def __init__(self, before=lambda x: None):
+        super().__init__()
+        self.before = before
+
+    def forward(self, x, t, y):
+        self.before(x)
+        return torch.zeros_like(x)
+
+
+def _draw(tokens):
+    """Pixels [B, 3, 2, 2] of tokens [B, 4, 3]."""
+    return tokens.transpose(1, 2).unflatten(2, (2, 2)) * 0.2 + 0.5
+
+
+def _producer(model, draw=_draw, **changes):
+    sampler = LatentSampler(
+        model=model, latent_shape=(3, 2, 2), num_classes=1, classes=(0,), points=2, seed=0
+    )
+    return Producer(
+        sampler=sampler,
+        normalizer=LatentNormalizer(None, torch.ones(3, 2, 2)),
+        decoder=Decoder(network=draw, precision="fp32", image_size=(2, 2)),
+        device=CPU,
+        **changes,
+    )
+
+
+def _collected(producer, numbers):
+    found = {}
+
+    def sink(batch, images):
+        found.update(zip(batch.tolist(), images, strict=True))
+
+    producer.produce(np.asarray(numbers), sink)
+    return found
+
+
+def test_every_number_is_handed_over_once_with_its_own_picture():
+    numbers = [8, 3, 5, 1, 9]
+    one, other = (_collected(_producer(Still(), batch_size=size), numbers) for size in (2, 5))
+    assert list(one) == numbers
+    assert list(other) == numbers
+    for number in numbers:
+        np.testing.assert_array_equal(one[number], other[number])
+    assert len({image.tobytes() for image in one.values()}) == 5
+
+
+def test_the_next_batch_is_sampled_while_the_last_one_is_decoded():
+    sampled_again = threading.Event()
+    batches = []
+
+    def before(x):
+        batches.append(len(x))
+        if len(batches) == 2:
+            sampled_again.set()
+
+    def draw(tokens):
+        # Would wait in vain if sampling went on only after decoding.
+        assert sampled_again.wait(20)
+        return _draw(tokens)
+
+    assert len(_collected(_producer(Still(before), draw, batch_size=2), range(4))) == 4
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does():
+    def before(x):
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("too large")
+
+    whole = _collected(_producer(Still()), range(7))
+    halved = _collected(_producer(Still(before)), range(7))
+    for number in range(7):
+        np.testing.assert_array_equal(whole[number], halved[number])
+
+
+def test_a_batch_size_that_was_asked_for_and_does_not_fit_is_refused():
+    def before(x):
+        raise torch.OutOfMemoryError("too large")
+
+    with pytest.raises(UserError, match=r"a batch of 4 samples does not fit .* smaller --batch-size"):
+        _collected(_producer(Still(before), batch_size=4), range(7))
+
+
+def test_compiled_networks_see_one_batch_size_only():
+    sizes = []
+    producer = _producer(Still(lambda x: sizes.append(len(x))), batch_size=3, fill_batches=True)
+    assert len(_collected(producer, range(7))) == 7
+    assert sizes == [3, 3, 3]
+
+
+def test_a_failing_sink_stops_the_loop():
+    def sink(batch, images):
+        raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="disk is full"):
+        _producer(Still(), batch_size=1).produce(np.arange(5), sink)
