@@ -48,7 +48,7 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     from shards.errors import UsageError
     from train.adversarial_task import AdversarialTask
     from train.fine_tuning import start_from
-    from train.frozen_networks import load_features, load_perceptual
+    from train.frozen_networks import load_dino_features, load_perceptual
     from train.launch import begun, snapshot_meta
     from train.lr import steps_per_epoch
     from train.models.build import build_model
@@ -74,7 +74,7 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
         return ReconstructionTask(model, settings, meta, sampler, stored=stored, perceptual=perceptual)
     if team.sharded:
         raise UsageError("the adversarial loss needs the decoder's last layer whole; leave --sharding at ddp")
-    features = load_features(settings.adversary.size, settings.discriminator_weights)
+    features = load_dino_features(settings.discriminator_weights, settings.adversary.size)
     width, num_maps = features.config.width, len(features.config.key_depths) + 1
     discriminator = Discriminator(width, num_maps, settings.adversary.kernel_size)
     return AdversarialTask(

@@ -7,17 +7,16 @@ says how to get them and how to train without.
 from __future__ import annotations
 
 import importlib.util
-import pickle
 from pathlib import Path
-from typing import Literal
 from urllib.error import URLError
 
 import torch
 from torch import Tensor
 
-from shards.errors import UsageError, UserError
+from shards.errors import UsageError
 from train.models.discriminator import DINO_SIZES, DinoFeatures
 from train.models.perceptual import STAGES, Perceptual
+from train.published import load_exactly, read_state_dict
 
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 """VGG16 as torchvision publishes it, IMAGENET1K_V1."""
@@ -39,56 +38,58 @@ def load_perceptual(path: Path | None) -> Perceptual:
 
     Raises:
         UsageError: the weights cannot be had, or the package with LPIPS' linear weights is missing.
-        UserError: a file does not fit.
+        PublishedFileError: a file cannot be read or does not fit.
     """
     remedy = f"--perceptual-weights FILE ({VGG16_URL}), or train without: --perceptual none"
-    vgg = {
-        name: value
-        for name, value in _weights(path, VGG16_URL, remedy).items()
-        if name.startswith("features.")
-    }
+    state = _weights(path, VGG16_URL, remedy)
+    # What follows the convolutions, VGG16's classifier, plays no part.
+    vgg16 = {name: value for name, value in state.items() if name.startswith("features.")}
     network = Perceptual()
-    _load(network, {**vgg, **_linear_weights()}, path or VGG16_URL)
+    load_exactly(network, {**vgg16, **linear_weights()}, path or VGG16_URL)
     return network.eval()
 
 
-def load_features(size: Literal["S_8", "S_16", "B_16"], path: Path | None) -> DinoFeatures:
+def load_dino_features(path: Path | None, size: str = "S_8") -> DinoFeatures:
     """The frozen DINO a discriminator looks through.
 
     Args:
-        size: which of the published networks.
-        path: its weights; None: torch's cache, else a download.
+        path: its weights in timm's names, which are its authors' as well; None: torch's cache, else a download.
+        size: which of the published networks, a name of `DINO_SIZES`.
 
     Raises:
         UsageError: the weights cannot be had.
-        UserError: the file does not fit.
+        PublishedFileError: the file cannot be read or does not fit.
     """
-    remedy = f"--discriminator-weights FILE ({DINO_URLS[size]}), or train without: --adversarial False"
-    state = _weights(path, DINO_URLS[size], remedy)
+    url = DINO_URLS[size]
+    remedy = f"--discriminator-weights FILE ({url}), or train without: --adversarial False"
+    state = _weights(path, url, remedy)
+    # The discriminator's published file holds its input's scale as well, which is a constant here.
+    state = {name: value for name, value in state.items() if name not in ("x_scale", "x_shift")}
     features = DinoFeatures(DINO_SIZES[size])
-    try:
-        features.load_dino(state)
-    except (RuntimeError, KeyError) as error:
-        raise UserError(
-            f"{path or DINO_URLS[size]} is not DINO {size}: {str(error).splitlines()[0]}"
-        ) from error
+    load_exactly(features.vit, state, path or url)
+    features.load_dino(state)
     return features
 
 
-def _linear_weights() -> dict[str, Tensor]:
-    """LPIPS' linear weights for VGG16, which the package lpips carries."""
+def linear_weights() -> dict[str, Tensor]:
+    """LPIPS' linear weights for VGG16 by `Perceptual`'s names; the package lpips carries them.
+
+    Raises:
+        UsageError: the package is not installed.
+    """
     found = importlib.util.find_spec("lpips")
     if found is None or found.submodule_search_locations is None:
         raise UsageError(
-            "LPIPS' linear weights come with the package lpips: pip install lpips, or train without: --perceptual none"
+            "LPIPS' linear weights come with the package lpips: pip install lpips, "
+            "or train without: --perceptual none"
         )
-    file = Path(found.submodule_search_locations[0]) / "weights/v0.1/vgg.pth"
-    return {f"lin{i}.model.1.weight": _read(file)[f"lin{i}.model.1.weight"] for i in range(len(STAGES))}
+    state = read_state_dict(Path(found.submodule_search_locations[0]) / "weights/v0.1/vgg.pth")
+    return {name: state[name] for name in (f"lin{index}.model.1.weight" for index in range(len(STAGES)))}
 
 
 def _weights(path: Path | None, url: str, remedy: str) -> dict[str, Tensor]:
     if path is not None:
-        return _read(path)
+        return read_state_dict(path)
     try:
         state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
             url, map_location="cpu", weights_only=True
@@ -96,18 +97,3 @@ def _weights(path: Path | None, url: str, remedy: str) -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         raise UsageError(f"{url} cannot be downloaded ({error}); give {remedy}") from error
     return state
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} cannot be read as weights: {error}") from error
-    return state
-
-
-def _load(network: torch.nn.Module, state: dict[str, Tensor], source: object) -> None:
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{source} does not fit: {str(error).splitlines()[-1].strip()}") from error

@@ -46,9 +46,7 @@ def latent_normalizer(
         normalizer = inherited
     else:
         statistics = store.statistics(views)
-        normalizer = LatentNormalizer(
-            torch.tensor(statistics.mean), torch.tensor(statistics.variance)
-        )
+        normalizer = LatentNormalizer(torch.tensor(statistics.mean), torch.tensor(statistics.variance))
     shape = (store.width, *store.grid)
     if tuple(normalizer.variance.shape) != shape:
         raise UsageError(

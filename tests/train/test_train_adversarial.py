@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from shards.errors import UsageError
-from train.frozen_networks import load_features, load_perceptual
+from train.frozen_networks import load_dino_features, load_perceptual
 from train.metrics_file import read_metrics
 from train.models.discriminator import DINO_SIZES, DinoConfig, DinoFeatures
 from train.models.perceptual import Perceptual
@@ -117,4 +117,4 @@ def test_weights_that_cannot_be_had_are_said_how_to_get(monkeypatch):
     with pytest.raises(UsageError, match="--perceptual none"):
         load_perceptual(None)
     with pytest.raises(UsageError, match="--adversarial False"):
-        load_features("S_8", None)
+        load_dino_features(None)
