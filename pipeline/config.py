@@ -78,6 +78,28 @@ class StoreConfig:
     """zarr's own compression, for cold storage only: readers then leave the fast path."""
     seed: int = 0
     """Seed that spreads the images over the shards."""
+    calibration_rows: int = 1024
+    """int8: images the code is fitted to and judged on before the first shard."""
+    code_error: float = 0.0
+    """int8: error to aim at, RMS as a share of a channel's deviation, such as 0.018. More than the smallest possible
+    gives codes that compress to fewer bits; 0 is the smallest possible."""
+    allow_error: float = 0.02
+    """int8: encode stops before the first shard if a channel would lose more than this share of its deviation."""
+
+    def check_int8(self) -> None:
+        """Refuses settings of int8 that make no sense.
+
+        Raises:
+            UsageError: Naming the setting.
+        """
+        if self.calibration_rows < 1:
+            raise UsageError(f"--calibration-rows must be at least 1, got {self.calibration_rows}")
+        if not 0 <= self.code_error < 1:
+            raise UsageError(
+                f"--code-error must be a share from 0 to below 1, got {self.code_error}; such as 0.018"
+            )
+        if not self.allow_error > 0:
+            raise UsageError(f"--allow-error must be a share above 0, got {self.allow_error}; such as 0.03")
 
     def view_names(self) -> tuple[str, ...]:
         """`views` as names.
@@ -164,6 +186,7 @@ class EncodeConfig:
             UsageError: For the first one that cannot be read.
         """
         self.store.view_names()
+        self.store.check_int8()
         self.encoder.model_args()
         self.work.allowed_bad(0)
 

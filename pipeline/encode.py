@@ -1,5 +1,6 @@
 """`pipeline encode`: plan, encode every shard, finish the store; run again, it continues."""
 
+import dataclasses
 import shutil
 import sys
 import time
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from pipeline.calibrate import calibrate, describe_error
 from pipeline.claims import Failures
 from pipeline.config import EncodeConfig
 from pipeline.console import say
@@ -23,13 +25,17 @@ from pipeline.progress import Progress
 from pipeline.retry import retry_quarantined
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
+from shards.code_arrays import published_code
 from shards.errors import IdentityMismatchError, UserError
 from shards.finalize import read_commits
 from shards.identity import Recipe
 from shards.index import bad_rows
 from shards.layout import MANIFEST, PLAN, ROOT
 from shards.plan import Plan
+from shards.quantize import Int8Code
 from shards.root import read_recipe
+from shards.store import Store
+from shards.store import open_store as open_finished
 from shards.writing import StoreWriter
 
 _PIXELS_PER_TOKEN = 16
@@ -97,7 +103,12 @@ def begin(config: EncodeConfig) -> tuple[StoreWriter, Encoder]:
     """Lists the source, builds the encoder, and begins or continues the store."""
     plan = make_plan(config)
     encoder = build_encoder(config)
-    writer = open_store(config.store.out, make_recipe(config, plan, encoder), plan)
+    recipe = make_recipe(config, plan, encoder)
+    code = None
+    if recipe.dtype == "int8":
+        code = _begun_code(config.store.out) or calibrate(config, plan, recipe, encoder)
+        recipe = dataclasses.replace(recipe, code=code.digest)
+    writer = open_store(config.store.out, recipe, plan, code)
     if encoder.identity.random_weights:
         say(
             f"warning: --weights {config.encoder.weights}: the encoder is NOT TRAINED; "
@@ -105,6 +116,11 @@ def begin(config: EncodeConfig) -> tuple[StoreWriter, Encoder]:
         )
     Failures(writer.path, config.work.max_attempts).clear()
     return writer, encoder
+
+
+def _begun_code(path: Path) -> Int8Code | None:
+    """The code a store was begun with: whoever continues it writes with the same one."""
+    return published_code(path, read_recipe(path)) if (path / ROOT).exists() else None
 
 
 def _await_store(config: EncodeConfig) -> StoreWriter:
@@ -143,10 +159,12 @@ def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:
         precision=precision_for(devices, config.encoder.precision),
         format=store.format,
         compression=None if store.compression == "none" else store.compression,
+        calibration_rows=store.calibration_rows if store.dtype == "int8" else 0,
+        code_error=store.code_error if store.dtype == "int8" else 0.0,
     )
 
 
-def open_store(path: Path, recipe: Recipe, plan: Plan) -> StoreWriter:
+def open_store(path: Path, recipe: Recipe, plan: Plan, code: Int8Code | None) -> StoreWriter:
     """Begins the store, or continues it if it was begun with the same recipe.
 
     Raises:
@@ -160,7 +178,7 @@ def open_store(path: Path, recipe: Recipe, plan: Plan) -> StoreWriter:
                 f"{path} was begun with another recipe: {'; '.join(differences + changed)}; "
                 "give the settings it was begun with, or another --out"
             )
-    return StoreWriter.create_or_continue(path, recipe, plan)
+    return StoreWriter.create_or_continue(path, recipe, plan, code)
 
 
 def changed_images(before: Plan, after: Plan) -> list[str]:
@@ -231,6 +249,22 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
         f"{writer.path} is complete: {num_images - num_bad} of {num_images} images in "
         f"{writer.recipe.num_shards} shards, {num_bad} unusable"
     )
+    _say_error(config, open_finished(writer.path))
+
+
+def _say_error(config: EncodeConfig, finished: Store) -> None:
+    """What int8 has cost, measured on every row."""
+    for view in finished.views:
+        error = finished.code_error(view)
+        if error is None:
+            return
+        say(f"int8 {describe_error(error)}, in view {view}")
+        over = int((~(error <= config.store.allow_error)).sum())
+        if over:
+            say(
+                f"warning: {over} channels have lost more than --allow-error {config.store.allow_error:g}; "
+                "`pipeline inspect` names them"
+            )
 
 
 def _check_bad(config: EncodeConfig, plan: Plan, reasons: dict[int, str]) -> None:

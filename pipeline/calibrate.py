@@ -1,0 +1,171 @@
+"""Fitting the int8 code before the first shard: a sample of the images goes through the encoder once.
+
+The plan is a seeded shuffle, so places spread evenly over it are a random sample, the same in every run. Every other
+image is kept back from the fit, and the error is judged on those: a code is only as good as on what it has not seen.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.claims import Task
+from pipeline.config import EncodeConfig
+from pipeline.console import say
+from pipeline.decoding import BatchDecoder, batch_length
+from pipeline.devices import named_devices
+from pipeline.encoders import Encoder
+from pipeline.job import decode_threads_for
+from pipeline.sources.reading import SourceReader
+from shards.errors import UserError
+from shards.identity import Recipe
+from shards.plan import Plan, SourceRecord
+from shards.quantize import Int8Code, fit_code
+
+# Values a channel that are kept, of which the fit takes half: twice as many changed no channel's error by more than
+# 0.03 points, and float32 [65536, 768] is 200 MB.
+_NUM_VALUES = 1 << 16
+_NAMED_AT_MOST = 10
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted code and what it costs.
+
+    Attributes:
+        code: What the int8 numbers will stand for.
+        error: RMS error of each channel on images the code was not fitted to, as a share of the channel's deviation,
+            float64[D].
+    """
+
+    code: Int8Code
+    error: NDArray[np.float64]
+
+    def require(self, limit: float) -> None:
+        """Refuses a code that costs a channel more than a limit.
+
+        Raises:
+            UserError: Naming the channels and what can be done.
+        """
+        bad = np.flatnonzero(~(self.error <= limit))
+        if not len(bad):
+            return
+        worst = bad[np.argsort(-self.error[bad], kind="stable")][:_NAMED_AT_MOST]
+        names = ", ".join(f"{channel} ({100 * self.error[channel]:.2f} %)" for channel in worst)
+        more = f" and {len(bad) - len(worst)} more" if len(bad) > len(worst) else ""
+        raise UserError(
+            f"int8 would cost {len(bad)} of {len(self.error)} channels more than {100 * limit:g} % of their deviation: "
+            f"{names}{more}; allow it with --allow-error {_round_up(float(self.error[worst[0]]))}, or store another "
+            "--dtype"
+        )
+
+
+def calibrate(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder) -> Int8Code:
+    """Fits the code of an int8 store and says what it costs.
+
+    Raises:
+        UserError: If a channel would lose more than is allowed, or no image can be decoded.
+    """
+    count = min(recipe.calibration_rows, plan.num_images)
+    say(f"calibrating int8 on {count} images")
+    encoder.place(named_devices(config.work.devices)[0], recipe.precision)
+    calibration = fit_and_judge(sample_tokens(config, plan, recipe, encoder), aim=recipe.code_error)
+    # Workers in other processes will need the device's memory.
+    encoder.place(torch.device("cpu"), recipe.precision)
+    calibration.require(config.store.allow_error)
+    say(f"int8 {describe_error(calibration.error)}, on images the code was not fitted to")
+    return calibration.code
+
+
+def fit_and_judge(samples: NDArray[np.float32], *, aim: float = 0.0) -> Calibration:
+    """A code from every other image's tokens, judged on the others'.
+
+    Args:
+        samples: Tokens [images, values, D].
+        aim: See `shards.quantize.fit_code`.
+    """
+    width = samples.shape[-1]
+    fitted, held_back = samples[::2].reshape(-1, width), samples[1::2].reshape(-1, width)
+    code = fit_code(fitted, aim=aim)
+    seen = held_back if len(held_back) else fitted
+    lost = code.decode(code.encode(seen)).astype(np.float64) - seen
+    square_error = np.square(lost).mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.sqrt(square_error / seen.astype(np.float64).var(axis=0))
+    return Calibration(code, np.where(square_error == 0, 0.0, relative))
+
+
+def describe_error(error: NDArray[np.float64]) -> str:
+    """The median and the worst channel, in words."""
+    worst = int(np.argmax(error))
+    return (
+        f"costs a channel {100 * float(np.median(error)):.2f} % of its deviation (median), "
+        f"at most {100 * float(error[worst]):.2f} % (channel {worst})"
+    )
+
+
+def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder) -> NDArray[np.float32]:
+    """Some tokens of some images in every view.
+
+    Returns:
+        float32 [images, values, D]; images that cannot be decoded are left out.
+
+    Raises:
+        UserError: If none can be decoded, or the encoder gives NaN or infinity.
+    """
+    count = min(recipe.calibration_rows, plan.num_images)
+    records = _records(plan, np.linspace(0, plan.num_images - 1, count).astype(np.int64))
+    reader = SourceReader()
+    decoder = BatchDecoder(
+        reader,
+        image_size=recipe.image_size or recipe.encoder.input_size,
+        length=batch_length(count, config.work.batch_size),
+        threads=decode_threads_for(config, 1),
+        allocate=lambda shape: (np.empty(shape, np.uint8), None),
+    )
+    kept = []
+    for batch in decoder.batches(Task(0, recipe.views), records):
+        good = [slot for slot, row in enumerate(batch.rows()) if row.reason is None]
+        if good:
+            kept.append(_some_tokens(batch.images[good], recipe, encoder, count))
+        decoder.recycle(batch)
+    decoder.close()
+    reader.close()
+    if not kept:
+        raise UserError(f"none of the {count} images to calibrate int8 on can be decoded; mend the source")
+    samples = np.concatenate(kept)
+    if not np.isfinite(samples).all():
+        raise UserError(
+            "the encoder gives NaN or infinity, which no storage type keeps; use --precision float32"
+        )
+    return samples
+
+
+def _records(plan: Plan, places: NDArray[np.int64]) -> list[SourceRecord]:
+    columns: tuple[Any, ...] = (plan.keys, plan.labels, plan.uris, plan.offsets, plan.nbytes)
+    return [
+        SourceRecord(*values) for values in zip(*(column[places].tolist() for column in columns), strict=True)
+    ]
+
+
+def _some_tokens(
+    images: NDArray[np.uint8], recipe: Recipe, encoder: Encoder, num_images: int
+) -> NDArray[np.float32]:
+    """Evenly spread tokens of each image in each view, so many that all images together give `_NUM_VALUES`."""
+    num_tokens = recipe.encoder.num_tokens
+    share = min(num_tokens, max(1, _NUM_VALUES // (num_images * len(recipe.views))))
+    chosen = np.arange(share) * num_tokens // share
+    pixels = torch.from_numpy(images).to(encoder.get_buffer("mean").device).permute(0, 3, 1, 2)
+    parts = []
+    for index, view in enumerate(recipe.views):
+        tokens = encoder.encode(pixels.flip(-1) if view == "flip" else pixels).cpu().numpy()
+        # Views are mirror images of one another: each gives other tokens.
+        parts.append(tokens[:, (chosen + index * num_tokens // (share * len(recipe.views))) % num_tokens])
+    return np.concatenate(parts, axis=1)
+
+
+def _round_up(error: float) -> str:
+    """The error as a share, rounded up to two digits after the point of a percentage."""
+    return f"{np.ceil(error * 1e4) / 1e4:.4f}" if np.isfinite(error) else "inf"
