@@ -1,0 +1,50 @@
+"""Windows of metrics: means, rates, and what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from train.metrics_file import read_metrics
+from train.totals import Window
+
+
+def test_means_are_weighted_and_metrics_without_samples_left_out():
+    window = Window(("loss", "psnr", "never"))
+    window.add(2.0, [[6.0, 4.0], [30.0, 1.0], [0.0, 0.0]])
+    window.add(4.0, [[2.0, 4.0], [10.0, 3.0], [0.0, 0.0]])
+    assert window.means() == {"loss": 1.0, "psnr": 10.0, "gradient_norm": 3.0}
+
+
+def test_a_window_of_bad_steps_alone_has_no_number():
+    assert math.isnan(Window(("loss",)).means()["loss"])
+
+
+def test_a_window_continues_from_its_state_through_json():
+    whole, first, second = (Window(("loss",)) for _ in range(3))
+    for step, value in enumerate((0.1, 0.2, 0.7)):
+        whole.add(1.0 + step, [[value, 3.0]])
+    first.add(1.0, [[0.1, 3.0]])
+    second.load(json.loads(json.dumps(first.state())))
+    second.add(2.0, [[0.2, 3.0]])
+    second.add(3.0, [[0.7, 3.0]])
+    assert second.means() == whole.means()
+    other = Window(("loss", "psnr"))
+    other.load(first.state())
+    assert math.isnan(other.means()["loss"])
+
+
+def test_rates_count_every_step_since_the_start():
+    window = Window(("loss",))
+    window.start(waited=1.0)
+    for _ in range(3):
+        window.tick()
+    rates = window.rates(waited=1.0, global_batch_size=10)
+    assert math.isclose(rates["images_per_second"] * rates["step_seconds"], 10.0)
+    assert rates["data_wait"] == 0.0
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
+    assert read_metrics(tmp_path / "nothing.jsonl") == []
