@@ -55,6 +55,7 @@ def make_sparse_store(path: Path, *, num_images: int, num_shards: int) -> Path:
             bad={},
             crc32c={"tokens": checksums},
             offsets={},
+            square_error=None,
             seconds=0.0,
             attempts=1,
         )

@@ -29,6 +29,7 @@ from shards.errors import UserError
 from shards.store import Store, open_store
 from train.distributed import Team
 from train.signals import die_with_launcher
+from train.stored_tokens import StoredTokens, stored_tensor
 
 _BATCH_SIZE = {"cuda": 64, "cpu": 16}
 _POOL: set[FeatureName] = {"pool"}
@@ -117,6 +118,7 @@ class Pairs:
 
     def __init__(self, store: Store, decoder: Decoder, device: torch.device, *, rounding: bool) -> None:
         self._tokens = store.reader("center", "tokens")
+        self._stored = StoredTokens.of(store).to(device)
         self._images = store.reader("center", "image")
         self._decoder = decoder
         self._device = device
@@ -128,9 +130,7 @@ class Pairs:
         images = np.empty((len(rows), *self._images.row_shape), np.uint8)
         self._tokens.read(rows, tokens)
         self._images.read(rows, images)
-        raw = torch.from_numpy(tokens).to(self._device)
-        if self._tokens.logical_dtype == "bfloat16":
-            raw = raw.view(torch.bfloat16)
+        raw = self._stored(stored_tensor(tokens, self._tokens.logical_dtype).to(self._device))
         made = to_uint8(self._decoder.pixels(raw), rounding=self._rounding)
         original = torch.from_numpy(images).to(self._device)
         return original.permute(0, 3, 1, 2), made.permute(0, 3, 1, 2)

@@ -11,12 +11,14 @@ import resource
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.code_arrays import read_code
 from shards.compression import row_codec
+from shards.dtypes import bfloat16_to_float32
 from shards.errors import StoreDamagedError, UsageError
 from shards.extents import ABSENT, Extents
 from shards.forms import object_path
@@ -146,6 +148,18 @@ class Store:
     def code(self) -> Int8Code | None:
         """What the int8 numbers of the tokens stand for; None for other storage types."""
         return read_code(self.object_bytes, self.recipe) if self.recipe.dtype == "int8" else None
+
+    def decode(self, tokens: NDArray[Any]) -> NDArray[np.float32]:
+        """The numbers that tokens as a reader delivers them stand for, exactly.
+
+        Args:
+            tokens: [..., D] of the storage type.
+        """
+        if self.code is not None:
+            return self.code.decode(tokens)
+        if self.recipe.dtype == "bfloat16":
+            return bfloat16_to_float32(tokens)
+        return tokens.astype(np.float32)
 
     def code_error(self, view: str) -> NDArray[np.float64] | None:
         """What int8 has cost each channel of a view, float64[D]; None for other storage types.

@@ -18,7 +18,7 @@ from train.models.dit_dh import DiTDH
 from train.models.normalizer import LatentNormalizer
 from train.randomness import normal, uniform
 from train.snapshot import SnapshotMeta, save_snapshot
-from train.stored_tokens import StoredTokens
+from train.stored_tokens import StoredTokens, latents_of
 from train.task import Losses, Task
 
 NUM_BANDS = 10
@@ -53,7 +53,8 @@ class VelocityTask(Task):
             sampler: draws a picture of what the network has learnt; None: there is no decoder to draw with.
             stored: makes numbers of tokens as they are stored, on the same device.
         """
-        self.model, self.normalizer, self._stored = model, normalizer, stored
+        self.model, self.normalizer = model, normalizer
+        self._latents = latents_of(stored, normalizer)
         self._settings, self._meta, self._sampler = settings, meta, sampler
         config = model.config
         self._null_label = config.num_classes
@@ -68,7 +69,7 @@ class VelocityTask(Task):
 
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
         """Squared error of the predicted velocity, per sample, and its sums by band of t."""
-        data = self.normalizer.to_latents(self._stored(batch.fields["tokens"]))
+        data = self._latents(batch.fields["tokens"])
         noise = normal(self._settings.seed, "noise", batch.positions, tuple(data.shape[1:]))
         t = self.times(batch.positions)
         prediction = model(interpolate(data, noise, t), t, self.labels(batch))

@@ -47,7 +47,7 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
     store = open_store(folders.store)
     rows = first_rows_of_classes(store, 2)
     images = read_rows(store, "image", rows).astype(np.uint8)
-    tokens = read_rows(store, "tokens", rows).astype(np.float32)
+    tokens = store.decode(read_rows(store, "tokens", rows))
     photographs = images[::2]
 
     figures = {

@@ -9,7 +9,8 @@ import torch
 from shards.quantize import fit_code
 from shards.store import open_store
 from train.metrics_file import read_metrics
-from train.stored_tokens import StoredTokens, stored_tensor
+from train.models.normalizer import LatentNormalizer
+from train.stored_tokens import StoredTokens, latents_of, stored_tensor
 
 
 def test_int8_is_decoded_as_the_store_decodes_it():
@@ -18,6 +19,24 @@ def test_int8_is_decoded_as_the_store_decodes_it():
     codes = code.encode(samples[:32].astype(np.float32)).reshape(2, 16, 6)
     tokens = StoredTokens(torch.from_numpy(code.table))(torch.from_numpy(codes))
     assert torch.equal(tokens, torch.from_numpy(code.decode(codes)))
+
+
+def test_every_code_of_every_channel_is_decoded_bit_for_bit():
+    code = fit_code(np.random.default_rng(1).normal(size=(2000, 5)) * [0.07, 0.1, 1, 2, 3])
+    codes = np.broadcast_to(np.arange(-127, 128, dtype=np.int8)[None, :, None], (2, 255, 5)).copy()
+    tokens = StoredTokens(torch.from_numpy(code.table))(torch.from_numpy(codes))
+    assert tokens.numpy().tobytes() == code.decode(codes).tobytes()
+
+
+def test_latents_are_the_decoded_and_normalised_tokens():
+    generator = np.random.default_rng(2)
+    samples = generator.normal(size=(500, 6)).astype(np.float32)
+    code = fit_code(samples)
+    codes = code.encode(samples[:32]).reshape(2, 16, 6)
+    mean, variance = torch.randn(6, 4, 4), torch.rand(6, 4, 4) + 0.1
+    latents = latents_of(StoredTokens(torch.from_numpy(code.table)), LatentNormalizer(mean, variance))
+    decoded = torch.from_numpy(code.decode(codes)).transpose(1, 2).reshape(2, 6, 4, 4)
+    assert torch.equal(latents(torch.from_numpy(codes)), (decoded - mean) / torch.sqrt(variance + 1e-5))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
