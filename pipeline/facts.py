@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import InspectConfig
 from shards.errors import StoreIncompleteError
 from shards.layout import MANIFEST, PLAN, fields_of
@@ -13,6 +15,8 @@ from shards.plan import Plan
 from shards.root import read_recipe
 from shards.store import Store, open_store
 from shards.writing import StoreWriter
+
+_WORST_CHANNELS = 5
 
 
 def inspect(config: InspectConfig) -> None:
@@ -86,6 +90,7 @@ def _finished_facts(store: Store) -> dict[str, Any]:
         "objects": len(manifest.objects),
         "statistics": {view: _statistics_facts(store, (view,)) for view in store.recipe.views}
         | {"all": _statistics_facts(store, store.recipe.views)},
+        "int8_error": {view: _error_facts(store, view) for view in store.views if store.code is not None},
         "provenance": manifest.provenance,
     }
 
@@ -100,6 +105,18 @@ def _statistics_facts(store: Store, views: tuple[str, ...]) -> dict[str, Any]:
         "variance": float(statistics.variance.mean()),
         "channel_variance_min": float(channels.min()),
         "channel_variance_max": float(channels.max()),
+    }
+
+
+def _error_facts(store: Store, view: str) -> dict[str, Any]:
+    """What int8 has cost the channels of a view, as shares of their deviations; the worst ones by number."""
+    error = store.code_error(view)
+    assert error is not None, view
+    worst = np.argsort(-error, kind="stable")[:_WORST_CHANNELS]
+    return {
+        "median": float(np.median(error)),
+        "largest": float(error.max()),
+        "worst_channels": {int(channel): float(error[channel]) for channel in worst},
     }
 
 
@@ -134,5 +151,11 @@ def as_text(facts: dict[str, Any]) -> str:
         f"by channel {values['channel_variance_min']:.4g} to {values['channel_variance_max']:.4g}"
         for view, values in facts["statistics"].items()
     ]
+    for view, values in facts["int8_error"].items():
+        worst = ", ".join(f"{channel} {error:.2%}" for channel, error in values["worst_channels"].items())
+        lines.append(
+            f"int8 error {view}: {values['median']:.2%} of a channel's deviation (median), at most "
+            f"{values['largest']:.2%}; worst channels {worst}"
+        )
     lines += [f"unusable   {image['key']}: {image['reason']}" for image in facts["unusable_images"]]
     return "\n".join(lines)
