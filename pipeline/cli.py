@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipeline.config import CleanConfig, ConvertConfig, EncodeConfig, InspectConfig, VerifyConfig
+from pipeline.config import (
+    CleanConfig,
+    ConvertConfig,
+    EncodeConfig,
+    InspectConfig,
+    ReportConfig,
+    VerifyConfig,
+)
 from shards.errors import UserError
 
 INTERRUPTED = 130
@@ -48,6 +55,13 @@ def run_convert(config: ConvertConfig) -> None:
     convert(config)
 
 
+def run_report(config: ReportConfig) -> None:
+    """Runs `pipeline report`."""
+    from pipeline.report import report
+
+    report(config)
+
+
 def run_clean(config: CleanConfig) -> None:
     """Runs `pipeline clean`."""
     from pipeline.clean import clean
@@ -59,6 +73,7 @@ Command = (
     Annotated[EncodeConfig, tyro.conf.subcommand("encode")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[InspectConfig, tyro.conf.subcommand("inspect")]
+    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[CleanConfig, tyro.conf.subcommand("clean")]
 )
@@ -66,6 +81,7 @@ Command = (
 COMMANDS: dict[type, Callable[[Any], None]] = {
     VerifyConfig: run_verify,
     InspectConfig: run_inspect,
+    ReportConfig: run_report,
     ConvertConfig: run_convert,
     CleanConfig: run_clean,
 }

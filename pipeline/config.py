@@ -239,3 +239,13 @@ class CleanConfig:
     """Folder of the store."""
     wait: float = 12.0
     """Seconds to watch leases of other machines for a sign of life."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write a self-contained page about a finished store: pictures, tokens, classes, channels, shards."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the store."""
+    out: Path | None = None
+    """Page to write. Default: the store's name with .html behind it."""

@@ -189,7 +189,7 @@ def assert_equals(store, whole_store):
 def test_a_killed_and_continued_store_equals_an_uninterrupted_one(encode, whole, tmp_path, seed):
     whole_store, num_calls = whole
     draw = random.Random(seed)
-    moments = [draw.randint(1, num_calls) for _ in range(3)]
+    moments = [draw.randint(1, num_calls) for _ in range(2)]
     assert kill_until_done(encode, tmp_path / "store", moments) >= 1
     assert_equals(tmp_path / "store", whole_store)
 
@@ -242,7 +242,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_continue(start, encode, whole, tmp
     assert_equals(store, whole[0])
 
 
-@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("part", [0.3, 0.7])
 def test_a_full_disk_is_one_line_and_the_run_continues_once_there_is_space(encode, whole, tmp_path, part):
     store = tmp_path / "store"
     code, output = encode(store, full_from=int(whole[1] * part))

@@ -1,6 +1,7 @@
 """`pipeline encode` on image folders: what is stored, what is continued, what is refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -295,3 +296,17 @@ def test_verify_names_the_row_that_was_hurt(folder, tmp_path, tiny, pipeline):
     assert code == 1
     assert "row 1)" in err
     assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_the_report_is_one_page_without_links_outside(folder, tmp_path, tiny, pipeline):
+    (folder / "class 0" / "<broken> & co.jpg").write_bytes(b"text")
+    assert pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny)[0] == 0
+    assert pipeline("report", tmp_path / "store")[0] == 0
+    page = (tmp_path / "store.html").read_text()
+    assert "never trained" in page
+    assert "21 of 22 images, 1 unusable" in page
+    assert "&lt;broken&gt; &amp; co.jpg" in page
+    assert "<broken>" not in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) == 4
+    assert all(source.startswith("data:image/") for source in sources)

@@ -1,0 +1,201 @@
+"""Encoding end to end, against the encoder alone and against decoding alone, on the same device, batch and cores.
+
+    python benchmarks/encoding.py [--device cuda:0] [--precision bfloat16] [--compile] [--encoder NAME] ...
+
+Ours reads files, decodes, encodes, copies back, writes and commits shards of a store. Where the encoder is the limit,
+the other is the encoder on images that are decoded already; where decoding is the limit, the other decodes and crops
+the same files with as many threads. Weights are random: they do not change what anything costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from measuring import Result, report
+from PIL import Image
+
+from pipeline.claims import Claims, Failures, Task
+from pipeline.cores import usable_cores
+from pipeline.decoding import BatchDecoder
+from pipeline.encoders import Encoder, create_encoder
+from pipeline.leases import Leases, Owner
+from pipeline.sources.listing import list_source
+from pipeline.sources.reading import SourceReader
+from pipeline.worker import Worker
+from shards.identity import Recipe
+from shards.plan import Plan
+from shards.writing import StoreWriter
+
+VIEWS = ("center", "flip")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Attributes:
+        encoder: The encoder on its device.
+        plan: The images, as a plan of two shards.
+        image_size: Side of the stored crop.
+        batch_size: Rows of a batch.
+        threads: Decode threads.
+    """
+
+    encoder: Encoder
+    plan: Plan
+    image_size: int
+    batch_size: int
+    threads: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder computes."""
+        return self.encoder.get_buffer("mean").device
+
+
+def photographs(folder: Path, count: int, size: tuple[int, int]) -> Plan:
+    """Writes JPEG files of a camera's detail once; gives a plan of two shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        path = folder / f"{number:05d}.jpg"
+        if not path.exists():
+            generator = np.random.default_rng(number)
+            coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+            pixels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.int16)
+            noise = generator.normal(0, 6, pixels.shape).astype(np.int16)
+            Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)).save(path, quality=90)
+    return Plan.build(list_source(str(folder)).records[:count], (), num_shards=2, seed=0)
+
+
+def end_to_end(case: Case) -> float:
+    """Images a second from files to a committed shard, in both views."""
+    recipe = Recipe(
+        encoder=case.encoder.identity,
+        source_digest=case.plan.source_digest(),
+        num_images=case.plan.num_images,
+        num_shards=case.plan.num_shards,
+        seed=case.plan.seed,
+        views=VIEWS,
+        image_size=case.image_size,
+        precision=case.encoder.precision,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        writer = StoreWriter.create_or_continue(Path(folder) / "store", recipe, case.plan)
+        with Leases(writer.path, Owner.this_process("benchmark")) as leases:
+            claims = Claims(writer.pending, leases, Failures(writer.path, 1))
+            with Worker(
+                case.encoder,
+                writer,
+                SourceReader(),
+                claims,
+                lambda event: None,
+                name="benchmark",
+                batch_size=case.batch_size,
+                decode_threads=case.threads,
+            ) as worker:
+                began = time.perf_counter()
+                worker.run()
+                seconds = time.perf_counter() - began
+        assert not writer.pending()
+    return case.plan.num_images / seconds
+
+
+def encoder_alone(case: Case) -> float:
+    """Images a second through the encoder in both views, on decoded images, results left on the device."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.batch_size, 3, case.image_size, case.image_size)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(case.device)
+    batches = -(-case.plan.num_images // case.batch_size)
+    began = time.perf_counter()
+    for _ in range(batches):
+        for _ in VIEWS:
+            case.encoder.encode(pixels)
+    if case.device.type == "cuda":
+        torch.cuda.synchronize()
+    return batches * case.batch_size / (time.perf_counter() - began)
+
+
+def decoding_alone(case: Case) -> float:
+    """Images a second through reading, decoding and cropping."""
+    decoder = BatchDecoder(
+        SourceReader(),
+        image_size=case.image_size,
+        length=case.batch_size,
+        threads=case.threads,
+        allocate=lambda shape: (np.empty(shape, np.uint8), None),
+    )
+    began = time.perf_counter()
+    for shard in range(case.plan.num_shards):
+        window = []
+        for batch in decoder.batches(Task(shard, VIEWS), case.plan.records_of(shard)):
+            window.append(batch)
+            if len(window) == 3:
+                window[0].rows()
+                decoder.recycle(window.pop(0))
+        for batch in window:
+            batch.rows()
+    seconds = time.perf_counter() - began
+    decoder.close()
+    return case.plan.num_images / seconds
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = Path(tempfile.gettempdir()) / "rae-latents-benchmark"
+    parser.add_argument("--data", type=Path, default=default)
+    parser.add_argument("--encoder", default="vit_base_patch14_reg4_dinov2")
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default=None, choices=["float32", "bfloat16"])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument(
+        "--images", type=int, default=32, help="images of a round where the encoder is the limit"
+    )
+    parser.add_argument("--large", type=int, default=96, help="images of a round where decoding is the limit")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/encoding.json"))
+    options = parser.parse_args()
+
+    device = torch.device(options.device)
+    precision = options.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    encoder = create_encoder(options.encoder, "random:0").place(device, precision)
+    if options.compile:
+        encoder.compile_trunk()
+    crop = 16 * encoder.identity.grid[0]
+    small = create_encoder("test_vit", "random:0", input_size=32, model_args={"depth": 1}).place(
+        device, precision
+    )
+    threads = usable_cores()
+    photos = photographs(options.data / "photographs", options.images, (500, 375))
+    large = photographs(options.data / "large", options.large, (2000, 1500))
+    cases = [
+        (f"encode with {options.encoder}, {precision}", "the encoder alone", encoder_alone,
+         Case(encoder, photos, crop, options.batch_size, threads)),
+        ("encode 3-megapixel files with a tiny encoder", "decoding alone", decoding_alone,
+         Case(small, large, 64, options.batch_size, threads)),
+    ]  # fmt: skip
+    results = []
+    for what, against, other, case in cases:
+        end_to_end(case)  # warms file cache, allocator and compiler
+        other(case)
+        pairs = [(end_to_end(case), other(case)) for _ in range(options.rounds)]
+        ours, theirs = (list(rates) for rates in zip(*pairs, strict=True))
+        results.append(Result(what, against, 0.95, ours, theirs, unit="images/s"))
+    facts = {
+        "device": str(device),
+        "precision": precision,
+        "batch size": options.batch_size,
+        "threads": threads,
+    }
+    report(results, facts, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""`pipeline report`: one self-contained page that shows what a store holds."""
+
+import base64
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.config import ReportConfig
+from pipeline.console import say
+from pipeline.facts import store_facts
+from pipeline.token_pictures import principal_colours
+from shards.dtypes import storage_type, to_float64
+from shards.finalize import read_commits
+from shards.store import Store, open_store
+
+_SAMPLES = 16
+_TILE = 128
+_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
+"""Largest error of rounding to nearest, as a share of a normal number."""
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; } td, th { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; } .notice { background: #fff3cd; padding: .6rem 1rem; } p.small { color: #666; }
+"""
+
+
+def report(config: ReportConfig) -> None:
+    """Writes the page of a finished store.
+
+    Raises:
+        UserError: If there is no finished store.
+    """
+    store = open_store(config.store)
+    out = config.out or default_page(config.store)
+    facts = store_facts(config.store)
+    sections = [
+        _notice(store),
+        _facts_section(facts),
+        _samples_section(store),
+        _classes_section(store, facts),
+        _channels_section(store),
+        _shards_section(store),
+        _unusable_section(facts),
+    ]
+    title = html.escape(f"Store {config.store.name}")
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"<h1>{title}</h1>{''.join(sections)}</html>\n"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    say(f"wrote {out}")
+
+
+def _notice(store: Store) -> str:
+    if not store.recipe.encoder.random_weights:
+        return ""
+    return (
+        '<p class="notice">The encoder of this store was never trained: '
+        "its tokens are for trying things out, not for results.</p>"
+    )
+
+
+def _facts_section(facts: dict[str, Any]) -> str:
+    recipe, encoder = facts["recipe"], facts["recipe"]["encoder"]
+    statistics = facts["statistics"]["all"]
+    lines = {
+        "encoder": f"{encoder['name']}, weights {encoder['weights']}, input {encoder['input_size']} px",
+        "tokens": f"{encoder['grid'][0]} × {encoder['grid'][1]} of {encoder['width']}, {encoder['final_norm']}",
+        "views": ", ".join(recipe["views"]),
+        "stored": f"{recipe['dtype']} computed in {recipe['precision']}, images of {recipe['image_size']} px, "
+        f"{recipe['format']}",
+        "rows": f"{facts['rows']:,} of {facts['images']:,} images, {facts['unusable']:,} unusable",
+        "shards": f"{recipe['num_shards']:,}",
+        "size": f"{facts['bytes'] / 1e6:,.1f} MB in {facts['objects']:,} objects",
+        "bytes a row": ", ".join(f"{name} {size:,}" for name, size in facts["row_bytes"].items()),
+        "statistics": f"mean {statistics['mean']:+.4f}, variance {statistics['variance']:.4f}, "
+        f"by channel {statistics['channel_variance_min']:.4g} to {statistics['channel_variance_max']:.4g}",
+        "encoder id": facts["encoder_id"],
+        "recipe id": facts["recipe_id"],
+        "digest": facts["digest"],
+    }
+    return _table(lines.items())
+
+
+def _samples_section(store: Store) -> str:
+    if store.image_size == 0 or not len(store.valid_rows):
+        return ""
+    places = np.linspace(0, len(store.valid_rows) - 1, min(_SAMPLES, len(store.valid_rows))).astype(np.int64)
+    rows = store.valid_rows[places]
+    view = store.views[0]
+    tokens = _tokens(store, view, rows)
+    images = _read(store, view, "image", rows)
+    colours = principal_colours(tokens, store.grid, _TILE)
+    shown = [np.asarray(Image.fromarray(image).resize((_TILE, _TILE))) for image in images]
+    columns = [np.vstack([image, colour]) for image, colour in zip(shown, colours, strict=True)]
+    half = -(-len(columns) // 2)
+    bands = [np.hstack(columns[start : start + half]) for start in (0, half) if columns[start : start + half]]
+    width = max(band.shape[1] for band in bands)
+    sheet = np.vstack(
+        [np.pad(band, ((0, 8), (0, width - band.shape[1]), (0, 0)), constant_values=255) for band in bands]
+    )
+    note = (
+        "Below each crop, the first three principal components of its tokens as red, green and blue; "
+        "equal colours are similar tokens in all pictures."
+    )
+    picture = _picture(_png(Image.fromarray(sheet)), "crops above the principal components of their tokens")
+    return f'<h2>Images and their tokens</h2>{picture}<p class="small">{note}</p>'
+
+
+def _classes_section(store: Store, facts: dict[str, Any]) -> str:
+    counts = np.array(list(facts["images_by_class"].values()))
+    if store.num_classes == 0:
+        return "<h2>Classes</h2><p>The source has no classes.</p>"
+    figure, axes = _axes(3.0)
+    axes.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0 if len(counts) > 40 else 0.8)
+    axes.set(xlabel="class, largest first", ylabel="images")
+    text = f"<p>{len(counts)} classes with {counts.min()} to {counts.max()} images.</p>"
+    return "<h2>Classes</h2>" + text + _chart(figure, "images of each class")
+
+
+def _channels_section(store: Store) -> str:
+    statistics = store.statistics(store.views)
+    deviation = np.sqrt(statistics.variance.mean(axis=(1, 2)))
+    figure, axes = _axes(3.0)
+    axes.plot(np.sort(deviation))
+    axes.set(xlabel="channel, sorted", ylabel="standard deviation", yscale="log")
+    note = f"<p>Standard deviation of a channel: {deviation.min():.4g} to {deviation.max():.4g}.</p>"
+    return "<h2>Channels</h2>" + note + _chart(figure, "standard deviation by channel") + _rounding(store)
+
+
+def _rounding(store: Store) -> str:
+    """What the storage type loses."""
+    errors = {view: store.code_error(view) for view in store.views}
+    measured = [
+        (view, f"{error.min():.2%} to {error.max():.2%}")
+        for view, error in errors.items()
+        if error is not None
+    ]
+    if measured:
+        rule = "RMS error of the int8 code as a share of a channel's deviation, measured on all rows:"
+        return f"<p>{rule}</p>{_table(measured)}"
+    bound = _ROUNDING[store.recipe.dtype]
+    return f"<p>Stored as {store.recipe.dtype}, a number is off by at most {bound:.2g} of itself.</p>"
+
+
+def _shards_section(store: Store) -> str:
+    commits = read_commits(store.path, store.recipe)
+    figure, axes = _axes(3.0)
+    for view in store.views:
+        shards = range(store.recipe.num_shards)
+        rates = [commits[view, shard].num_rows / max(commits[view, shard].seconds, 1e-3) for shard in shards]
+        axes.plot(list(shards), rates, marker="." if len(rates) < 60 else None, label=view)
+    axes.set(xlabel="shard", ylabel="rows a second")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    sizes = {
+        view: [
+            sum(o.nbytes for o in commits[view, shard].objects) for shard in range(store.recipe.num_shards)
+        ]
+        for view in store.views
+    }
+    lines = [(view, f"{min(values):,} to {max(values):,} bytes a shard") for view, values in sizes.items()]
+    again = sum(record.attempts > 1 for record in commits.values())
+    lines.append(("begun more than once", f"{again} shards"))
+    return "<h2>Shards</h2>" + _table(lines) + _chart(figure, "rows a second by shard")
+
+
+def _unusable_section(facts: dict[str, Any]) -> str:
+    if not facts["unusable_images"]:
+        return "<h2>Unusable images</h2><p>None.</p>"
+    return "<h2>Unusable images</h2>" + _table(
+        (image["key"], image["reason"]) for image in facts["unusable_images"]
+    )
+
+
+def _tokens(store: Store, view: str, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+    """Tokens of some rows as numbers, whatever their storage type."""
+    stored = _read(store, view, "tokens", rows)
+    if store.code is not None:
+        return store.code.decode(stored)
+    return to_float64(stored, storage_type(store.recipe.dtype))
+
+
+def _read(store: Store, view: str, field: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+    reader = store.reader(view, field)
+    out = np.empty((len(rows), *reader.row_shape), reader.dtype)
+    reader.read(rows, out)
+    return out
+
+
+def _table(lines: Any) -> str:
+    cells = "".join(
+        f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in lines
+    )
+    return f"<table>{cells}</table>"
+
+
+def _axes(height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(9, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _chart(figure: Figure, description: str) -> str:
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "store"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _picture(f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}", description)
+
+
+def _png(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _picture(source: str, description: str) -> str:
+    return f'<p><img alt="{html.escape(description)}" src="{source}"></p>'
+
+
+def default_page(store: Path) -> Path:
+    """Where the page of a store goes."""
+    return store.with_name(store.name + ".html")
