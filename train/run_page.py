@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shards.atomic import replace_atomically
 from train.metrics_file import read_metrics
@@ -25,9 +25,15 @@ _PANELS = (
 )
 """Panels of curves: title, and how the names of the metrics in it begin; "loss" alone is the whole loss."""
 
+_SIZE = (500, 200)
+"""Width and height of a panel."""
+
+_Thing = TypeVar("_Thing")
+
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 img{max-width:100%} table{border-collapse:collapse} td{padding:2px 12px 2px 0;vertical-align:top}
-figcaption{color:#666}
+.curves{display:grid;grid-template-columns:1fr 1fr} figure{margin:8px} svg{background:#fafafa;width:100%}
+figcaption{color:#666;font-size:12px}
 pre{background:#f6f6f6;padding:1em;overflow:auto}"""
 
 
@@ -60,39 +66,45 @@ def write_run_page(out: Path, *, title: str, facts: Sequence[str]) -> None:
 
 
 def _curves(metrics: list[dict[str, Any]]) -> str:
-    """One picture of a panel for each group of metrics there is anything of."""
-    from matplotlib.figure import Figure
-
+    """A panel for each group of metrics there is anything of, as SVG: drawn in a millisecond while training waits."""
     names = list(dict.fromkeys(name for line in metrics for name in line))
     panels = []
     for title, beginnings in _PANELS:
         own = [n for n in names if n in beginnings or (title != "loss" and n.startswith(beginnings))]
-        if own:
-            panels.append((title, own))
-    if not panels:
-        return ""
-    rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(11, 3 * rows))
-    figure.subplots_adjust(left=0.06, right=0.98, top=1 - 0.1 / rows, bottom=0.14 / rows, hspace=0.45)
-    for place, (title, own) in enumerate(panels):
-        axes = figure.add_subplot(rows, 2, place + 1)
-        for name in own:
-            points = [(line["step"], line[name]) for line in metrics if name in line]
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
-        axes.set(title=title, xlabel="step")
-        axes.grid(alpha=0.3)
-        if len(own) > 1:
-            axes.legend(fontsize=6, ncols=2)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return f'<img alt="curves" src="{_embedded(file.getvalue())}">'
+        series = {name: [(line["step"], line[name]) for line in metrics if name in line] for name in own}
+        finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
+        if any(finite.values()):
+            panels.append(_panel(title, finite))
+    return f'<div class="curves">{"".join(panels)}</div>'
 
 
-def _spread(paths: list[Path], count: int) -> list[Path]:
-    """At most `count` of the paths, evenly spread, the first and the last among them."""
-    if len(paths) <= count:
-        return paths
-    return [paths[round(i * (len(paths) - 1) / (count - 1))] for i in range(count)]
+def _panel(title: str, series: dict[str, list[tuple[int, float]]]) -> str:
+    """One panel: a line a metric, the ranges of both axes, and the names in the lines' colours."""
+    steps = [step for points in series.values() for step, _ in points]
+    values = [value for points in series.values() for _, value in points]
+    left, right, low, high = min(steps), max(steps), min(values), max(values)
+    across, up = _SIZE[0] / max(right - left, 1), _SIZE[1] / ((high - low) or 1.0)
+    lines, legend = [], []
+    for index, (name, points) in enumerate(series.items()):
+        colour = f"hsl({(210 + 67 * index) % 360} 65% 42%)"
+        places = " ".join(
+            f"{(step - left) * across:.1f},{_SIZE[1] - (value - low) * up:.1f}"
+            for step, value in _spread(points, 500)
+        )
+        lines.append(f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        legend.append(f'<span style="color:{colour}">{html.escape(name)} {points[-1][1]:.4g}</span>')
+    return (
+        f"<figure><b>{html.escape(title)}</b> <small>{low:.4g} to {high:.4g}</small>"
+        f'<svg viewBox="-4 -4 {_SIZE[0] + 8} {_SIZE[1] + 8}">{"".join(lines)}</svg>'
+        f"<figcaption>steps {left:,} to {right:,}; last: {', '.join(legend)}</figcaption></figure>"
+    )
+
+
+def _spread(things: list[_Thing], count: int) -> list[_Thing]:
+    """At most `count` of the things, evenly spread, the first and the last among them."""
+    if len(things) <= count:
+        return things
+    return [things[round(i * (len(things) - 1) / (count - 1))] for i in range(count)]
 
 
 def _embedded(png: bytes) -> str:

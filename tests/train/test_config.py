@@ -70,8 +70,11 @@ def test_only_fixed_settings_count_as_a_change():
     before = dit_settings("dit-dh-tiny")
     free = dataclasses.replace(before, max_steps=7, store=Path("elsewhere"), threads=9, micro_batch_size=1)
     require_same_run(before, free)
-    fixed = dataclasses.replace(before, seed=1, optimizer=OptimizerSettings(lr=0.5))
-    assert changed_settings(before, fixed) == {"seed": "0 → 1", "optimizer.lr": "0.001 → 0.5"}
+    fixed = dataclasses.replace(before, seed=1, optimizer=dataclasses.replace(before.optimizer, lr=0.5))
+    assert changed_settings(before, fixed) == {
+        "seed": "0 → 1",
+        "optimizer.lr": f"{before.optimizer.lr} → 0.5",
+    }
     with pytest.raises(UsageError, match="seed: 0 → 1"):
         require_same_run(before, fixed)
     require_same_run(before, dataclasses.replace(fixed, allow_change=("--seed", "optimizer")))

@@ -9,7 +9,7 @@ import pytest
 from shards.errors import UsageError
 from shards.store import open_store
 from train.models.config import DiTConfig, DiTDHConfig
-from train.networks import decoder_config, dit_config, widest_layer
+from train.networks import LEAST_HEAD_WIDTH, LEAST_WIDTH, decoder_config, dit_config, widest_layer
 from train.presets import decoder_settings, dit_settings
 
 
@@ -21,10 +21,15 @@ def store(store_path):
 def test_the_tiny_presets_take_everything_from_the_store(store):
     wide = dit_config(dit_settings("dit-dh-tiny").model, store)
     assert isinstance(wide, DiTDHConfig)
-    assert (wide.token_width, wide.grid, wide.num_classes, wide.head_width) == (8, (4, 4), 3, 256)
+    assert (wide.token_width, wide.grid, wide.num_classes, wide.head_width) == (
+        8,
+        (4, 4),
+        3,
+        LEAST_HEAD_WIDTH,
+    )
     plain = dit_config(dit_settings("dit-tiny").model, store)
     assert isinstance(plain, DiTConfig)
-    assert widest_layer(plain) == 128
+    assert widest_layer(plain) == LEAST_WIDTH
     decoder = decoder_config(decoder_settings("decoder-tiny").model, store)
     assert (decoder.patch_size, decoder.image_size, decoder.pixel_mean) == (8, (32, 32), (0.5, 0.5, 0.5))
 

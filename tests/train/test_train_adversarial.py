@@ -83,6 +83,7 @@ def test_micro_batches_share_one_balance_and_give_the_whole_batchs_gradients(
     assert_close(*(of_interest(checkpoint_tensors(tmp_path / run)) for run in ("whole", "micro")), 1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_train_both_networks_as_one_process_does(
     tmp_path, arguments, train_here, weights, checkpoint_tensors
 ):

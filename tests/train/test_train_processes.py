@@ -76,15 +76,13 @@ def wait_until(condition, seconds, what):
 
 
 CASES = [
-    ("python", signal.SIGINT, "launcher"),
     ("accelerate", signal.SIGTERM, "launcher"),
     *(
         pytest.param(launcher, number, target, marks=pytest.mark.slow)
         for launcher in LAUNCHERS
         for number in (signal.SIGTERM, signal.SIGINT)
         for target in ("launcher", "group", "rank")
-        if (launcher, number, target)
-        not in {("python", signal.SIGINT, "launcher"), ("accelerate", signal.SIGTERM, "launcher")}
+        if (launcher, number, target) != ("accelerate", signal.SIGTERM, "launcher")
     ),
 ]
 
@@ -157,6 +155,7 @@ def test_a_kill_during_a_checkpoint_never_loses_the_one_before(
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_sharded_weights_train_the_same_run_and_one_process_continues_it(
     tmp_path, arguments, train_here, checkpoint_tensors, losses
 ):

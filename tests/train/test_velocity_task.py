@@ -18,7 +18,6 @@ from train.models.normalizer import LatentNormalizer
 from train.stored_tokens import StoredTokens
 from train.velocity_task import NUM_BANDS, VelocityTask, by_band
 
-
 LOGIT_NORMAL = FlowSettings()
 
 
