@@ -16,10 +16,17 @@ from shards.atomic import replace_atomically
 
 @dataclass(frozen=True)
 class Task:
-    """A shard to encode, in the views that are still missing."""
+    """A shard to encode, in the views that are still missing.
+
+    Attributes:
+        shard: Its number.
+        views: The views without a commit record.
+        attempt: Which try this is, counted from 1.
+    """
 
     shard: int
     views: tuple[str, ...]
+    attempt: int = 1
 
 
 class Failures:
@@ -106,7 +113,7 @@ class Claims:
                     self._leases.release(_lease_name(task.shard))
                     continue
                 self._mine.add(task.shard)
-                return Task(task.shard, missing)
+                return Task(task.shard, missing, 1 + len(self._failures.reasons(task.shard)))
         return None
 
     def finished(self) -> bool:

@@ -1,6 +1,7 @@
 """`pipeline inspect`: what a store holds, as text or JSON."""
 
 import json
+import statistics
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from pipeline.config import InspectConfig
 from shards.errors import StoreIncompleteError
+from shards.finalize import read_commits
 from shards.layout import MANIFEST, PLAN, fields_of
 from shards.plan import Plan
 from shards.root import read_recipe
@@ -91,18 +93,28 @@ def _finished_facts(store: Store) -> dict[str, Any]:
         "statistics": {view: _statistics_facts(store, (view,)) for view in store.recipe.views}
         | {"all": _statistics_facts(store, store.recipe.views)},
         "int8_error": {view: _error_facts(store, view) for view in store.views if store.code is not None},
+        "rows_a_second": _rate_history(store),
         "provenance": manifest.provenance,
     }
 
 
+def _rate_history(store: Store) -> dict[str, list[float]]:
+    """Rows a second of each view's shards, in order of shard."""
+    commits = read_commits(store.path, store.recipe)
+    history: dict[str, list[float]] = {view: [] for view in store.recipe.views}
+    for (view, _), record in sorted(commits.items()):
+        history[view].append(round(record.num_rows / max(record.seconds, 1e-3), 1))
+    return history
+
+
 def _statistics_facts(store: Store, views: tuple[str, ...]) -> dict[str, Any]:
     """Count and spread of the exact per-position statistics, averaged over positions for each channel."""
-    statistics = store.statistics(views)
-    channels = statistics.variance.mean(axis=(1, 2))
+    exact = store.statistics(views)
+    channels = exact.variance.mean(axis=(1, 2))
     return {
-        "count": int(statistics.count),
-        "mean": float(statistics.mean.mean()),
-        "variance": float(statistics.variance.mean()),
+        "count": int(exact.count),
+        "mean": float(exact.mean.mean()),
+        "variance": float(exact.variance.mean()),
         "channel_variance_min": float(channels.min()),
         "channel_variance_max": float(channels.max()),
     }
@@ -157,5 +169,9 @@ def as_text(facts: dict[str, Any]) -> str:
             f"int8 error {view}: {values['median']:.2%} of a channel's deviation (median), at most "
             f"{values['largest']:.2%}; worst channels {worst}"
         )
+    lines += [
+        f"rate       {view}: {statistics.median(rates):.0f} rows/s a shard ({min(rates):.0f} to {max(rates):.0f})"
+        for view, rates in facts["rows_a_second"].items()
+    ]
     lines += [f"unusable   {image['key']}: {image['reason']}" for image in facts["unusable_images"]]
     return "\n".join(lines)

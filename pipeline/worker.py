@@ -221,7 +221,8 @@ class Worker:
                 encoded.ready.synchronize()
             shard = self._open.pop(key, None)
             if shard is None:
-                shard = self._writer.shard(encoded.view, batch.task.shard).__enter__()
+                task = batch.task
+                shard = self._writer.shard(encoded.view, task.shard, attempts=task.attempt).__enter__()
             with ExitStack() as guard:
                 guard.push(shard)
                 self._write_rows(shard, encoded)
