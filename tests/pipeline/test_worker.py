@@ -1,0 +1,91 @@
+"""A worker under failures of the device, and what it promises about batches."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.decoding import batch_length
+from pipeline.encoders import Encoder
+from shards.store import open_store
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes the encoder fail as a device does, for the given calls, counted from 1."""
+
+    def fail(calls):
+        seen = iter(range(1, 10_000))
+        working = Encoder.encode
+
+        def encode(self, pixels):
+            if next(seen) in calls:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            return working(self, pixels)
+
+        monkeypatch.setattr(Encoder, "encode", encode)
+
+    return fail
+
+
+def test_a_shard_that_fails_once_is_tried_again(folder, tmp_path, tiny, pipeline, failing):
+    failing({3})
+    code, _, err = pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 5, *tiny)
+    assert code == 0, err
+    assert "failed on worker 0 (cpu): RuntimeError: CUDA error" in err
+    assert len(open_store(tmp_path / "store").valid_rows) == 21
+    records = [
+        json.loads(path.read_bytes()) for path in (tmp_path / "store" / "commits" / "center").iterdir()
+    ]
+    assert sorted(record["attempts"] for record in records) == [1, 1, 1, 1, 2]
+
+
+def test_what_fails_always_is_set_aside_named_and_tried_by_the_next_run(
+    folder, tmp_path, tiny, pipeline, monkeypatch, failing
+):
+    arguments = ("encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny)
+    with monkeypatch.context() as patch:
+        working = Encoder.encode
+
+        def encode(self, pixels):
+            # The first shard has 11 rows in one batch, the second 10 and a slot of zeros.
+            if pixels[-1].any():
+                raise RuntimeError("out of memory")
+            return working(self, pixels)
+
+        patch.setattr(Encoder, "encode", encode)
+        code, _, err = pipeline(*arguments)
+    assert code == 1
+    assert "shard 0 failed 3 times: RuntimeError: out of memory" in err
+    assert err.splitlines()[-1].startswith("error: 1 of 2 shards are not done")
+    assert len(list((tmp_path / "store" / "commits").rglob("*.json"))) == 2
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+    code, _, err = pipeline(*arguments)
+    assert code == 0
+    assert "continuing" in err
+    assert "1 of 2 shards are there" in err
+
+
+@given(st.integers(1, 5000), st.integers(1, 512))
+def test_a_shard_is_cut_into_the_fewest_batches_and_they_are_equal(capacity, at_most):
+    length = batch_length(capacity, at_most)
+    batches = -(-capacity // length)
+    assert 1 <= length <= at_most
+    assert batches == -(-capacity // at_most)
+    assert batches * length - capacity < batches
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_batch_size_changes_tokens_by_rounding_only(folder, tmp_path, tiny, pipeline, batch_size):
+    stores = []
+    for name, size in (("one", 5), ("other", batch_size)):
+        arguments = ("encode", folder, "--out", tmp_path / name, "--shards", 2, "--batch-size", size, *tiny)
+        assert pipeline(*arguments, "--dtype", "float32")[0] == 0
+        store = open_store(tmp_path / name)
+        reader = store.reader("flip", "tokens")
+        out = np.empty((21, *reader.row_shape), reader.dtype)
+        reader.read(store.valid_rows, out)
+        stores.append(out)
+    assert np.abs(stores[0] - stores[1]).max() <= 2e-5
