@@ -104,7 +104,7 @@ class Feed:
         while True:
             following = self._copied(next(batches))
             torch.cuda.current_stream(self._device).wait_event(done)
-            for tensor in ready.fields.values():
+            for tensor in (ready.positions, ready.labels, *ready.fields.values()):
                 # The copy was made on another stream; the allocator must not reuse it while this one computes.
                 tensor.record_stream(torch.cuda.current_stream(self._device))
             yield ready

@@ -53,7 +53,8 @@ def launch(
         UserError: settings, store or checkpoint do not allow it.
     """
     die_with_launcher()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("train").setLevel(logging.INFO)
     store = open_store(settings.store)
     settings = resolve(settings, store, default_views)
     assert settings.out is not None

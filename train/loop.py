@@ -25,6 +25,7 @@ from train.feed import Feed, MicroBatch
 from train.lr import learning_rate
 from train.signals import StopRequest
 from train.state import gather_parts, host_copies, make_optimizer, part_names, restore_parts
+from train.summary import expected_hours
 from train.task import Task, sum_and_count
 from train.totals import Seen, StepTotals, Window
 from train.tracking import Journal
@@ -54,6 +55,7 @@ class Trainer:
         self.wrapped = team.wrap(task.model)
         self.averages = WeightAverages(task.model, settings.ema_rates)
         self.optimizer = make_optimizer(task.model, settings.optimizer)
+        self._hours_said = False
         self._trained = [p for p in task.model.parameters() if p.requires_grad]
 
     @property
@@ -218,6 +220,9 @@ class Trainer:
         }
         self.window.start(feed.data_wait)
         journal.record(self.step, metrics)
+        if not self._hours_said:
+            self._hours_said = True
+            journal.say(expected_hours(self.settings.max_steps - self.step, metrics["step_seconds"]))
 
     def checkpoint(self) -> None:
         """Write the state to resume, then remove old ones."""

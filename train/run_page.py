@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,10 +70,12 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
     panels = []
     for title, beginnings in _PANELS:
         own = [n for n in names if n in beginnings or (title != "loss" and n.startswith(beginnings))]
-        series = {name: [(line["step"], line[name]) for line in metrics if name in line] for name in own}
-        finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
-        if any(finite.values()):
-            panels.append(_panel(title, finite))
+        series = {
+            name: [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
+            for name in own
+        }
+        if any(series.values()):
+            panels.append(_panel(title, {name: points for name, points in series.items() if points}))
     return f'<div class="curves">{"".join(panels)}</div>'
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -101,12 +100,13 @@ class Window:
         """Count a step for the rate, sound or not."""
         self._timed_steps += 1
 
-    def means(self) -> dict[str, float]:
-        """Mean of each metric over the window; one that no sample belonged to is left out."""
-        means = {name: s / w for name, (s, w) in zip(self.names, self._sums, strict=True) if w > 0}
+    def means(self) -> dict[str, float | None]:
+        """Mean of each metric over the window; one that no sample belonged to is left out, the loss is None."""
+        means: dict[str, float | None] = {"loss": None}
+        means.update((name, s / w) for name, (s, w) in zip(self.names, self._sums, strict=True) if w > 0)
         if self._steps:
             means["gradient_norm"] = self._norm / self._steps
-        return means if self._steps else {"loss": math.nan}
+        return means
 
     def rates(self, waited: float, global_batch_size: int) -> dict[str, float]:
         """Images a second, seconds a step and the share of time spent waiting for data, since `start`."""

@@ -82,16 +82,17 @@ class Journal:
         """One more step was taken."""
         self._bar.update()
 
-    def record(self, step: int, metrics: dict[str, float]) -> None:
+    def record(self, step: int, metrics: dict[str, Any]) -> None:
         """Write one line of metrics."""
         if not self._team.leads:
             return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         if self._tracked:
-            self._team.accelerator.log(metrics, step=step)
+            self._team.accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step)
+        loss = "none" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
         self._bar.set_postfix_str(
-            f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.1f} images/s, "
+            f"loss {loss}, {metrics['images_per_second']:.1f} images/s, "
             f"data wait {100 * metrics['data_wait']:.1f} %"
         )
 
