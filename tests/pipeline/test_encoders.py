@@ -8,7 +8,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.encoders import create_encoder, family_of
+from pipeline.encoders import create_encoder
+from pipeline.families import family_of
 from pipeline.weights import digest, resize_positions, to_timm_layout
 from shards.errors import UsageError, UserError
 

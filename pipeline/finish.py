@@ -1,0 +1,94 @@
+"""The end of an encode: counts that add up, then index, statistics and manifest."""
+
+import shutil
+import time
+from importlib.metadata import version
+
+from pipeline.calibrate import describe_error
+from pipeline.claims import Failures
+from pipeline.config import EncodeConfig
+from pipeline.console import say
+from pipeline.leases import WORK_DIR, Leases, Owner
+from shards.errors import UserError
+from shards.finalize import read_commits
+from shards.index import bad_rows
+from shards.layout import MANIFEST
+from shards.plan import Plan
+from shards.store import Store, open_store
+from shards.writing import StoreWriter
+
+_NAMED_AT_MOST = 20
+
+
+def finish_once(config: EncodeConfig, writer: StoreWriter) -> None:
+    """Finishes the store; of several workers one does it and the others wait for it."""
+    manifest = writer.path / MANIFEST
+    if manifest.exists():
+        finish(config, writer)
+        return
+    with Leases(writer.path, Owner.this_process("finish")) as leases:
+        while not leases.take("finish"):
+            if manifest.exists():
+                return
+            time.sleep(0.5)
+        finish(config, writer)
+
+
+def finish(config: EncodeConfig, writer: StoreWriter) -> None:
+    """Writes index, statistics and manifest once every shard is there, and says what the store holds.
+
+    Raises:
+        UserError: If shards are missing, or more images are bad than allowed.
+    """
+    if writer.pending():
+        _refuse_unfinished(config, writer)
+    commits = read_commits(writer.path, writer.recipe)
+    reasons = bad_rows(writer.recipe, writer.plan, commits)
+    _check_bad(config, writer.plan, reasons)
+    writer.finalize({name: version(name) for name in ("torch", "timm", "numpy", "pillow")})
+    shutil.rmtree(writer.path / WORK_DIR, ignore_errors=True)
+    num_images, num_bad = writer.plan.num_images, len(reasons)
+    say(
+        f"{writer.path} is complete: {num_images - num_bad} of {num_images} images in "
+        f"{writer.recipe.num_shards} shards, {num_bad} unusable"
+    )
+    _say_error(config, open_store(writer.path))
+
+
+def _say_error(config: EncodeConfig, finished: Store) -> None:
+    """What int8 has cost, measured on every row."""
+    for view in finished.views:
+        error = finished.code_error(view)
+        if error is None:
+            return
+        say(f"int8 {describe_error(error)}, in view {view}")
+        over = int((~(error <= config.store.allow_error)).sum())
+        if over:
+            say(
+                f"warning: {over} channels have lost more than --allow-error {config.store.allow_error:g}; "
+                "`pipeline inspect` names them"
+            )
+
+
+def _check_bad(config: EncodeConfig, plan: Plan, reasons: dict[int, str]) -> None:
+    key_of = dict(zip(plan.rows.tolist(), plan.keys, strict=True)) if reasons else {}
+    for row in list(reasons)[:_NAMED_AT_MOST]:
+        say(f"  unusable: {key_of[row]}: {reasons[row]}")
+    if len(reasons) > _NAMED_AT_MOST:
+        say(f"  … and {len(reasons) - _NAMED_AT_MOST} more")
+    if len(reasons) > config.work.allowed_bad(plan.num_images):
+        raise UserError(
+            f"{len(reasons)} of {plan.num_images} images are unusable, more than --max-bad {config.work.max_bad}; "
+            f"mend them and add --retry-quarantined, or allow them with --max-bad {len(reasons)}"
+        )
+
+
+def _refuse_unfinished(config: EncodeConfig, writer: StoreWriter) -> None:
+    shards = {shard for _, shard in writer.pending()}
+    parked = Failures(writer.path, config.work.max_attempts).parked()
+    for shard, reason in parked.items():
+        say(f"  shard {shard} failed {config.work.max_attempts} times: {reason}")
+    raise UserError(
+        f"{len(shards)} of {writer.recipe.num_shards} shards are not done ({len(parked)} of them failed too often); "
+        "mend the cause and run the same command again"
+    )

@@ -1,0 +1,76 @@
+"""The beginning of an encode: which images go where, what the store will hold, and whether it may be continued."""
+
+from pathlib import Path
+
+from pipeline.config import EncodeConfig
+from pipeline.devices import named_devices, precision_for
+from pipeline.encoders import Encoder
+from pipeline.sources.labels import LabelTable
+from pipeline.sources.listing import list_source
+from shards.errors import IdentityMismatchError
+from shards.identity import Recipe
+from shards.layout import PLAN, ROOT
+from shards.plan import Plan
+from shards.quantize import Int8Code
+from shards.root import read_recipe
+from shards.writing import StoreWriter
+
+_PIXELS_PER_TOKEN = 16
+
+
+def make_plan(config: EncodeConfig) -> Plan:
+    """Lists the source and deals its images to the shards."""
+    labels = LabelTable.read(config.labels) if config.labels else None
+    listing = list_source(config.source_path(), labels)
+    return Plan.build(listing.records, listing.class_names, config.store.shards, config.store.seed)
+
+
+def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:
+    """What the store will hold."""
+    store = config.store
+    devices = named_devices(config.work.devices)
+    image_size = store.image_size or _PIXELS_PER_TOKEN * encoder.identity.grid[0]
+    return Recipe(
+        encoder=encoder.identity,
+        source_digest=plan.source_digest(),
+        num_images=plan.num_images,
+        num_shards=store.shards,
+        seed=store.seed,
+        views=store.view_names(),
+        dtype=store.dtype,
+        image_size=image_size,
+        precision=precision_for(devices, config.encoder.precision),
+        format=store.format,
+        compression=None if store.compression == "none" else store.compression,
+        calibration_rows=store.calibration_rows if store.dtype == "int8" else 0,
+        code_error=store.code_error if store.dtype == "int8" else 0.0,
+    )
+
+
+def open_store(path: Path, recipe: Recipe, plan: Plan, code: Int8Code | None) -> StoreWriter:
+    """Begins the store, or continues it if it was begun with the same recipe.
+
+    Raises:
+        IdentityMismatchError: Naming every difference, also which images have changed.
+    """
+    if (path / ROOT).exists() and (path / PLAN).exists():
+        differences = read_recipe(path).diff(recipe)
+        if differences:
+            changed = changed_images(Plan.read(path / PLAN), plan)
+            raise IdentityMismatchError(
+                f"{path} was begun with another recipe: {'; '.join(differences + changed)}; "
+                "give the settings it was begun with, or another --out"
+            )
+    return StoreWriter.create_or_continue(path, recipe, plan, code)
+
+
+def changed_images(before: Plan, after: Plan) -> list[str]:
+    """What has happened to the source between two listings, in a few words each."""
+    old = dict(zip(before.keys, zip(before.nbytes, before.labels, strict=True), strict=True))
+    new = dict(zip(after.keys, zip(after.nbytes, after.labels, strict=True), strict=True))
+    kinds = {
+        "are gone": sorted(old.keys() - new.keys()),
+        "are new": sorted(new.keys() - old.keys()),
+        "have another size or class": sorted(key for key in old.keys() & new.keys() if old[key] != new[key]),
+    }
+    return [f"{len(keys)} source images {what}, such as {keys[0]}" for what, keys in kinds.items() if keys]
