@@ -23,6 +23,7 @@ from shards.errors import UserError
 from shards.identity import Recipe
 from shards.plan import Plan, SourceRecord
 from shards.quantize import Int8Code, fit_code
+from shards.store import Store
 
 # Values a channel that are kept, of which the fit takes half: twice as many changed no channel's error by more than
 # 0.03 points, and float32 [65536, 768] is 200 MB.
@@ -97,6 +98,21 @@ def fit_and_judge(samples: NDArray[np.float32], *, aim: float = 0.0) -> Calibrat
     return Calibration(code, np.where(square_error == 0, 0.0, relative))
 
 
+def sample_stored(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Some tokens of some rows of a finished store in every view, as `sample_tokens` takes them from images."""
+    parts = []
+    for index, view in enumerate(store.views):
+        chosen = _chosen_tokens(store.num_tokens, len(rows), index, len(store.views))
+        reader = store.reader(view, "tokens")
+        row = np.empty((1, *reader.row_shape), reader.dtype)
+        kept = np.empty((len(rows), len(chosen), store.width), np.float32)
+        for place, number in enumerate(rows.tolist()):
+            reader.read([number], row)
+            kept[place] = store.decode(row[:, chosen])[0]
+        parts.append(kept)
+    return np.concatenate(parts, axis=1)
+
+
 def describe_error(error: NDArray[np.float64]) -> str:
     """The median and the worst channel, in words."""
     worst = int(np.argmax(error))
@@ -153,17 +169,24 @@ def _records(plan: Plan, places: NDArray[np.int64]) -> list[SourceRecord]:
 def _some_tokens(
     images: NDArray[np.uint8], recipe: Recipe, encoder: Encoder, num_images: int
 ) -> NDArray[np.float32]:
-    """Evenly spread tokens of each image in each view, so many that all images together give `_NUM_VALUES`."""
-    num_tokens = recipe.encoder.num_tokens
-    share = min(num_tokens, max(1, _NUM_VALUES // (num_images * len(recipe.views))))
-    chosen = np.arange(share) * num_tokens // share
     pixels = torch.from_numpy(images).to(encoder.get_buffer("mean").device).permute(0, 3, 1, 2)
     parts = []
     for index, view in enumerate(recipe.views):
         tokens = encoder.encode(pixels.flip(-1) if view == "flip" else pixels).cpu().numpy()
-        # Views are mirror images of one another: each gives other tokens.
-        parts.append(tokens[:, (chosen + index * num_tokens // (share * len(recipe.views))) % num_tokens])
+        parts.append(
+            tokens[:, _chosen_tokens(recipe.encoder.num_tokens, num_images, index, len(recipe.views))]
+        )
     return np.concatenate(parts, axis=1)
+
+
+def _chosen_tokens(num_tokens: int, num_images: int, view: int, num_views: int) -> NDArray[np.int64]:
+    """Evenly spread tokens, so many that all images in all views together give `_NUM_VALUES`.
+
+    Views show much the same image: each gives other tokens.
+    """
+    share = min(num_tokens, max(1, _NUM_VALUES // (num_images * num_views)))
+    first = view * num_tokens // (share * num_views)
+    return (np.arange(share) * num_tokens // share + first) % num_tokens
 
 
 def _round_up(error: float) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from pipeline.config import (
+    AssessConfig,
     CleanConfig,
     ConvertConfig,
     EncodeConfig,
@@ -62,6 +63,13 @@ def run_report(config: ReportConfig) -> None:
     report(config)
 
 
+def run_assess(config: AssessConfig) -> None:
+    """Runs `pipeline assess`."""
+    from pipeline.assess import assess
+
+    assess(config)
+
+
 def run_clean(config: CleanConfig) -> None:
     """Runs `pipeline clean`."""
     from pipeline.clean import clean
@@ -75,6 +83,7 @@ Command = (
     | Annotated[InspectConfig, tyro.conf.subcommand("inspect")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
+    | Annotated[AssessConfig, tyro.conf.subcommand("assess")]
     | Annotated[CleanConfig, tyro.conf.subcommand("clean")]
 )
 
@@ -83,6 +92,7 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
     InspectConfig: run_inspect,
     ReportConfig: run_report,
     ConvertConfig: run_convert,
+    AssessConfig: run_assess,
     CleanConfig: run_clean,
 }
 
