@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.nearest import Intervals
+
 NUM_LEVELS = 255
 MAX_ERROR = 0.02
 """Largest error of a channel that is accepted unasked: RMS, as a share of the channel's own deviation."""
@@ -87,11 +89,13 @@ class Int8Code:
         Returns:
             int8[..., D], -127 to 127.
         """
-        by_channel = np.ascontiguousarray(values.reshape(-1, self.width).T)
-        codes = np.empty(by_channel.shape, np.int8)
-        for channel, boundaries in enumerate(self.boundaries):
-            codes[channel] = np.searchsorted(boundaries, by_channel[channel]) - 127
-        return np.ascontiguousarray(codes.T).reshape(values.shape)
+        tokens = np.ascontiguousarray(values.reshape(-1, self.width), np.float32)
+        codes: NDArray[np.int8] = (self._intervals(tokens) - np.uint8(127)).view(np.int8)
+        return codes.reshape(values.shape)
+
+    @cached_property
+    def _intervals(self) -> Intervals:
+        return Intervals(self.boundaries)
 
     def decode(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
         """What the codes stand for.
