@@ -18,6 +18,8 @@ import numpy as np
 from shards.errors import StoreIncompleteError, UsageError
 from shards.identity import EncoderIdentity, Recipe
 from shards.plan import Plan, SourceRecord
+from shards.quantize import fit_code
+from shards.recode import square_errors
 from shards.store import Store, open_store
 from shards.writing import StoreWriter
 
@@ -147,12 +149,20 @@ def make_store(path: Path, tokens: np.ndarray, num_shards: int, **settings: Any)
     except (UsageError, StoreIncompleteError):
         pass
     plan = benchmark_plan(len(tokens), num_shards)
-    writer = StoreWriter.create_or_continue(path, benchmark_recipe(plan, **settings), plan)
+    code = None
+    if settings.get("dtype") == "int8":
+        code = fit_code(np.asarray(tokens[:: max(1, len(tokens) // 64)]).reshape(-1, WIDTH))
+    writer = StoreWriter.create_or_continue(path, benchmark_recipe(plan, **settings), plan, code)
     for view, shard in writer.pending():
         rows = plan.rows_of(shard)
         with writer.shard(view, shard) as output:
             for first in range(0, len(rows), 16):
                 block = np.asarray(tokens[rows.start + first : min(rows.start + first + 16, rows.stop)])
+                if code is not None:
+                    values = block.astype(np.float32)
+                    block = code.encode(values)
+                    for square_error in square_errors(code, block, values):
+                        output.add_square_error(square_error)
                 output.write_block(first, {"tokens": block})
             output.publish()
     writer.finalize()
