@@ -27,9 +27,13 @@ class Place:
 def place_from_environment() -> Place:
     """RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them.
 
+    With neither RANK nor WORLD_SIZE, as `accelerate launch` leaves a single process, this is the only one.
+
     Raises:
-        UsageError: If RANK or WORLD_SIZE is not there or makes no sense.
+        UsageError: If one of RANK and WORLD_SIZE is missing or they make no sense.
     """
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        return Place(0, 1, None)
     rank, world_size = _number("RANK"), _number("WORLD_SIZE")
     local_rank = _number("LOCAL_RANK") if "LOCAL_RANK" in os.environ else None
     return _checked(Place(rank, world_size, local_rank))
