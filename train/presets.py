@@ -61,7 +61,8 @@ _COSINE = Adam(schedule="cosine", hold_epochs=1, decay_end_epoch=16, warm_up=Tru
 
 # fmt: off
 #                    optimizer                               ema     batch  steps
-_TINY      = Recipe(Adam(lr=2e-3),                           0.995,  32,    2000)
+_TINY      = Recipe(Adam(lr=2e-3),                           0.995,  32,    2000,
+                    FlowSettings(shift_base=512))  # 4096 would leave small latents unshifted
 _DH        = Recipe(_DECAY,                                  0.9995, 1024,  STEPS_800_EPOCHS)
 _DH_OLD    = Recipe(replace(_DECAY, warm_up=True),           0.9995, 1024,  STEPS_800_EPOCHS,
                     FlowSettings(time_distribution="uniform"))
