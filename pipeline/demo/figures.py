@@ -61,11 +61,7 @@ def loss_curves(curves: dict[str, tuple[list[int], list[float]]]) -> Image.Image
     figure = Figure(figsize=(5.2 * len(curves), 3.2), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for panel, (title, (steps, losses)) in zip(panels, curves.items(), strict=True):
-        panel.plot(steps, losses, color="#9bb8d3", linewidth=0.8)
-        if len(losses) >= 20:
-            span = max(2, len(losses) // 20)
-            smooth = np.convolve(losses, np.ones(span) / span, mode="valid")
-            panel.plot(steps[span - 1 :], smooth, color="#1f4e79", linewidth=1.6)
+        panel.plot(steps, losses, color="#1f4e79", linewidth=1.6)
         panel.set(title=title, xlabel="optimizer step", ylabel="loss", yscale="log")
         panel.grid(alpha=0.3, which="both")
     buffer = io.BytesIO()
