@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.claims import Task
 from pipeline.config import EncodeConfig
 from pipeline.console import say
-from pipeline.decoding import BatchDecoder, batch_length
+from pipeline.decoding import BatchDecoder, batch_length, crop_size
 from pipeline.devices import named_devices
 from pipeline.encoders import Encoder
 from pipeline.job import decode_threads_for
@@ -136,7 +136,7 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
     reader = SourceReader()
     decoder = BatchDecoder(
         reader,
-        image_size=recipe.image_size or recipe.encoder.input_size,
+        image_size=crop_size(recipe),
         length=batch_length(count, config.work.batch_size),
         threads=decode_threads_for(config, 1),
         allocate=lambda shape: (np.empty(shape, np.uint8), None),

@@ -71,7 +71,7 @@ class StoreConfig:
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     """Storage type of the tokens."""
     image_size: int | None = None
-    """Side of the stored centre crop, in pixels. Default: 16 for each token of a row."""
+    """Side of the stored centre crop, in pixels; 0 stores none. Default: 16 for each token of a row."""
     format: Literal["zarr", "webdataset"] = "zarr"
     """Form of the store."""
     compression: Literal["none", "blosc", "zstd"] = "none"
@@ -146,6 +146,17 @@ class WorkConfig:
     slurm_submit: bool = False
     """Hand the script to sbatch instead of printing it."""
 
+    def check_counts(self) -> None:
+        """Refuses numbers of things that must be there.
+
+        Raises:
+            UsageError: Naming the setting.
+        """
+        for name in ("batch_size", "decode_threads", "max_attempts", "ray_actors", "slurm_tasks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
     def allowed_bad(self, num_images: int) -> int:
         """How many of `num_images` may be undecodable.
 
@@ -189,6 +200,7 @@ class EncodeConfig:
         self.store.check_int8()
         self.encoder.model_args()
         self.work.allowed_bad(0)
+        self.work.check_counts()
 
     def source_path(self) -> str:
         """Where the images are."""

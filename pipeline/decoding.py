@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from pipeline.claims import Task
 from pipeline.sources.reading import BadImageError, SourceReader
 from shards.errors import UndecodableImageError
+from shards.identity import EncoderIdentity, Recipe
 from shards.images import center_crop, decode_image
 from shards.plan import SourceRecord
 
 Images = NDArray[np.uint8]
 
+_PIXELS_PER_TOKEN = 16
 _LONGEST = 100
 """A picture longer than this, in units of its shorter side, would take gigabytes when that side is scaled up."""
 
@@ -79,6 +81,16 @@ def batch_length(capacity: int, at_most: int) -> int:
     """
     num_batches = -(-capacity // at_most)
     return -(-capacity // num_batches)
+
+
+def crop_size(recipe: Recipe) -> int:
+    """Side of the crop that tokens are made from, also where it is not stored: tokens do not depend on that."""
+    return recipe.image_size or default_crop(recipe.encoder)
+
+
+def default_crop(encoder: EncoderIdentity) -> int:
+    """Side of the crop that fits an encoder: what a decoder with patches of 16 pixels gives back."""
+    return _PIXELS_PER_TOKEN * encoder.grid[0]
 
 
 def usable_crop(content: bytes, size: int) -> Images:

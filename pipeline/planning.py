@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.config import EncodeConfig
+from pipeline.decoding import default_crop
 from pipeline.devices import named_devices, precision_for
 from pipeline.encoders import Encoder
 from pipeline.sources.labels import LabelTable
@@ -14,8 +15,6 @@ from shards.plan import Plan
 from shards.quantize import Int8Code
 from shards.root import read_recipe
 from shards.writing import StoreWriter
-
-_PIXELS_PER_TOKEN = 16
 
 
 def make_plan(config: EncodeConfig) -> Plan:
@@ -29,7 +28,7 @@ def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:
     """What the store will hold."""
     store = config.store
     devices = named_devices(config.work.devices)
-    image_size = store.image_size or _PIXELS_PER_TOKEN * encoder.identity.grid[0]
+    image_size = default_crop(encoder.identity) if store.image_size is None else store.image_size
     return Recipe(
         encoder=encoder.identity,
         source_digest=plan.source_digest(),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.claims import Task
 from pipeline.config import EncodeConfig
 from pipeline.cores import usable_cores
-from pipeline.decoding import Batch, BatchDecoder, Images, batch_length
+from pipeline.decoding import Batch, BatchDecoder, Images, batch_length, crop_size
 from pipeline.devices import named_devices
 from pipeline.encoders import Encoder
 from pipeline.job import decode_threads_for
@@ -66,7 +66,7 @@ def _decode(
     reader = SourceReader()
     decoder = BatchDecoder(
         reader,
-        image_size=recipe.image_size,
+        image_size=crop_size(recipe),
         length=batch_length(len(sample), config.work.batch_size),
         threads=decode_threads_for(config, 1),
         allocate=lambda shape: (np.empty(shape, np.uint8), None),

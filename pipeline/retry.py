@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.console import say
-from pipeline.decoding import Images, usable_crop
+from pipeline.decoding import Images, crop_size, usable_crop
 from pipeline.encoders import Encoder
 from pipeline.leases import WORK_DIR
 from pipeline.sources.reading import BadImageError, SourceReader
@@ -75,7 +75,7 @@ def _mended_crops(writer: StoreWriter, commits: Commits) -> Iterator[tuple[int, 
         for place in sorted(places):
             try:
                 content = reader.read(records[place], any_size=True)
-                crop = usable_crop(content, writer.recipe.image_size)
+                crop = usable_crop(content, crop_size(writer.recipe))
             except (BadImageError, UndecodableImageError):
                 continue
             yield shard * writer.recipe.capacity + place, crop

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.claims import Claims, Task
-from pipeline.decoding import Batch, BatchDecoder, Images, batch_length
+from pipeline.decoding import Batch, BatchDecoder, Images, batch_length, crop_size
 from pipeline.encoders import Encoder
 from pipeline.progress import BatchEncoded, BatchWritten, Event, ShardFailed
 from pipeline.sources.reading import SourceReader
@@ -91,7 +91,7 @@ class Worker:
         self._length = batch_length(recipe.capacity, batch_size)
         self._decoder = BatchDecoder(
             reader,
-            image_size=recipe.image_size or recipe.encoder.input_size,
+            image_size=crop_size(recipe),
             length=self._length,
             threads=decode_threads,
             allocate=self._allocate_images,

@@ -1,5 +1,6 @@
 """Ray Core actors: one a GPU anywhere in a cluster, or on this machine alone; the extra `[ray]`."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,12 @@ def run_ray(config: EncodeConfig, progress: Progress) -> None:
             "--engine ray needs Ray, which is not installed; pip install 'rae-latents[ray]'"
         ) from error
     try:
-        ray.init(address=config.work.ray_address, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address=config.work.ray_address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except ConnectionError as error:
         raise UsageError(f"--ray-address {config.work.ray_address} cannot be reached: {error}") from error
     try:

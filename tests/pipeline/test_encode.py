@@ -144,6 +144,7 @@ def test_a_changed_source_is_refused_and_the_images_are_named(folder, tmp_path, 
         (["{folder}", "--views", "center,side"], 2, "got 'side'"),
         (["{folder}", "--max-bad", "few"], 2, "--max-bad"),
         (["{folder}", "--encoder-args", "depth"], 2, "KEY=VALUE"),
+        (["{folder}", "--batch-size", "0"], 2, "--batch-size must be at least 1, got 0"),
         (["{folder}", "--devices", "cuda:99"], 2, "does not have"),
         (["{folder}", "--out", "{folder}"], 2, "new or empty folder"),
     ],
@@ -310,3 +311,12 @@ def test_the_report_is_one_page_without_links_outside(folder, tmp_path, tiny, pi
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert len(sources) == 4
     assert all(source.startswith("data:image/") for source in sources)
+
+
+def test_tokens_are_the_same_where_no_crops_are_stored(folder, tmp_path, tiny, pipeline):
+    arguments = ("encode", folder, "--shards", 2, *tiny)
+    assert pipeline(*arguments, "--out", tmp_path / "with")[0] == 0
+    assert pipeline(*arguments, "--out", tmp_path / "without", "--image-size", 0)[0] == 0
+    one, other = open_store(tmp_path / "with"), open_store(tmp_path / "without")
+    assert not list((tmp_path / "without").glob("*/image"))
+    np.testing.assert_array_equal(read_all(one, "flip", "tokens"), read_all(other, "flip", "tokens"))
