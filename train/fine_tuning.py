@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from shards.errors import UsageError
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
-from train.published import load_decoder, load_dit
+from train.published import load_decoder, read_state_dict
 from train.snapshot import load_snapshot
 from train.tensor_files import open_tensors
 
@@ -57,5 +57,6 @@ def _read(model: nn.Module, path: Path) -> tuple[dict[str, Tensor], LatentNormal
         if ours:
             snapshot = load_snapshot(path)
             return dict(snapshot.model.state_dict()), snapshot.normalizer
-    published = load_decoder(path) if isinstance(model, ViTDecoder) else load_dit(path)
-    return dict(published.state_dict()), None
+    if isinstance(model, ViTDecoder):
+        return dict(load_decoder(path, model.config).state_dict()), None
+    return read_state_dict(path), None
