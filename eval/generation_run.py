@@ -66,7 +66,7 @@ def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
     model = load_dit(settings.snapshot, team.device)
     producer = _producer(plan, model, team)
     require_published_size(settings.protocol, producer.decoder.image_size)
-    record = _record(plan, producer.sampler.classes)
+    record = _record(plan, producer.sampler)
     if team.leads:
         _open_folder(settings.out, record)
     samples = SamplesFile(settings.out / "samples.npz", plan.num, producer.decoder.image_size)
@@ -131,7 +131,7 @@ def _producer(plan: GenerationPlan, model: Snapshot, team: Team) -> Producer:
         kind=plan.kind,
         points=plan.points,
         method=plan.method,
-        shift_base=settings.shift_base,
+        shift_base=settings.shift_base or model.meta.shift_base,
         guidance=plan.guidance,
         scale=plan.guidance_scale,
         interval=settings.guidance_interval,
@@ -149,7 +149,7 @@ def _producer(plan: GenerationPlan, model: Snapshot, team: Team) -> Producer:
     )
 
 
-def _record(plan: GenerationPlan, classes: tuple[int, ...]) -> dict[str, Any]:
+def _record(plan: GenerationPlan, sampler: LatentSampler) -> dict[str, Any]:
     """Everything the samples depend on, as JSON values."""
     settings = plan.settings
     record = {
@@ -159,7 +159,7 @@ def _record(plan: GenerationPlan, classes: tuple[int, ...]) -> dict[str, Any]:
         "guide_sha256": None if settings.guide is None else file_digest(settings.guide),
         "protocol": settings.protocol,
         "seed": settings.seed,
-        "classes": classes,
+        "classes": sampler.classes,
         "guidance_interval": settings.guidance_interval,
         "precision": settings.precision,
         "rounding": settings.rounding,
@@ -168,7 +168,7 @@ def _record(plan: GenerationPlan, classes: tuple[int, ...]) -> dict[str, Any]:
         "kind": plan.kind,
         "points": plan.points,
         "method": plan.method,
-        "shift_base": settings.shift_base,
+        "shift_base": sampler.shift_base,
         "guidance": plan.guidance,
         "guidance_scale": plan.guidance_scale,
         "deviations": plan.deviations,

@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from eval.cautions import reconstruction_cautions
 from eval.command import warn
-from eval.feature_pass import FeatureSet, share
-from eval.features import FeatureName, InceptionFeatures
+from eval.feature_pass import share
 from eval.image_sources import blocks, evenly_spread
 from eval.metrics import frechet_distance
-from eval.networks import Decoder, decoder_of, file_digest, load_decoder, require_same_encoder, set_precision
-from eval.perceptual_weights import load_perceptual, lpips
-from eval.pictures import grid, save_png, side_by_side, to_uint8
+from eval.networks import decoder_of, file_digest, load_decoder, require_same_encoder, set_precision
+from eval.pictures import grid, save_png, side_by_side
+from eval.reconstruction_pairs import POOL, Judge, Judged, Pairs, merged
 from eval.reference import load_reference
 from eval.results import device_name, versions, write_json
 from eval.settings import ReconstructionSettings
-from eval.similarity import psnr, ssim
 from shards.errors import UserError
 from shards.store import Store, open_store
 from train.distributed import Team
 from train.signals import die_with_launcher
-from train.stored_tokens import StoredTokens, stored_tensor
 
 _BATCH_SIZE = {"cuda": 64, "cpu": 16}
-_POOL: set[FeatureName] = {"pool"}
 _CLASSES_SHOWN = 32
-
-
-@dataclass
-class Judged:
-    """What one process found out about its rows."""
-
-    rows: list[NDArray[np.int64]] = field(default_factory=list)
-    scores: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
-    """Metrics of the single pictures, by name."""
-    originals: FeatureSet = field(default_factory=FeatureSet)
-    reconstructions: FeatureSet = field(default_factory=FeatureSet)
 
 
 def reconstruct(settings: ReconstructionSettings) -> dict[str, Any]:
@@ -87,7 +68,7 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
             batch = rows[first:last]
             judge.add(batch, *pairs.read(batch))
             progress.update(len(batch))
-    found = _merged(team.gather(judge.found))
+    found = merged(team.gather(judge.found))
     results = {
         "decoder": settings.decoder.name,
         "decoder_sha256": file_digest(settings.decoder),
@@ -113,69 +94,6 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
     return results
 
 
-class Pairs:
-    """Originals of a store beside what the decoder makes of their tokens."""
-
-    def __init__(self, store: Store, decoder: Decoder, device: torch.device, *, rounding: bool) -> None:
-        self._tokens = store.reader("center", "tokens")
-        self._stored = StoredTokens.of(store).to(device)
-        self._images = store.reader("center", "image")
-        self._decoder = decoder
-        self._device = device
-        self._rounding = rounding
-
-    def read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Originals and reconstructions of some rows, uint8 [B, 3, H, W] each, on the device."""
-        tokens = np.empty((len(rows), *self._tokens.row_shape), self._tokens.dtype)
-        images = np.empty((len(rows), *self._images.row_shape), np.uint8)
-        self._tokens.read(rows, tokens)
-        self._images.read(rows, images)
-        raw = self._stored(stored_tensor(tokens, self._tokens.logical_dtype).to(self._device))
-        made = to_uint8(self._decoder.pixels(raw), rounding=self._rounding)
-        original = torch.from_numpy(images).to(self._device)
-        return original.permute(0, 3, 1, 2), made.permute(0, 3, 1, 2)
-
-
-class Judge:
-    """Measures pairs of pictures, batch by batch."""
-
-    def __init__(self, settings: ReconstructionSettings, device: torch.device) -> None:
-        self.found = Judged()
-        self._metrics = settings.metrics
-        self._perceptual = (
-            load_perceptual(settings.lpips_weights, device) if "lpips" in settings.metrics else None
-        )
-        self.inception = (
-            InceptionFeatures(settings.feature_weights, device) if "rfid" in settings.metrics else None
-        )
-
-    def add(self, rows: NDArray[np.int64], originals: Tensor, made: Tensor) -> None:
-        """Measure a batch, uint8 [B, 3, H, W] each."""
-        self.found.rows.append(rows)
-        # PSNR also orders the page of best, median and worst.
-        scores = {"psnr": psnr(originals, made)}
-        if "ssim" in self._metrics:
-            scores["ssim"] = ssim(originals, made)
-        if self._perceptual is not None:
-            scores["lpips"] = lpips(self._perceptual, originals, made)
-        for name, values in scores.items():
-            self.found.scores.setdefault(name, []).append(values.cpu().numpy())
-        if self.inception is not None:
-            for side, pictures in ((self.found.originals, originals), (self.found.reconstructions, made)):
-                side.add(self.inception.features(pictures), moments=_POOL, keep=set())
-
-
-def _merged(parts: list[Judged]) -> Judged:
-    whole = Judged()
-    for part in parts:
-        whole.rows.extend(part.rows)
-        for name, values in part.scores.items():
-            whole.scores.setdefault(name, []).extend(values)
-        whole.originals.merge(part.originals)
-        whole.reconstructions.merge(part.reconstructions)
-    return whole
-
-
 def _summary(found: Judged) -> dict[str, float]:
     return {name: float(np.concatenate(values).mean()) for name, values in found.scores.items()}
 
@@ -187,7 +105,7 @@ def _rfid(
     count = sum(len(rows) for rows in found.rows)
     kind, reference_count, gaussian = None, None, None
     if settings.reference is not None:
-        side = load_reference(settings.reference, size, judge.inception, team, features=_POOL, manifold=False)
+        side = load_reference(settings.reference, size, judge.inception, team, features=POOL, manifold=False)
         kind, reference_count, gaussian = side.kind, side.count, side.gaussians["pool"]
     cautions = reconstruction_cautions(count, kind, reference_count)
     if not team.leads:

@@ -53,8 +53,8 @@ class GenerationSettings:
     """Points of the time grid, instead of the sampler's."""
     method: str | None = None
     """euler, heun or a torchdiffeq solver, instead of the sampler's."""
-    shift_base: int = 4096
-    """Numbers in a latent for which times are not shifted toward noise; as the model was trained."""
+    shift_base: int | None = None
+    """Numbers in a latent for which times are not shifted toward noise; default as the model was trained."""
     guidance: Guidance | None = None
     """cfg: classifier-free; autoguidance: by a weaker model. Default none."""
     guidance_scale: float | None = None
@@ -92,7 +92,7 @@ class GenerationSettings:
             raise UsageError(f"--num must be at least 1, got {self.num}")
         if self.points is not None and self.points < 2:
             raise UsageError(f"--points must be at least 2, a start and an end, got {self.points}")
-        if self.shift_base < 1:
+        if self.shift_base is not None and self.shift_base < 1:
             raise UsageError(f"--shift-base must be at least 1, got {self.shift_base}")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"--batch-size must be at least 1, got {self.batch_size}")

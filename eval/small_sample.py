@@ -39,6 +39,7 @@ class SmallSampleFid:
         num: Samples.
         seed: Seed of noise.
         points: Points of the published time grid.
+        shift_base: Numbers in a latent for which times are not shifted; as in training.
         precision: Arithmetic of the networks.
         batch_size: Samples computed together a process; None: as many as fit.
         feature_weights: See `eval.features.InceptionFeatures`.
@@ -57,6 +58,7 @@ class SmallSampleFid:
         num: int = 5000,
         seed: int = 0,
         points: int = 50,
+        shift_base: int = 4096,
         precision: Precision = "fp32",
         batch_size: int | None = None,
         feature_weights: str = "public",
@@ -70,7 +72,8 @@ class SmallSampleFid:
         )
         self._reference = side.gaussians["pool"]
         self._team, self._num, self._seed = team, num, seed
-        self._points, self._precision, self._batch_size = points, precision, batch_size
+        self._points, self._shift_base = points, shift_base
+        self._precision, self._batch_size = precision, batch_size
 
     def __call__(self, model: nn.Module, normalizer: LatentNormalizer, num_classes: int) -> float:
         """FID of the model's samples, on every process.
@@ -89,6 +92,7 @@ class SmallSampleFid:
                 classes=tuple(range(num_classes)),
                 seed=self._seed,
                 points=self._points,
+                shift_base=self._shift_base,
                 precision=self._precision,
             ),
             normalizer=normalizer,

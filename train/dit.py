@@ -107,6 +107,7 @@ def sample_grid(
             model=model,
             latent_shape=(config.token_width, *config.grid),
             num_classes=config.num_classes,
+            shift_base=settings.flow.shift_base,
             classes=classes,
             seed=settings.seed,
             precision=precision,

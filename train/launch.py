@@ -179,6 +179,7 @@ def snapshot_meta(settings: Settings, store: Store) -> Callable[[int, float], Sn
             step=step,
             samples_seen=step * settings.global_batch_size,
             ema_rate=ema_rate,
+            **({"shift_base": settings.flow.shift_base} if isinstance(settings, DiTSettings) else {}),
         )
 
     return meta

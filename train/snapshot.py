@@ -45,6 +45,8 @@ class SnapshotMeta:
     """Samples those steps learnt from."""
     ema_rate: float
     """Rate of the running average the weights are; 0: the trained weights themselves."""
+    shift_base: int = 4096
+    """Numbers in a latent for which a DiT's times were not shifted, which sampling must share; as published."""
 
     @property
     def encoder_id(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from shards.dtypes import float32_to_bfloat16
 from shards.identity import EncoderIdentity, Recipe
 from shards.plan import Plan, SourceRecord
 from shards.writing import StoreWriter
@@ -51,10 +52,7 @@ def encoder() -> EncoderIdentity:
     )
 
 
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity) -> Path:
-    """A finished store with one quarantined image."""
-    path = tmp_path_factory.mktemp("world") / "store"
+def _write_store(path: Path, encoder: EncoderIdentity, dtype: str) -> Path:
     records = [
         SourceRecord(key=f"{i:03}", label=i % len(CLASSES), uri=f"{i:03}.png", offset=0, nbytes=1)
         for i in range(NUM_IMAGES)
@@ -68,8 +66,10 @@ def store(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity) ->
         seed=0,
         views=("center",),
         image_size=SIZE,
+        dtype=dtype,
     )
     writer = StoreWriter.create_or_continue(path, recipe, plan)
+    stored = float32_to_bfloat16 if dtype == "bfloat16" else np.float16
     rng = np.random.default_rng(0)
     for shard in range(3):
         with writer.shard("center", shard) as target:
@@ -78,11 +78,23 @@ def store(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity) ->
                     target.quarantine(place, "not an image")
                     continue
                 image = np.full((SIZE, SIZE, 3), rng.integers(0, 256, 3), np.uint8)
-                tokens = rng.standard_normal((GRID[0] * GRID[1], WIDTH)).astype(np.float16)
-                target.write(place, {"tokens": tokens, "image": image})
+                tokens = rng.standard_normal((GRID[0] * GRID[1], WIDTH)).astype(np.float32)
+                target.write(place, {"tokens": stored(tokens), "image": image})
             target.publish()
     writer.finalize()
     return path
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity) -> Path:
+    """A finished store with one quarantined image."""
+    return _write_store(tmp_path_factory.mktemp("world") / "store", encoder, "float16")
+
+
+@pytest.fixture(scope="session")
+def bfloat16_store(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity) -> Path:
+    """The same images and tokens, stored as bfloat16."""
+    return _write_store(tmp_path_factory.mktemp("world") / "store", encoder, "bfloat16")
 
 
 def _meta(encoder: EncoderIdentity, **changes: Any) -> SnapshotMeta:

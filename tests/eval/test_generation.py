@@ -183,7 +183,7 @@ def test_a_snapshot_trained_without_labels_is_sampled_without_one(settings, writ
 
 
 def test_a_decoder_of_another_encoder_is_refused_with_the_difference(settings, write_decoder, encoder):
-    other = write_decoder(encoder=replace(encoder, weights="random:1"))
+    other = write_decoder(encoder=replace(encoder, weights_digest="another"))
     with pytest.raises(IdentityMismatchError, match=r"decoder .* another encoder: weights"):
         generate(replace(settings, decoder=other))
 
@@ -191,7 +191,11 @@ def test_a_decoder_of_another_encoder_is_refused_with_the_difference(settings, w
 def test_a_guide_of_another_encoder_class_count_or_normalisation_is_refused(settings, write_dit, encoder):
     guided = replace(settings, guidance="autoguidance", guidance_scale=1.5)
     refusals = [
-        (write_dit(encoder=replace(encoder, weights="random:1")), IdentityMismatchError, "another encoder"),
+        (
+            write_dit(encoder=replace(encoder, weights_digest="another")),
+            IdentityMismatchError,
+            "another encoder",
+        ),
         (write_dit(num_classes=5), UsageError, "has 5 and the model 3"),
         (write_dit(variance=0.25), IdentityMismatchError, "statistics in .* differ"),
     ]

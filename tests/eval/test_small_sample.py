@@ -49,4 +49,4 @@ def test_it_is_the_distance_of_the_samples_the_command_makes(dit, decoder, encod
 
 def test_a_decoder_of_another_encoder_is_refused(decoder, encoder, tmp_path):
     with pytest.raises(IdentityMismatchError, match="another encoder"):
-        SmallSampleFid(decoder, tmp_path, replace(encoder, weights="random:1"), Team())
+        SmallSampleFid(decoder, tmp_path, replace(encoder, weights_digest="another"), Team())
