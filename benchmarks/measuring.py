@@ -19,7 +19,6 @@ from shards.errors import StoreIncompleteError, UsageError
 from shards.identity import EncoderIdentity, Recipe
 from shards.plan import Plan, SourceRecord
 from shards.quantize import fit_code
-from shards.recode import square_errors
 from shards.store import Store, open_store
 from shards.writing import StoreWriter
 
@@ -159,9 +158,8 @@ def make_store(path: Path, tokens: np.ndarray, num_shards: int, **settings: Any)
             for first in range(0, len(rows), 16):
                 block = np.asarray(tokens[rows.start + first : min(rows.start + first + 16, rows.stop)])
                 if code is not None:
-                    values = block.astype(np.float32)
-                    block = code.encode(values)
-                    for square_error in square_errors(code, block, values):
+                    block, square_errors = code.encode_rows(block.astype(np.float32))
+                    for square_error in square_errors:
                         output.add_square_error(square_error)
                 output.write_block(first, {"tokens": block})
             output.publish()

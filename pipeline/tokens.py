@@ -72,9 +72,8 @@ class TokenStorage:
         if self._code is None:
             return StoredTokens(tokens.to(self.dtype), None)
         if tokens.device.type == "cpu":
-            codes = self._code.encode(tokens.numpy())
-            decoded = torch.from_numpy(self._code.decode(codes))
-            return StoredTokens(torch.from_numpy(codes), _square_error(decoded - tokens))
+            codes, square_error = self._code.encode_rows(tokens.numpy())
+            return StoredTokens(torch.from_numpy(codes), torch.from_numpy(square_error))
         return self.code_on_device(tokens)
 
     def code_on_device(self, tokens: Tensor) -> StoredTokens:
@@ -86,8 +85,4 @@ class TokenStorage:
         entries = torch.searchsorted(self._boundaries, by_channel)
         error = (self._levels.gather(1, entries) - by_channel).T.view(rows, num_tokens, width)
         codes = (entries - 127).to(torch.int8).T.reshape(rows, num_tokens, width)
-        return StoredTokens(codes, _square_error(error))
-
-
-def _square_error(error: Tensor) -> Tensor:
-    return error.square().sum(dim=1, dtype=torch.float64)
+        return StoredTokens(codes, error.square().sum(dim=1, dtype=torch.float64))

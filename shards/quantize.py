@@ -97,6 +97,26 @@ class Int8Code:
     def _intervals(self) -> Intervals:
         return Intervals(self.boundaries)
 
+    def encode_rows(self, rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+        """The codes of some rows' tokens, and what they lose.
+
+        Args:
+            rows: Tokens, float32[b, N, D].
+
+        Returns:
+            Codes int8[b, N, D], and each row's sum over tokens of squared errors, float64[b, D].
+        """
+        codes = np.empty(rows.shape, np.int8)
+        square_error = np.empty((len(rows), self.width))
+        # Row by row, so that what lies between the steps stays in the cache.
+        for index, row in enumerate(rows):
+            codes[index] = self.encode(row)
+            lost = self.decode(codes[index])
+            lost -= row
+            np.square(lost, out=lost)
+            square_error[index] = lost.sum(axis=0, dtype=np.float64)
+        return codes, square_error
+
     def decode(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
         """What the codes stand for.
 

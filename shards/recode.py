@@ -123,20 +123,10 @@ def _copy(
         if writer.code is None:
             arrays["tokens"] = to_storage(values, storage_type(writer.recipe.dtype))
         else:
-            arrays["tokens"] = writer.code.encode(values)
-        output.write_block(places.start, arrays)
-        if writer.code is not None:
-            for square_error in square_errors(writer.code, arrays["tokens"], values):
+            arrays["tokens"], square_errors = writer.code.encode_rows(values)
+            for square_error in square_errors:
                 output.add_square_error(square_error)
-
-
-def square_errors(
-    code: Int8Code, codes: NDArray[np.int8], values: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """What each row's tokens lose by channel: codes and values [b, N, D] → sums over tokens, float64[b, D]."""
-    lost = code.decode(codes) - values
-    total: NDArray[np.float64] = np.square(lost).sum(axis=1, dtype=np.float64)
-    return total
+        output.write_block(places.start, arrays)
 
 
 def _blocks(present: NDArray[np.bool_]) -> Iterator[range]:
