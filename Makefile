@@ -10,8 +10,11 @@ WEIGHTS ?= random:0
 ENCODER_SIZES ?= $(if $(filter test_vit,$(ENCODER)),--input-size 96 --encoder-args patch_size=12 --image-size 96)
 DEMO ?= runs/demo
 DECODER_STEPS ?= 800
-DIT_STEPS ?= 2000
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+DIT_STEPS ?= 1500
+# Without a GPU, accelerate would give the process a single thread.
+CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	--num_cpu_threads_per_process $(CORES)
 
 .PHONY: demo test test-slow check fmt clean
 
@@ -47,10 +50,10 @@ check: $(VENV)/.installed-test
 	$(BIN)/lint-imports --no-cache
 
 test: check
-	$(BIN)/python -m pytest -m "not gpu and not slow" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not gpu and not slow" -n auto --dist worksteal
 
 test-slow: check
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not gpu" -n auto --dist worksteal
 
 fmt: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
