@@ -63,20 +63,25 @@ def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def float16_to_float32(values: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Widen float16 to float32, exactly and six times as fast as ``astype``.
+HALF_SCALE = 2.0**112
+"""Factor by which `half_to_scaled_float32` is too small: two to the difference of the biases, 127 - 15."""
 
-    float16's exponent and mantissa are moved to where float32 has its own; what is missing is the difference
-    of the exponents' biases, 127 - 15, which one multiplication adds, to denormal numbers too.
+
+def half_is_finite(values: NDArray[np.float16]) -> bool:
+    """Whether no float16 is NaN or infinity; numpy's ``isfinite`` takes ten times as long for them."""
+    return int((values.view(np.uint16) & np.uint16(0x7FFF)).max(initial=0)) < 0x7C00
+
+
+def half_to_scaled_float32(values: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Finite float16 divided by `HALF_SCALE`, as float32: exact, and many times as fast as ``astype``.
+
+    float16's exponent and mantissa are moved to where float32 has its own, which leaves the difference of the
+    exponents' biases as a factor, for denormal numbers too.
     """
-    if (values.view(np.uint16) & np.uint16(0x7FFF)).max(initial=0) >= 0x7C00:
-        return values.astype(np.float32)  # infinity and NaN have an exponent of their own
     bits = values.view(np.int16).astype(np.int32)
     bits <<= 13
-    bits &= np.int32(-0x70000001)  # the sign, spread over three bits by the widening, goes back to one
-    widened = bits.view(np.float32)
-    widened *= np.float32(2.0**112)
-    return widened
+    bits &= np.int32(-0x70000001)  # the sign, which the widening spread over three bits, goes back to one
+    return bits.view(np.float32)
 
 
 def to_storage(values: NDArray[np.float32], dtype: StorageType) -> NDArray[Any]:
@@ -96,6 +101,4 @@ def to_float64(stored: NDArray[Any], dtype: StorageType) -> NDArray[np.float64]:
     """The numbers a reader gets back from a floating storage type, exactly, as float64."""
     if dtype.logical == "bfloat16":
         return bfloat16_to_float32(stored).astype(np.float64)
-    if dtype.logical == "float16":
-        return float16_to_float32(stored).astype(np.float64)
     return stored.astype(np.float64)

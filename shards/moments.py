@@ -16,12 +16,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.dtypes import StorageType, storage_type, to_float64
+from shards.dtypes import (
+    HALF_SCALE,
+    StorageType,
+    half_is_finite,
+    half_to_scaled_float32,
+    storage_type,
+    to_float64,
+)
 from shards.errors import StoreDamagedError
 from shards.quantize import Int8Code
 
 # Columns worked on at a time: a tile of float64 stays in the second-level cache.
-_TILE = 32768
+_TILE = 16384
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ class RowSums:
         self._row_shape = row_shape
         self._code = code
         self._dtype = dtype if code is None else storage_type("float32")
+        self._half = self._dtype.logical == "float16"
         size = int(np.prod(row_shape))
         self._count = 0
         self._shift = np.zeros(size)
@@ -103,31 +111,50 @@ class RowSums:
         """Add rows [k, *row_shape] of the storage type, in order of place."""
         if not len(rows):
             return
-        flat = (rows if self._code is None else self._code.decode(rows)).reshape(len(rows), -1)
-        if not self._count:
-            # Deviations from any one row keep a large common mean from drowning a small variance.
+        flat: NDArray[Any] = (rows if self._code is None else self._code.decode(rows)).reshape(len(rows), -1)
+        if self._half and not half_is_finite(flat):
+            self._sum[:] = np.nan
+        if not self._count and not self._half:
+            # Deviations from any one row keep a large common mean from drowning a small variance. Half precision
+            # cannot tell deviations that small from none, so it goes without.
             self._shift = to_float64(flat[0], self._dtype)
-        # Row by row: a sum over the axis would round differently for every batch size.
-        for row in flat:
-            for start in range(0, len(row), _TILE):
-                tile = slice(start, start + _TILE)
-                deviations = to_float64(row[tile], self._dtype)
-                with np.errstate(invalid="ignore"):  # infinities are for `finite` to find
-                    deviations -= self._shift[tile]
-                    self._sum[tile] += deviations
-                    deviations *= deviations
-                    self._squares[tile] += deviations
+        for start in range(0, flat.shape[1], _TILE):
+            tile = slice(start, start + _TILE)
+            self._add(flat[:, tile], self._shift[tile], self._sum[tile], self._squares[tile])
         self._count += len(rows)
+
+    def _add(
+        self,
+        rows: NDArray[Any],
+        shift: NDArray[np.float64],
+        total: NDArray[np.float64],
+        squares: NDArray[np.float64],
+    ) -> None:
+        # Row by row: a sum over the axis would round differently for every batch size.
+        with np.errstate(invalid="ignore"):  # infinities are for `finite` to find
+            for row in rows:
+                if self._half:
+                    deviations = half_to_scaled_float32(row).astype(np.float64)
+                else:
+                    deviations = to_float64(row, self._dtype)
+                    deviations -= shift
+                total += deviations
+                deviations *= deviations
+                squares += deviations
 
     @property
     def finite(self) -> bool:
         """Whether no row held NaN or infinity."""
-        return bool(np.isfinite(self._shift).all() and np.isfinite(self._squares).all())
+        return all(bool(np.isfinite(part).all()) for part in (self._shift, self._sum, self._squares))
 
     def moments(self) -> Moments:
         """Moments of the rows added so far, which must be `finite`."""
         if not self._count:
             return Moments.empty(self._row_shape)
-        mean = self._shift + self._sum / self._count
-        m2 = np.maximum(self._squares - self._sum * (self._sum / self._count), 0.0)
+        mean = self._sum / self._count
+        m2 = np.maximum(self._squares - self._sum * mean, 0.0)
+        if self._half:
+            mean *= HALF_SCALE
+            m2 *= HALF_SCALE**2
+        mean += self._shift
         return Moments(self._count, mean.reshape(self._row_shape), m2.reshape(self._row_shape))

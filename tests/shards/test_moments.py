@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.dtypes import (
+    HALF_SCALE,
     bfloat16_to_float32,
     fill_array,
-    float16_to_float32,
     float32_to_bfloat16,
+    half_is_finite,
+    half_to_scaled_float32,
     storage_type,
     to_float64,
     to_storage,
@@ -88,11 +90,17 @@ def test_other_bytes_are_not_moments(content):
         Moments.from_bytes(content, (4, 5))
 
 
-def test_every_float16_widens_exactly():
+def test_every_finite_float16_widens_exactly():
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)]
-    assert float16_to_float32(finite).tobytes() == finite.astype(np.float32).tobytes()
-    assert np.array_equal(float16_to_float32(every), every.astype(np.float32), equal_nan=True)
+    widened = half_to_scaled_float32(finite).astype(np.float64) * HALF_SCALE
+    assert widened.tobytes() == finite.astype(np.float64).tobytes()
+
+
+def test_float16_that_are_not_finite_are_found():
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    assert half_is_finite(every[np.isfinite(every)])
+    assert not any(half_is_finite(every[i : i + 1]) for i in np.flatnonzero(~np.isfinite(every)))
 
 
 def test_every_bfloat16_survives_the_way_to_float32_and_back():

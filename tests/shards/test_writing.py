@@ -326,7 +326,7 @@ def test_tokens_that_are_not_numbers_are_never_published(tmp_path, value):
 def test_int8_waits_for_its_code(tmp_path):
     plan = make_plan(KIND)
     recipe = Recipe.from_dict({**make_recipe(KIND, plan).to_dict(), "dtype": "int8"})
-    with pytest.raises(UsageError, match="calibrated code"):
+    with pytest.raises(UsageError, match="written with a code"):
         StoreWriter.create_or_continue(tmp_path / "store", recipe, plan)
 
 
