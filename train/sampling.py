@@ -23,10 +23,13 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 GridKind = Literal["published", "to-zero"]
 
 OWN_METHODS = ("euler", "heun")
-FIXED_METHODS = ("midpoint", "rk4", "heun2", "heun3", "explicit_adams", "implicit_adams")
-ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+FIXED_METHODS = ("midpoint", "rk4", "heun3")
+ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 METHODS = (*OWN_METHODS, *FIXED_METHODS, *ADAPTIVE_METHODS)
-"""All names `integrate` takes; those but the first two are torchdiffeq's."""
+"""All names `integrate` takes; those but the first two are torchdiffeq's.
+
+Its explicit_adams and fehlberg2 are left out: in 0.2.5 they miss e⁻¹ by a tenth where Euler misses it by a hundredth.
+"""
 
 
 def time_grid(num_points: int, shift: float, kind: GridKind = "published") -> Tensor:

@@ -1,0 +1,177 @@
+"""Networks beyond the recordings: switches the reference crashes on, rectangles, padding, refusals, configurations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from shards.errors import UsageError
+from train.models.build import build_model
+from train.models.config import (
+    DiTConfig,
+    DiTDHConfig,
+    ViTDecoderConfig,
+    config_from_dict,
+    config_to_dict,
+    swiglu_width,
+)
+from train.models.cost import forward_flops, num_parameters
+from train.models.embeddings import RotaryEncoding, sincos_table
+from train.models.infer import PublishedFileError, config_from_reference
+from train.models.layers import SwiGLU
+
+DIT_DH = DiTDHConfig(
+    token_width=8, grid=(4, 4), num_classes=5, width=16, depth=2, num_heads=2, head_width=24, head_depth=1,
+    head_num_heads=2,
+)  # fmt: skip
+DIT = DiTConfig(token_width=8, grid=(4, 4), num_classes=5, width=16, depth=2, num_heads=2)
+DECODER = ViTDecoderConfig(
+    token_width=8, grid=(4, 4), width=16, depth=1, num_heads=2, mlp_width=20, patch_size=4
+)
+SWITCHES = {
+    "patch 2": {"patch_size": 2},
+    "no rope": {"rope": False},
+    "no shift": {"shift": False},
+    "qk-norm": {"qk_norm": True},
+    "layer norm with qk-norm": {"rms_norm": False, "qk_norm": True},
+    "gelu": {"swiglu": False},
+    "rectangle": {"grid": (2, 6)},
+    "no null label": {"null_label": False},
+}
+
+
+def stirred(config):
+    torch.manual_seed(0)
+    model = build_model(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("config", [DIT_DH, DIT], ids=["dit-dh", "dit"])
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_every_switch_works_and_every_trained_parameter_matters(config, switch):
+    config = replace(config, **SWITCHES[switch])
+    model = stirred(config)
+    x, t, y = torch.randn(5, 8, *config.grid), torch.rand(5), torch.arange(5)
+    velocity = model(x, t, y)
+    assert velocity.shape == x.shape
+    velocity.square().mean().backward()
+    # The keys' bias moves all scores of a query alike, so softmax and therefore the velocity never see it.
+    dead = [name for name, p in model.named_parameters() if p.requires_grad and not p.grad.any()]
+    assert dead == []
+    assert num_parameters(config) == sum(p.numel() for p in model.parameters())
+    assert forward_flops(config) > 0
+
+
+@pytest.mark.parametrize("config", [DIT_DH, DIT], ids=["dit-dh", "dit"])
+def test_a_fresh_network_says_zero(config):
+    velocity = build_model(config)(torch.randn(2, 8, 4, 4), torch.rand(2), torch.tensor([0, 5]))
+    assert not velocity.any()
+
+
+def test_a_sample_does_not_depend_on_its_neighbours():
+    model = stirred(DIT_DH).eval()
+    x, t, y = torch.randn(3, 8, 4, 4), torch.rand(3), torch.arange(3)
+    with torch.no_grad():
+        assert torch.allclose(model(x, t, y)[1:2], model(x[1:2], t[1:2], y[1:2]), atol=1e-5)
+
+
+def test_the_padded_swiglu_is_the_same_function_with_the_same_gradients():
+    torch.manual_seed(0)
+    mlp, x = SwiGLU(16, 21).double(), torch.randn(3, 5, 16, dtype=torch.float64)
+    results = []
+    for function in (mlp, lambda x: mlp._padded(x, 43)):
+        mlp.zero_grad()
+        out = function(x)
+        out.square().sum().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in mlp.parameters())])
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(*results, strict=True))
+
+
+def test_rotary_encoding_makes_scores_depend_on_distance_alone():
+    rope = RotaryEncoding(8, (4, 4))
+    query, key = torch.randn(2, 8)
+    q, k = (rope(v.expand(1, 16, 1, 8))[0, :, 0].view(4, 4, 8) for v in (query, key))
+    assert torch.allclose(q[0, 1] @ k[1, 3], q[2, 0] @ k[3, 2], atol=1e-5)
+    assert not torch.allclose(q[0, 0] @ k[1, 3], q[0, 0] @ k[3, 1], atol=1e-2)
+
+
+def test_rotary_encoding_is_the_same_compiled_and_eager(monkeypatch):
+    rope, x = RotaryEncoding(8, (3, 2)), torch.randn(2, 6, 2, 4, 8)
+    eager = rope(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.allclose(rope(x), eager, atol=1e-6)
+
+
+def test_a_rectangles_table_is_the_first_rows_of_the_squares():
+    assert torch.equal(sincos_table(16, (3, 5)), sincos_table(16, (5, 5))[:, :15])
+
+
+def test_the_decoders_pixel_scale_is_its_encoders():
+    halves = replace(DECODER, pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.5, 0.5, 0.5))
+    model, tokens = stirred(halves), torch.randn(2, 16, 8)
+    assert torch.allclose(model(tokens), model.forward_normalised(tokens) * 0.5 + 0.5)
+    assert "pixel_mean" not in model.state_dict()
+
+
+def test_the_decoder_refuses_tokens_on_no_square():
+    with pytest.raises(UsageError, match="got 15 tokens"):
+        build_model(DECODER)(torch.randn(1, 15, 8))
+
+
+@pytest.mark.parametrize("config", [DIT_DH, DIT, DECODER], ids=["dit-dh", "dit", "decoder"])
+def test_a_configuration_survives_json(config):
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"kind": "gan"}, "must be one of"),
+        ({"colour": "red"}, "colour"),
+        ({"depth": "2"}, "depth"),
+        ({"width": 15}, "multiple"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(change, match):
+    with pytest.raises(UsageError, match=match):
+        config_from_dict({**config_to_dict(DIT_DH), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"patch_size": 3}, "must divide"),
+        ({"num_heads": 3}, "multiple of its number of heads"),
+        ({"num_heads": 8}, "multiple of 4"),
+        ({"depth": -1}, "negative"),
+        ({"token_width": 0}, "at least 1"),
+    ],
+)
+def test_impossible_shapes_are_refused_with_the_value(change, match):
+    with pytest.raises(UsageError, match=match):
+        replace(DIT_DH, **change)
+
+
+def test_the_head_of_2048_has_the_published_odd_width():
+    assert [swiglu_width(width, 4.0) for width in (384, 768, 1024, 1152, 2048)] == [
+        1024,
+        2048,
+        2730,
+        3072,
+        5461,
+    ]
+
+
+def test_unknown_and_split_settings_of_the_reference_are_refused():
+    params = {"input_size": 4, "in_channels": 8, "hidden_size": [16, 24], "depth": [1, 1], "num_heads": 2}
+    assert config_from_reference(params).head_num_heads == 2
+    for change, match in (({"use_moe": True}, "use_moe"), ({"patch_size": [2, 1]}, "same patch size")):
+        with pytest.raises(PublishedFileError, match=match):
+            config_from_reference({**params, **change})
+    with pytest.raises(PublishedFileError, match="no input_size"):
+        config_from_reference({})
