@@ -10,7 +10,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-STAGES: tuple[tuple[int, ...], ...] = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+STAGES: tuple[tuple[int, ...], ...] = (
+    (64, 64),
+    (128, 128),
+    (256, 256, 256),
+    (512, 512, 512),
+    (512, 512, 512),
+)
 """Channels of VGG16's convolutions, stage by stage. Source: arXiv 1409.1556 table 1, column D."""
 
 SHIFT = (-0.030, -0.088, -0.188)
