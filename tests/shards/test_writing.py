@@ -64,8 +64,9 @@ def test_the_commit_record_is_what_the_published_bytes_say(whole):
         for shard in range(3):
             path = store.path / commit_path(view, shard)
             record = CommitRecord.from_bytes(path.read_bytes(), path=path)
+            reasons = dict.fromkeys(range(4), "bad")
             described, _ = describe_shard(
-                store.path, store.recipe, store.plan, view, shard, reasons=dict.fromkeys(range(4), "bad")
+                store.path, store.recipe, store.plan, view, shard, reasons=reasons, square_error=None
             )
             same = replace(described, seconds=record.seconds, attempts=record.attempts)
             assert same.to_bytes() == record.to_bytes()
