@@ -14,6 +14,7 @@ Buffer = bytes | memoryview
 
 _MAX_VECTORS = 1024  # IOV_MAX on Linux
 _WORTH_A_THREAD = 1 << 18
+_FLUSH_EVERY = 1 << 26  # bytes after which the disk is set to work, so that the last flush has little left
 
 
 class OutputFile:
@@ -31,6 +32,8 @@ class OutputFile:
         self.position = 0
         self._pool = pool
         self._sha256 = hashlib.sha256()
+        self._flushed = 0
+        self._flushing: Future[None] | None = None
         final.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
@@ -49,6 +52,18 @@ class OutputFile:
         if hashing is None:
             self._hash(views)
         self.position += nbytes
+        if self.position - self._flushed >= _FLUSH_EVERY and (
+            self._flushing is None or self._flushing.done()
+        ):
+            self._finish_flush()
+            self._flushed = self.position
+            self._flushing = self._pool.submit(os.fsync, self._descriptor)
+
+    def _finish_flush(self) -> None:
+        """Wait for a flush under way, and raise what it met."""
+        flushing, self._flushing = self._flushing, None
+        if flushing is not None:
+            flushing.result()
 
     def _hash(self, views: list[memoryview]) -> None:
         for view in views:
@@ -69,6 +84,7 @@ class OutputFile:
 
     def finish(self) -> str:
         """Flush to the disk and close; returns the SHA-256 in hexadecimal digits."""
+        self._finish_flush()
         os.fsync(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = -1
@@ -77,6 +93,8 @@ class OutputFile:
     def discard(self) -> None:
         """Close and remove the temporary file, if it is still there."""
         if self._descriptor >= 0:
+            if self._flushing is not None:
+                self._flushing.exception()  # the descriptor must stay open until it is done
             os.close(self._descriptor)
             self._descriptor = -1
         self.temporary.unlink(missing_ok=True)

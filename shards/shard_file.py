@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -37,6 +38,8 @@ def _pread(descriptor: int, out: memoryview, offset: int) -> int:
 # macOS before 11 and some other systems have no preadv; pread costs one more copy.
 _read_at: Callable[[int, memoryview, int], int] = _preadv if hasattr(os, "preadv") else _pread
 _NOWAIT = getattr(os, "RWF_NOWAIT", None)
+_STREAK = 16  # rows found cached one after another before one answer counts for more than one row
+_STREAK_NS = 1_000_000
 
 
 class ShardFile:
@@ -54,6 +57,8 @@ class ShardFile:
         self._map: NDArray[np.uint8] | None = None
         self._mode = mode
         self._probe = [bytearray(1)]
+        self._hits = 0
+        self._cached_until = 0
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.extents = locate(self._descriptor)
         self._offsets: list[int] = self.extents.offsets.tolist()
@@ -111,11 +116,19 @@ class ShardFile:
         """Whether the last of some bytes is there, and in memory.
 
         A map of a file that was shortened ends the process where it is touched; asking first turns that into
-        `read_into`'s error.
+        `read_into`'s error. Asking takes a tenth of the time of copying a row, so that after a streak of hits an
+        answer holds for a millisecond.
         """
+        now = time.monotonic_ns()
+        if now < self._cached_until:
+            return True
         if _NOWAIT is None:
             return False
         try:
-            return os.preadv(self._descriptor, self._probe, offset + nbytes - 1, _NOWAIT) == 1
+            hit = os.preadv(self._descriptor, self._probe, offset + nbytes - 1, _NOWAIT) == 1
         except OSError:  # not cached, or a file system that cannot say
-            return False
+            hit = False
+        self._hits = self._hits + 1 if hit else 0
+        if self._hits > _STREAK:
+            self._cached_until = now + _STREAK_NS
+        return hit

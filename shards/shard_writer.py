@@ -59,7 +59,7 @@ class ShardWriter:
         self._square_error: NDArray[np.float64] | None = None
 
     def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="shard-writer")
+        self._pool = ThreadPoolExecutor(3, thread_name_prefix="shard-writer")
         try:
             self._outputs = open_outputs(
                 self._root, self._recipe, self._plan, self.view, self.shard, self._pool
