@@ -40,6 +40,7 @@ def plan_of(settings: GenerationSettings) -> GenerationPlan:
             raise UsageError(
                 f"a snapshot is a file like RUN/snapshots/latest.safetensors, found none at {path}"
             )
+    _require_origin(settings)
     if settings.reference is not None and not settings.reference.exists():
         raise UsageError(
             f"--reference must be a folder, a store or an .npz file, found nothing at {settings.reference}"
@@ -68,6 +69,20 @@ def plan_of(settings: GenerationSettings) -> GenerationPlan:
             f"--guidance-scale {plan.guidance_scale} needs a guidance; give --guidance cfg or autoguidance"
         )
     return plan
+
+
+def _require_origin(settings: GenerationSettings) -> None:
+    if settings.encoder_of is not None and not settings.encoder_of.is_dir():
+        raise UsageError(f"--encoder-of must be a finished store, found none at {settings.encoder_of}")
+    if settings.statistics is None:
+        return
+    if not settings.statistics.is_file():
+        raise UsageError(f"--statistics must be a file like stat.pt, found none at {settings.statistics}")
+    if settings.encoder_of is None:
+        raise UsageError(
+            f"--statistics {settings.statistics} is for a published DiT, which needs its encoder; "
+            "give --encoder-of STORE too"
+        )
 
 
 def _scale(settings: GenerationSettings, protocol: Protocol | None) -> float:

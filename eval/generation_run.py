@@ -33,11 +33,13 @@ from eval.sample_loop import Producer
 from eval.sampler import LatentSampler
 from eval.samples_file import SamplesFile, map_samples
 from eval.scoring import compare
+from eval.settings import GenerationSettings
 from shards.errors import UsageError, UserError
 from shards.identity import EncoderIdentity
+from shards.store import Store, open_store
 from train.distributed import Team
 from train.signals import die_with_launcher
-from train.snapshot import Snapshot
+from train.snapshot import Snapshot, is_snapshot
 
 SETTINGS = "generation.json"
 """What the samples of a folder depend on; a continued run must agree."""
@@ -63,10 +65,12 @@ def generate(plan: GenerationPlan) -> dict[str, Any]:
 def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
     settings = plan.settings
     set_precision(settings.precision)
-    model = load_dit(settings.snapshot, team.device)
-    producer = _producer(plan, model, team)
+    _require_use_of_statistics(settings)
+    store = None if settings.encoder_of is None else open_store(settings.encoder_of)
+    model = load_dit(settings.snapshot, team.device, store, settings.statistics)
+    producer = _producer(plan, model, store, team)
     require_published_size(settings.protocol, producer.decoder.image_size)
-    record = _record(plan, producer.sampler)
+    record = _record(plan, producer.sampler, store)
     if team.leads:
         _open_folder(settings.out, record)
     samples = SamplesFile(settings.out / "samples.npz", plan.num, producer.decoder.image_size)
@@ -98,14 +102,23 @@ def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
     return results
 
 
-def _producer(plan: GenerationPlan, model: Snapshot, team: Team) -> Producer:
+def _require_use_of_statistics(settings: GenerationSettings) -> None:
+    dits = [path for path in (settings.snapshot, settings.guide) if path is not None]
+    if settings.statistics is not None and all(is_snapshot(path) for path in dits):
+        raise UsageError(
+            f"--statistics is for a published DiT, {settings.snapshot} is a snapshot and holds its own; "
+            "leave --statistics out"
+        )
+
+
+def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: Team) -> Producer:
     settings = plan.settings
-    decoder = load_decoder(settings.decoder, team.device)
+    decoder = load_decoder(settings.decoder, team.device, None if store is None else store.recipe.encoder)
     identity = EncoderIdentity.from_dict(decoder.meta.encoder)
     require_same_encoder(model, identity, f"the decoder {settings.decoder}")
     guide = None
     if settings.guide is not None:
-        guide = load_dit(settings.guide, team.device)
+        guide = load_dit(settings.guide, team.device, store, settings.statistics)
         require_fitting_guide(model, guide, settings.guide)
     config = model.config
     assert config.kind != "decoder"
@@ -149,7 +162,7 @@ def _producer(plan: GenerationPlan, model: Snapshot, team: Team) -> Producer:
     )
 
 
-def _record(plan: GenerationPlan, sampler: LatentSampler) -> dict[str, Any]:
+def _record(plan: GenerationPlan, sampler: LatentSampler, store: Store | None) -> dict[str, Any]:
     """Everything the samples depend on, as JSON values."""
     settings = plan.settings
     record = {
@@ -157,6 +170,8 @@ def _record(plan: GenerationPlan, sampler: LatentSampler) -> dict[str, Any]:
         "snapshot_sha256": file_digest(settings.snapshot),
         "decoder_sha256": file_digest(settings.decoder),
         "guide_sha256": None if settings.guide is None else file_digest(settings.guide),
+        "encoder_of": None if store is None else store.recipe.id,
+        "statistics_sha256": None if settings.statistics is None else file_digest(settings.statistics),
         "protocol": settings.protocol,
         "seed": settings.seed,
         "classes": sampler.classes,
@@ -280,7 +295,7 @@ def _write_table(plan: GenerationPlan, results: dict[str, Any]) -> None:
     changes = f"; {', '.join(plan.deviations)}" if plan.deviations else ""
     table = markdown_table(
         PROTOCOLS[settings.protocol].published,
-        f"{settings.snapshot.stem}, step {results['step']}",
+        settings.snapshot.stem + ("" if results["step"] is None else f", step {results['step']}"),
         results["metrics"],
         f"this run, {plan.num} samples{changes}",
     )

@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from eval.published_files import published_decoder, published_dit
 from eval.settings import Precision
 from shards.errors import IdentityMismatchError, UsageError
 from shards.identity import EncoderIdentity
+from shards.store import Store
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
-from train.snapshot import Snapshot, load_snapshot
+from train.snapshot import Snapshot, is_snapshot, load_snapshot
 
 _HASHED_AT_ONCE = 16 << 20
 
@@ -36,28 +38,57 @@ class Decoder:
             return self.network(tokens.float()).float()
 
 
-def load_dit(path: Path, device: torch.device) -> Snapshot:
-    """A DiT's snapshot.
+def load_dit(
+    path: Path, device: torch.device, store: Store | None = None, statistics: Path | None = None
+) -> Snapshot:
+    """A DiT's snapshot, or a published file made one.
+
+    Args:
+        path: The file.
+        device: Where the network goes.
+        store: What a published file belongs to; not used for a snapshot, which knows.
+        statistics: Published latent statistics of a published file, instead of the store's.
 
     Raises:
-        UsageError: It is a decoder's.
+        UsageError: It is a decoder's snapshot, or a published file without a store.
+        UserError: It is broken or does not fit the store.
     """
+    if not is_snapshot(path):
+        if store is None:
+            raise _no_origin(path)
+        return published_dit(path, store, statistics, device)
     snapshot = load_snapshot(path, device)
     if snapshot.kind != "dit" or snapshot.normalizer is None:
         raise UsageError(f"a DiT's snapshot is needed to sample, {path} is a {snapshot.kind}'s")
     return snapshot
 
 
-def load_decoder(path: Path, device: torch.device) -> Snapshot:
-    """A decoder's snapshot.
+def load_decoder(path: Path, device: torch.device, encoder: EncoderIdentity | None = None) -> Snapshot:
+    """A decoder's snapshot, or a published file made one.
+
+    Args:
+        path: The file.
+        device: Where the network goes.
+        encoder: What a published file belongs to; not used for a snapshot, which knows.
 
     Raises:
-        UsageError: It is a DiT's.
+        UsageError: It is a DiT's snapshot, or a published file without an encoder.
+        UserError: It is broken or does not fit the encoder.
     """
+    if not is_snapshot(path):
+        if encoder is None:
+            raise _no_origin(path)
+        return published_decoder(path, encoder, device)
     snapshot = load_snapshot(path, device)
     if snapshot.kind != "decoder":
         raise UsageError(f"--decoder must be a decoder's snapshot, {path} is a {snapshot.kind}'s")
     return snapshot
+
+
+def _no_origin(path: Path) -> UsageError:
+    return UsageError(
+        f"a published file does not say which encoder it belongs to, {path} is one; give --encoder-of STORE"
+    )
 
 
 def decoder_of(snapshot: Snapshot, precision: Precision) -> Decoder:

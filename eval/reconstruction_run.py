@@ -45,7 +45,7 @@ def reconstruct(settings: ReconstructionSettings) -> dict[str, Any]:
 def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]:
     set_precision(settings.precision)
     store = open_store(settings.store)
-    snapshot = load_decoder(settings.decoder, team.device)
+    snapshot = load_decoder(settings.decoder, team.device, store.recipe.encoder)
     require_same_encoder(snapshot, store.recipe.encoder, f"the store {settings.store}")
     decoder = decoder_of(snapshot, settings.precision)
     size = (store.image_size, store.image_size)

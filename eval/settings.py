@@ -32,9 +32,13 @@ class GenerationSettings:
     """
 
     snapshot: Positional[Path]
-    """Snapshot of a DiT: RUN/snapshots/latest.safetensors (its averaged weights)."""
+    """Snapshot of a DiT: RUN/snapshots/latest.safetensors (its averaged weights); or a published stage2_model.pt."""
     decoder: Path
-    """Snapshot of the decoder for the same encoder."""
+    """Snapshot of the decoder for the same encoder; or a published model.pt."""
+    encoder_of: Path | None = None
+    """Store whose encoder published files belong to: they do not say. Snapshots do and need none."""
+    statistics: Path | None = None
+    """Published stat.pt of a published DiT's latents; default the statistics of the store."""
     out: Path = Path("runs/generation")
     """Folder for samples.npz, grid.png and results.json."""
     protocol: ProtocolName | None = None
@@ -62,7 +66,7 @@ class GenerationSettings:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times in which guidance acts, both ends included; 0 is data, 1 is noise."""
     guide: Path | None = None
-    """Snapshot of the weaker DiT for autoguidance."""
+    """Snapshot of the weaker DiT for autoguidance; or a published file with the same statistics."""
     precision: Precision = "fp32"
     """Arithmetic of the networks; noise and integration are always float32. Published numbers: fp32 or tf32."""
     batch_size: int | None = None
@@ -112,7 +116,7 @@ class ReconstructionSettings:
     store: Positional[Path]
     """A finished store with images."""
     decoder: Path
-    """Snapshot of a decoder for the store's encoder."""
+    """Snapshot of a decoder for the store's encoder; or a published model.pt, taken to belong to it."""
     out: Path = Path("runs/reconstruction")
     """Folder for reconstruction.png and results.json."""
     num: int | None = None

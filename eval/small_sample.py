@@ -63,7 +63,7 @@ class SmallSampleFid:
         batch_size: int | None = None,
         feature_weights: str = "public",
     ) -> None:
-        snapshot = load_decoder(decoder, team.device)
+        snapshot = load_decoder(decoder, team.device, encoder)
         encoder.require_same(EncoderIdentity.from_dict(snapshot.meta.encoder), what=f"the decoder {decoder}")
         self._decoder = decoder_of(snapshot, precision)
         self._network = InceptionFeatures(feature_weights, team.device)

@@ -94,7 +94,7 @@ def sample_grid(
     from eval.sampler import LatentSampler
 
     precision = settings.precision or "fp32"
-    snapshot = load_decoder(settings.decoder, team.device)
+    snapshot = load_decoder(settings.decoder, team.device, store.recipe.encoder)
     require_same_encoder(snapshot, store.recipe.encoder, what=f"the store {settings.store}")
     decoder = decoder_of(snapshot, precision)
     classes = tuple(range(max(1, store.num_classes)))[:SHEET_CLASSES]

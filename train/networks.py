@@ -68,7 +68,7 @@ def decoder_config(network: DecoderNetwork, store: Store) -> ViTDecoderConfig:
             f"patches of {patch} pixels on a grid of {grid[0]}×{grid[1]} make {patch * grid[0]}×{patch * grid[1]} "
             f"pixels, but the store's images have {size}×{size}; choose --model.patch-size None or another preset"
         )
-    mean, std = _pixel_statistics(store.recipe.encoder)
+    mean, std = pixel_statistics(store.recipe.encoder)
     return ViTDecoderConfig(
         token_width=store.width,
         grid=grid,
@@ -103,9 +103,10 @@ def _require_grid(grid: tuple[int, int] | None, store: Store) -> None:
         )
 
 
-def _pixel_statistics(
+def pixel_statistics(
     encoder: EncoderIdentity,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation (RGB) of an encoder's pixels, which its decoders undo; ImageNet's unless it names others."""
     mean = encoder.preprocessing.get("mean", IMAGENET_MEAN)
     std = encoder.preprocessing.get("std", IMAGENET_STD)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

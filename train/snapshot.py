@@ -39,11 +39,11 @@ class SnapshotMeta:
     """Token rows and columns."""
     width: int
     """Token width."""
-    step: int
-    """Optimizer steps the weights come from."""
-    samples_seen: int
+    step: int | None
+    """Optimizer steps the weights come from; None, here and below: a published file, which does not say."""
+    samples_seen: int | None
     """Samples those steps learnt from."""
-    ema_rate: float
+    ema_rate: float | None
     """Rate of the running average the weights are; 0: the trained weights themselves."""
     shift_base: int = 4096
     """Numbers in a latent for which a DiT's times were not shifted, which sampling must share; as published."""
@@ -105,6 +105,23 @@ def save_snapshot(
         "eps": None if normalizer is None else normalizer.eps,
     }
     save_tensors(path, {**weights, **statistics}, header)
+
+
+def is_snapshot(path: Path) -> bool:
+    """Whether a file says in its header that it is a snapshot, of this version or another.
+
+    Raises:
+        UserError: there is no such file, or it begins as a safetensors file and is not a whole one.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    with path.open("rb") as start:
+        # A safetensors file is the length of its header, 8 bytes, then the header as a JSON object.
+        safetensors = start.read(9)[8:] == b"{"
+    if not safetensors:
+        return False
+    with open_tensors(path) as (_, header):
+        return "format" in header
 
 
 def load_snapshot(path: Path, device: torch.device | str = "cpu") -> Snapshot:

@@ -1,0 +1,151 @@
+"""Published files where a snapshot is taken: the same pictures from the same weights, and refusals."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from eval.generation_plan import plan_of
+from eval.generation_run import generate as generate_by_plan
+from eval.reconstruction_run import reconstruct
+from eval.samples_file import map_samples
+from eval.settings import GenerationSettings, ReconstructionSettings
+from shards.errors import IdentityMismatchError, UsageError
+from shards.store import open_store
+from train.models.build import build_model
+from train.models.config import DiTDHConfig, decoder_config
+from train.models.infer import PublishedFileError
+from train.models.normalizer import LatentNormalizer
+from train.snapshot import SnapshotMeta, save_snapshot
+
+VARIANCE = torch.linspace(0.3, 0.9, 32).reshape(8, 2, 2)
+
+
+def _random_state(config, seed):
+    torch.manual_seed(seed)
+    model = build_model(config)
+    # A fresh DiT answers zero whatever it is asked, because its last layers start there.
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.1)
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, store):
+    """The same weights as published files and as snapshots; the decoder of published width, as heads need."""
+    folder = tmp_path_factory.mktemp("published")
+    encoder, names = open_store(store).recipe.encoder, open_store(store).class_names
+    meta = SnapshotMeta(
+        encoder=encoder.to_dict(), class_names=names, num_classes=3, grid=(2, 2), width=8, step=7,
+        samples_seen=70, ema_rate=0.9,
+    )  # fmt: skip
+    dit = DiTDHConfig(
+        token_width=8, grid=(2, 2), num_classes=3, width=16, depth=1, num_heads=2, head_width=24,
+        head_depth=1, head_num_heads=2,
+    )  # fmt: skip
+    decoder = replace(decoder_config("b", token_width=8, grid=(2, 2), patch_size=8), depth=1)
+    for name, config, seed in (("dit", dit, 0), ("guide", dit, 1), ("decoder", decoder, 2)):
+        state = _random_state(config, seed)
+        torch.save({"ema": state} if name == "dit" else state, folder / f"{name}.pt")
+        normalizer = None if name == "decoder" else LatentNormalizer(None, VARIANCE)
+        path = folder / f"{name}.safetensors"
+        save_snapshot(path, state, config=config, normalizer=normalizer, meta=meta)
+    torch.save({"mean": None, "var": VARIANCE}, folder / "stat.pt")
+    return folder
+
+
+@pytest.fixture
+def published(files, store, tmp_path):
+    return GenerationSettings(
+        snapshot=files / "dit.pt", decoder=files / "decoder.pt", encoder_of=store,
+        statistics=files / "stat.pt", out=tmp_path / "published", num=5, points=3, batch_size=5,
+    )  # fmt: skip
+
+
+def generate(settings):
+    results = generate_by_plan(plan_of(settings))
+    return results, np.array(map_samples(settings.out / "samples.npz"))
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_published_files_are_sampled_like_snapshots_of_the_same_weights(published, files, tmp_path, guided):
+    def guide(suffix):
+        weights = {"guidance": "autoguidance", "guidance_scale": 2.0, "guide": files / f"guide.{suffix}"}
+        return weights if guided else {}
+
+    snapshots = replace(
+        published, snapshot=files / "dit.safetensors", decoder=files / "decoder.safetensors",
+        encoder_of=None, statistics=None, out=tmp_path / "snapshots", **guide("safetensors"),
+    )  # fmt: skip
+    results, images = generate(replace(published, **guide("pt")))
+    ours, expected = generate(snapshots)
+    assert len(np.unique(images.reshape(5, -1), axis=0)) == 5
+    np.testing.assert_array_equal(images, expected)
+    assert results["encoder_id"] == ours["encoder_id"]
+    assert results["step"] is None
+
+
+def test_without_statistics_those_of_the_store_are_used(published, files, store, tmp_path):
+    _, given = generate(published)
+    _, default = generate(replace(published, statistics=None, out=tmp_path / "default"))
+    exact = open_store(store).statistics()
+    torch.save({"mean": torch.tensor(exact.mean), "var": torch.tensor(exact.variance)}, tmp_path / "stat.pt")
+    _, same = generate(replace(published, statistics=tmp_path / "stat.pt", out=tmp_path / "same"))
+    np.testing.assert_array_equal(default, same)
+    assert not np.array_equal(default, given)
+
+
+def test_a_published_decoder_reconstructs_like_a_snapshot_of_the_same_weights(files, store, tmp_path):
+    found = [
+        reconstruct(ReconstructionSettings(store=store, decoder=files / name, out=tmp_path / name, num=6))
+        for name in ("decoder.pt", "decoder.safetensors")
+    ]
+    assert found[0]["psnr"] == found[1]["psnr"]
+    assert found[0]["ssim"] == found[1]["ssim"]
+    assert found[0]["encoder_id"] == found[1]["encoder_id"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"encoder_of": None, "statistics": None}, "dit.pt is one; give --encoder-of STORE"),
+        ({"encoder_of": None}, "give --encoder-of STORE too"),
+        ({"snapshot": "dit.safetensors"}, "leave --statistics out"),
+        ({"snapshot": "dit.safetensors", "encoder_of": None, "statistics": None}, "decoder.pt is one; give"),
+        ({"statistics": "none.pt"}, "must be a file like stat.pt, found none"),
+        ({"encoder_of": "none"}, "must be a finished store, found none"),
+    ],
+)
+def test_what_published_files_do_not_say_must_be_given(published, files, changes, reason):
+    paths = {name: files / value if isinstance(value, str) else value for name, value in changes.items()}
+    with pytest.raises(UsageError, match=re.escape(reason)) as caught:
+        generate(replace(published, **paths))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_extra_and_misshapen_keys_are_listed(published, files, tmp_path):
+    state = torch.load(files / "dit.pt", weights_only=True)["ema"]
+    state["blocks.9.odd"] = state.pop("blocks.0.attn.proj.weight")
+    state["s_projector.bias"] = torch.zeros(3)
+    torch.save(state, tmp_path / "broken.pt")
+    with pytest.raises(PublishedFileError) as caught:
+        generate(replace(published, snapshot=tmp_path / "broken.pt"))
+    for part in ("missing: blocks.0.attn.proj.weight", "not known: blocks.9.odd", "s_projector.bias is [3]"):
+        assert part in str(caught.value)
+
+
+def test_networks_in_each_others_place_are_refused(published, files):
+    with pytest.raises(PublishedFileError, match="is not a DiT"):
+        generate(replace(published, snapshot=files / "decoder.pt"))
+    with pytest.raises(PublishedFileError, match="is not a ViT decoder"):
+        generate(replace(published, decoder=files / "dit.pt"))
+
+
+def test_statistics_of_another_shape_than_the_stores_tokens_are_refused(published, tmp_path):
+    torch.save({"var": torch.ones(8, 4, 4)}, tmp_path / "stat.pt")
+    with pytest.raises(IdentityMismatchError, match=re.escape("[8, 2, 2]; ")):
+        generate(replace(published, statistics=tmp_path / "stat.pt"))
