@@ -26,4 +26,6 @@ def test_the_average_follows_the_recorded_one_step_by_step(case, assert_matches)
                 model.get_parameter(name).copy_(value)
         averages.update()
         for name, value in case.state_dict(f"ema_{step}.").items():
-            assert_matches(averages.weights(case.meta["decay"])[name], value, case.tolerance, f"{name} {step}")
+            assert_matches(
+                averages.weights(case.meta["decay"])[name], value, case.tolerance, f"{name} {step}"
+            )

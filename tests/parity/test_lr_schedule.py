@@ -53,7 +53,10 @@ def test_every_step_of_the_tiny_schedules(case):
             warm_up=config["warmup_from_zero"],
         )
         for step, lr in enumerate(table["lr_at_optimizer_step"]):
-            assert learning_rate(step, table["steps_per_epoch"], settings) == pytest.approx(lr, rel=1e-9), (name, step)
+            assert learning_rate(step, table["steps_per_epoch"], settings) == pytest.approx(lr, rel=1e-9), (
+                name,
+                step,
+            )
 
 
 @pytest.mark.recorded("lr_schedule*")
