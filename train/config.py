@@ -171,7 +171,7 @@ class TrainerSettings:
     init_from: Path | None = None
     """Snapshot, ours or a published file, whose weights the run starts from."""
     statistics: Path | None = None
-    """Published statistics (safetensors or .npz with mean and var) instead of the store's own."""
+    """Published statistics (stat.pt or safetensors with var and, if any, mean) instead of the store's own."""
     precision: Precision | None = None
     """Arithmetic of the network: fp32, tf32 products, or bf16 autocast. None: bf16 on CUDA, fp32 on a CPU."""
     compile: bool | None = None
