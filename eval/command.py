@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from shards.errors import UserError
+import train.commandline
 
 _Settings = TypeVar("_Settings")
 
@@ -25,16 +25,8 @@ def parse(arguments: Sequence[str], kind: type[_Settings], script: str) -> _Sett
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Run a script's main function: a user's error becomes one line and an exit code, not a traceback."""
-    try:
-        code = main(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        code = error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again to continue\n")
-        code = 130
-    sys.exit(code)
+    """Run a script's main function, as the trainers' are run."""
+    train.commandline.run(main, remedy="run the same command again to continue")
 
 
 def warn(caution: str) -> None:

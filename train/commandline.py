@@ -59,14 +59,23 @@ def parse(
     )
 
 
-def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Run a script's main function: a user's error becomes one line and an exit code, not a traceback."""
+def run(
+    main: Callable[[Sequence[str]], int],
+    *,
+    remedy: str = "run the same command again to continue from the last checkpoint",
+) -> None:
+    """Run a script's main function: a user's error becomes one line and an exit code, not a traceback.
+
+    Args:
+        main: From the arguments to the exit code.
+        remedy: What Ctrl-C is answered with.
+    """
     try:
         code = main(sys.argv[1:])
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         code = error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again to continue from the last checkpoint\n")
+        sys.stderr.write(f"interrupted; {remedy}\n")
         code = 130
     sys.exit(code)
