@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.calibrate import describe_error, fit_and_judge, sample_stored
-from pipeline.config import AssessConfig
+from pipeline.operations import AssessConfig
 from shards.compression import row_codec
 from shards.dtypes import storage_type, to_float64, to_storage
 from shards.errors import UsageError, UserError

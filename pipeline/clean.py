@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pipeline.claims import Failures
-from pipeline.config import CleanConfig
 from pipeline.console import say
 from pipeline.leases import WORK_DIR, Leases, Owner
+from pipeline.operations import CleanConfig
 from shards.errors import UserError
 from shards.root import read_recipe
 from shards.writing import stale_temporaries

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipeline.config import (
+from pipeline.config import EncodeConfig
+from pipeline.operations import (
     AssessConfig,
     CleanConfig,
     ConvertConfig,
-    EncodeConfig,
     InspectConfig,
     ReportConfig,
     VerifyConfig,

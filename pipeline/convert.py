@@ -7,8 +7,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.calibrate import describe_error, fit_and_judge, sample_stored
-from pipeline.config import ConvertConfig
 from pipeline.console import say
+from pipeline.operations import ConvertConfig
 from shards.code_arrays import published_code
 from shards.convert import convert_store
 from shards.errors import UsageError

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import InspectConfig
+from pipeline.operations import InspectConfig
 from shards.errors import StoreIncompleteError
 from shards.finalize import read_commits
 from shards.layout import MANIFEST, PLAN, fields_of

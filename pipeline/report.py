@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.config import ReportConfig
 from pipeline.console import say
 from pipeline.facts import store_facts
+from pipeline.operations import ReportConfig
 from pipeline.token_pictures import principal_colours
 from shards.dtypes import storage_type, to_float64
 from shards.finalize import read_commits

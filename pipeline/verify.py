@@ -4,9 +4,9 @@ import sys
 
 from tqdm import tqdm
 
-from pipeline.config import VerifyConfig
 from pipeline.console import say
 from pipeline.cores import usable_cores
+from pipeline.operations import VerifyConfig
 from shards.errors import StoreDamagedError
 from shards.manifest import Manifest
 from shards.verify import verify_store
