@@ -1,0 +1,94 @@
+"""Settings of the commands on stores that are there already: frozen dataclasses, free of heavy imports."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Re-read every byte of a store and compare it with the manifest; exit code 0 or 1, naming what is wrong."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Say what a store holds: recipe, counts, sizes, statistics, unusable images."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the store."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Write a finished store's rows into a new store of another form, bit for bit, or of another storage type.
+
+    Run again, it continues.
+    """
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the finished store."""
+    out: Path
+    """Folder of the new store."""
+    format: Literal["zarr", "webdataset"] = "webdataset"
+    """Form of the new store."""
+    compression: Literal["none", "blosc", "zstd"] = "none"
+    """zarr's own compression of the new store."""
+    dtype: Literal["same", "float16", "bfloat16", "float32", "int8"] = "same"
+    """Storage type of the tokens; same keeps every bit. int8 tokens can only stay int8."""
+    calibration_rows: int = 1024
+    """int8: rows the code is fitted to and judged on; see `pipeline encode`."""
+    code_error: float = 0.0
+    """int8: error to aim at; see `pipeline encode`."""
+    allow_error: float = 0.02
+    """int8: largest error of a channel that is accepted; see `pipeline encode`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssessConfig:
+    """Say what another storage type would do to a finished store: error by channel, bytes, pictures."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the finished store."""
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "int8"
+    """Storage type to assess."""
+    rows: int = 1024
+    """Rows to assess it on; int8 is fitted to every other one and judged on the rest."""
+    code_error: float = 0.0
+    """int8: error to aim at; see `pipeline encode`."""
+    decoder: Path | None = None
+    """Snapshot of a decoder: draw the judged rows before and after and compare both with the stored images."""
+    metrics: tuple[Literal["psnr", "ssim", "rfid"], ...] = ("psnr", "ssim")
+    """What the pictures are judged by; rfid needs network weights."""
+    feature_weights: str = "public"
+    """Inception weights for rfid: public, a file, or random:SEED."""
+    scratch: Path | None = None
+    """Folder for the judged rows' temporary stores. Default: the system's."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig:
+    """Remove temporary files and dead leases that killed workers left in a store, and nothing else."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the store."""
+    wait: float = 12.0
+    """Seconds to watch leases of other machines for a sign of life."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write a self-contained page about a finished store: pictures, tokens, classes, channels, shards."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the store."""
+    out: Path | None = None
+    """Page to write. Default: the store's name with .html behind it."""
