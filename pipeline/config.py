@@ -78,6 +78,9 @@ class StoreConfig:
     """zarr's own compression, for cold storage only: readers then leave the fast path."""
     seed: int = 0
     """Seed that spreads the images over the shards."""
+    stats_from: Path | None = None
+    """Published statistics (.pt, .npz or .safetensors with var and, if any, mean) that readers of the store normalise
+    by. Default: the exact ones of its tokens, which are kept in any case."""
     calibration_rows: int = 1024
     """int8: images the code is fitted to and judged on before the first shard."""
     code_error: float = 0.0

@@ -18,12 +18,13 @@ from pipeline.engines.ray import run_ray
 from pipeline.engines.static import Place, place_from_environment, require_single_process
 from pipeline.finish import finish_once
 from pipeline.job import build_encoder, open_writer
-from pipeline.planning import make_plan, make_recipe, open_store
+from pipeline.planning import given_statistics, make_plan, make_recipe, open_store
 from pipeline.preflight import preflight
 from pipeline.progress import Progress
 from pipeline.retry import retry_quarantined
 from shards.code_arrays import published_code
 from shards.errors import UserError
+from shards.given_statistics import publish_given
 from shards.layout import ROOT
 from shards.quantize import Int8Code
 from shards.root import read_recipe
@@ -68,6 +69,7 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
         writer, encoder = begin(config)
     else:
         writer = _await_store(config)
+        publish_given(writer.path, given_statistics(config, writer.recipe))
     if writer.pending():
         _encode_pending(config, writer, encoder, place)
     finish_once(config, writer)
@@ -75,12 +77,15 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
 
 def _dry_run(config: EncodeConfig) -> None:
     plan, encoder = make_plan(config), build_encoder(config)
-    preflight(config, plan, make_recipe(config, plan, encoder), encoder)
+    recipe = make_recipe(config, plan, encoder)
+    given_statistics(config, recipe)
+    preflight(config, plan, recipe, encoder)
 
 
 def _retry(config: EncodeConfig) -> None:
     """Mends the rows that can be mended; the plan stays as it was, the mended images may have any size."""
     writer = open_writer(config.store.out)
+    publish_given(writer.path, given_statistics(config, writer.recipe))
     encoder = build_encoder(config)
     writer.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
     encoder.place(named_devices(config.work.devices)[0], writer.recipe.precision)
@@ -93,11 +98,13 @@ def begin(config: EncodeConfig) -> tuple[StoreWriter, Encoder]:
     plan = make_plan(config)
     encoder = build_encoder(config)
     recipe = make_recipe(config, plan, encoder)
+    given = given_statistics(config, recipe)
     code = None
     if recipe.dtype == "int8":
         code = _begun_code(config.store.out) or calibrate(config, plan, recipe, encoder)
         recipe = dataclasses.replace(recipe, code=code.digest)
     writer = open_store(config.store.out, recipe, plan, code)
+    publish_given(writer.path, given)
     if encoder.identity.random_weights:
         say(
             f"warning: --weights {config.encoder.weights}: the encoder is NOT TRAINED; "

@@ -92,6 +92,7 @@ def _finished_facts(store: Store) -> dict[str, Any]:
         "objects": len(manifest.objects),
         "statistics": {view: _statistics_facts(store, (view,)) for view in store.recipe.views}
         | {"all": _statistics_facts(store, store.recipe.views)},
+        "statistics_from_file": _given_facts(store),
         "int8_error": {view: _error_facts(store, view) for view in store.views if store.code is not None},
         "rows_a_second": _rate_history(store),
         "provenance": manifest.provenance,
@@ -109,7 +110,7 @@ def _rate_history(store: Store) -> dict[str, list[float]]:
 
 def _statistics_facts(store: Store, views: tuple[str, ...]) -> dict[str, Any]:
     """Count and spread of the exact per-position statistics, averaged over positions for each channel."""
-    exact = store.statistics(views)
+    exact = store.statistics(views, exact=True)
     channels = exact.variance.mean(axis=(1, 2))
     return {
         "count": int(exact.count),
@@ -118,6 +119,12 @@ def _statistics_facts(store: Store, views: tuple[str, ...]) -> dict[str, Any]:
         "channel_variance_min": float(channels.min()),
         "channel_variance_max": float(channels.max()),
     }
+
+
+def _given_facts(store: Store) -> dict[str, str] | None:
+    """The file whose statistics readers normalise by in place of the exact ones."""
+    given = store.given_statistics
+    return None if given is None else {"name": given.name, "sha256": given.sha256}
 
 
 def _error_facts(store: Store, view: str) -> dict[str, Any]:
@@ -163,6 +170,9 @@ def as_text(facts: dict[str, Any]) -> str:
         f"by channel {values['channel_variance_min']:.4g} to {values['channel_variance_max']:.4g}"
         for view, values in facts["statistics"].items()
     ]
+    given = facts["statistics_from_file"]
+    if given is not None:
+        lines.append(f"           readers normalise by {given['name']} instead, SHA-256 {given['sha256']}")
     for view, values in facts["int8_error"].items():
         worst = ", ".join(f"{channel} {error:.2%}" for channel, error in values["worst_channels"].items())
         lines.append(

@@ -8,7 +8,9 @@ from pipeline.devices import named_devices, precision_for
 from pipeline.encoders import Encoder
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
+from pipeline.statistics_file import read_statistics
 from shards.errors import IdentityMismatchError
+from shards.given_statistics import GivenStatistics
 from shards.identity import Recipe
 from shards.layout import PLAN, ROOT
 from shards.plan import Plan
@@ -44,6 +46,13 @@ def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:
         calibration_rows=store.calibration_rows if store.dtype == "int8" else 0,
         code_error=store.code_error if store.dtype == "int8" else 0.0,
     )
+
+
+def given_statistics(config: EncodeConfig, recipe: Recipe) -> GivenStatistics | None:
+    """The statistics of `--stats-from`, which fit the tokens of `recipe`; None if it is not used."""
+    if config.store.stats_from is None:
+        return None
+    return read_statistics(config.store.stats_from, (recipe.encoder.width, *recipe.encoder.grid))
 
 
 def open_store(path: Path, recipe: Recipe, plan: Plan, code: Int8Code | None) -> StoreWriter:

@@ -72,7 +72,7 @@ def _notice(store: Store) -> str:
 
 def _facts_section(facts: dict[str, Any]) -> str:
     recipe, encoder = facts["recipe"], facts["recipe"]["encoder"]
-    statistics = facts["statistics"]["all"]
+    statistics, given = facts["statistics"]["all"], facts["statistics_from_file"]
     lines = {
         "encoder": f"{encoder['name']}, weights {encoder['weights']}, input {encoder['input_size']} px",
         "tokens": f"{encoder['grid'][0]} × {encoder['grid'][1]} of {encoder['width']}, {encoder['final_norm']}",
@@ -85,6 +85,7 @@ def _facts_section(facts: dict[str, Any]) -> str:
         "bytes a row": ", ".join(f"{name} {size:,}" for name, size in facts["row_bytes"].items()),
         "statistics": f"mean {statistics['mean']:+.4f}, variance {statistics['variance']:.4f}, "
         f"by channel {statistics['channel_variance_min']:.4g} to {statistics['channel_variance_max']:.4g}",
+        **({"normalised by": f"{given['name']}, SHA-256 {given['sha256']}"} if given else {}),
         "encoder id": facts["encoder_id"],
         "recipe id": facts["recipe_id"],
         "digest": facts["digest"],
@@ -129,7 +130,7 @@ def _classes_section(store: Store, facts: dict[str, Any]) -> str:
 
 
 def _channels_section(store: Store) -> str:
-    statistics = store.statistics(store.views)
+    statistics = store.statistics(store.views, exact=True)
     deviation = np.sqrt(statistics.variance.mean(axis=(1, 2)))
     figure, axes = _axes(3.0)
     axes.plot(np.sort(deviation))

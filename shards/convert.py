@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from shards.commit import CommitRecord
 from shards.errors import StoreDamagedError, UsageError
 from shards.finalize import read_commits
+from shards.given_statistics import publish_given
 from shards.layout import fields_of
 from shards.manifest import Manifest
 from shards.reader import RowReader
@@ -54,6 +55,7 @@ def convert_store(
     if recipe.id == source.recipe.id:
         raise UsageError(f"{src} is of format {format} and compression {compression} already")
     writer = StoreWriter.create_or_continue(Path(dst), recipe, source.plan, source.code)
+    publish_given(writer.path, source.given_statistics)
     commits = read_commits(source.path, source.recipe)
     total = len(recipe.views) * recipe.num_shards
     pending = writer.pending()

@@ -13,6 +13,7 @@ from shards.atomic import replace_atomically
 from shards.code_arrays import relative_error
 from shards.commit import CommitRecord, ObjectRecord
 from shards.errors import StoreDamagedError, StoreIncompleteError
+from shards.given_statistics import given_objects
 from shards.identity import Recipe
 from shards.index import bad_rows, build_index, index_bytes
 from shards.layout import CODE_TABLE, INDEX, MANIFEST, PLAN, commit_path, fields_of
@@ -80,7 +81,7 @@ def _write_manifest(
         replace_atomically(root / path, content)
     objects = [_record_of(path, content) for path, content in files.items()]
     objects += [o for record in commits.values() for o in record.objects]
-    objects += [object_record(root, path) for path in fixed]
+    objects += [object_record(root, path) for path in [*fixed, *given_objects(root)]]
     objects += [object_record(root, commit_path(view, shard)) for view, shard in commits]
     manifest = Manifest(
         recipe=recipe,

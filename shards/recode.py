@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from shards.dtypes import storage_type, to_storage
 from shards.errors import UsageError
+from shards.given_statistics import publish_given
 from shards.identity import Recipe
 from shards.plan import Plan, SourceRecord
 from shards.quantize import Int8Code
@@ -86,6 +87,7 @@ def recode_store(
     if source.code is not None:
         raise UsageError(f"{source.path} holds int8 tokens; recode the store they were made from")
     writer = StoreWriter.create_or_continue(dst, recipe, plan, code)
+    publish_given(writer.path, source.given_statistics)
     row_of = dict(zip(source.plan.keys, source.plan.rows.tolist(), strict=True))
     old_rows = np.full(writer.recipe.num_rows, -1)
     old_rows[plan.rows] = [row_of[key] for key in plan.keys]

@@ -21,7 +21,7 @@ class Statistics:
     Attributes:
         mean: float64[D, h, w].
         variance: Population variance, float64[D, h, w].
-        count: Rows they were computed from.
+        count: Rows they were computed from; 0 if a file gave them.
     """
 
     mean: NDArray[np.float64]

@@ -22,6 +22,7 @@ from shards.dtypes import bfloat16_to_float32
 from shards.errors import StoreDamagedError, UsageError
 from shards.extents import ABSENT, Extents
 from shards.forms import object_path
+from shards.given_statistics import GIVEN, GivenStatistics, read_given
 from shards.identity import MIRRORED_VIEWS, Recipe
 from shards.index import Index
 from shards.layout import INDEX, PLAN, Field, field_of
@@ -188,14 +189,27 @@ class Store:
             )
         return content
 
-    def statistics(self, views: Iterable[str] | None = None) -> Statistics:
-        """Exact mean and variance of the tokens of some views together, by default of all.
+    @cached_property
+    def given_statistics(self) -> GivenStatistics | None:
+        """What readers normalise by in place of the tokens' own statistics, if a file was given for that."""
+        if GIVEN not in self.manifest.by_path:
+            return None
+        return read_given(self.object_bytes, (self.width, *self.grid))
+
+    def statistics(self, views: Iterable[str] | None = None, *, exact: bool = False) -> Statistics:
+        """Mean and variance to normalise the tokens of some views by, by default of all views together.
+
+        Args:
+            views: Some of `views`. Statistics that a file gave are one for all of them.
+            exact: The tokens' own, also where the store was given others.
 
         Raises:
             UsageError: If the store lacks one of the views.
         """
         views = self.views if views is None else tuple(views)
         self._require_views(views)
+        if self.given_statistics is not None and not exact:
+            return self.given_statistics.statistics
         return merged_statistics(self.object_bytes, views, (self.width, *self.grid))
 
     def _require_views(self, views: Iterable[str]) -> None:
