@@ -37,14 +37,27 @@ class Judged:
 class Pairs:
     """Originals of a store beside what the decoder makes of their tokens."""
 
-    def __init__(self, store: Store, decoder: Decoder, device: torch.device, *, rounding: bool) -> None:
-        self._tokens = store.reader("center", "tokens")
-        self._decoded = StoredTokens.of(store).to(device)
+    def __init__(
+        self,
+        store: Store,
+        decoder: Decoder,
+        device: torch.device,
+        *,
+        rounding: bool = False,
+    ) -> None:
+        # A store of random crops alone has no other view.
+        view = "center" if "center" in store.views else store.views[0]
+        self.store = store
+        self._tokens = store.reader(view, "tokens")
         self._stored = StoredTokens.of(store).to(device)
-        self._images = store.reader("center", "image")
+        self._images = store.reader(view, "image")
         self._decoder = decoder
         self._device = device
         self._rounding = rounding
+
+    def of(self, store: Store) -> Pairs:
+        """The same of another store."""
+        return Pairs(store, self._decoder, self._device, rounding=self._rounding)
 
     def read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Originals and reconstructions of some rows, uint8 [B, 3, H, W] each, on the device."""

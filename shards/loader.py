@@ -73,6 +73,7 @@ class Loader:
         store: The store.
         fields: Fields to deliver.
         views: Views to draw from; each sample's view is a function of (seed, position).
+        rows: Rows of an epoch, ascending; by default every valid row.
         seed: Names the order and the draws.
         global_batch_size: Samples of a step, over all ranks (B).
         rank: This process's number.
@@ -96,6 +97,7 @@ class Loader:
         *,
         fields: Sequence[str] = ("tokens",),
         views: Sequence[str] = ("center", "flip"),
+        rows: NDArray[np.int64] | None = None,
         seed: int,
         global_batch_size: int,
         rank: int = 0,
@@ -113,7 +115,8 @@ class Loader:
             raise UsageError(f"a loader needs at least 1 thread and 2 buffers, not {threads} and {ring}")
         if not fields or not views:
             raise UsageError("a loader needs at least one field and one view")
-        self.order = RowOrder(store.valid_rows, seed, group, capacity=store.capacity)
+        rows = store.valid_rows if rows is None else rows
+        self.order = RowOrder(rows, seed, group, capacity=store.capacity)
         self._schedule = Schedule(
             order=self.order,
             seed=seed,

@@ -60,10 +60,11 @@ class AdversarialTask(ReconstructionTask):
         model: ViTDecoder,
         settings: DecoderSettings,
         meta: Callable[[int, float], SnapshotMeta],
-        sampler: Callable[[ViTDecoder, Path], None] | None,
+        sampler: Callable[[Path], None] | None,
         *,
         stored: StoredTokens,
         perceptual: Perceptual | None,
+        held_out: Callable[[], dict[str, float]] | None = None,
         features: DinoFeatures,
         discriminator: Discriminator,
         team: Team,
@@ -75,15 +76,18 @@ class AdversarialTask(ReconstructionTask):
             model: the decoder, on its device.
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
-            sampler: draws reconstructions of fixed rows.
+            sampler: draws reconstructions of fixed rows by the network, as it is then.
             stored: makes numbers of tokens as they are stored, on the same device.
             perceptual: the perceptual distance, if there is one.
+            held_out: measures the network, as it is then, on images it does not learn from.
             features: the frozen network the discriminator looks through.
             discriminator: its trained heads.
             team: the processes.
             steps_per_epoch: steps of an epoch of the schedules.
         """
-        super().__init__(model, settings, meta, sampler, stored=stored, perceptual=perceptual)
+        super().__init__(
+            model, settings, meta, sampler, stored=stored, perceptual=perceptual, held_out=held_out
+        )
         self._features, self._discriminator, self._team = features, discriminator, team
         self._adversary, self._steps_per_epoch = settings.adversary, steps_per_epoch
         self._learns_from = round(settings.adversary.learns_from_epoch * steps_per_epoch)

@@ -162,6 +162,8 @@ class TrainerSettings:
     """Most samples a process computes at once; gradients of several are summed. None: its whole share."""
     seed: int = 0
     """Decides the initial weights, the order of the samples and every draw."""
+    held_out: int = 0
+    """Images, drawn by the seed, that are never trained on; schedules count the others."""
     views: tuple[str, ...] | None = None
     """Views to draw from. None: center and flip for a DiT; the crops, or else center, for a decoder."""
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -203,15 +205,20 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         """Refuse values no run can have."""
-        for name in (
+        self._require_at_least_one(
             *("max_steps", "global_batch_size", "micro_batch_size", "log_every", "checkpoint_every"),
             *("keep_checkpoints", "snapshot_every", "milestone_every", "sample_every", "threads"),
-        ):
+        )
+        if self.held_out < 0:
+            raise UsageError(f"--held-out must be 0 or more; got {self.held_out}")
+        if not self.ema_rates or not all(0 <= rate < 1 for rate in self.ema_rates):
+            raise UsageError(f"--ema-rates needs one rate or more, each in [0, 1); got {self.ema_rates}")
+
+    def _require_at_least_one(self, *names: str) -> None:
+        for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
-        if not self.ema_rates or not all(0 <= rate < 1 for rate in self.ema_rates):
-            raise UsageError(f"--ema-rates needs one rate or more, each in [0, 1); got {self.ema_rates}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +255,22 @@ class DecoderSettings(TrainerSettings):
     """VGG16's weights (torchvision's vgg16-397923af.pth). None: torch's cache, else downloaded."""
     discriminator_weights: Path | None = field(default=None, metadata=FREE)
     """DINO's weights (dino_deitsmall8_pretrain.pth and the like). None: torch's cache, else downloaded."""
+    evaluate_every: int | None = field(default=None, metadata=FREE)
+    """Steps between two measurements (PSNR, SSIM, and LPIPS if it is trained with) on images not trained on."""
+    evaluation_store: Path | None = field(default=None, metadata=FREE)
+    """Store of the same encoder to measure on. None: the --held-out images."""
+    evaluation_images: int = field(default=256, metadata=FREE)
+    """Most images measured, evenly spread over those there are."""
+
+    def __post_init__(self) -> None:
+        """Refuse measurements on images there are none of."""
+        super().__post_init__()
+        self._require_at_least_one("evaluate_every", "evaluation_images")
+        if self.evaluate_every is not None and self.evaluation_store is None and not self.held_out:
+            raise UsageError(
+                "--evaluate-every needs images that are not trained on: leave some out with --held-out N, "
+                "or give another store with --evaluation-store STORE"
+            )
 
 
 Settings = DiTSettings | DecoderSettings

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from train.commandline import parse, run
 from train.presets import DECODER_DEFAULT, DECODER_PRESETS, decoder_settings, preset_list
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from eval.reconstruction_pairs import Pairs
     from shards.store import Store
     from train.config import DecoderSettings
     from train.distributed import Team
-    from train.models.vit_decoder import ViTDecoder
+    from train.models.perceptual import Perceptual
     from train.reconstruction_task import ReconstructionTask
 
 SHEET_IMAGES = 8
@@ -45,10 +46,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_task(settings: DecoderSettings, store: Store, team: Team) -> ReconstructionTask:
     """The network and its loss, on the process's device."""
+    from eval.networks import Decoder
+    from eval.reconstruction_pairs import Pairs
     from shards.errors import UsageError
     from train.adversarial_task import AdversarialTask
     from train.fine_tuning import start_from
     from train.frozen_networks import load_dino_features, load_perceptual
+    from train.held_out import split_rows
     from train.launch import begun, snapshot_meta
     from train.lr import steps_per_epoch
     from train.models.build import build_model
@@ -65,13 +69,21 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     model.to(team.device)
     if settings.compile:
         model.compile()
-    meta, sampler = snapshot_meta(settings, store), reconstruction_grid(settings, store, team)
+    trained_rows, left_out = split_rows(store.valid_rows, settings.held_out, seed=settings.seed)
+    decoder = Decoder(
+        network=model, precision=settings.precision or "fp32", image_size=model.config.image_size
+    )
+    pairs = Pairs(store, decoder, team.device)
+    sampler = reconstruction_grid(settings, pairs, left_out if len(left_out) else trained_rows, team)
     perceptual = None
     if settings.perceptual == "lpips":
         perceptual = load_perceptual(settings.perceptual_weights).to(team.device)
-    stored = StoredTokens.of(store).to(team.device)
+    held_out = held_out_scores(settings, pairs, left_out, perceptual, team)
+    meta, stored = snapshot_meta(settings, store), StoredTokens.of(store).to(team.device)
     if not settings.adversarial:
-        return ReconstructionTask(model, settings, meta, sampler, stored=stored, perceptual=perceptual)
+        return ReconstructionTask(
+            model, settings, meta, sampler, stored=stored, perceptual=perceptual, held_out=held_out
+        )
     if team.sharded:
         raise UsageError("the adversarial loss needs the decoder's last layer whole; leave --sharding at ddp")
     features = load_dino_features(settings.discriminator_weights, settings.adversary.size)
@@ -84,50 +96,65 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
         sampler,
         stored=stored,
         perceptual=perceptual,
+        held_out=held_out,
         features=features.to(team.device),
         discriminator=discriminator.to(team.device),
         team=team,
-        steps_per_epoch=steps_per_epoch(len(store.valid_rows), settings.global_batch_size),
+        steps_per_epoch=steps_per_epoch(len(trained_rows), settings.global_batch_size),
     )
 
 
 def reconstruction_grid(
-    settings: DecoderSettings, store: Store, team: Team
-) -> Callable[[ViTDecoder, Path], None] | None:
+    settings: DecoderSettings, pairs: Pairs, rows: NDArray[np.int64], team: Team
+) -> Callable[[Path], None] | None:
     """Draws fixed images of the store beside their reconstructions; None without --sample-every."""
     if settings.sample_every is None:
         return None
-    import numpy as np
+    from eval.image_sources import evenly_spread
+    from eval.pictures import grid, save_png, side_by_side
 
-    from eval.networks import Decoder
-    from eval.pictures import grid, save_png, side_by_side, to_uint8
-    from train.stored_tokens import StoredTokens, stored_tensor
+    rows = rows[evenly_spread(SHEET_IMAGES, len(rows))]
 
-    assert settings.views
-    rows = store.valid_rows[np.linspace(0, len(store.valid_rows) - 1, SHEET_IMAGES).astype(np.int64)]
-    tokens, images = (read_rows(store, settings.views[0], field, rows) for field in ("tokens", "image"))
-    held = StoredTokens.of(store)(stored_tensor(tokens, store.recipe.dtype)).to(team.device)
-
-    def draw(model: ViTDecoder, path: Path) -> None:
-        decoder = Decoder(
-            network=model, precision=settings.precision or "fp32", image_size=model.config.image_size
-        )
-        drawn = to_uint8(decoder.pixels(held)).cpu().numpy()
+    def draw(path: Path) -> None:
+        originals, made = (side.permute(0, 2, 3, 1).cpu().numpy() for side in pairs.read(rows))
         if team.leads:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_png(grid(side_by_side(images, drawn), SHEET_IMAGES // 2), path)
+            save_png(grid(side_by_side(originals, made), SHEET_IMAGES // 2), path)
 
     return draw
 
 
-def read_rows(store: Store, view: str, field: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Rows of a field, as stored."""
-    import numpy as np
+def held_out_scores(
+    settings: DecoderSettings,
+    pairs: Pairs,
+    rows: NDArray[np.int64],
+    perceptual: Perceptual | None,
+    team: Team,
+) -> Callable[[], dict[str, float]] | None:
+    """Measures the decoder on images that are not trained on; None without --evaluate-every.
 
-    reader = store.reader(view, field)
-    values = np.empty((len(rows), *reader.row_shape), reader.dtype)
-    reader.read(rows, values)
-    return values
+    Raises:
+        IdentityMismatchError: --evaluation-store belongs to another encoder.
+        UsageError: its images have another size.
+    """
+    if settings.evaluate_every is None:
+        return None
+    from eval.held_out import HeldOutImages
+    from eval.image_sources import evenly_spread
+    from shards.errors import UsageError
+    from shards.store import open_store
+
+    if settings.evaluation_store is not None:
+        other = open_store(settings.evaluation_store)
+        what = f"--evaluation-store {settings.evaluation_store}"
+        pairs.store.recipe.encoder.require_same(other.recipe.encoder, what=what)
+        if other.image_size != pairs.store.image_size:
+            raise UsageError(
+                f"{what} must have images of {pairs.store.image_size} pixels like --store, not {other.image_size}"
+            )
+        pairs, rows = pairs.of(other), other.valid_rows
+    rows = rows[evenly_spread(settings.evaluation_images, len(rows))]
+    return HeldOutImages(pairs=pairs, rows=rows, team=team, perceptual=perceptual).scores
 
 
 def crops_or_center(views: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from train.checkpoint import checkpoints
 from train.config import DecoderSettings, DiTSettings, Settings
 from train.distributed import Team, resolve_precision
 from train.feed import Feed
+from train.held_out import split_rows
 from train.loop import Trainer
 from train.lr import steps_per_epoch
 from train.saved_settings import load_settings, require_same_run, to_json
@@ -72,12 +73,13 @@ def launch(
             return 0
         torch.set_float32_matmul_precision("highest" if settings.precision == "fp32" else "high")
         torch.manual_seed(settings.seed)
+        rows, _ = split_rows(store.valid_rows, settings.held_out, seed=settings.seed)
         task = build(settings, store, team)
         trainer = Trainer(
             task,
             settings,
             team,
-            steps_per_epoch=steps_per_epoch(len(store.valid_rows), settings.global_batch_size),
+            steps_per_epoch=steps_per_epoch(len(rows), settings.global_batch_size),
             facts={"encoder": store.recipe.encoder.id, "recipe": store.recipe.id},
         )
         trainer.resume()
@@ -86,6 +88,7 @@ def launch(
             team,
             fields=fields,
             views=settings.views or (),
+            rows=rows,
             seed=settings.seed,
             global_batch_size=settings.global_batch_size,
             micro_batch_size=settings.micro_batch_size,

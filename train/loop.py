@@ -114,6 +114,8 @@ class Trainer:
                 self.snapshot(f"step-{self.step:08d}")
             if self.due(settings.sample_every):
                 self.draw_samples(journal)
+            if self.due(self.task.evaluate_every):
+                self.evaluate(journal)
             if self.due(settings.checkpoint_every):
                 self.checkpoint()
                 journal.publish()
@@ -252,6 +254,12 @@ class Trainer:
             with self.averages.applied(self.averages.rates[0]):
                 self.task.draw_samples(path)
         journal.show(self.step, path)
+
+    def evaluate(self, journal: Journal) -> None:
+        """Measure the averaged weights on images that are not trained on."""
+        with self.averages.applied(self.averages.rates[0]):
+            scores = self.task.evaluate()
+        journal.record_scores(self.step, scores)
 
 
 def one_step(feed: Iterator[MicroBatch]) -> Iterator[MicroBatch]:

@@ -43,10 +43,11 @@ class ReconstructionTask(Task):
         model: ViTDecoder,
         settings: DecoderSettings,
         meta: Callable[[int, float], SnapshotMeta],
-        sampler: Callable[[ViTDecoder, Path], None] | None = None,
+        sampler: Callable[[Path], None] | None = None,
         *,
         stored: StoredTokens,
         perceptual: Perceptual | None = None,
+        held_out: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         """Assemble the task.
 
@@ -54,13 +55,15 @@ class ReconstructionTask(Task):
             model: the network, on its device.
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
-            sampler: draws reconstructions of fixed rows.
+            sampler: draws reconstructions of fixed rows by the network, as it is then.
             stored: makes numbers of tokens as they are stored, on the same device.
             perceptual: the perceptual distance; None: L1 alone.
+            held_out: measures the network, as it is then, on images it does not learn from.
         """
         self.model = model
         self._settings, self._meta, self._sampler, self._perceptual = settings, meta, sampler, perceptual
-        self._stored = stored
+        self._stored, self._held_out = stored, held_out
+        self.evaluate_every = settings.evaluate_every
 
     @property
     def config(self) -> ViTDecoderConfig:
@@ -109,7 +112,11 @@ class ReconstructionTask(Task):
     def draw_samples(self, path: Path) -> None:
         """Draw reconstructions of fixed rows."""
         if self._sampler is not None:
-            self._sampler(self.model, path)
+            self._sampler(path)
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure on held-out images."""
+        return {} if self._held_out is None else self._held_out()
 
 
 def target_pixels(batch: MicroBatch) -> Tensor:

@@ -26,7 +26,7 @@ def start_summary(
     """
     parameters = num_parameters(config)
     forward = forward_flops(config)
-    rows, batch = len(store.valid_rows), settings.global_batch_size
+    rows, batch = len(store.valid_rows) - settings.held_out, settings.global_batch_size
     # Backward costs twice the forward pass; recomputing activations costs a third one.
     passes = 4 if settings.activation_checkpointing else 3
     # Weights, gradients, two moments, and the averages.
@@ -35,7 +35,9 @@ def start_summary(
     lines = [
         f"{config.kind} of {parameters / 1e6:,.1f} M parameters; {forward / 1e9:,.2f} GFLOP an image forward, "
         f"{passes * forward * batch / 1e12:,.3f} TFLOP a step",
-        f"store {settings.store}: {rows:,} images, {store.grid[0]}×{store.grid[1]} tokens of {store.width}, "
+        f"store {settings.store}: {rows:,} images"
+        + (f" and {settings.held_out:,} held out" if settings.held_out else "")
+        + f", {store.grid[0]}×{store.grid[1]} tokens of {store.width}, "
         f"views {', '.join(settings.views or ())}; encoder {store.recipe.encoder.name}"
         + (" with RANDOM weights" if store.recipe.encoder.random_weights else ""),
         f"batches of {batch} over {world_size} process{'es' if world_size > 1 else ''}: "

@@ -38,6 +38,8 @@ class Task(ABC):
     """Names of the metrics `losses` measures, in order."""
     looks_twice: ClassVar[bool] = False
     """Whether a step's micro-batches are needed together, before and after the update."""
+    evaluate_every: int | None = None
+    """Steps between two calls of `evaluate`; None: it is never called."""
     model: nn.Module
     """The network, on the device."""
 
@@ -61,6 +63,10 @@ class Task(ABC):
     @abstractmethod
     def draw_samples(self, path: Path) -> None:
         """Draw a picture of what the network, as it is now, has learnt."""
+
+    def evaluate(self) -> dict[str, float]:
+        """How well the network, as it is now, does on images it does not learn from; every process must ask."""
+        return {}
 
     def backward(self, model: nn.Module, batch: MicroBatch, scale: float, autocast: Autocast) -> Losses:
         """Add the gradients of `scale` times the summed loss of a micro-batch."""

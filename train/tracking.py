@@ -83,18 +83,26 @@ class Journal:
         self._bar.update()
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:
-        """Write one line of metrics."""
-        if not self._team.leads:
-            return
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-        if self._tracked:
-            self._team.accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step)
+        """Write one line of what training measured."""
+        self._write(step, metrics)
         loss = "none" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
         self._bar.set_postfix_str(
             f"loss {loss}, {metrics['images_per_second']:.1f} images/s, "
             f"data wait {100 * metrics['data_wait']:.1f} %"
         )
+
+    def record_scores(self, step: int, scores: dict[str, float]) -> None:
+        """Write one line of what the averaged weights reach on images that are not trained on."""
+        self._write(step, scores)
+        self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+
+    def _write(self, step: int, numbers: dict[str, Any]) -> None:
+        if not self._team.leads:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **numbers}) + "\n")
+        if self._tracked:
+            self._team.accelerator.log({k: v for k, v in numbers.items() if v is not None}, step=step)
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
