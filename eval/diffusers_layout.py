@@ -3,10 +3,9 @@
     config.json                            shapes, pixel and latent statistics
     diffusion_pytorch_model.safetensors    encoder.*, decoder.*, encoder_{mean,std}, _latents_{mean,std}
 
-Written and read without diffusers. Two things differ from the published layout. The decoder's attention has other
-names. And its position table is not stored but computed, stretched to a side of 16 whatever the grid; so only a
-decoder on a 16×16 grid whose table was never trained can be written, and what diffusers makes of a 512-pixel decoder
-on 32×32 tokens is not what RAE's own code makes of it.
+Written and read without diffusers, whose decoder computes its position table, stretched to a side of 16 whatever the
+grid. So only a decoder on a 16×16 grid whose table was never trained is written or read: what diffusers makes of a
+512-pixel decoder on 32×32 tokens is not what RAE's own code makes of it.
 
 Source: diffusers 0.42.1, models/autoencoders/autoencoder_rae.py.
 """
@@ -14,49 +13,45 @@ Source: diffusers 0.42.1, models/autoencoders/autoencoder_rae.py.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from eval.diffusers_decoder import (
+    POSITIONS,
+    TABLE_SIDE,
+    decoder_from_diffusers,
+    decoder_to_diffusers,
+    is_computed_table,
+)
+from eval.diffusers_encoder import read_encoder
 from shards.errors import UserError
-from train.models.build import build_model
-from train.models.config import IMAGENET_MEAN, IMAGENET_STD, ViTDecoderConfig
-from train.models.embeddings import sincos_table
+from train.models.config import ViTDecoderConfig
 from train.models.infer import PublishedFileError
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
-from train.published import StateDict, load_exactly, read_state_dict
+from train.published import StateDict, read_state_dict
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+AUTOENCODER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+CLASS_NAME = "AutoencoderRAE"
 STD_EPS = 1e-5
 """diffusers adds this to the deviation, where RAE adds it to the variance inside the root."""
 
-TABLE_SIDE = 16
-"""diffusers stretches position tables to this side (`base_size` of its get_2d_sincos_pos_embed)."""
+_BUFFERS = {"encoder_mean", "encoder_std", "_latents_mean", "_latents_std"}
+"""Tensors of an autoencoder that belong to neither network."""
 
-_POSITIONS = "decoder_pos_embed"
-_ATTENTION = {
-    "attention.attention.query": "attention.to_q",
-    "attention.attention.key": "attention.to_k",
-    "attention.attention.value": "attention.to_v",
-    "attention.output.dense": "attention.to_out.0",
-}
-"""Names in a decoder layer: published → diffusers."""
-
-_TRANSFORMERS_5 = {
-    "attention.attention.query": "attention.q_proj",
-    "attention.attention.key": "attention.k_proj",
-    "attention.attention.value": "attention.v_proj",
-    "attention.output.dense": "attention.o_proj",
-}
-"""Names in a layer of DINOv2: transformers 4 → transformers 5."""
+_SHAPE = (
+    *("encoder_hidden_size", "encoder_input_size", "encoder_patch_size", "patch_size"),
+    *("decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads"),
+    "decoder_intermediate_size",
+)
+"""Settings in config.json that a decoder's shape follows from."""
 
 
 class Autoencoder(NamedTuple):
@@ -66,13 +61,6 @@ class Autoencoder(NamedTuple):
     """The decoder, in evaluation mode."""
     normalizer: LatentNormalizer | None
     """Latent statistics, or None where latents are raw tokens."""
-
-
-class _EncoderShape(NamedTuple):
-    kind: Literal["dinov2", "siglip2", "mae"]
-    width: int
-    patch_size: int
-    depth: int
 
 
 def write_autoencoder(
@@ -95,25 +83,17 @@ def write_autoencoder(
         transformers: major version whose names the encoder gets; 5 is known for DINOv2 only.
 
     Raises:
-        UserError: the encoder is of no known kind, does not fit the decoder, or the decoder's position
-        table was
+        UserError: the encoder is of no known kind, does not fit the decoder, or the decoder's position table was
             trained.
     """
     config = decoder.config
-    encoder = _without_final_affine(read_state_dict(encoder_path))
-    shape = _encoder_shape(encoder, encoder_path)
+    encoder, shape = read_encoder(encoder_path, transformers)
     side = input_size // shape.patch_size
     if (side, side) != config.grid or shape.width != config.token_width:
         raise UserError(
             f"{encoder_path} gives {side}×{side} tokens of width {shape.width} at {input_size} pixels, the decoder "
             f"reads {config.grid[0]}×{config.grid[1]} of width {config.token_width}: give the encoder it was trained on"
         )
-    if transformers == 5:
-        if shape.kind != "dinov2":
-            raise UserError(
-                f"the names of transformers 5 are known for DINOv2 only, {encoder_path} is {shape.kind}"
-            )
-        encoder = {_renamed(key, _TRANSFORMERS_5): value for key, value in encoder.items()}
 
     latents = _latent_statistics(normalizer)
     state = {
@@ -128,7 +108,7 @@ def write_autoencoder(
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     values = {
-        "_class_name": "AutoencoderRAE",
+        "_class_name": CLASS_NAME,
         "encoder_type": shape.kind,
         "encoder_hidden_size": shape.width,
         "encoder_patch_size": shape.patch_size,
@@ -153,77 +133,93 @@ def write_autoencoder(
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
+def _latent_statistics(normalizer: LatentNormalizer | None) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation such that diffusers' (z − mean) / (std + 1e-5) is our (z − mean) / √(variance + eps)."""
+    if normalizer is None:
+        return None
+    std = normalizer.deviation - STD_EPS
+    return torch.zeros_like(std) if normalizer.mean is None else normalizer.mean, std
+
+
 def read_autoencoder(folder: Path) -> Autoencoder:
     """The decoder and the latent statistics in a folder of this layout.
 
     Raises:
-        PublishedFileError: a file is missing, or its keys and shapes do not fit.
+        PublishedFileError: A file is missing or broken, its keys and shapes do not fit, or diffusers' decoder would
+            not compute what RAE's does.
     """
-    path = folder / WEIGHTS_FILE
-    if not path.is_file() or not (folder / CONFIG_FILE).is_file():
+    absent = [name for name in AUTOENCODER_FILES if not (folder / name).is_file()]
+    if absent:
         raise PublishedFileError(
-            f"diffusers' layout needs {CONFIG_FILE} and {WEIGHTS_FILE}; {folder} lacks one of them"
+            f"a folder in diffusers' layout holds {' and '.join(AUTOENCODER_FILES)}; {folder} lacks "
+            f"{' and '.join(absent)}"
         )
-    values = json.loads((folder / CONFIG_FILE).read_text())
-    state = load_file(path)
-    decoder = decoder_from_diffusers(
-        {key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")},
-        _decoder_config(values),
-        path,
+    values, state = _read_config(folder / CONFIG_FILE), _read_weights(folder / WEIGHTS_FILE)
+    config = _decoder_config(values, state, folder)
+    weights = {
+        key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")
+    }
+    _require_own_positions(weights, config, folder)
+    decoder = decoder_from_diffusers(weights, config, folder / WEIGHTS_FILE)
+    return Autoencoder(decoder, _normalizer(state, (config.token_width, *config.grid), folder))
+
+
+def _require_own_positions(weights: StateDict, config: ViTDecoderConfig, folder: Path) -> None:
+    """Refuse a decoder whose positions diffusers computes otherwise than RAE."""
+    rows, columns = config.grid
+    stored = weights.get(POSITIONS)
+    if rows == columns == TABLE_SIDE and (stored is None or is_computed_table(stored, config)):
+        return
+    raise PublishedFileError(
+        f"diffusers computes every decoder's positions as for {TABLE_SIDE}×{TABLE_SIDE} tokens; {folder} is for "
+        f"{rows}×{columns} or holds positions of its own, so RAE's decoder draws otherwise; give RAE's own model.pt"
     )
-    if values.get("scaling_factor", 1.0) != 1.0:
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise PublishedFileError(f"{path} is not JSON ({error}); download it again") from error
+    found = values.get("_class_name") if isinstance(values, dict) else None
+    if found != CLASS_NAME:
         raise PublishedFileError(
-            f"latents scaled by another factor than 1 are not supported; {folder} says {values}"
+            f"a folder in diffusers' layout must hold an {CLASS_NAME}; {path} says {found!r}"
         )
-    std, mean = state["_latents_std"], state["_latents_mean"]
-    if std.ndim != 3:
-        return Autoencoder(decoder, None)
-    mean_or_none = mean if mean.shape == std.shape and mean.any() else None
-    return Autoencoder(decoder, LatentNormalizer(mean_or_none, (std + STD_EPS).square(), eps=0.0))
+    missing = [name for name in _SHAPE if not (isinstance(values.get(name), int) and values[name] > 0)]
+    if missing:
+        raise PublishedFileError(f"{path} lacks {', '.join(missing)}, which must be whole numbers above 0")
+    for name, needed in {"num_channels": 3, "scaling_factor": 1.0}.items():
+        if values.get(name, needed) != needed:
+            raise PublishedFileError(f"{name} must be {needed}; {path} says {values[name]}")
+    return dict(values)
 
 
-def decoder_to_diffusers(decoder: ViTDecoder) -> StateDict:
-    """A decoder's weights under diffusers' names.
-
-    Raises:
-        UserError: diffusers would compute another position table than the decoder has.
-    """
-    state = decoder.state_dict()
-    if not torch.allclose(state[_POSITIONS].cpu(), _position_table(decoder.config), rtol=0, atol=1e-5):
-        rows, columns = decoder.config.grid
-        raise UserError(
-            f"diffusers computes the decoder's position table, for a {TABLE_SIDE}×{TABLE_SIDE} grid, and cannot "
-            f"hold this one, which is for {rows}×{columns} or was trained: export as published instead"
+def _read_weights(path: Path) -> StateDict:
+    """Every tensor of the file, of which each has a place in the layout."""
+    state = read_state_dict(path)
+    missing = sorted(_BUFFERS - state.keys())
+    unknown = sorted(key for key in state.keys() - _BUFFERS if not key.startswith(("encoder.", "decoder.")))
+    if missing or unknown:
+        raise PublishedFileError(
+            f"{path} does not fit an {CLASS_NAME}; missing: {', '.join(missing) or 'nothing'}; "
+            f"not known: {', '.join(unknown) or 'nothing'}"
         )
-    return {_renamed(key, _ATTENTION): value for key, value in state.items() if key != _POSITIONS}
+    return state
 
 
-def decoder_from_diffusers(
-    state: Mapping[str, Tensor], config: ViTDecoderConfig, source: object
-) -> ViTDecoder:
-    """A decoder from weights under diffusers' names, in evaluation mode.
-
-    Raises:
-        PublishedFileError: keys are missing, too many or of another shape.
-    """
-    model = build_model(config)
-    names = {theirs: ours for ours, theirs in _ATTENTION.items()}
-    renamed = {_renamed(key, names): value for key, value in state.items()}
-    # A converted file may still hold RAE's own table; diffusers then ignores it, and here it is used.
-    renamed.setdefault(_POSITIONS, _position_table(config))
-    load_exactly(model, renamed, source)
-    return model.eval()
-
-
-def _position_table(config: ViTDecoderConfig) -> Tensor:
-    """The table diffusers computes, with the extra token's row of zeros: [1, 1 + N, width]."""
-    return F.pad(sincos_table(config.width, config.grid, TABLE_SIDE / config.grid[0]), (0, 0, 1, 0))
-
-
-def _decoder_config(values: Mapping[str, Any]) -> ViTDecoderConfig:
+def _decoder_config(values: Mapping[str, Any], state: StateDict, folder: Path) -> ViTDecoderConfig:
     side = values["encoder_input_size"] // values["encoder_patch_size"]
-    red, green, blue = values.get("encoder_norm_mean") or IMAGENET_MEAN
-    red_std, green_std, blue_std = values.get("encoder_norm_std") or IMAGENET_STD
+    pixels = values["patch_size"] * side
+    if values.get("image_size") not in (None, pixels):
+        raise PublishedFileError(
+            f"{side}×{side} patches of {values['patch_size']} pixels make images of {pixels}; "
+            f"{folder / CONFIG_FILE} says {values['image_size']}"
+        )
+    # diffusers takes these from the weights, whatever its configuration says.
+    (red, green, blue), (red_std, green_std, blue_std) = (
+        _rgb(state[name], name, folder) for name in ("encoder_mean", "encoder_std")
+    )
     return ViTDecoderConfig(
         token_width=values["encoder_hidden_size"],
         grid=(side, side),
@@ -237,58 +233,24 @@ def _decoder_config(values: Mapping[str, Any]) -> ViTDecoderConfig:
     )
 
 
-def _latent_statistics(normalizer: LatentNormalizer | None) -> tuple[Tensor, Tensor] | None:
-    """Mean and deviation such that diffusers' (z − mean) / (std + 1e-5) is our (z − mean) / √(variance + eps)."""
-    if normalizer is None:
+def _rgb(value: Tensor, name: str, folder: Path) -> list[float]:
+    if value.shape != (1, 3, 1, 1):
+        raise PublishedFileError(
+            f"{name} must be [1, 3, 1, 1]; in {folder / WEIGHTS_FILE} it is {list(value.shape)}"
+        )
+    # To the digits that were meant: as float32, 0.485 is 0.48500001430511475.
+    return [float(f"{channel:.7g}") for channel in value.flatten().tolist()]
+
+
+def _normalizer(state: StateDict, latent: tuple[int, int, int], folder: Path) -> LatentNormalizer | None:
+    """Our normaliser that computes what diffusers does; None where latents are raw tokens."""
+    mean, std = state["_latents_mean"].float(), state["_latents_std"].float()
+    if std.shape == mean.shape == (1,) and std.item() == 1 and mean.item() == 0:
         return None
-    std = normalizer.deviation - STD_EPS
-    return torch.zeros_like(std) if normalizer.mean is None else normalizer.mean, std
-
-
-def _without_final_affine(state: StateDict) -> StateDict:
-    """An encoder's own weights without its last norm's, which RAE leaves out.
-
-    Whole checkpoints are taken too: ViT-MAE's with its decoder, SigLIP2's with its text tower.
-    """
-    if any(key.startswith("vision_model.") for key in state):
-        state = {key: value for key, value in state.items() if key.startswith("vision_model.")}
-    found = {
-        key.removeprefix("vit."): value for key, value in state.items() if not key.startswith("decoder.")
-    }
-    last_norms = ("layernorm.", "vision_model.post_layernorm.")
-    return {key: value for key, value in found.items() if not key.startswith(last_norms)}
-
-
-def _encoder_shape(state: Mapping[str, Tensor], source: object) -> _EncoderShape:
-    kind: Literal["dinov2", "siglip2", "mae"]
-    if "embeddings.register_tokens" in state:
-        kind, patches, layer = (
-            "dinov2",
-            "embeddings.patch_embeddings.projection.weight",
-            r"encoder\.layer\.(\d+)\.",
+    if std.shape != latent or mean.shape not in (latent, (1,)) or (mean.shape != latent and mean.item() != 0):
+        raise PublishedFileError(
+            f"latent statistics must be {list(latent)}, or 0 and 1; {folder / WEIGHTS_FILE} holds "
+            f"{list(mean.shape)} and {list(std.shape)}"
         )
-    elif "vision_model.embeddings.patch_embedding.weight" in state:
-        kind, patches = "siglip2", "vision_model.embeddings.patch_embedding.weight"
-        layer = r"vision_model\.encoder\.layers\.(\d+)\."
-    elif "embeddings.cls_token" in state:
-        kind, patches, layer = (
-            "mae",
-            "embeddings.patch_embeddings.projection.weight",
-            r"encoder\.layer\.(\d+)\.",
-        )
-    else:
-        raise UserError(
-            "an encoder's weights must be DINOv2's with registers, SigLIP2's or MAE's in transformers' layout; "
-            f"{source} holds something else"
-        )
-    width, _, patch_size, _ = state[patches].shape
-    depth = len({match[1] for key in state if (match := re.match(layer, key))})
-    return _EncoderShape(kind, width, patch_size, depth)
-
-
-def _renamed(key: str, names: Mapping[str, str]) -> str:
-    """A key with the part that one of `names` gives another name renamed, between dots only."""
-    for old, new in names.items():
-        if f".{old}." in key:
-            return key.replace(f".{old}.", f".{new}.")
-    return key
+    own_mean = mean if mean.shape == latent and mean.any() else None
+    return LatentNormalizer(own_mean, (std + STD_EPS).square(), eps=0.0)

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.protocols import PROTOCOLS, SAMPLERS, Protocol
-from eval.settings import ADM_METRICS, GenerationSettings, GridKind, Guidance, LabelRule, SetMetric
+from eval.settings import (
+    ADM_METRICS,
+    GenerationSettings,
+    GridKind,
+    Guidance,
+    LabelRule,
+    SetMetric,
+    require_decoder,
+)
 from shards.errors import UsageError
 
 
@@ -35,11 +43,12 @@ def plan_of(settings: GenerationSettings) -> GenerationPlan:
     Raises:
         UsageError: A file is not there, guidance lacks its guide or its scale, or the protocol its reference.
     """
-    for path in (settings.snapshot, settings.decoder, settings.guide):
+    for path in (settings.snapshot, settings.guide):
         if path is not None and not path.is_file():
             raise UsageError(
                 f"a snapshot is a file like RUN/snapshots/latest.safetensors, found none at {path}"
             )
+    require_decoder(settings.decoder)
     _require_origin(settings)
     if settings.reference is not None and not settings.reference.exists():
         raise UsageError(
@@ -76,7 +85,7 @@ def _require_origin(settings: GenerationSettings) -> None:
         raise UsageError(f"--encoder-of must be a finished store, found none at {settings.encoder_of}")
     if settings.statistics is None:
         return
-    if not settings.statistics.is_file():
+    if not settings.statistics.exists():
         raise UsageError(f"--statistics must be a file like stat.pt, found none at {settings.statistics}")
     if settings.encoder_of is None:
         raise UsageError(

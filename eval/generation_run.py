@@ -19,9 +19,9 @@ from eval.labels import chosen_classes
 from eval.networks import (
     compile_network,
     decoder_of,
-    file_digest,
     load_decoder,
     load_dit,
+    path_digest,
     require_fitting_guide,
     require_same_encoder,
     set_precision,
@@ -167,11 +167,11 @@ def _record(plan: GenerationPlan, sampler: LatentSampler, store: Store | None) -
     settings = plan.settings
     record = {
         "snapshot": settings.snapshot.name,
-        "snapshot_sha256": file_digest(settings.snapshot),
-        "decoder_sha256": file_digest(settings.decoder),
-        "guide_sha256": None if settings.guide is None else file_digest(settings.guide),
+        "snapshot_sha256": path_digest(settings.snapshot),
+        "decoder_sha256": path_digest(settings.decoder),
+        "guide_sha256": None if settings.guide is None else path_digest(settings.guide),
         "encoder_of": None if store is None else store.recipe.id,
-        "statistics_sha256": None if settings.statistics is None else file_digest(settings.statistics),
+        "statistics_sha256": None if settings.statistics is None else path_digest(settings.statistics),
         "protocol": settings.protocol,
         "seed": settings.seed,
         "classes": sampler.classes,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from eval.diffusers_layout import AUTOENCODER_FILES
 from eval.published_files import published_decoder, published_dit
 from eval.settings import Precision
 from shards.errors import IdentityMismatchError, UsageError
@@ -19,8 +20,6 @@ from shards.store import Store
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
 from train.snapshot import Snapshot, is_snapshot, load_snapshot
-
-_HASHED_AT_ONCE = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,7 @@ def load_decoder(path: Path, device: torch.device, encoder: EncoderIdentity | No
     """A decoder's snapshot, or a published file made one.
 
     Args:
-        path: The file.
+        path: The file, or a folder in diffusers' layout.
         device: Where the network goes.
         encoder: What a published file belongs to; not used for a snapshot, which knows.
 
@@ -158,10 +157,10 @@ def compile_network(network: nn.Module) -> None:
     network.compile(dynamic=False)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
+def path_digest(path: Path) -> str:
+    """SHA-256 of a file of weights; of a folder in diffusers' layout, that of its two files' digests."""
+    if path.is_dir():
+        parts = "".join(path_digest(path / name) for name in AUTOENCODER_FILES)
+        return hashlib.sha256(parts.encode()).hexdigest()
     with path.open("rb") as file:
-        while block := file.read(_HASHED_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

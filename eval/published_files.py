@@ -2,7 +2,9 @@
 
 A published file holds weights alone. Its shape is read from its keys (`train.models.infer`), every key must fit
 (`train.published`), and the encoder, the pixels' statistics, the latents' and the names of the classes come from
-elsewhere. Whether the weights were really trained for that encoder cannot be seen; only shapes are checked.
+elsewhere. A folder in diffusers' layout (`eval.diffusers_layout`) holds a decoder, its shape, the pixels' statistics
+and the latents'. Whether the weights were really trained for that encoder cannot be seen; only what they do say is
+checked.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import torch
 
+from eval.diffusers_layout import read_autoencoder
 from shards.errors import IdentityMismatchError
 from shards.identity import EncoderIdentity
 from shards.store import Store
+from train.models.infer import PublishedFileError
 from train.models.normalizer import LatentNormalizer
 from train.networks import pixel_statistics
 from train.published import load_decoder, load_dit, load_statistics
@@ -28,18 +32,21 @@ def published_dit(path: Path, store: Store, statistics: Path | None, device: tor
     Args:
         path: `stage2_model.pt`, bare or under `ema`, or .safetensors of the same keys.
         store: A store of the encoder the DiT was trained on.
-        statistics: `stat.pt`, whose mean may be absent, then 0; None for the store's own statistics.
+        statistics: `stat.pt`, whose mean may be absent, then 0, or a folder in diffusers' layout; None for the
+            store's own statistics.
         device: Where network and statistics go.
 
     Raises:
         PublishedFileError: A file cannot be read, or its keys do not fit.
         IdentityMismatchError: Network or statistics are for latents of another shape than the store's.
     """
+    if path.is_dir():
+        raise PublishedFileError(f"a published DiT is one file like stage2_model.pt, {path} is a folder")
     model = load_dit(path)
     config = model.config
     latent = (store.width, *store.grid)
     _require_shape(path, (config.token_width, *config.grid), latent)
-    normalizer = _store_normalizer(store) if statistics is None else load_statistics(statistics)
+    normalizer = _store_normalizer(store) if statistics is None else _published_normalizer(statistics)
     _require_shape(statistics or store.path, tuple(normalizer.variance.shape), latent)
     names = store.class_names if store.num_classes == config.num_classes else ()
     return Snapshot(
@@ -54,21 +61,42 @@ def published_decoder(path: Path, encoder: EncoderIdentity, device: torch.device
     """A published decoder as a snapshot, which puts the encoder's pixel mean and deviation back.
 
     Args:
-        path: `model.pt`, bare or under `ema`, or .safetensors of the same keys.
+        path: `model.pt`, bare or under `ema`, .safetensors of the same keys, or a folder in diffusers' layout.
         encoder: The encoder whose tokens it was trained on.
         device: Where the network goes.
 
     Raises:
         PublishedFileError: The file cannot be read, or its keys do not fit.
-        IdentityMismatchError: It is for tokens of another width than the encoder's.
+        IdentityMismatchError: It is for other tokens or pixels than the encoder's.
     """
     mean, std = pixel_statistics(encoder)
-    model = load_decoder(path, pixel_mean=mean, pixel_std=std)
-    # Of a decoder the width alone: tokens on another grid are resized to its own.
-    _require_shape(path, (model.config.token_width,), (encoder.width,))
+    if path.is_dir():
+        model = read_autoencoder(path).decoder
+        config = model.config
+        _require_shape(path, (config.token_width, *config.grid), (encoder.width, *encoder.grid))
+        if (config.pixel_mean, config.pixel_std) != (mean, std):
+            raise IdentityMismatchError(
+                f"a decoder must give back its encoder's pixels, of mean {mean} and deviation {std}; {path} is for "
+                f"{config.pixel_mean} and {config.pixel_std}; choose the store it belongs to"
+            )
+    else:
+        model = load_decoder(path, pixel_mean=mean, pixel_std=std)
+        # Of a bare decoder the width alone: tokens on another grid are resized to its own.
+        _require_shape(path, (model.config.token_width,), (encoder.width,))
     return Snapshot(
         model=model.to(device), config=model.config, normalizer=None, meta=_meta(encoder, (), num_classes=0)
     )
+
+
+def _published_normalizer(path: Path) -> LatentNormalizer:
+    if not path.is_dir():
+        return load_statistics(path)
+    found = read_autoencoder(path).normalizer
+    if found is None:
+        raise PublishedFileError(
+            f"{path} holds no latent statistics; give a stat.pt, or leave --statistics out"
+        )
+    return found
 
 
 def _store_normalizer(store: Store) -> LatentNormalizer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.command import parse, run
-from eval.settings import ReconstructionSettings
+from eval.settings import ReconstructionSettings, require_decoder
 from shards.errors import UsageError
 
 
@@ -20,10 +20,7 @@ def require_inputs(settings: ReconstructionSettings) -> None:
     """
     if not settings.store.is_dir():
         raise UsageError(f"a store is a folder written by `pipeline encode`, found none at {settings.store}")
-    if not settings.decoder.is_file():
-        raise UsageError(
-            f"--decoder must be a file like RUN/snapshots/latest.safetensors, found none at {settings.decoder}"
-        )
+    require_decoder(settings.decoder)
     if settings.reference is not None and not settings.reference.exists():
         raise UsageError(
             f"--reference must be a folder, a store or an .npz file, found nothing at {settings.reference}"

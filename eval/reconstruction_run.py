@@ -13,7 +13,7 @@ from eval.command import warn
 from eval.feature_pass import share
 from eval.image_sources import blocks, evenly_spread
 from eval.metrics import frechet_distance
-from eval.networks import decoder_of, file_digest, load_decoder, require_same_encoder, set_precision
+from eval.networks import decoder_of, load_decoder, path_digest, require_same_encoder, set_precision
 from eval.pictures import grid, save_png, side_by_side
 from eval.reconstruction_pairs import POOL, Judge, Judged, Pairs, merged
 from eval.reference import load_reference
@@ -71,7 +71,7 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
     found = merged(team.gather(judge.found))
     results = {
         "decoder": settings.decoder.name,
-        "decoder_sha256": file_digest(settings.decoder),
+        "decoder_sha256": path_digest(settings.decoder),
         "step": snapshot.meta.step,
         "encoder_id": snapshot.meta.encoder_id,
         "recipe_id": store.recipe.id,

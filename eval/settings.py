@@ -34,11 +34,11 @@ class GenerationSettings:
     snapshot: Positional[Path]
     """Snapshot of a DiT: RUN/snapshots/latest.safetensors (its averaged weights); or a published stage2_model.pt."""
     decoder: Path
-    """Snapshot of the decoder for the same encoder; or a published model.pt."""
+    """Snapshot of the decoder for the same encoder; or a published model.pt, or diffusers' AutoencoderRAE folder."""
     encoder_of: Path | None = None
     """Store whose encoder published files belong to: they do not say. Snapshots do and need none."""
     statistics: Path | None = None
-    """Published stat.pt of a published DiT's latents; default the statistics of the store."""
+    """stat.pt, or diffusers' folder, of a published DiT's latents; default the statistics of the store."""
     out: Path = Path("runs/generation")
     """Folder for samples.npz, grid.png and results.json."""
     protocol: ProtocolName | None = None
@@ -116,7 +116,7 @@ class ReconstructionSettings:
     store: Positional[Path]
     """A finished store with images."""
     decoder: Path
-    """Snapshot of a decoder for the store's encoder; or a published model.pt, taken to belong to it."""
+    """Snapshot of a decoder for the store's encoder; or a model.pt or diffusers' folder, taken to belong to it."""
     out: Path = Path("runs/reconstruction")
     """Folder for reconstruction.png and results.json."""
     num: int | None = None
@@ -146,3 +146,15 @@ class ReconstructionSettings:
             raise UsageError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.page_rows < 1:
             raise UsageError(f"--page-rows must be at least 1, got {self.page_rows}")
+
+
+def require_decoder(path: Path) -> None:
+    """Refuse a decoder that is not there, before anything heavy is loaded.
+
+    Raises:
+        UsageError: There is neither a file nor a folder.
+    """
+    if not path.exists():
+        raise UsageError(
+            f"--decoder must be a file like RUN/snapshots/latest.safetensors, or a folder, found none at {path}"
+        )

@@ -108,11 +108,13 @@ def save_snapshot(
 
 
 def is_snapshot(path: Path) -> bool:
-    """Whether a file says in its header that it is a snapshot, of this version or another.
+    """Whether a file says in its header that it is a snapshot, of this version or another; a folder is none.
 
     Raises:
-        UserError: there is no such file, or it begins as a safetensors file and is not a whole one.
+        UserError: there is nothing there, or it begins as a safetensors file and is not a whole one.
     """
+    if path.is_dir():
+        return False
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     with path.open("rb") as start:

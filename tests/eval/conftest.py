@@ -52,7 +52,7 @@ def encoder() -> EncoderIdentity:
     )
 
 
-def _write_store(path: Path, encoder: EncoderIdentity, dtype: str) -> Path:
+def _write_store(path: Path, encoder: EncoderIdentity, dtype: str, image_size: int = SIZE) -> Path:
     records = [
         SourceRecord(key=f"{i:03}", label=i % len(CLASSES), uri=f"{i:03}.png", offset=0, nbytes=1)
         for i in range(NUM_IMAGES)
@@ -65,11 +65,12 @@ def _write_store(path: Path, encoder: EncoderIdentity, dtype: str) -> Path:
         num_shards=3,
         seed=0,
         views=("center",),
-        image_size=SIZE,
+        image_size=image_size,
         dtype=dtype,
     )
     writer = StoreWriter.create_or_continue(path, recipe, plan)
     stored = float32_to_bfloat16 if dtype == "bfloat16" else np.float16
+    tokens_shape = (encoder.grid[0] * encoder.grid[1], encoder.width)
     rng = np.random.default_rng(0)
     for shard in range(3):
         with writer.shard("center", shard) as target:
@@ -77,8 +78,8 @@ def _write_store(path: Path, encoder: EncoderIdentity, dtype: str) -> Path:
                 if (shard, place) == (1, 2):
                     target.quarantine(place, "not an image")
                     continue
-                image = np.full((SIZE, SIZE, 3), rng.integers(0, 256, 3), np.uint8)
-                tokens = rng.standard_normal((GRID[0] * GRID[1], WIDTH)).astype(np.float32)
+                image = np.full((image_size, image_size, 3), rng.integers(0, 256, 3), np.uint8)
+                tokens = rng.standard_normal(tokens_shape).astype(np.float32)
                 target.write(place, {"tokens": stored(tokens), "image": image})
             target.publish()
     writer.finalize()
@@ -89,6 +90,12 @@ def _write_store(path: Path, encoder: EncoderIdentity, dtype: str) -> Path:
 def store(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity) -> Path:
     """A finished store with one quarantined image."""
     return _write_store(tmp_path_factory.mktemp("world") / "store", encoder, "float16")
+
+
+@pytest.fixture(scope="session")
+def write_store():
+    """Write a finished store of other shapes: `write_store(path, encoder, dtype, image_size)`."""
+    return _write_store
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.diffusers_layout import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    decoder_from_diffusers,
-    decoder_to_diffusers,
-    read_autoencoder,
-    write_autoencoder,
-)
+from eval.diffusers_decoder import decoder_from_diffusers, decoder_to_diffusers
+from eval.diffusers_layout import CONFIG_FILE, WEIGHTS_FILE, read_autoencoder, write_autoencoder
 from shards.errors import UserError
 from train.models.build import build_model
 from train.models.config import ViTDecoderConfig
@@ -196,5 +190,5 @@ def test_missing_keys_are_listed(tmp_path):
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / CONFIG_FILE).write_text(json.dumps({}))
-    with pytest.raises(PublishedFileError, match=r"needs config\.json"):
+    with pytest.raises(PublishedFileError, match=r"lacks diffusion_pytorch_model\.safetensors"):
         read_autoencoder(tmp_path)
