@@ -20,9 +20,9 @@ from shards.layout import INDEX, MANIFEST, PLAN, commit_path, field_of
 from shards.manifest import Manifest
 from shards.moments import Moments
 from shards.published import object_record
-from shards.root import array_documents
+from shards.root import array_documents, root_documents
 from shards.statistics_arrays import statistics_objects
-from shards.zarr_store import shard_path
+from shards.zarr_store import group_document, shard_path
 
 
 def make_sparse_store(path: Path, *, num_images: int, num_shards: int) -> Path:
@@ -35,7 +35,7 @@ def make_sparse_store(path: Path, *, num_images: int, num_shards: int) -> Path:
     zero_row = crc32c(bytes(field.row_nbytes))
     objects: list[ObjectRecord] = []
     commits: dict[tuple[str, int], CommitRecord] = {}
-    for name, content in array_documents(recipe).items():
+    for name, content in (root_documents(recipe, recipe, 0) | array_documents(recipe)).items():
         publish_bytes(path / name, content)
         objects.append(object_record(path, name))
     plan.write(path / PLAN)
@@ -66,7 +66,8 @@ def make_sparse_store(path: Path, *, num_images: int, num_shards: int) -> Path:
         digest = hashlib.sha256(content).hexdigest()
         objects += [shard_object, ObjectRecord(record_path, len(content), digest)]
     files = {INDEX: index_bytes(build_index(recipe, plan, commits)), **small_objects(recipe, plan, commits)}
-    files |= statistics_objects({"center": Moments.empty(field.row_shape)}, recipe.encoder.grid)
+    files |= statistics_objects("center", Moments.empty(field.row_shape), recipe.encoder.grid)
+    files["stats/zarr.json"] = group_document({})
     for name, content in files.items():
         replace_atomically(path / name, content)
         objects.append(object_record(path, name))

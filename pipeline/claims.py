@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.leases import WORK_DIR, Leases
+from pipeline.leases import Leases
 from shards.atomic import replace_atomically
+from shards.layout import WORK_DIR
 
 
 @dataclass(frozen=True)

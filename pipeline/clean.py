@@ -1,18 +1,21 @@
-"""`pipeline clean`: what dead workers left behind, and nothing else."""
+"""`pipeline clean`: what dead workers left behind, what later revisions have superseded, and nothing else."""
 
 from pathlib import Path
 
 from pipeline.claims import Failures
 from pipeline.console import say
-from pipeline.leases import WORK_DIR, Leases, Owner
+from pipeline.leases import Leases, Owner
 from pipeline.operations import CleanConfig
 from shards.errors import UserError
+from shards.layout import MANIFEST, WORK_DIR
+from shards.manifest import Manifest
+from shards.revisions import superseded
 from shards.root import read_recipe
 from shards.writing import stale_temporaries
 
 
 def clean(config: CleanConfig) -> None:
-    """Removes temporary files, dead leases and failure notes of a store nobody is writing.
+    """Removes temporary files, dead leases, failure notes and superseded revisions of a store nobody is writing.
 
     Raises:
         UsageError: If there is no store.
@@ -26,13 +29,25 @@ def clean(config: CleanConfig) -> None:
         some = ", ".join(f"{name} ({lease})" for lease, name in list(alive.items())[:4])
         raise UserError(f"a store can be cleaned when nobody writes it, {some} is at work; stop it or wait")
     temporaries = stale_temporaries(root)
-    size = sum(path.stat().st_size for path in temporaries)
-    for path in temporaries:
+    old = superseded(root, Manifest.read(root)) if (root / MANIFEST).exists() else []
+    size = sum(path.stat().st_size for path in (*temporaries, *old))
+    for path in (*temporaries, *old):
         path.unlink(missing_ok=True)
+    _remove_empty_parents(root, old)
     leases.bury()
     Failures(root, 1).clear()
     _remove_if_empty(root / WORK_DIR)
-    say(f"{root}: removed {len(temporaries)} temporary files, {size:,} bytes")
+    say(
+        f"{root}: removed {len(temporaries)} temporary files, {len(old)} of earlier revisions, {size:,} bytes"
+    )
+
+
+def _remove_empty_parents(root: Path, files: list[Path]) -> None:
+    """Removes the folders that held nothing but these files."""
+    folders = {parent for file in files for parent in file.parents if parent.is_relative_to(root)} - {root}
+    for folder in sorted(folders, reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _remove_if_empty(folder: Path) -> None:

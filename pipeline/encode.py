@@ -17,7 +17,7 @@ from pipeline.engines.local import run_local
 from pipeline.engines.ray import run_ray
 from pipeline.engines.static import Place, place_from_environment, require_single_process
 from pipeline.finish import finish_once
-from pipeline.job import build_encoder, open_writer
+from pipeline.job import build_encoder
 from pipeline.planning import given_statistics, make_plan, make_recipe, open_store
 from pipeline.preflight import preflight
 from pipeline.progress import Progress
@@ -84,13 +84,13 @@ def _dry_run(config: EncodeConfig) -> None:
 
 def _retry(config: EncodeConfig) -> None:
     """Mends the rows that can be mended; the plan stays as it was, the mended images may have any size."""
-    writer = open_writer(config.store.out)
+    writer = StoreWriter.open(config.store.out)
     publish_given(writer.path, given_statistics(config, writer.recipe))
     encoder = build_encoder(config)
     writer.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
     encoder.place(named_devices(config.work.devices)[0], writer.recipe.precision)
     retry_quarantined(writer, encoder)
-    finish_once(config, writer)
+    finish_once(config, StoreWriter.open(config.store.out))
 
 
 def begin(config: EncodeConfig) -> tuple[StoreWriter, Encoder]:
@@ -128,7 +128,7 @@ def _await_store(config: EncodeConfig) -> StoreWriter:
                 f"{config.store.out} was not begun within {_AWAIT_SECONDS:.0f} s; is the first worker running?"
             )
         time.sleep(0.5)
-    return open_writer(config.store.out)
+    return StoreWriter.open(config.store.out)
 
 
 def _encode_pending(config: EncodeConfig, writer: StoreWriter, encoder: Encoder | None, place: Place) -> None:

@@ -12,9 +12,8 @@ import numpy as np
 from pipeline.operations import InspectConfig
 from shards.errors import StoreIncompleteError
 from shards.finalize import read_commits
-from shards.layout import MANIFEST, PLAN, fields_of
-from shards.plan import Plan
-from shards.root import read_recipe
+from shards.identity import Recipe
+from shards.layout import MANIFEST, fields_of
 from shards.store import Store, open_store
 from shards.writing import StoreWriter
 
@@ -35,8 +34,23 @@ def store_facts(path: Path) -> dict[str, Any]:
         UsageError: If there is no store.
         StoreDamagedError: If it is not whole.
     """
-    recipe = read_recipe(path)
-    facts: dict[str, Any] = {
+    try:
+        store = open_store(path)
+    except StoreIncompleteError:
+        writer = StoreWriter.open(path)
+        pending = writer.pending()
+        return {
+            **_recipe_facts(path, writer.recipe),
+            "complete": False,
+            "shards_done": len(writer.recipe.views) * writer.recipe.num_shards - len(pending),
+            "shards_pending": len(pending),
+            "classes": len(writer.plan.class_names),
+        }
+    return {**_recipe_facts(path, store.recipe), "complete": True, **_finished_facts(store)}
+
+
+def _recipe_facts(path: Path, recipe: Recipe) -> dict[str, Any]:
+    return {
         "store": str(path),
         "recipe_id": recipe.id,
         "encoder_id": recipe.encoder.id,
@@ -46,20 +60,6 @@ def store_facts(path: Path) -> dict[str, Any]:
             field.path: field.row_nbytes for view in recipe.views for field in fields_of(recipe, view)
         },
     }
-    try:
-        store = open_store(path)
-    except StoreIncompleteError:
-        plan = Plan.read(path / PLAN)
-        pending = StoreWriter(path, recipe, plan).pending()
-        done = len(recipe.views) * recipe.num_shards - len(pending)
-        return {
-            **facts,
-            "complete": False,
-            "shards_done": done,
-            "shards_pending": len(pending),
-            "classes": len(plan.class_names),
-        }
-    return {**facts, "complete": True, **_finished_facts(store)}
 
 
 def _finished_facts(store: Store) -> dict[str, Any]:
@@ -78,6 +78,7 @@ def _finished_facts(store: Store) -> dict[str, Any]:
         sizes["/".join(parts[:2]) if is_field else parts[0]] += record.nbytes
     return {
         "digest": manifest.digest,
+        "revision": manifest.revision,
         "images": manifest.recipe.num_images,
         "rows": manifest.num_valid,
         "unusable": manifest.num_bad,
@@ -160,7 +161,8 @@ def as_text(facts: dict[str, Any]) -> str:
         )
         return "\n".join(lines)
     lines += [
-        f"state      complete, {facts['objects']} objects, {facts['bytes']:,} bytes",
+        f"state      complete, {facts['objects']} objects, {facts['bytes']:,} bytes"
+        + (f", revision {facts['revision']}" if facts["revision"] else ""),
         f"rows       {facts['rows']} of {facts['images']} images, {facts['unusable']} unusable, "
         f"{facts['classes']} classes",
         "sizes      " + ", ".join(f"{name} {size:,}" for name, size in facts["bytes_by_part"].items()),

@@ -8,11 +8,11 @@ from pipeline.calibrate import describe_error
 from pipeline.claims import Failures
 from pipeline.config import EncodeConfig
 from pipeline.console import say
-from pipeline.leases import WORK_DIR, Leases, Owner
+from pipeline.leases import Leases, Owner
 from shards.errors import UserError
 from shards.finalize import read_commits
 from shards.index import bad_rows
-from shards.layout import MANIFEST
+from shards.layout import WORK_DIR
 from shards.plan import Plan
 from shards.store import Store, open_store
 from shards.writing import StoreWriter
@@ -22,13 +22,12 @@ _NAMED_AT_MOST = 20
 
 def finish_once(config: EncodeConfig, writer: StoreWriter) -> None:
     """Finishes the store; of several workers one does it and the others wait for it."""
-    manifest = writer.path / MANIFEST
-    if manifest.exists():
+    if writer.finished():
         finish(config, writer)
         return
     with Leases(writer.path, Owner.this_process("finish")) as leases:
         while not leases.take("finish"):
-            if manifest.exists():
+            if writer.finished():
                 return
             time.sleep(0.5)
         finish(config, writer)

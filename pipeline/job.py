@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -14,9 +13,6 @@ from pipeline.leases import Leases, Owner
 from pipeline.progress import Event, WorkerStarted
 from pipeline.sources.reading import SourceReader
 from pipeline.worker import Worker
-from shards.layout import PLAN
-from shards.plan import Plan
-from shards.root import read_recipe
 from shards.writing import StoreWriter
 
 
@@ -54,11 +50,6 @@ def build_encoder(config: EncodeConfig) -> Encoder:
     )
 
 
-def open_writer(store: Path) -> StoreWriter:
-    """A store that has been begun."""
-    return StoreWriter(store, read_recipe(store), Plan.read(store / PLAN))
-
-
 def run_job(job: Job, report: Callable[[Event], None], encoder: Encoder | None = None) -> None:
     """Encodes shards of a store that exists until none is left for this worker.
 
@@ -72,7 +63,7 @@ def run_job(job: Job, report: Callable[[Event], None], encoder: Encoder | None =
         UserError: If something outside the program stops the run.
     """
     config = job.config
-    writer = open_writer(config.store.out)
+    writer = StoreWriter.open(config.store.out)
     encoder = encoder or build_encoder(config)
     writer.recipe.encoder.require_same(encoder.identity, what=f"the encoder built by {job.name}")
     device = torch.device(job.device)

@@ -18,9 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from shards.atomic import publish_bytes
-
-WORK_DIR = ".work"
-"""Folder inside a store for what is of use only while it is written."""
+from shards.layout import WORK_DIR
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,10 @@ class AssessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig:
-    """Remove temporary files and dead leases that killed workers left in a store, and nothing else."""
+    """Remove temporary files and dead leases that killed workers left in a store, and superseded revisions.
+
+    Not while somebody reads the store who opened it before it was added to.
+    """
 
     store: Annotated[Path, tyro.conf.Positional]
     """Folder of the store."""

@@ -15,6 +15,7 @@ from shards.identity import Recipe
 from shards.layout import PLAN, ROOT
 from shards.plan import Plan
 from shards.quantize import Int8Code
+from shards.revisions import current_revision
 from shards.root import read_recipe
 from shards.writing import StoreWriter
 
@@ -63,7 +64,7 @@ def open_store(path: Path, recipe: Recipe, plan: Plan, code: Int8Code | None) ->
     """
     if (path / ROOT).exists() and (path / PLAN).exists():
         differences = read_recipe(path).diff(recipe)
-        if differences:
+        if differences and read_recipe(path, current_revision(path)).diff(recipe):
             changed = changed_images(Plan.read(path / PLAN), plan)
             raise IdentityMismatchError(
                 f"{path} was begun with another recipe: {'; '.join(differences + changed)}; "

@@ -3,6 +3,8 @@
 Each shard concerned is written anew in a corner of the store, good rows copied and mended ones encoded, and then put
 in place of the old one: first its commit record is withdrawn, then the objects are replaced, then the new record is
 published. A kill in between leaves a shard without a record, which the next run describes from its published bytes.
+The small objects are made anew in a revision of their own. Replaced shards are other files, though: unlike all that
+only adds to a store, this is not for a store that somebody has open.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,28 +18,25 @@ from numpy.typing import NDArray
 from pipeline.console import say
 from pipeline.decoding import Images, crop_size, usable_crop
 from pipeline.encoders import Encoder
-from pipeline.leases import WORK_DIR
 from pipeline.sources.reading import BadImageError, SourceReader
 from pipeline.tokens import StoredTokens, TokenStorage
 from shards.commit import CommitRecord
 from shards.errors import UndecodableImageError
 from shards.finalize import Commits, read_commits
 from shards.forms import object_path
-from shards.layout import MANIFEST, commit_path, fields_of
+from shards.layout import MANIFEST, WORK_DIR, commit_path, fields_of
 from shards.published import published_rows
+from shards.revisions import begin_revision
 from shards.shard_writer import ShardWriter
 from shards.writing import StoreWriter
 
 
-def retry_quarantined(writer: StoreWriter, encoder: Encoder) -> int:
-    """Encodes the images of bad rows that can be decoded now; the store then has to be finished again.
+def retry_quarantined(writer: StoreWriter, encoder: Encoder) -> None:
+    """Encodes the images of bad rows that can be decoded now; the store's newest revision then has to be finished.
 
     Args:
         writer: A store with all its shards.
         encoder: On its device; the one the store was made with.
-
-    Returns:
-        How many images have been mended.
 
     Raises:
         StoreIncompleteError: If shards are still to come.
@@ -45,6 +44,8 @@ def retry_quarantined(writer: StoreWriter, encoder: Encoder) -> int:
     _describe_interrupted(writer)
     commits = read_commits(writer.path, writer.recipe)
     crops = dict(_mended_crops(writer, commits))
+    if crops:
+        begin_revision(writer.path, writer.recipe)
     for (view, shard), record in commits.items():
         first = shard * writer.recipe.capacity
         mended = {place: crops[first + place] for place in record.bad if first + place in crops}
@@ -52,7 +53,6 @@ def retry_quarantined(writer: StoreWriter, encoder: Encoder) -> int:
             rows = _encoded(writer, encoder, view, mended)
             _replace_shard(writer, record, mended, rows)
     say(f"{len(crops)} images have been mended")
-    return len(crops)
 
 
 def _describe_interrupted(writer: StoreWriter) -> None:

@@ -16,25 +16,35 @@ from shards.errors import StoreDamagedError, StoreIncompleteError
 from shards.given_statistics import given_objects
 from shards.identity import Recipe
 from shards.index import bad_rows, build_index, index_bytes
-from shards.layout import CODE_TABLE, INDEX, MANIFEST, PLAN, commit_path, fields_of
+from shards.layout import (
+    CODE_TABLE,
+    INDEX,
+    MANIFEST,
+    PLAN,
+    ROOT,
+    commit_path,
+    derived_path,
+    fields_of,
+)
 from shards.manifest import Manifest
 from shards.moments import Moments
 from shards.plan import NO_LABEL, Plan
 from shards.published import object_record, shard_moments
 from shards.root import array_documents
 from shards.statistics_arrays import error_objects, statistics_objects
-from shards.zarr_store import plain_array_document
+from shards.zarr_store import group_document, plain_array_document
 
 Commits = dict[tuple[str, int], CommitRecord]
 
 
-def finalize_store(root: Path, recipe: Recipe, plan: Plan, provenance: dict[str, str]) -> Manifest:
+def finalize_store(
+    root: Path, recipe: Recipe, plan: Plan, provenance: dict[str, str], revision: int = 0
+) -> Manifest:
     """Bring a store whose shards are all published to its final state; see `StoreWriter.finalize`."""
     commits = read_commits(root, recipe)
-    if (root / MANIFEST).exists():
-        manifest = Manifest.read(root)
-    else:
-        manifest = _write_manifest(root, recipe, plan, commits, provenance)
+    manifest = Manifest.read(root) if (root / MANIFEST).exists() else None
+    if manifest is None or manifest.revision < revision:
+        manifest = _write_manifest(root, recipe, plan, commits, provenance, revision, manifest)
     # The partial sums have served; whoever needs them again computes them from the shards.
     shutil.rmtree(root / "moments", ignore_errors=True)
     return manifest
@@ -60,25 +70,33 @@ def read_commits(root: Path, recipe: Recipe) -> Commits:
     expected = len(recipe.views) * recipe.num_shards
     if len(commits) < expected:
         raise StoreIncompleteError(
-            f"{root} has {len(commits)} of {expected} shards; run `pipeline encode` again to continue"
+            f"{root} has {len(commits)} of {expected} shards; run the command that was writing it again to continue"
         )
     return commits
 
 
 def _write_manifest(
-    root: Path, recipe: Recipe, plan: Plan, commits: Commits, provenance: dict[str, str]
+    root: Path,
+    recipe: Recipe,
+    plan: Plan,
+    commits: Commits,
+    provenance: dict[str, str],
+    revision: int,
+    previous: Manifest | None,
 ) -> Manifest:
     valid = valid_mask(recipe, plan, commits)
     files = {INDEX: index_bytes(build_index(recipe, plan, commits)), **small_objects(recipe, plan, commits)}
-    moments = {view: _merged_moments(root, recipe, view, commits, valid) for view in recipe.views}
-    files |= statistics_objects(moments, recipe.encoder.grid)
-    fixed = [PLAN, *array_documents(recipe)]
-    if recipe.dtype == "int8":
-        fixed.append(CODE_TABLE)
-        for view in recipe.views:
-            files |= error_objects(view, _merged_error(recipe, view, commits, moments[view]))
+    files["stats/zarr.json"] = group_document({})
+    for view in recipe.views:
+        files |= _carried_statistics(root, view, previous, files["valid/c/0"]) or _statistics(
+            root, recipe, view, commits, valid
+        )
+    files = {derived_path(path, revision): content for path, content in files.items()}
     for path, content in files.items():
         replace_atomically(root / path, content)
+    fixed = {PLAN, ROOT, derived_path(ROOT, revision), *array_documents(recipe)}
+    if recipe.dtype == "int8":
+        fixed.add(CODE_TABLE)
     objects = [_record_of(path, content) for path, content in files.items()]
     objects += [o for record in commits.values() for o in record.objects]
     objects += [object_record(root, path) for path in [*fixed, *given_objects(root)]]
@@ -87,11 +105,35 @@ def _write_manifest(
         recipe=recipe,
         num_valid=int(valid.sum()),
         num_bad=plan.num_images - int(valid.sum()),
-        provenance=provenance,
+        provenance=provenance if previous is None else {**previous.provenance, **provenance},
         objects=tuple(sorted(objects, key=lambda o: o.path)),
+        revision=revision,
     )
     replace_atomically(root / MANIFEST, manifest.to_bytes())
     return manifest
+
+
+def _carried_statistics(
+    root: Path, view: str, previous: Manifest | None, valid: bytes
+) -> dict[str, bytes] | None:
+    """What is under ``stats/view`` of the previous revision, if it was computed from the rows that are valid now."""
+    if previous is None or view not in previous.recipe.views:
+        return None
+    if previous.object_bytes(root, previous.derived("valid/c/0")) != valid:
+        return None
+    inside = previous.derived(f"stats/{view}/")
+    names = [path.removeprefix(inside) for path in previous.by_path if path.startswith(inside)]
+    return {f"stats/{view}/{name}": previous.object_bytes(root, inside + name) for name in names}
+
+
+def _statistics(
+    root: Path, recipe: Recipe, view: str, commits: Commits, valid: NDArray[np.bool_]
+) -> dict[str, bytes]:
+    moments = _merged_moments(root, recipe, view, commits, valid)
+    files = statistics_objects(view, moments, recipe.encoder.grid)
+    if recipe.dtype == "int8":
+        files |= error_objects(view, _merged_error(recipe, view, commits, moments))
+    return files
 
 
 def valid_mask(recipe: Recipe, plan: Plan, commits: Commits) -> NDArray[np.bool_]:

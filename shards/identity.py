@@ -213,6 +213,12 @@ class Recipe:
     def _deciding(self) -> dict[str, Any]:
         return {**self.to_dict(), "encoder": self.encoder.id}
 
+    def extends(self, begun: Recipe) -> bool:
+        """Whether this is ``begun``, or ``begun`` with more views behind its own."""
+        return dataclasses.replace(self, views=begun.views).id == begun.id and (
+            self.views[: len(begun.views)] == begun.views
+        )
+
     def diff(self, other: Recipe) -> list[str]:
         """One line for each field that decides about bytes in which ``other`` differs from this one."""
         own, others = ({**recipe.to_dict(), "encoder": None} for recipe in (self, other))
@@ -220,7 +226,20 @@ class Recipe:
 
 
 RESERVED_NAMES = frozenset(
-    {"c", "code", "commits", "index", "label", "manifest", "moments", "plan", "stats", "valid"}
+    {
+        "c",
+        "code",
+        "commits",
+        "fields",
+        "index",
+        "label",
+        "manifest",
+        "moments",
+        "plan",
+        "revisions",
+        "stats",
+        "valid",
+    }
 )
 """First path components a store uses itself, which no view may have as its name."""
 

@@ -15,6 +15,9 @@ MANIFEST = "manifest.json"
 PLAN = "plan.parquet"
 INDEX = "index.parquet"
 ROOT = "zarr.json"
+REVISIONS = "revisions"
+WORK_DIR = ".work"
+"""Folder inside a store for what is of use only while it is written."""
 CODE_TABLE = "code/table/c/0/0"
 
 
@@ -62,6 +65,16 @@ def fields_of(recipe: Recipe, view: str) -> tuple[Field, ...]:
 def commit_path(view: str, shard: int) -> str:
     """Record that a shard of a view is finished."""
     return f"commits/{view}/{shard:05d}.json"
+
+
+def derived_path(name: str, revision: int) -> str:
+    """Where a small object that is made anew with each revision of a store lies.
+
+    Args:
+        name: Its name in revision 0: the index, or something under ``label``, ``valid`` or ``stats``.
+        revision: Number of the revision.
+    """
+    return f"{REVISIONS}/{revision}/{name}" if revision else name
 
 
 def moments_path(view: str, shard: int) -> str:

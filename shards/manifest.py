@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any, Self
 from shards.commit import ObjectRecord
 from shards.errors import StoreDamagedError, StoreIncompleteError
 from shards.identity import Recipe, canonical_json
-from shards.layout import FORMAT_VERSION, MANIFEST
+from shards.layout import FORMAT_VERSION, MANIFEST, derived_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Manifest:
         num_bad: Images without, each with its reason in the index; both together are all images.
         provenance: Versions and hosts that made it; recorded, never compared.
         objects: Every object but the manifest, sorted by path.
+        revision: How often the small objects that follow from the shards have been made anew since the store was
+            first finished.
     """
 
     recipe: Recipe
@@ -34,6 +37,7 @@ class Manifest:
     num_bad: int
     provenance: dict[str, str]
     objects: tuple[ObjectRecord, ...]
+    revision: int = 0
 
     @cached_property
     def digest(self) -> str:
@@ -45,8 +49,27 @@ class Manifest:
         """The objects by path."""
         return {o.path: o for o in self.objects}
 
+    def derived(self, name: str) -> str:
+        """Path of one of this revision's small objects; see `shards.layout.derived_path`."""
+        return derived_path(name, self.revision)
+
+    def object_bytes(self, store: Path, path: str) -> bytes:
+        """Content of one of the store's small objects, compared with its digest.
+
+        Raises:
+            StoreDamagedError: If it is missing or not the one that was written.
+        """
+        try:
+            content = (store / path).read_bytes()
+            record = self.by_path[path]
+        except (FileNotFoundError, KeyError) as error:
+            raise StoreDamagedError(f"{store / path} is missing; run `pipeline verify`") from error
+        if hashlib.sha256(content).hexdigest() != record.sha256:
+            raise StoreDamagedError(f"{store / path} is not the file that was written; run `pipeline verify`")
+        return content
+
     def _content(self) -> dict[str, Any]:
-        return {
+        content = {
             "format_version": FORMAT_VERSION,
             "recipe": self.recipe.to_dict(),
             "recipe_id": self.recipe.id,
@@ -57,6 +80,8 @@ class Manifest:
             "provenance": self.provenance,
             "objects": [dataclasses.asdict(o) for o in self.objects],
         }
+        # A store that was never added to has the manifest it had before there were revisions.
+        return {**content, "revision": self.revision} if self.revision else content
 
     def to_bytes(self) -> bytes:
         """The file's only valid spelling."""
@@ -78,6 +103,7 @@ class Manifest:
                 num_bad=values["num_bad"],
                 provenance=values["provenance"],
                 objects=tuple(ObjectRecord.from_dict(o) for o in values["objects"]),
+                revision=operator.index(values.get("revision", 0)),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreDamagedError(f"{path} is not a readable manifest ({error!r})") from error
@@ -86,6 +112,8 @@ class Manifest:
             raise StoreDamagedError(f"{path} has format version {found}; this program reads {FORMAT_VERSION}")
         if manifest.to_bytes() != content:
             raise StoreDamagedError(f"{path} does not match its own digest: it was edited or damaged")
+        if manifest.revision < 0:
+            raise StoreDamagedError(f"{path} has a negative revision, {manifest.revision}")
         if manifest.num_valid + manifest.num_bad != manifest.recipe.num_images:
             raise StoreDamagedError(f"{path}: valid and bad images do not add up to all images")
         return manifest
@@ -103,7 +131,7 @@ class Manifest:
             return cls.from_bytes(path.read_bytes(), path=path)
         except FileNotFoundError as error:
             raise StoreIncompleteError(
-                f"{store} is not finished: it has no {MANIFEST}; run `pipeline encode` again to continue"
+                f"{store} is not finished: it has no {MANIFEST}; run the command that was writing it again to continue"
             ) from error
 
 

@@ -8,18 +8,18 @@ from pathlib import Path
 from shards.code_arrays import code_documents
 from shards.errors import StoreDamagedError, UsageError
 from shards.identity import Recipe
-from shards.layout import FORMAT_VERSION, ROOT, fields_of
+from shards.layout import FORMAT_VERSION, ROOT, derived_path, fields_of
 from shards.zarr_store import group_document, sharded_array_document
 
 
 def root_document(recipe: Recipe) -> bytes:
-    """Content of the root ``zarr.json``; the same recipe gives the same bytes."""
+    """Content of the ``zarr.json`` of a store or revision; the same recipe gives the same bytes."""
     return group_document({"format_version": FORMAT_VERSION, "recipe": recipe.to_dict()})
 
 
 def array_documents(recipe: Recipe) -> dict[str, bytes]:
-    """Content by path of every ``zarr.json`` that follows from the recipe, the root's first."""
-    documents = {ROOT: root_document(recipe)}
+    """Content by path of every ``zarr.json`` inside a store that follows from its recipe."""
+    documents: dict[str, bytes] = {}
     if recipe.format == "zarr":
         for view in recipe.views:
             documents[f"{view}/{ROOT}"] = group_document({})
@@ -32,21 +32,33 @@ def array_documents(recipe: Recipe) -> dict[str, bytes]:
     return documents
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe of a store, finished or not.
+def root_documents(begun: Recipe, recipe: Recipe, revision: int) -> dict[str, bytes]:
+    """Content by path of the ``zarr.json`` files that name the recipes of a store.
+
+    Args:
+        begun: What the store was begun with.
+        recipe: What its revision is made with.
+        revision: Number of that revision.
+    """
+    return {ROOT: root_document(begun), derived_path(ROOT, revision): root_document(recipe)}
+
+
+def read_recipe(path: Path, revision: int = 0) -> Recipe:
+    """The recipe a store was begun with, or one of its revisions; finished or not.
 
     Raises:
         UsageError: If there is no store at ``path``.
         StoreDamagedError: If its root is not readable or of another version.
     """
+    name = derived_path(ROOT, revision)
     try:
-        document = json.loads((path / ROOT).read_bytes())
+        document = json.loads((path / name).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
-            f"{path} is not a store: it has no {ROOT}; make one with `pipeline encode`"
+            f"{path} is not a store: it has no {name}; make one with `pipeline encode`"
         ) from error
     except ValueError as error:
-        raise StoreDamagedError(f"{path / ROOT} is not readable JSON ({error})") from error
+        raise StoreDamagedError(f"{path / name} is not readable JSON ({error})") from error
     attributes = document.get("attributes") if isinstance(document, dict) else None
     if not isinstance(attributes, dict) or "format_version" not in attributes or "recipe" not in attributes:
         raise UsageError(f"{path} is a zarr group but not a store: its attributes name no recipe")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,15 +29,13 @@ class Statistics:
     count: int
 
 
-def statistics_objects(moments: Mapping[str, Moments], grid: tuple[int, int]) -> dict[str, bytes]:
-    """Content by path of everything under ``stats/``; token moments [N, D] become maps [D, h, w]."""
-    files = {"stats/zarr.json": group_document({})}
-    for view, part in moments.items():
-        files[f"stats/{view}/zarr.json"] = group_document({"count": part.count})
-        for name, tokens in (("mean", part.mean), ("variance", part.variance)):
-            maps = np.ascontiguousarray(tokens.T).reshape(-1, *grid)
-            files[f"stats/{view}/{name}/zarr.json"] = plain_array_document(maps.shape, maps.dtype, "NaN")
-            files[f"stats/{view}/{name}/c/0/0/0"] = maps.astype("<f8").tobytes()
+def statistics_objects(view: str, moments: Moments, grid: tuple[int, int]) -> dict[str, bytes]:
+    """Content by path of a view's statistics; token moments [N, D] become maps [D, h, w]."""
+    files = {f"stats/{view}/zarr.json": group_document({"count": moments.count})}
+    for name, tokens in (("mean", moments.mean), ("variance", moments.variance)):
+        maps = np.ascontiguousarray(tokens.T).reshape(-1, *grid)
+        files[f"stats/{view}/{name}/zarr.json"] = plain_array_document(maps.shape, maps.dtype, "NaN")
+        files[f"stats/{view}/{name}/c/0/0/0"] = maps.astype("<f8").tobytes()
     return files
 
 

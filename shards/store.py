@@ -6,8 +6,6 @@ verify`, and a row's checksum is compared when the row is read.
 
 from __future__ import annotations
 
-import hashlib
-import resource
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +18,6 @@ from shards.code_arrays import read_code
 from shards.compression import row_codec
 from shards.dtypes import bfloat16_to_float32
 from shards.errors import StoreDamagedError, UsageError
-from shards.extents import ABSENT, Extents
-from shards.forms import object_path
 from shards.given_statistics import GIVEN, GivenStatistics, read_given
 from shards.identity import MIRRORED_VIEWS, Recipe
 from shards.index import Index
@@ -31,9 +27,9 @@ from shards.plan import Plan, planned_rows
 from shards.quantize import Int8Code
 from shards.reader import MirroredReader, RowReader, StoredReader, Verify
 from shards.root import read_recipe
-from shards.shard_file import ReadMode, ShardFile
+from shards.shard_file import ReadMode
+from shards.shard_opening import ShardOpener, max_open_files
 from shards.statistics_arrays import Statistics, error_path, merged_statistics
-from shards.zarr_store import read_extents
 
 
 def open_store(path: Path | str) -> Store:
@@ -45,10 +41,11 @@ def open_store(path: Path | str) -> Store:
         StoreDamagedError: If an object is missing or of another size than the manifest says.
     """
     path = Path(path)
-    recipe = read_recipe(path)
+    begun = read_recipe(path)
     manifest = Manifest.read(path)
-    if manifest.recipe.id != recipe.id:
-        differences = "; ".join(manifest.recipe.diff(recipe))
+    own = read_recipe(path, manifest.revision)
+    if manifest.recipe.id != own.id or not own.extends(begun):
+        differences = "; ".join(manifest.recipe.diff(own) or own.diff(begun))
         raise StoreDamagedError(f"{path}: zarr.json and manifest.json name different recipes: {differences}")
     problems = missing_objects(path, manifest.objects)
     if problems:
@@ -129,21 +126,21 @@ class Store:
     def index(self) -> Index:
         """The plan with validity, reasons and checksums, by column."""
         return Index(
-            self.object_bytes(INDEX),
+            self._derived_bytes(INDEX),
             planned_rows(self.recipe.num_images, self.recipe.num_shards),
             self.num_rows,
-            path=self.path / INDEX,
+            path=self.path / self.manifest.derived(INDEX),
         )
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
         """Class of each row, int32[num_rows]; -1 where there is none."""
-        return np.frombuffer(self.object_bytes("label/c/0"), "<i4")
+        return np.frombuffer(self._derived_bytes("label/c/0"), "<i4")
 
     @cached_property
     def valid_rows(self) -> NDArray[np.int64]:
         """Rows that hold an image in every view, ascending, int64[k]."""
-        return np.flatnonzero(np.frombuffer(self.object_bytes("valid/c/0"), np.bool_)).astype(np.int64)
+        return np.flatnonzero(np.frombuffer(self._derived_bytes("valid/c/0"), np.bool_)).astype(np.int64)
 
     @cached_property
     def code(self) -> Int8Code | None:
@@ -170,7 +167,7 @@ class Store:
         self._require_views([view])
         if self.recipe.dtype != "int8":
             return None
-        return np.frombuffer(self.object_bytes(error_path(view)), "<f8")
+        return np.frombuffer(self._derived_bytes(error_path(view)), "<f8")
 
     def object_bytes(self, path: str) -> bytes:
         """Content of one of the store's small objects, compared with its digest in the manifest.
@@ -178,16 +175,10 @@ class Store:
         Raises:
             StoreDamagedError: If it is missing or not the one that was written.
         """
-        try:
-            content = (self.path / path).read_bytes()
-            record = self.manifest.by_path[path]
-        except (FileNotFoundError, KeyError) as error:
-            raise StoreDamagedError(f"{self.path / path} is missing; run `pipeline verify`") from error
-        if hashlib.sha256(content).hexdigest() != record.sha256:
-            raise StoreDamagedError(
-                f"{self.path / path} is not the file that was written; run `pipeline verify`"
-            )
-        return content
+        return self.manifest.object_bytes(self.path, path)
+
+    def _derived_bytes(self, name: str) -> bytes:
+        return self.object_bytes(self.manifest.derived(name))
 
     @cached_property
     def given_statistics(self) -> GivenStatistics | None:
@@ -210,7 +201,7 @@ class Store:
         self._require_views(views)
         if self.given_statistics is not None and not exact:
             return self.given_statistics.statistics
-        return merged_statistics(self.object_bytes, views, (self.width, *self.grid))
+        return merged_statistics(self._derived_bytes, views, (self.width, *self.grid))
 
     def _require_views(self, views: Iterable[str]) -> None:
         for view in views:
@@ -247,40 +238,9 @@ class Store:
             codec=None if compression is None else row_codec(compression),
             checksums=lambda: self.index.checksums(described.path),
             verify=verify,
-            max_open=_max_open_files(),
+            max_open=max_open_files(),
         )
 
-    def _shard_opener(self, field: Field, mode: ReadMode) -> _ShardOpener:
+    def _shard_opener(self, field: Field, mode: ReadMode) -> ShardOpener:
         offsets = self.index.offsets(field.path) if self.recipe.format == "webdataset" else None
-        return _ShardOpener(self.path, self.recipe, field, mode, offsets)
-
-
-class _ShardOpener:
-    """Opens shards of one field; the form decides where the rows' places come from."""
-
-    def __init__(
-        self, root: Path, recipe: Recipe, field: Field, mode: ReadMode, offsets: NDArray[np.int64] | None
-    ) -> None:
-        self._root = root
-        self._recipe = recipe
-        self._field = field
-        self._mode = mode
-        self._offsets = offsets
-
-    def __call__(self, shard: int) -> ShardFile:
-        path = self._root / object_path(self._recipe, self._field, shard)
-        return ShardFile(path, lambda descriptor: self._locate(descriptor, path, shard), self._mode)
-
-    def _locate(self, descriptor: int, path: Path, shard: int) -> Extents:
-        capacity = self._recipe.capacity
-        if self._offsets is None:
-            compressed = self._recipe.compression is not None
-            return read_extents(descriptor, path, self._field, capacity, compressed=compressed)
-        offsets = self._offsets[shard * capacity : (shard + 1) * capacity]
-        return Extents(offsets, np.where(offsets == ABSENT, 0, self._field.row_nbytes))
-
-
-def _max_open_files() -> int:
-    """Shards a reader keeps open: a share of the process's limit, since there are several readers."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, (1024 if soft == resource.RLIM_INFINITY else soft) // 16)
+        return ShardOpener(self.path, self.recipe, field, mode, offsets)

@@ -21,12 +21,13 @@ from shards.errors import StoreError, UserError
 from shards.finalize import read_commits, small_objects
 from shards.forms import object_path
 from shards.index import Index, build_index
-from shards.layout import INDEX, MANIFEST, PLAN, ROOT, Field, fields_of
+from shards.layout import INDEX, MANIFEST, PLAN, ROOT, Field, derived_path, fields_of
 from shards.manifest import Manifest
 from shards.plan import Plan, planned_rows
 from shards.problem import Problem
 from shards.published import object_record
-from shards.root import array_documents, read_recipe
+from shards.revisions import belongs_to_another, newest_revision
+from shards.root import array_documents, read_recipe, root_documents
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes in all."""
@@ -88,9 +89,17 @@ def _found(path: Path, name: str) -> ObjectRecord | str:
 
 
 def _strangers(path: Path, manifest: Manifest) -> Iterator[Problem]:
+    newest = manifest.recipe
+    if (revision := newest_revision(path)) > manifest.revision:
+        try:
+            newest = read_recipe(path, revision)
+        except UserError as error:
+            yield Problem(derived_path(ROOT, revision), str(error))
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
-        if not file.is_dir() and name != MANIFEST and name not in manifest.by_path and not is_temporary(file):
+        if file.is_dir() or is_temporary(file) or name == MANIFEST or name in manifest.by_path:
+            continue
+        if not belongs_to_another(name, manifest, newest):
             yield Problem(name, "is not an object of this store")
 
 
@@ -134,35 +143,38 @@ def _explain(path: Path, manifest: Manifest, damaged: dict[str, ObjectRecord | s
 def _intact_tables(
     path: Path, manifest: Manifest, damaged: dict[str, ObjectRecord | str]
 ) -> tuple[Plan | None, Index | None]:
-    if PLAN in damaged or INDEX in damaged:
+    index = manifest.derived(INDEX)
+    if PLAN in damaged or index in damaged:
         return None, None
     recipe = manifest.recipe
     rows = planned_rows(recipe.num_images, recipe.num_shards)
     try:
         plan = Plan.read(path / PLAN)
-        return plan, Index((path / INDEX).read_bytes(), rows, recipe.num_rows, path=path / INDEX)
+        return plan, Index((path / index).read_bytes(), rows, recipe.num_rows, path=path / index)
     except StoreError:
         return None, None
 
 
 def _contradictions(path: Path, manifest: Manifest) -> Iterator[Problem]:
     """Ways in which objects that are each as the manifest says contradict one another."""
+    index_path = path / manifest.derived(INDEX)
     try:
-        recipe = read_recipe(path)
+        begun, recipe = read_recipe(path), read_recipe(path, manifest.revision)
         plan = Plan.read(path / PLAN)
         commits = read_commits(path, recipe)
         index = Index(
-            (path / INDEX).read_bytes(),
+            index_path.read_bytes(),
             planned_rows(recipe.num_images, recipe.num_shards),
             recipe.num_rows,
-            path=path / INDEX,
+            path=index_path,
         )
         table = index.table()
     except UserError as error:
         yield Problem(ROOT, str(error))
         return
-    if recipe.id != manifest.recipe.id:
-        yield Problem(ROOT, f"is not the manifest's recipe: {'; '.join(recipe.diff(manifest.recipe))}")
+    if recipe.id != manifest.recipe.id or not recipe.extends(begun):
+        differences = "; ".join(recipe.diff(manifest.recipe) or recipe.diff(begun))
+        yield Problem(ROOT, f"is not the manifest's recipe: {differences}")
         return
     if (plan.num_images, plan.num_shards, plan.seed, plan.source_digest()) != (
         recipe.num_images,
@@ -173,8 +185,11 @@ def _contradictions(path: Path, manifest: Manifest) -> Iterator[Problem]:
         yield Problem(PLAN, "is not the plan of the recipe")
         return
     if not table.equals(build_index(recipe, plan, commits)):
-        yield Problem(INDEX, "does not follow from the plan and the commit records")
-    for expected_path, content in (small_objects(recipe, plan, commits) | array_documents(recipe)).items():
+        yield Problem(manifest.derived(INDEX), "does not follow from the plan and the commit records")
+    expected = root_documents(begun, recipe, manifest.revision) | array_documents(recipe)
+    for name, content in small_objects(recipe, plan, commits).items():
+        expected[manifest.derived(name)] = content
+    for expected_path, content in expected.items():
         if expected_path not in manifest.by_path or (path / expected_path).read_bytes() != content:
             yield Problem(expected_path, "does not follow from the recipe, the plan and the commit records")
     for (view, shard), record in commits.items():

@@ -13,13 +13,14 @@ from typing import Self
 
 from shards.atomic import is_temporary, publish_bytes, publish_once, temporary_path
 from shards.code_arrays import code_bytes, published_code
-from shards.errors import IdentityMismatchError, StoreError, UsageError
+from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
 from shards.finalize import finalize_store
 from shards.identity import Recipe
 from shards.layout import CODE_TABLE, PLAN, ROOT, commit_path
 from shards.manifest import Manifest
 from shards.plan import Plan
 from shards.quantize import Int8Code
+from shards.revisions import current_revision, newest_revision
 from shards.root import array_documents, read_recipe, root_document
 from shards.shard_writer import ShardWriter
 
@@ -31,12 +32,14 @@ class StoreWriter:
         path: The store's folder.
         recipe: What is written into it.
         plan: Which image goes where.
+        revision: Which of its revisions that makes; see `shards.revisions`.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, plan: Plan) -> None:
+    def __init__(self, path: Path, recipe: Recipe, plan: Plan, revision: int = 0) -> None:
         self.path = path
         self.recipe = recipe
         self.plan = plan
+        self.revision = revision
 
     @cached_property
     def code(self) -> Int8Code | None:
@@ -44,8 +47,21 @@ class StoreWriter:
         return published_code(self.path, self.recipe)
 
     @classmethod
+    def open(cls, path: Path) -> Self:
+        """The newest revision of a store that has been begun, whoever began it.
+
+        Raises:
+            UsageError: If there is no store at ``path``.
+        """
+        read_recipe(path)
+        revision = newest_revision(path)
+        return cls(path, read_recipe(path, revision), Plan.read(path / PLAN), revision)
+
+    @classmethod
     def create_or_continue(cls, path: Path, recipe: Recipe, plan: Plan, code: Int8Code | None = None) -> Self:
         """Begin a store, or join the work on one that was begun with the same recipe and plan.
+
+        Of a store that has been added to since, the writer is that of the revision its readers see.
 
         Args:
             path: The store's folder.
@@ -67,18 +83,20 @@ class StoreWriter:
                 recipe = _with_published_code(path, recipe, code)
             publish_bytes(path / ROOT, root_document(recipe))
             begun = read_recipe(path)
-            if begun.id != recipe.id:
+            revision = current_revision(path)
+            present = read_recipe(path, revision)
+            if recipe.id not in (begun.id, present.id):
                 differences = "; ".join(begun.diff(recipe))
                 raise IdentityMismatchError(
                     f"{path} was begun with another recipe: {differences}; name a new folder"
                 )
-            for name, content in array_documents(recipe).items():
+            for name, content in array_documents(present).items():
                 publish_bytes(path / name, content)
         except OSError as error:
             raise StoreError(
                 f"{path} cannot be written: {error}; free space or name another folder"
             ) from error
-        return cls(path, begun, plan)
+        return cls(path, present, plan, revision)
 
     def pending(self) -> list[tuple[str, int]]:
         """View and number of every shard without a commit record, in order of shard."""
@@ -92,6 +110,13 @@ class StoreWriter:
             for view in self.recipe.views
             if Path(commit_path(view, shard)).name not in done[view]
         ]
+
+    def finished(self) -> bool:
+        """Whether readers see this revision, or a later one."""
+        try:
+            return Manifest.read(self.path).revision >= self.revision
+        except StoreIncompleteError:
+            return False
 
     def shard(self, view: str, shard: int, *, attempts: int = 1) -> ShardWriter:
         """Begin a shard of a view; use as a context manager.
@@ -114,7 +139,7 @@ class StoreWriter:
         Raises:
             StoreIncompleteError: If shards are still pending.
         """
-        return finalize_store(self.path, self.recipe, self.plan, provenance or {})
+        return finalize_store(self.path, self.recipe, self.plan, provenance or {}, self.revision)
 
 
 def stale_temporaries(path: Path) -> list[Path]:

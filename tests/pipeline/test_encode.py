@@ -200,7 +200,15 @@ def test_mended_images_get_their_rows_and_everything_else_stays(folder, tmp_path
     after.reader("center", "image").read(np.array([old["class 1/04.png"]]), image)
     np.testing.assert_array_equal(image[0], center_crop(draw(4), 32))
     assert after.statistics().count == 40
+    assert after.manifest.revision == 1
+    assert before.statistics().count == 38, "what it was opened with is still there"
     assert pipeline("verify", tmp_path / "store")[0] == 0
+    code, _, err = pipeline("clean", tmp_path / "store", "--wait", 0)
+    assert code == 0
+    assert "of earlier revisions" in err
+    assert not (tmp_path / "store" / "stats").exists()
+    assert pipeline("verify", tmp_path / "store")[0] == 0
+    assert open_store(tmp_path / "store").statistics().count == 40
 
 
 def messy_images(root):
@@ -266,7 +274,7 @@ def test_a_store_is_converted_to_the_other_form_and_cleaned(folder, tmp_path, ti
     before = sorted((tmp_path / "store").rglob("*"))
     (tmp_path / "store" / "center" / f".0.{'a' * 32}.tmp").write_bytes(b"left behind")
     code, _, err = pipeline("clean", tmp_path / "store")
-    assert (code, "removed 1 temporary files, 11 bytes" in err) == (0, True)
+    assert (code, "removed 1 temporary files, 0 of earlier revisions, 11 bytes" in err) == (0, True)
     assert sorted((tmp_path / "store").rglob("*")) == before
 
 

@@ -1,0 +1,88 @@
+"""Adding to a finished store without disturbing whoever has it open.
+
+Shards, commit records and plan never move. The small objects that follow from them – index, labels, statistics – are
+made anew for each revision, in a folder of its own, and the manifest, replaced last, says which revision holds. A
+revision is begun by its ``zarr.json``, which names the recipe it is made with, and finished by the manifest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shards.atomic import publish_bytes
+from shards.errors import IdentityMismatchError, StoreIncompleteError
+from shards.identity import Recipe
+from shards.layout import INDEX, MANIFEST, REVISIONS, ROOT, WORK_DIR, derived_path
+from shards.manifest import Manifest
+from shards.root import array_documents, read_recipe, root_document
+
+_DERIVED = (INDEX, "label", "valid", "stats")
+
+
+def newest_revision(path: Path) -> int:
+    """The highest revision of a store that has been begun; 0 if it was never added to."""
+    folders = (document.parent.name for document in (path / REVISIONS).glob(f"*/{ROOT}"))
+    return max((int(name) for name in folders if name.isdecimal()), default=0)
+
+
+def current_revision(path: Path) -> int:
+    """The revision a store shows to its readers, or will show once it is finished."""
+    try:
+        return Manifest.read(path).revision
+    except StoreIncompleteError:
+        return newest_revision(path)
+
+
+def begin_revision(path: Path, recipe: Recipe) -> int:
+    """Begin the revision after the published one, or join the work on it.
+
+    Args:
+        path: A store.
+        recipe: What its next revision is made with: the present one, or that and more views.
+
+    Returns:
+        The revision's number. A store that is not finished has nobody to disturb, and keeps the number it has.
+
+    Raises:
+        IdentityMismatchError: If the next revision was begun with another recipe.
+    """
+    present = current_revision(path)
+    revision = present + (path / MANIFEST).exists()
+    publish_bytes(path / derived_path(ROOT, revision), root_document(recipe))
+    begun = read_recipe(path, revision)
+    if begun.id != recipe.id:
+        differences = "; ".join(begun.diff(recipe))
+        raise IdentityMismatchError(
+            f"{path} is being added to in another way: {differences}; finish that first, or remove "
+            f"{path / REVISIONS / str(revision)} to give it up"
+        )
+    for name, content in array_documents(recipe).items():
+        publish_bytes(path / name, content)
+    return revision
+
+
+def superseded(path: Path, manifest: Manifest) -> list[Path]:
+    """Small objects of revisions before the published one, sorted: nobody who opens the store now reads them."""
+    folders = [path / derived_path("", revision) for revision in range(1, manifest.revision)]
+    roots = [*folders, *(path / name for name in _DERIVED if manifest.revision)]
+    files = (file for root in roots for file in (root, *root.rglob("*")) if file.is_file())
+    return sorted(file for file in files if file.relative_to(path).as_posix() not in manifest.by_path)
+
+
+def belongs_to_another(name: str, manifest: Manifest, newest: Recipe) -> bool:
+    """Whether a file beside a finished store's objects belongs to a superseded revision or to one in the making.
+
+    Args:
+        name: Its path in the store.
+        manifest: The published manifest.
+        newest: Recipe of the newest revision that has been begun.
+    """
+    top, *inside = name.split("/")
+    if top == REVISIONS:
+        return not inside or inside[0] != str(manifest.revision)
+    if manifest.revision and top in _DERIVED:
+        return True
+    if newest.id == manifest.recipe.id:
+        return False
+    view = inside[0] if top in ("commits", "moments") and inside else top
+    return top == WORK_DIR or (view in newest.views and view not in manifest.recipe.views)
