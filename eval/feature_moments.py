@@ -8,6 +8,7 @@ would give, up to float64 rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -26,6 +27,13 @@ class Gaussian:
     """float64 [D, D], symmetric."""
     count: int | None
     """How many feature vectors it was estimated from; None where a published file does not say."""
+
+    @cached_property
+    def root(self) -> NDArray[np.float64]:
+        """The symmetric square root of the covariance, float64 [D, D]; eigenvalues below 0 are rounding."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        root: NDArray[np.float64] = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+        return root
 
     def __post_init__(self) -> None:
         width = self.mean.shape[0] if self.mean.ndim == 1 else -1

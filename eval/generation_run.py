@@ -126,9 +126,8 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         raise UsageError(
             "classifier-free guidance needs a model trained with label dropout, this snapshot has no null label"
         )
-    # A model trained without labels knows one class, whose label was always withheld.
-    unlabelled = not model.meta.class_names and config.num_classes == 1
-    classes = (config.num_classes,) if unlabelled else chosen_classes(settings.classes, config.num_classes)
+    labelled = bool(model.meta.class_names) or config.num_classes > 1
+    classes = chosen_classes(settings.classes, config.num_classes, labelled=labelled)
     if settings.compile:
         compile_network(model.model)
         if guide is not None:

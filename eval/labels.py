@@ -33,12 +33,20 @@ def labels_of(numbers: Tensor, classes: tuple[int, ...], rule: LabelRule, seed: 
     return choices[drawn]
 
 
-def chosen_classes(asked: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
+def chosen_classes(asked: tuple[int, ...], num_classes: int, *, labelled: bool = True) -> tuple[int, ...]:
     """The classes asked for, or all.
+
+    Args:
+        asked: Labels, or none.
+        num_classes: Classes of the model, which is also the label that means no class.
+        labelled: Whether the model was trained on images with labels. One trained without knows one class, whose
+            label was always withheld.
 
     Raises:
         UsageError: One of them does not exist.
     """
+    if not labelled:
+        return (num_classes,)
     for label in asked:
         if not 0 <= label < num_classes:
             raise UsageError(f"a class must be 0 to {num_classes - 1} for this snapshot, got {label}")

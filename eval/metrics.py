@@ -36,9 +36,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
             f"a Fréchet distance needs features of one width, got {a.mean.shape[0]} and {b.mean.shape[0]}; "
             "use statistics of the same feature network"
         )
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ b.covariance @ root)
+    product = np.linalg.eigvalsh(a.root @ b.covariance @ a.root)
     trace_of_root = np.sqrt(np.clip(product, 0.0, None)).sum()
     delta = a.mean - b.mean
     return float(delta @ delta + np.trace(a.covariance) + np.trace(b.covariance) - 2.0 * trace_of_root)

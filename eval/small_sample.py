@@ -11,101 +11,70 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from eval.feature_pass import FeatureSet, gathered, share
-from eval.features import FeatureName, InceptionFeatures
+from eval.cautions import sample_cautions
+from eval.command import warn
+from eval.feature_pass import FeatureSet, gathered
+from eval.features import FeatureName, FeatureNetwork
 from eval.metrics import frechet_distance
-from eval.networks import decoder_of, load_decoder
+from eval.networks import Decoder
 from eval.reference import load_reference
 from eval.sample_loop import Producer
 from eval.sampler import LatentSampler
-from eval.settings import Precision
-from shards.identity import EncoderIdentity
 from train.distributed import Team
 from train.models.normalizer import LatentNormalizer
 
 _POOL: set[FeatureName] = {"pool"}
+_SHARDED_BATCH = 32
+"""Samples a process draws together where weights are sharded: all processes must call the network equally often."""
 
 
 class SmallSampleFid:
-    """FID of a few unguided samples; comparable between steps of a run and nothing else.
+    """FID of a few samples; comparable between steps of a run, and runs with the same settings.
 
     Args:
-        decoder: Snapshot of the decoder.
+        decoder: Draws the samples; it must belong to the DiT's encoder.
         reference: Image folder, store, .npz of images, or published statistics.
-        encoder: Encoder the DiT is trained for; the decoder must be for the same.
+        network: Computes the features.
         team: Processes of the training; all of them must call.
         num: Samples.
-        seed: Seed of noise.
-        points: Points of the published time grid.
-        shift_base: Numbers in a latent for which times are not shifted; as in training.
-        precision: Arithmetic of the networks.
-        batch_size: Samples computed together a process; None: as many as fit.
-        feature_weights: See `eval.features.InceptionFeatures`.
 
     Raises:
-        UserError: Decoder, reference or weights cannot be used.
+        UserError: The reference cannot be used.
     """
 
     def __init__(
-        self,
-        decoder: Path,
-        reference: Path,
-        encoder: EncoderIdentity,
-        team: Team,
-        *,
-        num: int = 5000,
-        seed: int = 0,
-        points: int = 50,
-        shift_base: int = 4096,
-        precision: Precision = "fp32",
-        batch_size: int | None = None,
-        feature_weights: str = "public",
+        self, decoder: Decoder, reference: Path, network: FeatureNetwork, team: Team, *, num: int
     ) -> None:
-        snapshot = load_decoder(decoder, team.device, encoder)
-        encoder.require_same(EncoderIdentity.from_dict(snapshot.meta.encoder), what=f"the decoder {decoder}")
-        self._decoder = decoder_of(snapshot, precision)
-        self._network = InceptionFeatures(feature_weights, team.device)
-        side = load_reference(
-            reference, self._decoder.image_size, self._network, team, features=_POOL, manifold=False
-        )
+        side = load_reference(reference, decoder.image_size, network, team, features=_POOL, manifold=False)
         self._reference = side.gaussians["pool"]
-        self._team, self._num, self._seed = team, num, seed
-        self._points, self._shift_base = points, shift_base
-        self._precision, self._batch_size = precision, batch_size
+        self._decoder, self._network, self._team, self._num = decoder, network, team, num
+        if team.leads:
+            for caution in sample_cautions(num, "--fid-every: FID"):
+                warn(caution)
 
-    def __call__(self, model: nn.Module, normalizer: LatentNormalizer, num_classes: int) -> float:
-        """FID of the model's samples, on every process.
+    def __call__(self, sampler: LatentSampler, normalizer: LatentNormalizer) -> float:
+        """FID of the first samples of a sampler, on every process.
 
         Args:
-            model: The DiT, in evaluation mode, with the weights to judge.
+            sampler: Draws latents with the weights to judge.
             normalizer: Between its latents and raw tokens.
-            num_classes: Its classes, shown equally often.
         """
-        channels, *grid = normalizer.variance.shape
         producer = Producer(
-            sampler=LatentSampler(
-                model=model,
-                latent_shape=(channels, grid[0], grid[1]),
-                num_classes=num_classes,
-                classes=tuple(range(num_classes)),
-                seed=self._seed,
-                points=self._points,
-                shift_base=self._shift_base,
-                precision=self._precision,
-            ),
+            sampler=sampler,
             normalizer=normalizer,
             decoder=self._decoder,
             device=self._team.device,
-            batch_size=self._batch_size,
+            batch_size=_SHARDED_BATCH if self._team.sharded else None,
         )
-        start, stop = share(self._num, self._team)
         found = FeatureSet()
 
-        def judge(_numbers: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
-            pixels = torch.from_numpy(images).to(self._team.device).permute(0, 3, 1, 2)
-            found.add(self._network.features(pixels), moments=_POOL, keep=set())
+        def judge(numbers: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
+            pixels = torch.from_numpy(images[numbers < self._num]).to(self._team.device).permute(0, 3, 1, 2)
+            if len(pixels):
+                found.add(self._network.features(pixels), moments=_POOL, keep=set())
 
-        producer.produce(np.arange(start, stop, dtype=np.int64), judge)
+        # Every process draws equally many; those beyond the last sample are not counted.
+        share = -(-self._num // self._team.world_size)
+        producer.produce(np.arange(share, dtype=np.int64) + share * self._team.rank, judge)
         return frechet_distance(self._reference, gathered(found, self._team).gaussian("pool"))

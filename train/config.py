@@ -232,7 +232,27 @@ class DiTSettings(TrainerSettings):
     train_tables: bool = False
     """Train the position table and the Fourier frequencies too, as the reference's script happens to do."""
     decoder: Path | None = field(default=None, metadata=FREE)
-    """Decoder snapshot that draws the sample grids of --sample-every."""
+    """Decoder snapshot that draws for --sample-every and --fid-every."""
+    fid_every: int | None = field(default=None, metadata=FREE)
+    """Steps between two FIDs of a few unguided samples, comparable within a run. None: none."""
+    fid_samples: int = field(default=5000, metadata=FREE)
+    """Samples of each such FID, shared by the processes; the fewer, the larger the number."""
+    fid_reference: Path | None = field(default=None, metadata=FREE)
+    """What --fid-every compares with: image folder, store, .npz of images, or published statistics."""
+    fid_weights: str = field(default="public", metadata=FREE)
+    """Inception weights of --fid-every: public, a file, or random:SEED."""
+
+    def __post_init__(self) -> None:
+        """Refuse an FID without what it needs."""
+        super().__post_init__()
+        self._require_at_least_one("fid_every")
+        if self.fid_samples < 2:
+            raise UsageError(f"--fid-samples must be at least 2, for a covariance; got {self.fid_samples}")
+        if self.fid_every is not None and (self.fid_reference is None or not self.fid_reference.exists()):
+            raise UsageError(
+                "--fid-every needs images to compare with: give --fid-reference, a folder, a store or an .npz file; "
+                f"found {self.fid_reference}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from train.commandline import parse, run
 from train.presets import DIT_DEFAULT, DIT_PRESETS, dit_settings, preset_list
 
 if TYPE_CHECKING:
+    from eval.networks import Decoder
+    from eval.sampler import LatentSampler
     from shards.store import Store
     from train.config import DiTSettings
     from train.distributed import Team
@@ -67,52 +69,55 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> VelocityTask:
     model.to(team.device)
     if settings.compile:
         model.compile()
+    decoder = drawing_decoder(settings, store, team)
     return VelocityTask(
         model,
         normalizer.to(team.device),
         settings,
         snapshot_meta(settings, store),
-        sample_grid(settings, store, team),
+        sample_grid(settings, store, decoder, team),
         stored=StoredTokens.of(store).to(team.device),
+        fid=small_sample_fid(settings, store, decoder, team),
     )
 
 
-def sample_grid(
-    settings: DiTSettings, store: Store, team: Team
-) -> Callable[[DiT | DiTDH, LatentNormalizer, Path], None] | None:
-    """Draws a sheet of generated images, a row a class, the same noise each time; None without --sample-every."""
-    if settings.sample_every is None:
+def drawing_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder | None:
+    """The decoder that draws what the network has learnt; None where nothing is to be drawn.
+
+    Raises:
+        UserError: There is none, or it belongs to another encoder than the store.
+    """
+    asked = [name for name in ("sample_every", "fid_every") if getattr(settings, name) is not None]
+    if not asked:
         return None
+    from eval.networks import decoder_of, load_decoder, require_same_encoder
     from shards.errors import UsageError
 
     if settings.decoder is None:
-        raise UsageError("--sample-every needs a decoder to draw with: give --decoder SNAPSHOT")
-    import torch
-
-    from eval.networks import decoder_of, load_decoder, require_same_encoder
-    from eval.pictures import grid, save_png, to_uint8
-    from eval.sampler import LatentSampler
-
-    precision = settings.precision or "fp32"
+        name = asked[0].replace("_", "-")
+        raise UsageError(f"--{name} needs a decoder to draw with: give --decoder SNAPSHOT")
     snapshot = load_decoder(settings.decoder, team.device, store.recipe.encoder)
     require_same_encoder(snapshot, store.recipe.encoder, what=f"the store {settings.store}")
-    decoder = decoder_of(snapshot, precision)
-    classes = tuple(range(max(1, store.num_classes)))[:SHEET_CLASSES]
+    return decoder_of(snapshot, settings.precision or "fp32")
+
+
+def sample_grid(
+    settings: DiTSettings, store: Store, decoder: Decoder | None, team: Team
+) -> Callable[[DiT | DiTDH, LatentNormalizer, Path], None] | None:
+    """Draws a sheet of generated images, a row a class, the same noise each time; None without --sample-every."""
+    if settings.sample_every is None or decoder is None:
+        return None
+    import torch
+
+    from eval.labels import chosen_classes
+    from eval.pictures import grid, save_png, to_uint8
+
+    classes = chosen_classes((), max(1, store.num_classes), labelled=store.num_classes > 0)[:SHEET_CLASSES]
     # Sample i shows class i modulo the number of classes; the sheet has a row a class.
     numbers = torch.arange(len(classes) * SHEET_COLUMNS).view(SHEET_COLUMNS, len(classes)).T.flatten()
 
     def draw(model: DiT | DiTDH, normalizer: LatentNormalizer, path: Path) -> None:
-        config = model.config
-        sampler = LatentSampler(
-            model=model,
-            latent_shape=(config.token_width, *config.grid),
-            num_classes=config.num_classes,
-            shift_base=settings.flow.shift_base,
-            classes=classes,
-            seed=settings.seed,
-            precision=precision,
-        )
-        latents = sampler.latents(numbers.to(team.device))
+        latents = latent_sampler(settings, model, classes).latents(numbers.to(team.device))
         images = to_uint8(decoder.pixels(normalizer.to_tokens(latents))).cpu().numpy()
         if team.leads:
             names = [store.class_names[label] for label in classes if store.class_names]
@@ -120,6 +125,39 @@ def sample_grid(
             save_png(grid(images, SHEET_COLUMNS, names), path)
 
     return draw
+
+
+def small_sample_fid(
+    settings: DiTSettings, store: Store, decoder: Decoder | None, team: Team
+) -> Callable[[DiT | DiTDH, LatentNormalizer], float] | None:
+    """Measures the FID of samples of all classes, the same noise each time; None without --fid-every."""
+    if settings.fid_every is None or decoder is None:
+        return None
+    from eval.features import InceptionFeatures
+    from eval.labels import chosen_classes
+    from eval.small_sample import SmallSampleFid
+
+    assert settings.fid_reference is not None
+    network = InceptionFeatures(settings.fid_weights, team.device)
+    fid = SmallSampleFid(decoder, settings.fid_reference, network, team, num=settings.fid_samples)
+    classes = chosen_classes((), max(1, store.num_classes), labelled=store.num_classes > 0)
+    return lambda model, normalizer: fid(latent_sampler(settings, model, classes), normalizer)
+
+
+def latent_sampler(settings: DiTSettings, model: DiT | DiTDH, classes: tuple[int, ...]) -> LatentSampler:
+    """Draws latents of the classes as the network was trained: the run's seed, time shift and arithmetic."""
+    from eval.sampler import LatentSampler
+
+    config = model.config
+    return LatentSampler(
+        model=model,
+        latent_shape=(config.token_width, *config.grid),
+        num_classes=config.num_classes,
+        shift_base=settings.flow.shift_base,
+        classes=classes,
+        seed=settings.seed,
+        precision=settings.precision or "fp32",
+    )
 
 
 def center_and_flip(views: tuple[str, ...]) -> tuple[str, ...]:

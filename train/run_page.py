@@ -16,6 +16,7 @@ _PANELS = (
     ("loss", ("loss",)),
     ("loss by time", ("loss_t",)),
     ("picture quality", ("psnr", "ssim", "lpips")),
+    ("FID of a few samples", ("fid",)),
     ("adversary", ("adaptive_weight", "discriminator_accuracy", "discriminator_loss", "adversarial")),
     ("gradient norm", ("gradient_norm",)),
     ("learning rate", ("learning_rate",)),

@@ -65,7 +65,7 @@ class Task(ABC):
         """Draw a picture of what the network, as it is now, has learnt."""
 
     def evaluate(self) -> dict[str, float]:
-        """How well the network, as it is now, does on images it does not learn from; every process must ask."""
+        """How well the network, as it is now, does beyond its training samples; every process must ask."""
         return {}
 
     def backward(self, model: nn.Module, batch: MicroBatch, scale: float, autocast: Autocast) -> Losses:

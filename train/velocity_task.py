@@ -42,6 +42,7 @@ class VelocityTask(Task):
         sampler: Callable[[DiT | DiTDH, LatentNormalizer, Path], None] | None = None,
         *,
         stored: StoredTokens,
+        fid: Callable[[DiT | DiTDH, LatentNormalizer], float] | None = None,
     ) -> None:
         """Assemble the task.
 
@@ -52,10 +53,12 @@ class VelocityTask(Task):
             meta: origin of a snapshot taken at (step, rate).
             sampler: draws a picture of what the network has learnt; None: there is no decoder to draw with.
             stored: makes numbers of tokens as they are stored, on the same device.
+            fid: measures samples of what the network has learnt; every process must ask. None: nothing to compare with.
         """
         self.model, self.normalizer = model, normalizer
         self._latents = latents_of(stored, normalizer)
-        self._settings, self._meta, self._sampler = settings, meta, sampler
+        self._settings, self._meta, self._sampler, self._fid = settings, meta, sampler, fid
+        self.evaluate_every = settings.fid_every
         config = model.config
         self._null_label = config.num_classes
         self._shift = time_shift(
@@ -106,6 +109,10 @@ class VelocityTask(Task):
         """Draw generated images, if there is a decoder to draw with."""
         if self._sampler is not None:
             self._sampler(self.model, self.normalizer, path)
+
+    def evaluate(self) -> dict[str, float]:
+        """FID of a few samples."""
+        return {} if self._fid is None else {"fid": self._fid(self.model, self.normalizer)}
 
 
 def by_band(losses: Tensor, t: Tensor) -> Tensor:
