@@ -14,8 +14,11 @@ from pipeline.operations import (
     AssessConfig,
     CleanConfig,
     ConvertConfig,
+    DiffConfig,
+    EstimateConfig,
     InspectConfig,
     ReportConfig,
+    StatsConfig,
     VerifyConfig,
 )
 from shards.errors import UserError
@@ -70,6 +73,27 @@ def run_assess(config: AssessConfig) -> None:
     assess(config)
 
 
+def run_stats(config: StatsConfig) -> None:
+    """Runs `pipeline stats`."""
+    from pipeline.stats import stats
+
+    stats(config)
+
+
+def run_diff(config: DiffConfig) -> int:
+    """Runs `pipeline diff`; its exit code."""
+    from pipeline.diff import diff
+
+    return diff(config)
+
+
+def run_estimate(config: EstimateConfig) -> None:
+    """Runs `pipeline estimate`."""
+    from pipeline.estimate import estimate
+
+    estimate(config)
+
+
 def run_clean(config: CleanConfig) -> None:
     """Runs `pipeline clean`."""
     from pipeline.clean import clean
@@ -84,15 +108,21 @@ Command = (
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[AssessConfig, tyro.conf.subcommand("assess")]
+    | Annotated[StatsConfig, tyro.conf.subcommand("stats")]
+    | Annotated[DiffConfig, tyro.conf.subcommand("diff")]
+    | Annotated[EstimateConfig, tyro.conf.subcommand("estimate")]
     | Annotated[CleanConfig, tyro.conf.subcommand("clean")]
 )
 
-COMMANDS: dict[type, Callable[[Any], None]] = {
+COMMANDS: dict[type, Callable[[Any], int | None]] = {
     VerifyConfig: run_verify,
     InspectConfig: run_inspect,
     ReportConfig: run_report,
     ConvertConfig: run_convert,
     AssessConfig: run_assess,
+    StatsConfig: run_stats,
+    DiffConfig: run_diff,
+    EstimateConfig: run_estimate,
     CleanConfig: run_clean,
 }
 
@@ -112,8 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if isinstance(config, EncodeConfig):
             run_encode(config, arguments)
-        else:
-            COMMANDS[type(config)](config)
+            return 0
+        return COMMANDS[type(config)](config) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -124,7 +154,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"error: the disk is full ({error}); free space and run the same command again", file=sys.stderr
         )
         return UserError.exit_code
-    return 0
 
 
 def _interrupt(signum: int, frame: object) -> None:

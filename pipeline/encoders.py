@@ -112,11 +112,9 @@ def create_encoder(
         UsageError: If there is no such encoder, the size does not divide into patches, or the weights do not
             fit.
     """
-    _require_known(name)
     family = family_of(name)
     overrides = dict(model_args or {})
-    size = input_size or family.input_size or _timm_config(name).input_size[-1]
-    trunk = _build(name, weights, size, {**family.model_args, **overrides})
+    trunk, size = _build(name, weights, input_size, overrides)
     mean, std = family.mean or _timm_config(name).mean, family.std or _timm_config(name).std
 
     if weights.startswith("random:"):
@@ -149,6 +147,20 @@ def create_encoder(
     return Encoder(trunk, identity, mean, std)
 
 
+def token_shape(
+    name: str, *, input_size: int | None = None, model_args: Mapping[str, Any] | None = None
+) -> tuple[int, int, int]:
+    """Token rows, columns and channels (h, w, D) of an encoder, without making its weights.
+
+    Raises:
+        UsageError: If there is no such encoder, or the size does not divide into patches.
+    """
+    with torch.device("meta"):
+        trunk, _ = _build(name, "random:0", input_size, model_args or {})
+    h, w = trunk.patch_embed.grid_size
+    return int(h), int(w), int(trunk.embed_dim)
+
+
 def _require_known(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -165,8 +177,12 @@ def _timm_config(name: str) -> Any:
     return timm.get_pretrained_cfg(name)
 
 
-def _build(name: str, weights: str, size: int, model_args: Mapping[str, Any]) -> Any:
-    """An untrained timm ViT for square inputs of `size`, random weights seeded where they are asked for."""
+def _build(name: str, weights: str, input_size: int | None, model_args: Mapping[str, Any]) -> tuple[Any, int]:
+    """An untrained timm ViT and the side of its square inputs; random weights are seeded where they are asked for."""
+    _require_known(name)
+    family = family_of(name)
+    size = input_size or family.input_size or _timm_config(name).input_size[-1]
+    model_args = {**family.model_args, **model_args}
     architecture = name.partition(".")[0]
     seed = 0
     if weights.startswith("random:"):
@@ -196,7 +212,7 @@ def _build(name: str, weights: str, size: int, model_args: Mapping[str, Any]) ->
             f"--input-size must be a multiple of the patch size {patch}, got {size}; "
             f"use {down} or {down + patch}"
         )
-    return trunk
+    return trunk, size
 
 
 def _load(trunk: Any, name: str, weights: str, family: Family, overrides: Mapping[str, Any]) -> State:

@@ -14,6 +14,7 @@ from shards.errors import StoreIncompleteError
 from shards.finalize import read_commits
 from shards.identity import Recipe
 from shards.layout import MANIFEST, fields_of
+from shards.statistics_arrays import Statistics
 from shards.store import Store, open_store
 from shards.writing import StoreWriter
 
@@ -71,11 +72,7 @@ def _finished_facts(store: Store) -> dict[str, Any]:
         for key, reason in zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True)
         if reason is not None
     ]
-    sizes: Counter[str] = Counter()
-    for record in manifest.objects:
-        parts = record.path.split("/")
-        is_field = parts[0] in store.recipe.views and len(parts) > 2
-        sizes["/".join(parts[:2]) if is_field else parts[0]] += record.nbytes
+    sizes = bytes_by_part(store)
     return {
         "digest": manifest.digest,
         "revision": manifest.revision,
@@ -91,8 +88,10 @@ def _finished_facts(store: Store) -> dict[str, Any]:
         "bytes": sum(sizes.values()) + (store.path / MANIFEST).stat().st_size,
         "bytes_by_part": dict(sizes),
         "objects": len(manifest.objects),
-        "statistics": {view: _statistics_facts(store, (view,)) for view in store.recipe.views}
-        | {"all": _statistics_facts(store, store.recipe.views)},
+        "statistics": {
+            name: statistics_facts(store.statistics(views, exact=True))
+            for name, views in {**{view: (view,) for view in store.views}, "all": store.views}.items()
+        },
         "statistics_from_file": _given_facts(store),
         "int8_error": {view: _error_facts(store, view) for view in store.views if store.code is not None},
         "rows_a_second": _rate_history(store),
@@ -109,14 +108,23 @@ def _rate_history(store: Store) -> dict[str, list[float]]:
     return history
 
 
-def _statistics_facts(store: Store, views: tuple[str, ...]) -> dict[str, Any]:
-    """Count and spread of the exact per-position statistics, averaged over positions for each channel."""
-    exact = store.statistics(views, exact=True)
-    channels = exact.variance.mean(axis=(1, 2))
+def bytes_by_part(store: Store) -> Counter[str]:
+    """Bytes of each field, and of everything else by its first folder or file."""
+    sizes: Counter[str] = Counter()
+    for record in store.manifest.objects:
+        parts = record.path.split("/")
+        is_field = parts[0] in store.views and len(parts) > 2
+        sizes["/".join(parts[:2]) if is_field else parts[0]] += record.nbytes
+    return sizes
+
+
+def statistics_facts(values: Statistics) -> dict[str, Any]:
+    """Count and spread of per-position statistics, averaged over positions for each channel."""
+    channels = values.variance.mean(axis=(1, 2))
     return {
-        "count": int(exact.count),
-        "mean": float(exact.mean.mean()),
-        "variance": float(exact.variance.mean()),
+        "count": int(values.count),
+        "mean": float(values.mean.mean()),
+        "variance": float(values.variance.mean()),
         "channel_variance_min": float(channels.min()),
         "channel_variance_max": float(channels.max()),
     }

@@ -95,3 +95,72 @@ class ReportConfig:
     """Folder of the store."""
     out: Path | None = None
     """Page to write. Default: the store's name with .html behind it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsConfig:
+    """Show the exact statistics of a store's tokens, write them to a file, or compare them with one."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the finished store."""
+    views: str = ""
+    """Views to take together, comma-separated. Default: all."""
+    out: Path | None = None
+    """File to write mean and var [D, h, w] to: stat.pt in the published layout (float32), or .npz or .safetensors
+    (float64)."""
+    against: Path | None = None
+    """File of statistics to compare with, of the same three kinds."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffConfig:
+    """Say in what two stores differ: recipe, images, bytes, tokens; exit code 0 if in nothing, 1 otherwise."""
+
+    a: Annotated[Path, tyro.conf.Positional]
+    """Folder of a finished store."""
+    b: Annotated[Path, tyro.conf.Positional]
+    """Folder of another."""
+    rows: int = 1024
+    """Rows of each field to read, of those whose checksums differ; 0 reads all of them."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateConfig:
+    """Say how many bytes and hours a planned store or training run takes, with the formulas."""
+
+    store: Annotated[Path | None, tyro.conf.Positional] = None
+    """Store, finished or not, to take everything from that is not given. Default: everything is given."""
+    rows: int | None = None
+    """Images."""
+    encoder: str | None = None
+    """Encoder as for `pipeline encode`; decides grid and width."""
+    input_size: int | None = None
+    """Side in pixels that the encoder sees."""
+    grid: int | None = None
+    """Token rows and columns: 16 means 16 × 16 tokens."""
+    width: int | None = None
+    """Channels of a token."""
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] | None = None
+    """Storage type of the tokens. Default: the store's, or float16."""
+    views: str | None = None
+    """Views as for `pipeline encode`. Default: the store's, or center,flip."""
+    image_size: int | None = None
+    """Side of the stored images in pixels; 0 stores none. Default: the store's, or 16 for each token of a row."""
+    shards: int | None = None
+    """Shards. Default: the store's, or 1024, or as many as there are images."""
+    devices: int = 1
+    """Devices that encode or train."""
+    images_per_second: float | None = None
+    """Images a device encodes a second, in all views: what `pipeline encode --dry-run` measures."""
+    epochs: float | None = None
+    """Passes of a training run over the rows."""
+    batch_size: int = 1024
+    """Global batch of the training run."""
+    samples_per_second: float | None = None
+    """Samples a device trains on a second: what the trainer's progress line says."""
+    json: bool = False
+    """Print JSON instead of text."""
