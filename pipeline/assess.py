@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.calibrate import describe_error, fit_and_judge, sample_stored
+from pipeline.calibrate import fit_and_judge, sample_stored
+from pipeline.int8_error import describe_error
 from pipeline.operations import AssessConfig
 from shards.compression import row_codec
 from shards.dtypes import storage_type, to_float64, to_storage

@@ -17,6 +17,7 @@ from pipeline.console import say
 from pipeline.decoding import BatchDecoder, batch_length, crop_size
 from pipeline.devices import named_devices
 from pipeline.encoders import Encoder
+from pipeline.int8_error import describe_error, require_within
 from pipeline.job import decode_threads_for
 from pipeline.sources.reading import SourceReader
 from shards.errors import UserError
@@ -28,7 +29,6 @@ from shards.store import Store
 # Values a channel that are kept, of which the fit takes half: from 128 or more images they settle the worst trained
 # channel's error to 0.01 points (benchmarks/quantisation.py), and float32 [65536, 768] is 200 MB.
 _NUM_VALUES = 1 << 16
-_NAMED_AT_MOST = 10
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,8 @@ class Calibration:
         Raises:
             UserError: Naming the channels and what can be done.
         """
-        bad = np.flatnonzero(~(self.error <= limit))
-        if not len(bad):
-            return
-        worst = bad[np.argsort(-self.error[bad], kind="stable")][:_NAMED_AT_MOST]
-        names = ", ".join(f"{channel} ({100 * self.error[channel]:.2f} %)" for channel in worst)
-        more = f" and {len(bad) - len(worst)} more" if len(bad) > len(worst) else ""
-        raise UserError(
-            f"int8 would cost {len(bad)} of {len(self.error)} channels more than {100 * limit:g} % of their deviation: "
-            f"{names}{more}; allow it with --allow-error {_round_up(float(self.error[worst[0]]))}, or store another "
-            "--dtype"
+        require_within(
+            self.error, limit, where="on images it was not fitted to", remedy="or store another --dtype"
         )
 
 
@@ -111,15 +103,6 @@ def sample_stored(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float32]:
             kept[place] = store.decode(row[:, chosen])[0]
         parts.append(kept)
     return np.concatenate(parts, axis=1)
-
-
-def describe_error(error: NDArray[np.float64]) -> str:
-    """The median and the worst channel, in words."""
-    worst = int(np.argmax(error))
-    return (
-        f"costs a channel {100 * float(np.median(error)):.2f} % of its deviation (median), "
-        f"at most {100 * float(error[worst]):.2f} % (channel {worst})"
-    )
 
 
 def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder) -> NDArray[np.float32]:
@@ -187,8 +170,3 @@ def _chosen_tokens(num_tokens: int, num_images: int, view: int, num_views: int) 
     share = min(num_tokens, max(1, _NUM_VALUES // (num_images * num_views)))
     first = view * num_tokens // (share * num_views)
     return (np.arange(share) * num_tokens // share + first) % num_tokens
-
-
-def _round_up(error: float) -> str:
-    """The error as a share, rounded up to two digits after the point of a percentage."""
-    return f"{np.ceil(error * 1e4) / 1e4:.4f}" if np.isfinite(error) else "inf"

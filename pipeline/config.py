@@ -87,7 +87,8 @@ class StoreConfig:
     """int8: error to aim at, RMS as a share of a channel's deviation, such as 0.018. More than the smallest possible
     gives codes that compress to fewer bits; 0 is the smallest possible."""
     allow_error: float = 0.02
-    """int8: encode stops before the first shard if a channel would lose more than this share of its deviation."""
+    """int8: largest share of its deviation that a channel may lose. If calibration finds more, encode stops before the
+    first shard; if all rows together turn out to have lost more, it ends in an error, with the store complete."""
 
     def check_int8(self) -> None:
         """Refuses settings of int8 that make no sense.

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.calibrate import describe_error, fit_and_judge, sample_stored
+from pipeline.calibrate import fit_and_judge, sample_stored
 from pipeline.console import say
+from pipeline.int8_error import describe_error, report_measured
 from pipeline.operations import ConvertConfig
 from shards.code_arrays import published_code
 from shards.convert import convert_store
@@ -23,7 +24,7 @@ def convert(config: ConvertConfig) -> None:
     """Copies a store into another form, row for row; run again, it continues.
 
     Raises:
-        UserError: If the store is damaged, or the copy cannot be made.
+        UserError: If the store is damaged, or the copy cannot be made, or int8 has cost more than is allowed.
     """
     with tqdm(unit="shard", desc="convert", file=sys.stderr) as bar:
 
@@ -54,6 +55,8 @@ def convert(config: ConvertConfig) -> None:
                 raise UsageError(f"{config.store} is all that already; name another --dtype or --format")
             manifest = recode_store(source, config.out, recipe, source.plan, code, progress=show).manifest
     say(f"{config.out} is complete: {manifest.num_valid} rows as {config.format}, {manifest.recipe.dtype}")
+    if config.dtype == "int8":
+        report_measured(open_store(config.out), config.allow_error)
 
 
 def _code(config: ConvertConfig, source: Store) -> Int8Code:

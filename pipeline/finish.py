@@ -4,17 +4,17 @@ import shutil
 import time
 from importlib.metadata import version
 
-from pipeline.calibrate import describe_error
 from pipeline.claims import Failures
 from pipeline.config import EncodeConfig
 from pipeline.console import say
+from pipeline.int8_error import report_measured
 from pipeline.leases import Leases, Owner
 from shards.errors import UserError
 from shards.finalize import read_commits
 from shards.index import bad_rows
 from shards.layout import WORK_DIR
 from shards.plan import Plan
-from shards.store import Store, open_store
+from shards.store import open_store
 from shards.writing import StoreWriter
 
 _NAMED_AT_MOST = 20
@@ -37,7 +37,7 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
     """Writes index, statistics and manifest once every shard is there, and says what the store holds.
 
     Raises:
-        UserError: If shards are missing, or more images are bad than allowed.
+        UserError: If shards are missing, more images are bad than allowed, or int8 has cost more than allowed.
     """
     if writer.pending():
         _refuse_unfinished(config, writer)
@@ -51,22 +51,7 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
         f"{writer.path} is complete: {num_images - num_bad} of {num_images} images in "
         f"{writer.recipe.num_shards} shards, {num_bad} unusable"
     )
-    _say_error(config, open_store(writer.path))
-
-
-def _say_error(config: EncodeConfig, finished: Store) -> None:
-    """What int8 has cost, measured on every row."""
-    for view in finished.views:
-        error = finished.code_error(view)
-        if error is None:
-            return
-        say(f"int8 {describe_error(error)}, in view {view}")
-        over = int((~(error <= config.store.allow_error)).sum())
-        if over:
-            say(
-                f"warning: {over} channels have lost more than --allow-error {config.store.allow_error:g}; "
-                "`pipeline inspect` names them"
-            )
+    report_measured(open_store(writer.path), config.store.allow_error)
 
 
 def _check_bad(config: EncodeConfig, plan: Plan, reasons: dict[int, str]) -> None:

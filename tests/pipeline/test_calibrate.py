@@ -1,6 +1,7 @@
 """int8 from end to end: the code is fitted first, kept, measured, and refused where it is not good enough."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -101,10 +102,48 @@ def test_a_channel_that_cannot_make_it_stops_encode_before_the_first_shard(encod
     status, _, messages = encode(tmp_path / "int8", "--dtype", "int8", "--allow-error", "0.0001")
     assert status == 1
     last = messages.splitlines()[-1]
-    assert last.startswith("error: int8 would cost")
+    assert last.startswith("error: int8 costs")
     assert "--allow-error" in last
     assert "--dtype" in last
     assert not (tmp_path / "int8").exists()
+
+
+def test_more_lost_than_calibration_promised_is_an_error_that_keeps_the_store(encode, tmp_path, pipeline):
+    out = tmp_path / "int8"
+    # A code fitted to one image and judged on it promises too much of the others.
+    arguments = (out, "--dtype", "int8", "--calibration-rows", "1")
+    status, _, messages = encode(*arguments)
+    assert status == 1
+    last = messages.splitlines()[-1]
+    assert re.match(
+        r"error: int8 costs \d+ of \d+ channels more than 2 % .* on the rows of view center: ", last
+    )
+    assert f"which keeps {out} as it is" in last
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert open_store(out).code_error("center").max() > 0.02
+    assert encode(*arguments)[0] == 1
+    assert encode(*arguments, "--allow-error", "100")[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    assert pipeline("verify", out)[0] == 0
+
+
+def test_converting_to_int8_keeps_the_same_limit(encode, tmp_path, pipeline):
+    assert encode(tmp_path / "exact", "--dtype", "float32")[0] == 0
+    convert = (
+        "convert",
+        tmp_path / "exact",
+        "--out",
+        tmp_path / "int8",
+        "--format",
+        "zarr",
+        "--dtype",
+        "int8",
+    )
+    assert pipeline(*convert, "--allow-error", "0.9")[0] == 0
+    status, _, messages = pipeline(*convert, "--allow-error", "0.0001")
+    assert status == 1
+    assert "on the rows of view center" in messages.splitlines()[-1]
+    assert open_store(tmp_path / "int8").code is not None
 
 
 def test_the_refusal_names_the_worst_channels_first_and_an_error_that_would_do():
