@@ -25,6 +25,7 @@ from pipeline.cores import usable_cores
 from pipeline.decoding import BatchDecoder
 from pipeline.encoders import Encoder, create_encoder
 from pipeline.leases import Leases, Owner
+from pipeline.pictures import Pictures
 from pipeline.sources.listing import list_source
 from pipeline.sources.reading import SourceReader
 from pipeline.worker import Worker
@@ -42,14 +43,14 @@ class Case:
     Attributes:
         encoder: The encoder on its device.
         plan: The images, as a plan of two shards.
-        image_size: Side of the stored crop.
+        recipe: What the store holds.
         batch_size: Rows of a batch.
         threads: Decode threads.
     """
 
     encoder: Encoder
     plan: Plan
-    image_size: int
+    recipe: Recipe
     batch_size: int
     threads: int
 
@@ -73,20 +74,24 @@ def photographs(folder: Path, count: int, size: tuple[int, int]) -> Plan:
     return Plan.build(list_source(str(folder)).records[:count], (), num_shards=2, seed=0)
 
 
+def recipe_for(encoder: Encoder, plan: Plan, image_size: int) -> Recipe:
+    """A store of both views with images of a size."""
+    return Recipe(
+        encoder=encoder.identity,
+        source_digest=plan.source_digest(),
+        num_images=plan.num_images,
+        num_shards=plan.num_shards,
+        seed=plan.seed,
+        views=VIEWS,
+        image_size=image_size,
+        precision=encoder.precision,
+    )
+
+
 def end_to_end(case: Case) -> float:
     """Images a second from files to a committed shard, in both views."""
-    recipe = Recipe(
-        encoder=case.encoder.identity,
-        source_digest=case.plan.source_digest(),
-        num_images=case.plan.num_images,
-        num_shards=case.plan.num_shards,
-        seed=case.plan.seed,
-        views=VIEWS,
-        image_size=case.image_size,
-        precision=case.encoder.precision,
-    )
     with tempfile.TemporaryDirectory() as folder:
-        writer = StoreWriter.create_or_continue(Path(folder) / "store", recipe, case.plan)
+        writer = StoreWriter.create_or_continue(Path(folder) / "store", case.recipe, case.plan)
         with Leases(writer.path, Owner.this_process("benchmark")) as leases:
             claims = Claims(writer.pending, leases, Failures(writer.path, 1))
             with Worker(
@@ -109,7 +114,7 @@ def end_to_end(case: Case) -> float:
 def encoder_alone(case: Case) -> float:
     """Images a second through the encoder in both views, on decoded images, results left on the device."""
     generator = torch.Generator().manual_seed(0)
-    shape = (case.batch_size, 3, case.image_size, case.image_size)
+    shape = (case.batch_size, 3, case.recipe.image_size, case.recipe.image_size)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(case.device)
     batches = -(-case.plan.num_images // case.batch_size)
     began = time.perf_counter()
@@ -125,10 +130,9 @@ def decoding_alone(case: Case) -> float:
     """Images a second through reading, decoding and cropping."""
     decoder = BatchDecoder(
         SourceReader(),
-        image_size=case.image_size,
+        Pictures(case.recipe),
         length=case.batch_size,
         threads=case.threads,
-        allocate=lambda shape: (np.empty(shape, np.uint8), None),
     )
     began = time.perf_counter()
     for shard in range(case.plan.num_shards):
@@ -177,9 +181,9 @@ def main() -> None:
     large = photographs(options.data / "large", options.large, (2000, 1500))
     cases = [
         (f"encode with {options.encoder}, {precision}", "the encoder alone", encoder_alone,
-         Case(encoder, photos, crop, options.batch_size, threads)),
+         Case(encoder, photos, recipe_for(encoder, photos, crop), options.batch_size, threads)),
         ("encode 3-megapixel files with a tiny encoder", "decoding alone", decoding_alone,
-         Case(small, large, 64, options.batch_size, threads)),
+         Case(small, large, recipe_for(small, large, 64), options.batch_size, threads)),
     ]  # fmt: skip
     results = []
     for what, against, other, case in cases:

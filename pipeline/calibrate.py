@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.claims import Task
 from pipeline.config import EncodeConfig
 from pipeline.console import say
-from pipeline.decoding import BatchDecoder, batch_length, crop_size
+from pipeline.decoding import BatchDecoder, batch_length
 from pipeline.devices import named_devices
 from pipeline.encoders import Encoder
 from pipeline.int8_error import describe_error, require_within
 from pipeline.job import decode_threads_for
+from pipeline.pictures import Pictures
 from pipeline.sources.reading import SourceReader
 from shards.errors import UserError
 from shards.identity import Recipe
@@ -117,18 +119,18 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
     count = min(recipe.calibration_rows, plan.num_images)
     records = _records(plan, np.linspace(0, plan.num_images - 1, count).astype(np.int64))
     reader = SourceReader()
+    pictures = Pictures(recipe)
     decoder = BatchDecoder(
         reader,
-        image_size=crop_size(recipe),
+        pictures,
         length=batch_length(count, config.work.batch_size),
         threads=decode_threads_for(config, 1),
-        allocate=lambda shape: (np.empty(shape, np.uint8), None),
     )
     kept = []
     for batch in decoder.batches(Task(0, recipe.views), records):
         good = [slot for slot, row in enumerate(batch.rows()) if row.reason is None]
         if good:
-            kept.append(_some_tokens(batch.images[good], recipe, encoder, count))
+            kept.append(_some_tokens(batch.images[:, good], pictures, recipe, encoder, count))
         decoder.recycle(batch)
     decoder.close()
     reader.close()
@@ -150,12 +152,12 @@ def _records(plan: Plan, places: NDArray[np.int64]) -> list[SourceRecord]:
 
 
 def _some_tokens(
-    images: NDArray[np.uint8], recipe: Recipe, encoder: Encoder, num_images: int
+    images: Tensor, pictures: Pictures, recipe: Recipe, encoder: Encoder, num_images: int
 ) -> NDArray[np.float32]:
-    pixels = torch.from_numpy(images).to(encoder.get_buffer("mean").device).permute(0, 3, 1, 2)
+    images = images.to(encoder.get_buffer("mean").device)
     parts = []
     for index, view in enumerate(recipe.views):
-        tokens = encoder.encode(pixels.flip(-1) if view == "flip" else pixels).cpu().numpy()
+        tokens = encoder.encode(pictures.shown(images, view)).cpu().numpy()
         parts.append(
             tokens[:, _chosen_tokens(recipe.encoder.num_tokens, num_images, index, len(recipe.views))]
         )

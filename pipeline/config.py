@@ -67,7 +67,8 @@ class StoreConfig:
     shards: int
     """Exact number of shards."""
     views: str = "center,flip"
-    """Ways of showing an image to the encoder, comma-separated: center, flip (its mirror image)."""
+    """Ways of showing an image to the encoder, comma-separated: center (crop), flip (its mirror image), crop:K
+    (K random crops, each with its own stored image, for decoders)."""
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     """Storage type of the tokens."""
     image_size: int | None = None
@@ -77,7 +78,7 @@ class StoreConfig:
     compression: Literal["none", "blosc", "zstd"] = "none"
     """zarr's own compression, for cold storage only: readers then leave the fast path."""
     seed: int = 0
-    """Seed that spreads the images over the shards."""
+    """Seed that spreads the images over the shards and places random crops."""
     stats_from: Path | None = None
     """Published statistics (.pt, .npz or .safetensors with var and, if any, mean) that readers of the store normalise
     by. Default: the exact ones of its tokens, which are kept in any case."""
@@ -106,18 +107,23 @@ class StoreConfig:
             raise UsageError(f"--allow-error must be a share above 0, got {self.allow_error}; such as 0.03")
 
     def view_names(self) -> tuple[str, ...]:
-        """`views` as names.
+        """`views` as names; `crop:K` is crop0 to crop{K-1}.
 
         Raises:
             UsageError: If one is unknown.
         """
-        names = tuple(name.strip() for name in self.views.split(",") if name.strip())
-        for name in names:
-            if name not in ("center", "flip"):
+        names: list[str] = []
+        for text in filter(None, (part.strip() for part in self.views.split(","))):
+            kind, _, count = text.partition(":")
+            if kind == "crop" and count.isdecimal() and int(count) > 0:
+                names += [f"crop{number}" for number in range(int(count))]
+            elif text in ("center", "flip"):
+                names.append(text)
+            else:
                 raise UsageError(
-                    f"--views must be made of center and flip, got {name!r}; such as center,flip"
+                    f"--views must be made of center, flip and crop:K, got {text!r}; such as center,flip,crop:2"
                 )
-        return names
+        return tuple(names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,26 +1,18 @@
 """Reading and decoding the images of a shard in threads, into reused buffers."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from pipeline.claims import Task
+from pipeline.pictures import Images, Pictures
 from pipeline.sources.reading import BadImageError, SourceReader
 from shards.errors import UndecodableImageError
-from shards.identity import EncoderIdentity, Recipe
-from shards.images import center_crop, decode_image
 from shards.plan import SourceRecord
-
-Images = NDArray[np.uint8]
-
-_PIXELS_PER_TOKEN = 16
-_LONGEST = 100
-"""A picture longer than this, in units of its shorter side, would take gigabytes when that side is scaled up."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +37,15 @@ class Batch:
     Attributes:
         task: The shard they belong to.
         first_place: Place of the first row in its shard.
-        images: uint8 [b, P, P, 3], filled by the time `rows` returns; slots of unusable images and behind the last
-            image hold zeros.
+        images: uint8 [V, b, P, P, 3], the pictures of all views (`pipeline.pictures`), those the task needs filled by
+            the time `rows` returns; slots of unusable images and behind the last image hold zeros.
         last: Whether the shard ends with this batch.
-        buffer: What `images` lies in, as the allocator gave it.
     """
 
     task: Task
     first_place: int
-    images: Images
+    images: Tensor
     last: bool
-    buffer: Any
     pending: list[Future[DecodedRow]] = field(default_factory=list)
 
     def rows(self) -> list[DecodedRow]:
@@ -83,56 +73,32 @@ def batch_length(capacity: int, at_most: int) -> int:
     return -(-capacity // num_batches)
 
 
-def crop_size(recipe: Recipe) -> int:
-    """Side of the crop that tokens are made from, also where it is not stored: tokens do not depend on that."""
-    return recipe.image_size or default_crop(recipe.encoder)
-
-
-def default_crop(encoder: EncoderIdentity) -> int:
-    """Side of the crop that fits an encoder: what a decoder with patches of 16 pixels gives back."""
-    return _PIXELS_PER_TOKEN * encoder.grid[0]
-
-
-def usable_crop(content: bytes, size: int) -> Images:
-    """The centre crop of an image file, uint8 [size, size, 3].
-
-    Raises:
-        UndecodableImageError: If it is not one whole image.
-        BadImageError: If it is too long and thin.
-    """
-    image = decode_image(content)
-    shorter, longer = sorted(image.shape[:2])
-    if longer > _LONGEST * shorter:
-        raise BadImageError(f"{longer} pixels are more than {_LONGEST} times the other side's {shorter}")
-    return center_crop(image, size)
-
-
 class BatchDecoder:
     """Decodes rows into buffers, ahead of the encoder.
 
     Args:
         reader: Gives the bytes of an image.
-        image_size: Side P of the centre crop, in pixels.
+        pictures: Makes what the views show.
         length: Rows of every batch.
         threads: How many images are decoded at once.
-        allocate: Gives an array of the shape asked for and the object it lies in; it may be pinned memory.
+        pin_memory: Put pictures where a GPU can fetch them by itself.
     """
 
     def __init__(
         self,
         reader: SourceReader,
+        pictures: Pictures,
         *,
-        image_size: int,
         length: int,
         threads: int,
-        allocate: Callable[[tuple[int, ...]], tuple[Images, Any]],
+        pin_memory: bool = False,
     ) -> None:
         self._reader = reader
-        self._image_size = image_size
+        self._pictures = pictures
         self._length = length
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._allocate = allocate
-        self._free: list[tuple[Images, Any]] = []
+        self._pin_memory = pin_memory
+        self._free: list[Tensor] = []
 
     def close(self) -> None:
         """Stops the threads."""
@@ -142,28 +108,32 @@ class BatchDecoder:
         """Starts decoding a shard batch by batch, as the iterator is advanced; advancing never waits."""
         for first in range(0, len(records), self._length):
             part = records[first : first + self._length]
-            images, buffer = self._free.pop() if self._free else self._new()
-            batch = Batch(task, first, images, first + len(part) == len(records), buffer)
-            images[len(part) :] = 0
+            images = self._free.pop() if self._free else self._new()
+            batch = Batch(task, first, images, first + len(part) == len(records))
+            pictures = images.numpy()
+            pictures[:, len(part) :] = 0
             batch.pending += [
-                self._pool.submit(self._decode, record, images[slot]) for slot, record in enumerate(part)
+                self._pool.submit(self._decode, record, task.views, pictures[:, slot])
+                for slot, record in enumerate(part)
             ]
             yield batch
 
     def recycle(self, batch: Batch) -> None:
         """Takes a batch's buffer back once nobody reads it any more."""
-        self._free.append((batch.images, batch.buffer))
+        self._free.append(batch.images)
 
-    def _new(self) -> tuple[Images, Any]:
-        return self._allocate((self._length, self._image_size, self._image_size, 3))
+    def _new(self) -> Tensor:
+        size = self._pictures.size
+        shape = (len(self._pictures.names), self._length, size, size, 3)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
 
-    def _decode(self, record: SourceRecord, out: Images) -> DecodedRow:
+    def _decode(self, record: SourceRecord, views: tuple[str, ...], out: Images) -> DecodedRow:
         began = time.perf_counter()
         read = began
         try:
             content = self._reader.read(record)
             read = time.perf_counter()
-            out[:] = usable_crop(content, self._image_size)
+            self._pictures.draw(content, record.key, views, out)
             reason = None
         except (BadImageError, UndecodableImageError) as error:
             out[:] = 0

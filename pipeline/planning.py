@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pipeline.config import EncodeConfig
-from pipeline.decoding import default_crop
 from pipeline.devices import named_devices, precision_for
 from pipeline.encoders import Encoder
+from pipeline.pictures import default_crop
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
 from pipeline.statistics_file import read_statistics

@@ -6,16 +6,17 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.claims import Task
 from pipeline.config import EncodeConfig
 from pipeline.cores import usable_cores
-from pipeline.decoding import Batch, BatchDecoder, Images, batch_length, crop_size
+from pipeline.decoding import Batch, BatchDecoder, batch_length
 from pipeline.devices import named_devices
 from pipeline.encoders import Encoder
 from pipeline.job import decode_threads_for
+from pipeline.pictures import Pictures
 from pipeline.sources.reading import SourceReader
 from shards.dtypes import TOKEN_DTYPES, storage_type
 from shards.identity import Recipe
@@ -38,7 +39,7 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
         for index, row in zip(sample[batch.first_place :], batch.rows(), strict=False)
         if row.reason is not None
     ]
-    encode_rate = _encode_rate(encoder.place(device, recipe.precision), batches[0].images, recipe)
+    encode_rate = _encode_rate(encoder.place(device, recipe.precision), batches[0].images[0], recipe)
     lines = [
         f"images      {plan.num_images} in {len(plan.class_names) or 'no'} classes, {plan.num_shards} shards of "
         f"{plan.shard_size(0)} rows or one less",
@@ -66,10 +67,9 @@ def _decode(
     reader = SourceReader()
     decoder = BatchDecoder(
         reader,
-        image_size=crop_size(recipe),
+        Pictures(recipe),
         length=batch_length(len(sample), config.work.batch_size),
         threads=decode_threads_for(config, 1),
-        allocate=lambda shape: (np.empty(shape, np.uint8), None),
     )
     columns = (plan.keys, plan.labels, plan.uris, plan.offsets, plan.nbytes)
     records = [
@@ -85,9 +85,9 @@ def _decode(
     return batches, len(records) / seconds
 
 
-def _encode_rate(encoder: Encoder, images: Images, recipe: Recipe) -> float:
+def _encode_rate(encoder: Encoder, images: Tensor, recipe: Recipe) -> float:
     """Images a second through the encoder in all views, on batches that are ready."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(encoder.get_buffer("mean").device)
+    pixels = images.permute(0, 3, 1, 2).to(encoder.get_buffer("mean").device)
     encoder.encode(pixels).cpu()
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < _TIMED_SECONDS:

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.console import say
-from pipeline.decoding import Images, crop_size, usable_crop
 from pipeline.encoders import Encoder
+from pipeline.pictures import Images, Pictures
 from pipeline.sources.reading import BadImageError, SourceReader
 from pipeline.tokens import StoredTokens, TokenStorage
 from shards.commit import CommitRecord
@@ -43,16 +43,17 @@ def retry_quarantined(writer: StoreWriter, encoder: Encoder) -> None:
     """
     _describe_interrupted(writer)
     commits = read_commits(writer.path, writer.recipe)
-    crops = dict(_mended_crops(writer, commits))
-    if crops:
+    pictures = Pictures(writer.recipe)
+    images = dict(_mended_images(writer, commits, pictures))
+    if images:
         begin_revision(writer.path, writer.recipe)
     for (view, shard), record in commits.items():
         first = shard * writer.recipe.capacity
-        mended = {place: crops[first + place] for place in record.bad if first + place in crops}
+        mended = {place: images[first + place] for place in record.bad if first + place in images}
         if mended:
-            rows = _encoded(writer, encoder, view, mended)
-            _replace_shard(writer, record, mended, rows)
-    say(f"{len(crops)} images have been mended")
+            rows = _encoded(writer, encoder, pictures, view, mended)
+            _replace_shard(writer, record, pictures, mended, rows)
+    say(f"{len(images)} images have been mended")
 
 
 def _describe_interrupted(writer: StoreWriter) -> None:
@@ -66,8 +67,8 @@ def _describe_interrupted(writer: StoreWriter) -> None:
                 again.publish()
 
 
-def _mended_crops(writer: StoreWriter, commits: Commits) -> Iterator[tuple[int, Images]]:
-    """Row and crop of each bad row whose image can be decoded now."""
+def _mended_images(writer: StoreWriter, commits: Commits, pictures: Pictures) -> Iterator[tuple[int, Images]]:
+    """Row and pictures, uint8 [V, P, P, 3], of each bad row whose image can be decoded now."""
     reader = SourceReader()
     for shard in sorted({shard for (_, shard), record in commits.items() if record.bad}):
         records = writer.plan.records_of(shard)
@@ -75,23 +76,23 @@ def _mended_crops(writer: StoreWriter, commits: Commits) -> Iterator[tuple[int, 
         for place in sorted(places):
             try:
                 content = reader.read(records[place], any_size=True)
-                crop = usable_crop(content, crop_size(writer.recipe))
+                images = np.empty((len(pictures.names), pictures.size, pictures.size, 3), np.uint8)
+                pictures.draw(content, records[place].key, writer.recipe.views, images)
             except (BadImageError, UndecodableImageError):
                 continue
-            yield shard * writer.recipe.capacity + place, crop
+            yield shard * writer.recipe.capacity + place, images
     reader.close()
 
 
 def _encoded(
-    writer: StoreWriter, encoder: Encoder, view: str, crops: Mapping[int, Images]
+    writer: StoreWriter, encoder: Encoder, pictures: Pictures, view: str, mended: Mapping[int, Images]
 ) -> dict[int, StoredTokens]:
     """Tokens by place of the mended rows of a view, one row each."""
     storage = TokenStorage(writer.recipe.dtype, writer.code)
     rows = {}
     device = encoder.get_buffer("mean").device
-    for place, crop in crops.items():
-        pixels = torch.from_numpy(np.ascontiguousarray(crop))[None].permute(0, 3, 1, 2).to(device)
-        tokens = encoder.encode(pixels.flip(-1) if view == "flip" else pixels)
+    for place, images in mended.items():
+        tokens = encoder.encode(pictures.shown(torch.from_numpy(images)[:, None].to(device), view))
         stored = storage(tokens)
         rows[place] = storage.empty((1, *tokens.shape[1:]), pin_memory=False)
         rows[place].copy_(stored)
@@ -101,7 +102,8 @@ def _encoded(
 def _replace_shard(
     writer: StoreWriter,
     record: CommitRecord,
-    crops: Mapping[int, Images],
+    pictures: Pictures,
+    images: Mapping[int, Images],
     mended: Mapping[int, StoredTokens],
 ) -> None:
     root, recipe = writer.path, writer.recipe
@@ -114,8 +116,10 @@ def _replace_shard(
             if row is not None:
                 shard.write(place, row)
             elif place in mended:
-                fields = {"tokens": mended[place].as_numpy()[0], "image": crops[place]}
-                shard.write(place, {name: fields[name] for name in recipe.fields(record.view)})
+                fields = {"tokens": mended[place].as_numpy()[0]}
+                if "image" in recipe.fields(record.view):
+                    fields["image"] = pictures.stored(images[place], record.view)
+                shard.write(place, fields)
                 square_error = mended[place].square_error
                 if square_error is not None:
                     shard.add_square_error(square_error[0].numpy())

@@ -17,11 +17,11 @@ from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.claims import Claims, Task
-from pipeline.decoding import Batch, BatchDecoder, Images, batch_length, crop_size
+from pipeline.decoding import Batch, BatchDecoder, batch_length
 from pipeline.encoders import Encoder
+from pipeline.pictures import Pictures
 from pipeline.progress import BatchEncoded, BatchWritten, Event, ShardFailed
 from pipeline.sources.reading import SourceReader
 from pipeline.tokens import StoredTokens, TokenStorage
@@ -89,12 +89,9 @@ class Worker:
         self._name = name
         recipe = writer.recipe
         self._length = batch_length(recipe.capacity, batch_size)
+        self._pictures = Pictures(recipe)
         self._decoder = BatchDecoder(
-            reader,
-            image_size=crop_size(recipe),
-            length=self._length,
-            threads=decode_threads,
-            allocate=self._allocate_images,
+            reader, self._pictures, length=self._length, threads=decode_threads, pin_memory=self._pinned
         )
         self._storage = TokenStorage(recipe.dtype, writer.code)
         self._free_tokens: queue.SimpleQueue[StoredTokens] = queue.SimpleQueue()
@@ -124,10 +121,6 @@ class Worker:
         encoder = self._writer.recipe.encoder
         shape = (self._length, encoder.num_tokens, encoder.width)
         return self._storage.empty(shape, pin_memory=self._pinned)
-
-    def _allocate_images(self, shape: tuple[int, ...]) -> tuple[Images, Tensor]:
-        buffer = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
-        return buffer.numpy(), buffer
 
     def run(self) -> None:
         """Takes shards and encodes them until nothing is left that this worker could do.
@@ -177,10 +170,10 @@ class Worker:
                 for slot, row in enumerate(rows)
                 if row.reason is not None
             }
-            images = batch.buffer.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            images = batch.images.to(self._device, non_blocking=True)
             for view in batch.task.views:
                 tokens = self._free_tokens.get()
-                pixels = images.flip(-1) if view == "flip" else images
+                pixels = self._pictures.shown(images, view)
                 tokens.copy_(self._storage(self._encoder.encode(pixels)))
                 ready = None
                 if self._pinned:
@@ -245,7 +238,7 @@ class Worker:
         recipe = self._writer.recipe
         arrays: dict[str, NDArray[Any]] = {"tokens": encoded.tokens.as_numpy()}
         if "image" in recipe.fields(encoded.view):
-            arrays["image"] = batch.images
+            arrays["image"] = self._pictures.stored(batch.images.numpy(), encoded.view)
         good = [slot for slot in range(len(batch.pending)) if batch.first_place + slot not in encoded.bad]
         for run in _consecutive(good):
             block = {name: array[run.start : run.stop] for name, array in arrays.items()}

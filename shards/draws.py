@@ -10,6 +10,7 @@ https://numpy.org/doc/stable/reference/random/compatibility.html (what is promis
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,12 @@ def shuffled_within(
     words.sort()
     words &= np.uint64((1 << index_bits) - 1)
     return words.view(np.int64)
+
+
+def integers_below(limits: Sequence[int], *, seed: int, stream: str) -> list[int]:
+    """One even draw in [0, limit) for each limit: ⌊u · limit / 2³²⌋, u the upper half of the stream's next word."""
+    words = raw_bits(0, len(limits), seed=seed, stream=stream).tolist()
+    return [((word >> 32) * limit) >> 32 for word, limit in zip(words, limits, strict=True)]
 
 
 def choices(start: int, count: int, num_options: int, *, seed: int, stream: str) -> NDArray[np.int8]:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from shards.draws import integers_below
 from shards.errors import UndecodableImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -89,5 +91,38 @@ def center_crop(image: NDArray[np.uint8] | Image.Image, size: int) -> NDArray[np
     scale = size / min(picture.size)
     target = (round(picture.width * scale), round(picture.height * scale))
     picture = picture.resize(target, Image.Resampling.BICUBIC)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    return _square(picture, (picture.height - size) // 2, (picture.width - size) // 2, size)
+
+
+def random_crops(
+    image: NDArray[np.uint8], size: int, streams: Sequence[str], *, seed: int
+) -> list[NDArray[np.uint8]]:
+    """Scale an image's shorter side to 1.5 · ``size`` and cut a square at random, once for each stream.
+
+    The places depend on nothing but ``seed`` and the streams' names (`shards.draws.integers_below`, first the upper
+    edge, then the left one), so that any worker on any machine cuts the same squares.
+
+    Args:
+        image: uint8[H, W, 3].
+        size: Side of the squares in pixels.
+        streams: Name of each draw.
+        seed: Of all draws.
+
+    Returns:
+        For each stream uint8[size, size, 3].
+
+    Source: the training transform of ``src/train_stage1.py``, github:bytetriper/RAE at a4d18c4: torchvision's Resize
+    (bicubic, the longer side rounded down) to 384 pixels for images of 256, else 1.5 · size, and RandomCrop; no
+    mirror images.
+    """
+    shorter = 3 * size // 2
+    height, width = image.shape[:2]
+    target = (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
+    picture = Image.fromarray(image).resize(target, Image.Resampling.BICUBIC)
+    limits = (picture.height - size + 1, picture.width - size + 1)
+    places = [integers_below(limits, seed=seed, stream=stream) for stream in streams]
+    return [_square(picture, top, left, size) for top, left in places]
+
+
+def _square(picture: Image.Image, top: int, left: int, size: int) -> NDArray[np.uint8]:
     return np.asarray(picture.crop((left, top, left + size, top + size))).copy()

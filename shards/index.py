@@ -24,11 +24,18 @@ Commits = Mapping[tuple[str, int], CommitRecord]
 
 def bad_rows(recipe: Recipe, plan: Plan, commits: Commits) -> dict[int, str]:
     """Reason by row for each image that is not present in every view."""
-    reasons: dict[int, list[str]] = {}
+    reasons: dict[int, dict[str, str]] = {}
     for (view, shard), record in sorted(commits.items()):
         for place, reason in record.bad.items():
-            reasons.setdefault(shard * recipe.capacity + place, []).append(f"{view}: {reason}")
-    return {row: "; ".join(reasons[row]) for row in sorted(reasons)}
+            reasons.setdefault(shard * recipe.capacity + place, {})[view] = reason
+    return {row: _in_words(recipe, reasons[row]) for row in sorted(reasons)}
+
+
+def _in_words(recipe: Recipe, by_view: dict[str, str]) -> str:
+    """The reason, said once where it is the same in all views of the store."""
+    if len(by_view) == len(recipe.views) and len(set(by_view.values())) == 1:
+        return by_view[recipe.views[0]]
+    return "; ".join(f"{view}: {reason}" for view, reason in by_view.items())
 
 
 def build_index(recipe: Recipe, plan: Plan, commits: Commits) -> pa.Table:
