@@ -364,3 +364,13 @@ def test_a_copied_store_is_the_same_store(tmp_path):
     again = open_store(tmp_path / "elsewhere")
     assert again.recipe.id == store.recipe.id
     assert Manifest.read(again.path).digest == store.manifest.digest
+
+
+def test_a_reason_is_said_once_if_it_is_the_same_in_all_views(tmp_path):
+    writer = begin(tmp_path / "store", StoreKind(num_images=11, num_shards=1))
+    write_shard(writer, "center", 0, bad={2: "torn", 5: "torn", 7: "torn"})
+    write_shard(writer, "flip", 0, bad={2: "torn", 5: "lost"})
+    writer.finalize()
+    reasons = open_store(tmp_path / "store").index.table("reason")["reason"].to_pylist()
+    expected = {2: "torn", 5: "center: torn; flip: lost", 7: "center: torn"}
+    assert reasons == [expected.get(place) for place in range(11)]

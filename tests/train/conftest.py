@@ -23,6 +23,7 @@ def write_store(
     width: int = WIDTH,
     dtype: str = "float16",
     class_names: tuple[str, ...] = ("ant", "bee", "cat"),
+    views: tuple[str, ...] = ("center", "flip"),
 ) -> Path:
     """Write a finished store of normal tokens; images are their tokens' first three channels, enlarged."""
     encoder = EncoderIdentity(
@@ -46,7 +47,7 @@ def write_store(
         num_images=num_images,
         num_shards=num_shards,
         seed=0,
-        views=("center", "flip"),
+        views=views,
         dtype=dtype,
         image_size=SIZE,
     )
@@ -57,7 +58,7 @@ def write_store(
             for row in plan.rows_of(shard):
                 tokens = generator.normal(size=(GRID[0] * GRID[1], width)).astype(np.float32)
                 arrays = {"tokens": to_storage(tokens, storage_type(dtype))}
-                if view == "center":
+                if "image" in recipe.fields(view):
                     coarse = np.clip(tokens[:, :3].reshape(*GRID, 3) * 60 + 128, 0, 255).astype(np.uint8)
                     arrays["image"] = coarse.repeat(SIZE // GRID[0], 0).repeat(SIZE // GRID[1], 1)
                 out.write(int(row) % recipe.capacity, arrays)
