@@ -112,16 +112,16 @@ def test_more_lost_than_calibration_promised_is_an_error_that_keeps_the_store(en
     out = tmp_path / "int8"
     # A code fitted to one image and judged on it promises too much of the others.
     arguments = (out, "--dtype", "int8", "--calibration-rows", "1")
-    status, _, messages = encode(*arguments)
+    status, _, messages = encode(*arguments, "--allow-error", "0.5")
     assert status == 1
     last = messages.splitlines()[-1]
     assert re.match(
-        r"error: int8 costs \d+ of \d+ channels more than 2 % .* on the rows of view center: ", last
+        r"error: int8 costs \d+ of \d+ channels more than 50 % .* on the rows of view center: ", last
     )
     assert f"which keeps {out} as it is" in last
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    assert open_store(out).code_error("center").max() > 0.02
-    assert encode(*arguments)[0] == 1
+    assert open_store(out).code_error("center").max() > 0.5
+    assert encode(*arguments, "--allow-error", "0.5")[0] == 1
     assert encode(*arguments, "--allow-error", "100")[0] == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
     assert pipeline("verify", out)[0] == 0
