@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,10 @@ from train.distributed import Team
 from train.feed import MicroBatch
 from train.losses import (
     adaptive_weight,
-    balanced_backward,
     discriminator_loss,
     generator_loss,
+    gradient_at,
+    last_layer_gradients,
     to_8_bit,
     to_symmetric,
 )
@@ -36,11 +37,26 @@ from train.models.discriminator import DinoFeatures, Discriminator
 from train.models.perceptual import Perceptual
 from train.models.vit_decoder import ViTDecoder
 from train.randomness import uniform
-from train.reconstruction_task import Reconstruction, ReconstructionTask, target_pixels
+from train.reconstruction_task import ReconstructionTask, target_pixels
 from train.snapshot import SnapshotMeta
 from train.state import make_optimizer, optimizer_tensors, restore_optimizer
 from train.stored_tokens import StoredTokens
 from train.task import Autocast, Losses, sum_and_count
+
+
+class Judged(NamedTuple):
+    """A micro-batch's reconstructions, and where both losses pull them."""
+
+    pixels: Tensor
+    """[b, 3, H, W] with the decoder's graph."""
+    reconstruction: Losses
+    """The reconstruction loss."""
+    pull: Tensor
+    """Gradient of the scaled reconstruction loss, [b, 3, H, W]."""
+    adversarial: Tensor
+    """float32 [b]: the adversarial loss."""
+    push: Tensor
+    """Gradient of the scaled adversarial loss, [b, 3, H, W]."""
 
 
 class AdversarialTask(ReconstructionTask):
@@ -100,40 +116,28 @@ class AdversarialTask(ReconstructionTask):
         self._shared_weight = None
         if batches[0].step < self._plays_from or len(batches) == 1:
             return
-        gradients = [torch.zeros_like(self.model.last_weight) for _ in range(2)]
+        totals = [torch.zeros_like(self.model.last_weight) for _ in range(2)]
         for batch in batches:
-            with autocast():
-                made, adversarial = self._judged(self.model, batch)
-            for total, loss in zip(gradients, (made.loss.sum(), adversarial.sum()), strict=True):
-                total += torch.autograd.grad(loss * scale, self.model.last_weight, retain_graph=True)[0]
-        self._shared_weight = adaptive_weight(*(self._mean(gradient) for gradient in gradients))
+            judged = self._judge(self.model, batch, scale, autocast)
+            for total, gradient in zip(totals, self._at_last_layer(judged), strict=True):
+                total += gradient
+        self._shared_weight = self._balance(totals)
 
     def backward(self, model: nn.Module, batch: MicroBatch, scale: float, autocast: Autocast) -> Losses:
         """Gradients of the reconstruction, and from its epoch on of the adversarial loss balanced with it."""
         if batch.step < self._plays_from:
             losses = super().backward(model, batch, scale, autocast)
             return Losses(losses.per_sample, self._with_adversary(losses.metrics))
-        with autocast():
-            made, adversarial = self._judged(model, batch)
-        weight = self._adversary.weight
-        if self._shared_weight is None:
-            strength = balanced_backward(
-                made.pixels,
-                made.loss.sum() * scale,
-                adversarial.sum() * scale,
-                self.model.last_weight,
-                weight=weight,
-                reduce=self._mean,
-            ).adaptive_weight
-        else:
-            strength = self._shared_weight
-            total = made.loss + weight * strength * adversarial
-            (total.sum() * scale).backward()  # type: ignore[no-untyped-call]  # torch's own
-        per_sample = made.loss + weight * strength * adversarial
-        own = self._with_adversary(made.metrics)
-        own[-4] = sum_and_count(adversarial.detach())
-        own[-3] = sum_and_count(strength.expand(len(batch)))
-        return Losses(per_sample, own)
+        judged = self._judge(model, batch, scale, autocast)
+        strength = self._shared_weight
+        if strength is None:
+            strength = self._balance(self._at_last_layer(judged))
+        weight = self._adversary.weight * strength
+        torch.autograd.backward(judged.pixels, judged.pull + weight * judged.push)
+        metrics = self._with_adversary(judged.reconstruction.metrics)
+        metrics[-4] = sum_and_count(judged.adversarial)
+        metrics[-3] = sum_and_count(strength.expand(len(batch)))
+        return Losses(judged.reconstruction.per_sample.detach() + weight * judged.adversarial, metrics)
 
     def after_update(self, batches: Sequence[MicroBatch], scale: float, autocast: Autocast) -> Tensor | None:
         """Train the discriminator on what the updated decoder draws."""
@@ -163,14 +167,32 @@ class AdversarialTask(ReconstructionTask):
         self._discriminator.load_state_dict(parts["discriminator"])
         restore_optimizer(self._discriminator, self._optimizer, parts["discriminator_optimizer"])
 
-    def _judged(self, model: nn.Module, batch: MicroBatch) -> tuple[Reconstruction, Tensor]:
-        """A reconstruction and its adversarial loss [b]."""
-        made = self.reconstruct(model, batch)
+    def _judge(self, model: nn.Module, batch: MicroBatch, scale: float, autocast: Autocast) -> Judged:
+        """Draw, then ask the reconstruction loss and the discriminator in turn where they pull the pixels.
+
+        Each loss is gone back through, to the pixels, before the next begins, so that the activations of only one are
+        held; λ and the decoder's gradient follow from the pulls. Asking for the gradients at the last layer directly,
+        as the reference does, goes back through both twice and holds both.
+        """
+        with autocast():
+            pixels = self.draw(model, batch)
+            drawn = pixels.detach().requires_grad_()
+            reconstruction = self.compare(drawn, batch)
+        pull = gradient_at(drawn, reconstruction.per_sample, scale=scale)
         # The heads stay as they are: their power iteration belongs to their own updates, as do their gradients.
         self._discriminator.eval().requires_grad_(requires_grad=False)
-        adversarial = generator_loss(self._discriminator(self._features(to_symmetric(made.pixels))))
+        with autocast():
+            adversarial = generator_loss(self._discriminator(self._features(to_symmetric(drawn))))
+        push = gradient_at(drawn, adversarial, scale=scale)
         self._discriminator.requires_grad_(requires_grad=True)
-        return made, adversarial
+        return Judged(pixels, reconstruction, pull, adversarial.detach(), push)
+
+    def _at_last_layer(self, judged: Judged) -> list[Tensor]:
+        return last_layer_gradients(judged.pixels, self.model.last_weight, judged.pull, judged.push)
+
+    def _balance(self, gradients: Sequence[Tensor]) -> Tensor:
+        """λ of the gradients' mean over processes, and so the same on each."""
+        return adaptive_weight(*(self._mean(gradient) for gradient in gradients))
 
     def _discriminate(self, batch: MicroBatch, scale: float, autocast: Autocast) -> tuple[Tensor, Tensor]:
         """Add the discriminator's gradients of a micro-batch; its losses [b] and shares of right verdicts [b]."""

@@ -7,8 +7,7 @@ Source: arXiv 2012.09841 section 3.1; github:bytetriper/RAE src/disc/gan_loss.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -76,47 +75,15 @@ def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tenso
     return strength.clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
 
 
-class Balance(NamedTuple):
-    """What `balanced_backward` found."""
-
-    adaptive_weight: Tensor
-    """λ, float []."""
-    loss: Tensor
-    """reconstruction + weight · λ · adversarial, float []."""
+def gradient_at(pixels: Tensor, loss: Tensor, *, scale: float = 1.0) -> Tensor:
+    """∂(scale · Σ loss) / ∂pixels, [B, 3, H, W]; what the loss kept to compute it is freed."""
+    (gradient,) = torch.autograd.grad(loss.sum() * scale, pixels)
+    return gradient
 
 
-def balanced_backward(
-    pixels: Tensor,
-    reconstruction: Tensor,
-    adversarial: Tensor,
-    last_weight: Tensor,
-    *,
-    weight: float = 0.75,
-    reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
-) -> Balance:
-    """Backward pass of reconstruction + weight · λ · adversarial.
-
-    The perceptual network and the discriminator are each gone back through once, to the pixels; λ and the gradient of
-    the decoder follow from there. Asking for the gradients at the last layer directly, as the reference does, goes
-    back through both twice and keeps both graphs alive.
-
-    Args:
-        pixels: the decoder's output [B, 3, H, W], from which both losses were computed.
-        reconstruction: reconstruction loss, float [].
-        adversarial: adversarial loss, float [].
-        last_weight: weight of the decoder's last layer.
-        weight: share of the adversarial loss once balanced. Source: `disc_weight: 0.75` in configs/stage1/training.
-        reduce: makes the same mean over all ranks of a gradient, so that λ is the same on every rank.
-
-    Returns:
-        λ and the total loss; gradients are accumulated in the decoder's parameters.
-    """
-    (pull,) = torch.autograd.grad(reconstruction, pixels)
-    (push,) = torch.autograd.grad(adversarial, pixels)
-    gradients = [
+def last_layer_gradients(pixels: Tensor, last_weight: Tensor, *gradients: Tensor) -> list[Tensor]:
+    """What gradients at the decoder's pixels are at the weight of its last layer; its graph is kept."""
+    return [
         torch.autograd.grad(pixels, last_weight, grad_outputs=gradient, retain_graph=True)[0]
-        for gradient in (pull, push)
+        for gradient in gradients
     ]
-    strength = adaptive_weight(*(reduce(gradient) for gradient in gradients))
-    torch.autograd.backward(pixels, pull + weight * strength * push)
-    return Balance(strength, (reconstruction + weight * strength * adversarial).detach())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,6 @@ from train.randomness import normal, uniform
 from train.snapshot import SnapshotMeta, save_snapshot
 from train.stored_tokens import StoredTokens
 from train.task import Losses, Task, sum_and_count
-
-
-class Reconstruction(NamedTuple):
-    """What a decoder drew and how far off it is."""
-
-    pixels: Tensor
-    """[b, 3, H, W], nominally in [0, 1], not clamped."""
-    loss: Tensor
-    """float32 [b]: L1, and the perceptual distance where there is one."""
-    metrics: Tensor
-    """float32 [3, 2]: sums and weights of `ReconstructionTask.metric_names`."""
 
 
 class ReconstructionTask(Task):
@@ -72,16 +61,19 @@ class ReconstructionTask(Task):
 
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
         """L1 of the pixels on the [0, 1] scale and the perceptual distance, per sample."""
-        made = self.reconstruct(model, batch)
-        return Losses(made.loss, made.metrics)
+        return self.compare(self.draw(model, batch), batch)
 
-    def reconstruct(self, model: nn.Module, batch: MicroBatch) -> Reconstruction:
-        """Draw from noisy tokens and compare.
+    def draw(self, model: nn.Module, batch: MicroBatch) -> Tensor:
+        """Pixels [b, 3, H, W] of noisy tokens, nominally in [0, 1], not clamped."""
+        noise, seed = self._settings.noise, self._settings.seed
+        pixels: Tensor = model(noisy(self.tokens(batch), batch.positions, noise, seed))
+        return pixels
+
+    def compare(self, pixels: Tensor, batch: MicroBatch) -> Losses:
+        """How far pixels are from the stored images.
 
         Source: github:bytetriper/RAE src/train_stage1.py at a4d18c4 (the reconstruction is not clamped).
         """
-        noise, seed = self._settings.noise, self._settings.seed
-        pixels = model(noisy(self.tokens(batch), batch.positions, noise, seed))
         target = target_pixels(batch)
         loss = l1 = pixel_loss(pixels, target)
         distance = torch.zeros(0, device=l1.device)
@@ -91,7 +83,7 @@ class ReconstructionTask(Task):
         with torch.no_grad():
             psnr = -10 * torch.log10((pixels.float() - target).square().flatten(1).mean(dim=1))
             metrics = torch.stack([sum_and_count(values.detach()) for values in (l1, distance, psnr)])
-        return Reconstruction(pixels, loss, metrics)
+        return Losses(loss, metrics)
 
     def tokens(self, batch: MicroBatch) -> Tensor:
         """Raw tokens float32 [b, N, D]."""

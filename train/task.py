@@ -22,7 +22,7 @@ class Losses:
     """What a task makes of a micro-batch of b samples."""
 
     per_sample: Tensor
-    """float32 [b], with gradient: the loss of each sample."""
+    """float32 [b]: the loss of each sample."""
     metrics: Tensor
     """float32 [K, 2], without gradient: sum and weight of each of the task's metrics over the samples."""
 

@@ -118,6 +118,23 @@ def test_the_decoders_pixel_scale_is_its_encoders():
     assert "pixel_mean" not in model.state_dict()
 
 
+@pytest.mark.slow  # loads the compiler
+def test_a_compiled_decoder_keeps_its_last_layer_apart():
+    # The adversarial balance asks for that layer's gradient; one compiled piece would be gone back through whole.
+    model, graphs = build_model(DECODER), []
+
+    def backend(graph, inputs):
+        graphs.append(graph.code)
+        return graph.forward
+
+    tokens = torch.randn(2, 16, 8)
+    plain = model(tokens)
+    model.compile(backend=backend)
+    assert torch.equal(model(tokens), plain)
+    assert any("decoder_layers" in code for code in graphs)
+    assert not any("decoder_pred" in code for code in graphs)
+
+
 def test_the_decoder_refuses_tokens_on_no_square():
     with pytest.raises(UsageError, match="got 15 tokens"):
         build_model(DECODER)(torch.randn(1, 15, 8))

@@ -75,6 +75,11 @@ def wait_until(condition, seconds, what):
         time.sleep(0.1)
 
 
+def heed_interrupts():
+    """Undo what a shell does to its background jobs, which this test run may be one of: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 CASES = [
     ("accelerate", signal.SIGTERM, "launcher"),
     *(
@@ -94,7 +99,14 @@ def test_a_signal_ends_in_a_checkpoint_all_ranks_took_at_one_step(
     out = tmp_path / "run"
     command = [*LAUNCHERS[launcher], "train/dit.py", *arguments("dit", out, "--max-steps 1000000")]
     with (tmp_path / "output").open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=heed_interrupts,
+        )
         try:
             wait_until(lambda: len(read_metrics(out / "metrics.jsonl")) >= 2, 120, "training")
             if target == "group":
@@ -103,10 +115,10 @@ def test_a_signal_ends_in_a_checkpoint_all_ranks_took_at_one_step(
                 ranks = [pid for pid in alive(str(out)) if pid != process.pid] or [process.pid]
                 os.kill(process.pid if target == "launcher" else ranks[-1], number)
             wait_until(lambda: not alive(str(out)), 60, "the end of every process")
-            process.wait(10)
         finally:
             for pid in alive(str(out)):
                 os.kill(pid, signal.SIGKILL)
+            process.wait(10)
     newest = checkpoints(out / "checkpoints")
     assert newest, (tmp_path / "output").read_text()[-2000:]
     step, _ = read_state(newest[-1])

@@ -110,6 +110,9 @@ class DinoFeatures(nn.Module):
             and before the last norm. The last block comes twice where it is itself a judged depth.
         """
         resized = F.interpolate(images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)
+        # Where there is a backward pass, to the pictures, blocks are computed again in it: DINO's activations at 785
+        # tokens would be the largest of the whole step.
+        self.vit.set_grad_checkpointing(enable=torch.is_grad_enabled())
         last = self.config.depth - 1
         depths = sorted({*self.config.key_depths, last})
         found = self.vit.forward_intermediates(

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +84,7 @@ class ViTDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.recompute_activations = False
+        self._trunk: Callable[[Tensor], Tensor] = self.features
         width = config.width
 
         self.decoder_embed = nn.Linear(config.token_width, width)
@@ -116,6 +119,19 @@ class ViTDecoder(nn.Module):
 
     def patches(self, tokens: Tensor) -> Tensor:
         """Values of each patch before they are laid out: [B, N, D] → [B, num_patches, p·p·3]."""
+        out: Tensor = self.decoder_pred(self._trunk(tokens))
+        return out
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile all but the last layer.
+
+        The adversarial balance asks for that layer's gradient by itself, and one compiled piece can only be gone back
+        through as a whole.
+        """
+        self._trunk = torch.compile(self.features, *args, **kwargs)
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the last layer draws from: [B, N, D] → [B, num_patches, width]."""
         x = self._resized(self.decoder_embed(tokens))
         x = torch.cat([self.trainable_cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
         x = x + self.decoder_pos_embed
@@ -126,7 +142,7 @@ class ViTDecoder(nn.Module):
                 x = block(x)
         # Drop the extra token before the last layer rather than after: one row less to compute, the same
         # values.
-        out: Tensor = self.decoder_pred(self.decoder_norm(x[:, 1:]))
+        out: Tensor = self.decoder_norm(x[:, 1:])
         return out
 
     @property
