@@ -1,6 +1,5 @@
 """`pipeline assess`: what another storage type would do to a finished store, before anything is converted."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -12,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.calibrate import fit_and_judge, sample_stored
+from pipeline.convert import recoded_recipe
 from pipeline.int8_error import describe_error
 from pipeline.operations import AssessConfig
 from shards.compression import row_codec
+from shards.copying import begin_copy, copied_recipe, copy_rows
 from shards.dtypes import storage_type, to_float64, to_storage
 from shards.errors import UsageError, UserError
 from shards.layout import field_of
 from shards.quantize import Int8Code
-from shards.recode import recode_store, recoded_recipe, sampled_plan
+from shards.selection import Part, dealt_anew
 from shards.store import Store, open_store
 
 _COMPRESSED_ROWS = 64
@@ -109,20 +110,15 @@ def _pictures(
     config: AssessConfig, store: Store, rows: NDArray[np.int64], code: Int8Code | None
 ) -> dict[str, Any]:
     """What `eval/reconstruction.py` finds on the same rows before and after."""
-    plan = sampled_plan(store, rows)
+    images = np.searchsorted(store.plan.rows, rows)
+    selection = dealt_anew([Part(store, images)], store.class_names, 1, store.recipe.seed)
     found = {}
     with tempfile.TemporaryDirectory(prefix="assess-", dir=config.scratch) as scratch:
         for name, dtype, own_code in (("before", store.recipe.dtype, None), ("after", config.dtype, code)):
-            recipe = dataclasses.replace(
-                recoded_recipe(store, dtype, own_code),
-                views=("center",),
-                num_images=plan.num_images,
-                num_shards=1,
-                source_digest=plan.source_digest(),
-                format="zarr",
-                compression=None,
-            )
-            recode_store(store, Path(scratch) / name, recipe, plan, own_code)
+            form = copied_recipe(selection, views=("center",), format="zarr", compression=None)
+            recipe = recoded_recipe(form, dtype, own_code, 0, 0.0)
+            writer, _ = begin_copy(selection, Path(scratch) / name, recipe, own_code)
+            copy_rows(selection, writer, {})
             found[name] = _reconstruct(config, Path(scratch), name)
     return found
 

@@ -17,8 +17,11 @@ from pipeline.operations import (
     DiffConfig,
     EstimateConfig,
     InspectConfig,
+    MergeConfig,
     ReportConfig,
+    ReshardConfig,
     StatsConfig,
+    SubsetConfig,
     VerifyConfig,
 )
 from shards.errors import UserError
@@ -31,11 +34,7 @@ def run_encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
     """Runs `pipeline encode`."""
     from pipeline.encode import encode
 
-    try:
-        encode(config, arguments)
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to continue where it was", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+    encode(config, arguments)
 
 
 def run_verify(config: VerifyConfig) -> None:
@@ -57,6 +56,27 @@ def run_convert(config: ConvertConfig) -> None:
     from pipeline.convert import convert
 
     convert(config)
+
+
+def run_reshard(config: ReshardConfig) -> None:
+    """Runs `pipeline reshard`."""
+    from pipeline.reshard import reshard
+
+    reshard(config)
+
+
+def run_subset(config: SubsetConfig) -> None:
+    """Runs `pipeline subset`."""
+    from pipeline.subset import subset
+
+    subset(config)
+
+
+def run_merge(config: MergeConfig) -> None:
+    """Runs `pipeline merge`."""
+    from pipeline.merge import merge
+
+    merge(config)
 
 
 def run_report(config: ReportConfig) -> None:
@@ -107,6 +127,9 @@ Command = (
     | Annotated[InspectConfig, tyro.conf.subcommand("inspect")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
+    | Annotated[ReshardConfig, tyro.conf.subcommand("reshard")]
+    | Annotated[SubsetConfig, tyro.conf.subcommand("subset")]
+    | Annotated[MergeConfig, tyro.conf.subcommand("merge")]
     | Annotated[AssessConfig, tyro.conf.subcommand("assess")]
     | Annotated[StatsConfig, tyro.conf.subcommand("stats")]
     | Annotated[DiffConfig, tyro.conf.subcommand("diff")]
@@ -119,12 +142,18 @@ COMMANDS: dict[type, Callable[[Any], int | None]] = {
     InspectConfig: run_inspect,
     ReportConfig: run_report,
     ConvertConfig: run_convert,
+    ReshardConfig: run_reshard,
+    SubsetConfig: run_subset,
+    MergeConfig: run_merge,
     AssessConfig: run_assess,
     StatsConfig: run_stats,
     DiffConfig: run_diff,
     EstimateConfig: run_estimate,
     CleanConfig: run_clean,
 }
+
+CONTINUING = (EncodeConfig, ConvertConfig, ReshardConfig, SubsetConfig, MergeConfig)
+"""Commands that, run again, do only what was not done before."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,6 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_encode(config, arguments)
             return 0
         return COMMANDS[type(config)](config) or 0
+    except KeyboardInterrupt:
+        continues = isinstance(config, CONTINUING)
+        print("stopped; run the same command again" + " to continue where it was" * continues, file=sys.stderr)
+        return INTERRUPTED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,22 +1,22 @@
 """`pipeline convert`: the same rows in another form, compression or storage type."""
 
 import dataclasses
-import sys
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.calibrate import fit_and_judge, sample_stored
 from pipeline.console import say
+from pipeline.copying import copy
 from pipeline.int8_error import describe_error, report_measured
 from pipeline.operations import ConvertConfig
 from shards.code_arrays import published_code
-from shards.convert import convert_store
+from shards.copying import copied_recipe
 from shards.errors import UsageError
+from shards.identity import Recipe
 from shards.layout import ROOT
 from shards.quantize import Int8Code
-from shards.recode import recode_store, recoded_recipe
 from shards.root import read_recipe
+from shards.selection import every_row
 from shards.store import Store, open_store
 
 
@@ -26,43 +26,51 @@ def convert(config: ConvertConfig) -> None:
     Raises:
         UserError: If the store is damaged, or the copy cannot be made, or int8 has cost more than is allowed.
     """
-    with tqdm(unit="shard", desc="convert", file=sys.stderr) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        compression = None if config.compression == "none" else config.compression
-        if config.dtype == "same":
-            manifest = convert_store(
-                config.store, config.out, format=config.format, compression=compression, progress=show
-            )
-        else:
-            source = open_store(config.store)
-            code = _code(config, source) if config.dtype == "int8" else None
-            recipe = dataclasses.replace(
-                recoded_recipe(
-                    source,
-                    config.dtype,
-                    code,
-                    calibration_rows=config.calibration_rows if code else 0,
-                    code_error=config.code_error if code else 0.0,
-                ),
-                format=config.format,
-                compression=compression,
-            )
-            if recipe.id == source.recipe.id:
-                raise UsageError(f"{config.store} is all that already; name another --dtype or --format")
-            manifest = recode_store(source, config.out, recipe, source.plan, code, progress=show).manifest
-    say(f"{config.out} is complete: {manifest.num_valid} rows as {config.format}, {manifest.recipe.dtype}")
+    source = open_store(config.store)
+    selection = every_row(source)
+    form = {
+        "format": config.format,
+        "compression": None if config.compression == "none" else config.compression,
+    }
+    code = source.code
+    if config.dtype == "same":
+        recipe = copied_recipe(selection, **form)
+    else:
+        code = _code(config, source)
+        recipe = recoded_recipe(
+            copied_recipe(selection, **form), config.dtype, code, config.calibration_rows, config.code_error
+        )
+    if recipe.id == source.recipe.id:
+        raise UsageError(
+            f"{config.store} is all that already; name another --dtype, --format or --compression"
+        )
+    copy(selection, recipe, config.out, command="convert", code=code)
     if config.dtype == "int8":
         report_measured(open_store(config.out), config.allow_error)
 
 
-def _code(config: ConvertConfig, source: Store) -> Int8Code:
-    """The code the new store was begun with, or a new one fitted to the old store's rows."""
+def recoded_recipe(
+    recipe: Recipe, dtype: str, code: Int8Code | None, calibration_rows: int, code_error: float
+) -> Recipe:
+    """A recipe with another storage type; the last three are int8's."""
+    return dataclasses.replace(
+        recipe,
+        dtype=dtype,
+        code=None if code is None else code.digest,
+        calibration_rows=0 if code is None else calibration_rows,
+        code_error=0.0 if code is None else code_error,
+    )
+
+
+def _code(config: ConvertConfig, source: Store) -> Int8Code | None:
+    """The code the new store was begun with, or a new one fitted to the old store's rows; None but for int8."""
     if source.code is not None:
-        raise UsageError(f"{config.store} holds int8 tokens already; convert it with --dtype same")
+        raise UsageError(
+            f"{config.store} holds int8 tokens already, and what their code has lost no other type brings back; "
+            "convert it with --dtype same"
+        )
+    if config.dtype != "int8":
+        return None
     if (config.out / ROOT).exists():
         begun = published_code(config.out, read_recipe(config.out))
         if begun is not None:

@@ -51,6 +51,65 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReshardConfig:
+    """Write a finished store's rows into a new store with another number of shards.
+
+    The result is the store an encode into that many shards would have begun. Run again, it continues.
+    """
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the finished store."""
+    out: Path
+    """Folder of the new store."""
+    shards: int
+    """Exact number of shards of the new store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetConfig:
+    """Write some of a finished store's rows into a new store; what is asked for together must all hold.
+
+    Run again, it continues.
+    """
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of the finished store."""
+    out: Path
+    """Folder of the new store."""
+    classes: tuple[str, ...] = ()
+    """Keep the images of these classes, by full name or by the WordNet id or number it begins with."""
+    keys: Path | None = None
+    """Keep the images named in this file, a key a line."""
+    every: int | None = None
+    """Of what is left, in order of key, keep the first and every N-th after it."""
+    sample: int | None = None
+    """Of what is left, keep so many drawn at random."""
+    seed: int = 0
+    """Seed of the draw; the same keys and seed give the same sample, however they are sharded."""
+    relabel: bool = False
+    """Number the classes that are left anew, from 0. Default: every label and class name stays."""
+    shards: int | None = None
+    """Exact number of shards. Default: as many as give shards of the old size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Write the rows of several finished stores of one encoder into a new store; classes are united by name.
+
+    Run again, it continues.
+    """
+
+    stores: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of the finished stores; form, compression and seed are the first one's."""
+    out: Path
+    """Folder of the new store."""
+    shards: int | None = None
+    """Exact number of shards. Default: as many as the stores have together."""
+    recode: bool = False
+    """int8: allow stores with other codes than the first one's; their tokens are coded again, with more loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AssessConfig:
     """Say what another storage type would do to a finished store: error by channel, bytes, pictures."""
 

@@ -1,9 +1,7 @@
 """`pipeline encode --dry-run`: what a run would read, write and take, before anything is written."""
 
-import shutil
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +16,7 @@ from pipeline.encoders import Encoder
 from pipeline.job import decode_threads_for
 from pipeline.pictures import Pictures
 from pipeline.sources.reading import SourceReader
+from pipeline.space import free_bytes, gigabytes
 from shards.dtypes import TOKEN_DTYPES, storage_type
 from shards.identity import Recipe
 from shards.layout import field_of
@@ -105,24 +104,13 @@ def _sizes(config: EncodeConfig, recipe: Recipe) -> list[str]:
         if "image" in recipe.fields(view)
     )
     needed = tokens[recipe.dtype] * len(recipe.views) + images
-    free = shutil.disk_usage(_existing(config.store.out)).free
+    free = free_bytes(config.store.out)
     verdict = "enough" if needed < free else "NOT ENOUGH"
     return [
-        "a view      " + ", ".join(f"{name} {_gigabytes(size)}" for name, size in tokens.items()),
+        "a view      " + ", ".join(f"{name} {gigabytes(size)}" for name, size in tokens.items()),
         f"store       {len(recipe.views)} views as {recipe.dtype} and images of {recipe.image_size} px: "
-        f"{_gigabytes(needed)}; free {_gigabytes(free)}: {verdict}",
+        f"{gigabytes(needed)}; free {gigabytes(free)}: {verdict}",
     ]
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.3g} GB" if size < 1e12 else f"{size / 1e12:,.3g} TB"
 
 
 def _hours(plan: Plan, rate: float, devices: int) -> str:

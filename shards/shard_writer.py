@@ -57,6 +57,7 @@ class ShardWriter:
         self._written = np.zeros(recipe.capacity, np.bool_)
         self._sums = RowSums(self._fields[0].row_shape, self._fields[0].dtype, code)
         self._square_error: NDArray[np.float64] | None = None
+        self._error_unknown = False
 
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(3, thread_name_prefix="shard-writer")
@@ -143,6 +144,10 @@ class ShardWriter:
             self._square_error = np.zeros(len(square_error))
         self._square_error += square_error
 
+    def leave_error_unknown(self) -> None:
+        """Say that nobody knows what int8 tokens have lost, in the place of `add_square_error`."""
+        self._error_unknown = True
+
     def publish(self) -> CommitRecord:
         """Give the objects their names and record it; if another worker was first, its shard stands.
 
@@ -197,11 +202,12 @@ class ShardWriter:
 
     def _checked_error(self) -> NDArray[np.float64] | None:
         """The error of int8 tokens, NaN where nobody knows it; None for other storage types."""
-        if (self._square_error is not None) != (self._recipe.dtype == "int8" and bool(self._written.any())):
+        known = self._square_error is not None or self._error_unknown
+        if known != (self._recipe.dtype == "int8" and bool(self._written.any())):
             raise ValueError(
                 f"int8 tokens, and they alone, need add_square_error; these are {self._recipe.dtype}"
             )
-        if self._square_error is None and self._recipe.dtype == "int8":
+        if self._error_unknown or (self._square_error is None and self._recipe.dtype == "int8"):
             return np.full(self._recipe.encoder.width, np.nan)
         return self._square_error
 

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from shards.copying import begin_copy, copied_recipe, copy_rows
 from shards.dtypes import TOKEN_DTYPES, to_float64, to_storage
 from shards.errors import StoreDamagedError
 from shards.identity import EncoderIdentity, Recipe
@@ -29,6 +30,7 @@ from shards.layout import Field, field_of, fields_of
 from shards.loader import Loader
 from shards.plan import Plan, SourceRecord
 from shards.quantize import Int8Code, fit_code
+from shards.selection import every_row
 from shards.shard_file import READ_MODES, ReadMode
 from shards.store import Store, open_store
 from shards.verify import verify_store
@@ -49,6 +51,8 @@ class StoreKind:
     width: int = 5
     image_size: int = 8
     bad: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    prefix: str = ""
+    class_names: tuple[str, ...] = ("cat", "dog", "größe")
 
     def __str__(self) -> str:
         """Name for a test's report."""
@@ -90,7 +94,8 @@ def tiny_records(count: int, num_classes: int = 3) -> list[SourceRecord]:
 
 def make_plan(kind: StoreKind, seed: int = 0) -> Plan:
     """The plan of a store of this kind."""
-    return Plan.build(tiny_records(kind.num_images), ("cat", "dog", "größe"), kind.num_shards, seed)
+    records = [replace(record, key=kind.prefix + record.key) for record in tiny_records(kind.num_images)]
+    return Plan.build(records, kind.class_names, kind.num_shards, seed)
 
 
 def make_recipe(kind: StoreKind, plan: Plan) -> Recipe:
@@ -187,6 +192,14 @@ def build_store(path: Path, kind: StoreKind, *, block: int = 3) -> Store:
         write_shard(writer, view, shard, bad=kind.bad, block=block)
     writer.finalize({"made by": "a test"})
     return open_store(path)
+
+
+def copy_store(store: Store, out: Path, **changes: Any) -> Store:
+    """All rows of a store in another form, compression or storage type, opened."""
+    selection = every_row(store)
+    writer, _ = begin_copy(selection, out, copied_recipe(selection, **changes), store.code)
+    copy_rows(selection, writer, {"made by": "a test"})
+    return open_store(out)
 
 
 def stock_rows(store: Store, view: str, name: str) -> dict[int, NDArray[Any]]:

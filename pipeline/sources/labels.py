@@ -13,6 +13,12 @@ _SHORT_NAME = re.compile(r"^(n\d{8}|\d+)[\s,]+\S")
 _LARGEST_LABEL = 100_000
 
 
+def answers_of(name: str) -> set[str]:
+    """The names a class answers to: its full name, and the WordNet id, number or part before a tab at its beginning."""
+    match = _SHORT_NAME.match(name)
+    return {name, match.group(1) if match else name.partition("\t")[0]}
+
+
 @dataclass(frozen=True)
 class LabelTable:
     """Names of the classes by id, and the id of each name a source may use.
@@ -36,9 +42,7 @@ class LabelTable:
         """
         ids: dict[str, int] = {}
         for label, name in enumerate(class_names):
-            match = _SHORT_NAME.match(name)
-            short = match.group(1) if match else name.partition("\t")[0]
-            for answer in {name, short}:
+            for answer in answers_of(name):
                 if ids.setdefault(answer, label) != label:
                     raise UsageError(
                         f"class names must differ, {answer!r} stands for labels {ids[answer]} and {label}"

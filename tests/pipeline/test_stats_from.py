@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from shards.convert import convert_store
 from shards.store import open_store
+from shards.testing import copy_store
 from shards.verify import verify_store
 
 SHAPE = (64, 2, 2)
@@ -160,7 +160,7 @@ def test_a_later_rank_is_refused_with_another_file(encode, tmp_path, published, 
 
 def test_other_forms_and_storage_types_keep_them(encode, tmp_path, published, pipeline):
     assert encode("--stats-from", published)[0] == 0
-    convert_store(tmp_path / "store", tmp_path / "tars", format="webdataset")
+    copy_store(open_store(tmp_path / "store"), tmp_path / "tars", format="webdataset")
     assert (
         pipeline(
             "convert",

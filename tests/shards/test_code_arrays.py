@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import zarr
 
-from shards.convert import convert_store
 from shards.errors import IdentityMismatchError, StoreDamagedError, UsageError
 from shards.layout import CODE_TABLE, field_of
 from shards.quantize import Int8Code, fit_code
@@ -15,6 +14,7 @@ from shards.store import open_store
 from shards.testing import (
     StoreKind,
     build_store,
+    copy_store,
     encoded_row,
     expected_row,
     flip_bit,
@@ -74,7 +74,7 @@ def test_a_float_store_has_no_code_and_no_error(tmp_path):
 
 
 def test_converting_keeps_codes_and_error_bit_for_bit(store, tmp_path):
-    convert_store(store.path, tmp_path / "tars", format="webdataset")
+    copy_store(store, tmp_path / "tars", format="webdataset")
     copy = open_store(tmp_path / "tars")
     assert copy.code.digest == store.code.digest
     for view in store.views:

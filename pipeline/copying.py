@@ -1,0 +1,54 @@
+"""What `reshard`, `subset`, `merge` and `convert` share: room on the disk, a progress line, a last line."""
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.console import say
+from pipeline.space import require_space
+from shards.copying import begin_copy, copy_rows
+from shards.identity import Recipe
+from shards.layout import fields_of
+from shards.quantize import Int8Code
+from shards.selection import Selection
+
+
+def copy(
+    selection: Selection, recipe: Recipe, out: Path, *, command: str, code: Int8Code | None = None
+) -> None:
+    """Writes a new store from rows of others; run again, it continues.
+
+    Args:
+        selection: The rows.
+        recipe: See `shards.copying.copied_recipe`.
+        out: Folder of the new store.
+        command: What is done, for the progress line and the store's provenance.
+        code: For int8.
+
+    Raises:
+        UserError: If there is no room, a row that is read is damaged, or another store was begun in that folder.
+    """
+    there = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    require_space(out, expected_nbytes(selection, recipe) - there)
+    writer, rows = begin_copy(selection, out, recipe, code)
+    with tqdm(total=rows, unit="row", unit_scale=True, desc=command, file=sys.stderr) as bar:
+        manifest = copy_rows(selection, writer, {"made by": f"pipeline {command}"}, bar.update)
+    say(
+        f"{out} is complete: {manifest.num_valid} rows in {recipe.num_shards} shards as {recipe.format}, "
+        f"{recipe.dtype}; {manifest.num_bad} images unusable"
+    )
+
+
+def expected_nbytes(selection: Selection, recipe: Recipe) -> int:
+    """Bytes of the new store's rows; of compressed ones, as many a row as the first store has."""
+    raw = recipe.num_images * sum(
+        field.row_nbytes for view in recipe.views for field in fields_of(recipe, view)
+    )
+    if recipe.compression is None:
+        return raw
+    store = selection.stores[0]
+    if (store.recipe.compression, store.recipe.dtype) != (recipe.compression, recipe.dtype):
+        return 0  # nobody can know before
+    stored = sum(o.nbytes for o in store.manifest.objects if o.path.split("/")[0] in store.views)
+    return stored * recipe.num_images // store.recipe.num_images

@@ -1,0 +1,24 @@
+"""`pipeline reshard`: the same rows in another number of shards."""
+
+import numpy as np
+
+from pipeline.copying import copy
+from pipeline.operations import ReshardConfig
+from shards.copying import copied_recipe
+from shards.errors import UsageError
+from shards.selection import Part, dealt_anew
+from shards.store import open_store
+
+
+def reshard(config: ReshardConfig) -> None:
+    """Deals a store's rows to shards anew, with the store's own seed.
+
+    Raises:
+        UserError: If the store has that many shards already, or cannot have them.
+    """
+    store = open_store(config.store)
+    if config.shards == store.recipe.num_shards:
+        raise UsageError(f"{config.store} has {config.shards} shards already; name another --shards")
+    part = Part(store, np.arange(store.plan.num_images))
+    selection = dealt_anew([part], store.class_names, config.shards, store.recipe.seed)
+    copy(selection, copied_recipe(selection), config.out, command="reshard", code=store.code)

@@ -1,0 +1,102 @@
+"""`pipeline subset`: some rows of a store, by class, by key, every n-th, or a seeded sample."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.copying import copy
+from pipeline.operations import SubsetConfig
+from pipeline.sources.labels import LabelTable
+from shards.copying import copied_recipe
+from shards.draws import permutation
+from shards.errors import UsageError
+from shards.plan import Plan
+from shards.selection import Part, dealt_anew
+from shards.store import Store, open_store
+
+_NAMED_AT_MOST = 10
+
+
+def subset(config: SubsetConfig) -> None:
+    """Copies the rows that were asked for.
+
+    Raises:
+        UserError: If nothing was asked for, a class or key is unknown, or no image is left.
+    """
+    store = open_store(config.store)
+    images = chosen_images(config, store.plan)
+    shards = config.shards or -(-len(images) // store.capacity)
+    labels, class_names = _classes_left(store, images) if config.relabel else (None, store.class_names)
+    selection = dealt_anew([Part(store, images, labels)], class_names, shards, store.recipe.seed)
+    copy(selection, copied_recipe(selection), config.out, command="subset", code=store.code)
+
+
+def chosen_images(config: SubsetConfig, plan: Plan) -> NDArray[np.int64]:
+    """Indices in the plan of the images that were asked for, in order of key, int64[k].
+
+    Raises:
+        UsageError: If nothing was asked for, a class or key is unknown, or no image is left.
+    """
+    if not (config.classes or config.keys or config.every or config.sample):
+        raise UsageError("subset needs at least one of --classes, --keys, --every and --sample; got none")
+    wanted = np.ones(plan.num_images, np.bool_)
+    if config.classes:
+        wanted &= np.isin(plan.labels, _labels_of(config.classes, plan))
+    if config.keys is not None:
+        wanted &= np.isin(plan.keys.astype(str), _keys_in(config.keys, plan))
+    images = np.flatnonzero(wanted)
+    images = images[np.argsort(plan.keys[images], kind="stable")]
+    if config.every is not None:
+        if config.every < 1:
+            raise UsageError(f"--every must be at least 1, got {config.every}")
+        images = images[:: config.every]
+    if config.sample is not None:
+        if not 1 <= config.sample <= len(images):
+            raise UsageError(
+                f"--sample must be between 1 and the {len(images)} images left, got {config.sample}"
+            )
+        drawn = permutation(len(images), seed=config.seed, stream="subset")[: config.sample]
+        images = images[np.sort(drawn)]
+    if not len(images):
+        raise UsageError("no image is left of what subset was asked for; ask for more classes or keys")
+    return images.astype(np.int64)
+
+
+def _labels_of(classes: Collection[str], plan: Plan) -> list[int]:
+    ids = LabelTable.of_names(plan.class_names).ids
+    unknown = [name for name in classes if name not in ids]
+    if unknown:
+        raise UsageError(
+            f"--classes must be classes of the store, {named(unknown)} are not; `pipeline inspect` lists them"
+        )
+    return [ids[name] for name in classes]
+
+
+def _keys_in(file: Path, plan: Plan) -> list[str]:
+    try:
+        keys = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--keys must be a text file with a key a line, got {file}: {error}") from error
+    unknown = sorted(set(keys) - set(plan.keys))
+    if unknown:
+        raise UsageError(
+            f"--keys {file} must hold keys of the store, {named(unknown)} are not; leave them out"
+        )
+    return keys
+
+
+def _classes_left(store: Store, images: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The new label of each old one, and the names of the classes that still have images."""
+    left = np.unique(store.plan.labels[images])
+    left = left[left >= 0]
+    labels = np.full(store.num_classes, -1)
+    labels[left] = np.arange(len(left))
+    return labels, tuple(store.class_names[label] for label in left.tolist())
+
+
+def named(names: Collection[str]) -> str:
+    """The first names of a list and how many it has."""
+    some = ", ".join(repr(name) for name in list(names)[:_NAMED_AT_MOST])
+    return some if len(names) <= _NAMED_AT_MOST else f"{some} and {len(names) - _NAMED_AT_MOST} more"
