@@ -175,7 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[type(config)](config) or 0
     except KeyboardInterrupt:
         continues = isinstance(config, CONTINUING)
-        print("stopped; run the same command again" + " to continue where it was" * continues, file=sys.stderr)
+        print(
+            "stopped; run the same command again" + " to continue where it was" * continues, file=sys.stderr
+        )
         return INTERRUPTED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from pipeline.difference import compare_stores
-from shards.convert import convert_store
 from shards.dtypes import storage_type, to_storage
 from shards.layout import fields_of
 from shards.plan import Plan
 from shards.store import open_store
-from shards.testing import StoreKind, make_recipe, tiny_records
+from shards.testing import StoreKind, copy_store, make_recipe, tiny_records
 from shards.writing import StoreWriter
 
 NAMES = ("cat", "dog", "größe")
@@ -145,7 +144,7 @@ def test_tokens_of_another_shape_are_not_compared(a, tmp_path, pipeline):
 
 
 def test_another_form_has_the_same_rows_in_other_bytes(a, tmp_path, pipeline):
-    convert_store(a.path, tmp_path / "tars", format="webdataset")
+    copy_store(a, tmp_path / "tars", format="webdataset")
     difference = compare_stores(a, open_store(tmp_path / "tars"), rows=None)
     assert all(part.differing == 0 for part in difference.fields.values())
     assert difference.recipe == ["format is 'zarr', the other has 'webdataset'"]
