@@ -9,6 +9,7 @@ those with a tensor or field whose name begins so.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from train.models.build import build_model
+from train.models.config import ViTDecoderConfig
+from train.models.infer import config_from_reference
 
 OWN_FOLDER = Path(__file__).parents[1] / "fixtures" / "rae"
 FOLDER = Path(os.environ.get("RAE_FIXTURES", OWN_FOLDER))
@@ -81,6 +86,74 @@ def recording() -> Callable[[str], Recording]:
         return Recording(name, json.loads((folder / f"{name}.json").read_text()), folder)
 
     return find
+
+
+@pytest.fixture(scope="session")
+def transformer() -> Callable[..., nn.Module]:
+    """The DiT or DiT-DH of a recording, with its weights, ready to be used."""
+
+    def build(case: Recording, prefix: str = "sd.", config: str = "config") -> nn.Module:
+        model = build_model(config_from_reference(case.meta[config]))
+        model.load_state_dict(case.state_dict(prefix), strict=True)
+        return model.eval()
+
+    return build
+
+
+def build_decoder(
+    values: dict[str, Any], weights: dict[str, Tensor], *, token_width: int, num_patches: int, **more: Any
+) -> nn.Module:
+    """A ViT decoder of the reference's settings."""
+    side = math.isqrt(num_patches)
+    config = ViTDecoderConfig(
+        token_width=token_width,
+        grid=(side, side),
+        width=values["decoder_hidden_size"],
+        depth=values["decoder_num_hidden_layers"],
+        num_heads=values["decoder_num_attention_heads"],
+        mlp_width=values["decoder_intermediate_size"],
+        **more,
+    )
+    model = build_model(config)
+    model.load_state_dict(weights, strict=True)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Callable[[Recording], nn.Module]:
+    """The ViT decoder of a recording, with its weights, ready to be used."""
+
+    def build(case: Recording) -> nn.Module:
+        values = case.meta["config"]
+        patch_size = values["patch_size"]
+        num_patches = values.get("num_patches") or (values["image_size"] // patch_size) ** 2
+        return build_decoder(
+            values,
+            case.state_dict("sd."),
+            token_width=values["hidden_size"],
+            num_patches=num_patches,
+            patch_size=patch_size,
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def rae_decoder() -> Callable[[Recording], nn.Module]:
+    """The decoder of a recorded whole autoencoder."""
+
+    def build(case: Recording) -> nn.Module:
+        return build_decoder(
+            case.meta["config"]["decoder"],
+            case.state_dict("sd.decoder."),
+            token_width=case.tensors["latent_var"].shape[0],
+            num_patches=case.meta["num_patches"],
+            patch_size=case.meta["config"]["decoder_patch_size"],
+            pixel_mean=tuple(case.meta["pixel_mean"]),
+            pixel_std=tuple(case.meta["pixel_std"]),
+        )
+
+    return build
 
 
 @pytest.fixture

@@ -22,8 +22,6 @@ from train.losses import (
     to_8_bit,
     to_symmetric,
 )
-from train.models.build import build_model
-from train.models.config import ViTDecoderConfig
 from train.models.discriminator import DinoConfig, DinoFeatures, Discriminator
 from train.models.perceptual import Perceptual
 
@@ -144,28 +142,14 @@ def test_features_logits_and_gradients_of_the_discriminator_equal_the_recorded_o
 
 
 @pytest.mark.recorded("stage1_losses*")
-def test_a_step_of_the_decoder_equals_the_recorded_one(case, recording, assert_matches):
-    values = case.meta["config"]
-    side = values["image_size"] // values["patch_size"]
-    decoder = build_model(
-        ViTDecoderConfig(
-            token_width=values["hidden_size"],
-            grid=(side, side),
-            width=values["decoder_hidden_size"],
-            depth=values["decoder_num_hidden_layers"],
-            num_heads=values["decoder_num_attention_heads"],
-            mlp_width=values["decoder_intermediate_size"],
-            patch_size=values["patch_size"],
-        )
-    )
-    decoder.load_state_dict(case.state_dict("sd."), strict=True)
-    decoder.requires_grad_(True)
+def test_a_step_of_the_decoder_equals_the_recorded_one(case, decoder, recording, assert_matches):
+    model = decoder(case).requires_grad_(True)
     dino = recording("dino_disc")
     features = load_features(dino.meta, dino.state_dict("sd_dino."))
     discriminator = load_discriminator(dino.meta, case.state_dict("sd_disc.")).eval()
     images = case.tensors["images"]
 
-    pixels = decoder(case.tensors["z_tokens"])
+    pixels = model(case.tensors["z_tokens"])
     assert_matches(pixels.detach(), case.tensors["recon"], what="pixels")
     drawn = pixels.detach().requires_grad_()
     l1 = pixel_loss(drawn, images).mean()
@@ -173,7 +157,7 @@ def test_a_step_of_the_decoder_equals_the_recorded_one(case, recording, assert_m
     adversarial = generator_loss(discriminator(features(to_symmetric(drawn)))).mean()
     reconstruction = l1 + case.meta["perceptual_weight"] * distance
     pull, push = gradient_at(drawn, reconstruction), gradient_at(drawn, adversarial)
-    strength = adaptive_weight(*last_layer_gradients(pixels, decoder.last_weight, pull, push))
+    strength = adaptive_weight(*last_layer_gradients(pixels, model.last_weight, pull, push))
     weight = case.meta["disc_weight"] * strength
     torch.autograd.backward(pixels, pull + weight * push)
     assert_matches(l1.detach(), case.meta["rec_l1"], what="L1")
@@ -181,7 +165,7 @@ def test_a_step_of_the_decoder_equals_the_recorded_one(case, recording, assert_m
     assert_matches(adversarial.detach(), case.meta["gan"], what="adversarial")
     assert_matches(strength, case.meta["adaptive_weight"], what="adaptive weight")
     assert_matches((reconstruction + weight * adversarial).detach(), case.meta["total"], what="total")
-    for name, parameter in decoder.named_parameters():
+    for name, parameter in model.named_parameters():
         assert_matches(parameter.grad.norm(), case.meta["grad_norms"][name], what=name)
 
     made = to_8_bit(to_symmetric(pixels.detach()))

@@ -12,39 +12,24 @@ from train.models.build import build_model
 from train.models.infer import config_from_reference
 
 
-def load(case, prefix="sd.", config="config"):
-    model = build_model(config_from_reference(case.meta[config]))
-    model.load_state_dict(case.state_dict(prefix), strict=True)
-    return model.eval()
-
-
 def interval_of(name):
     return tuple(float(number) for number in re.search(r"interval_([\d.]+)_([\d.]+)$", name).groups())
 
 
 @pytest.mark.recorded("dit_dh*", "lightningdit*")
-def test_velocity_equals_the_recorded_one(case, assert_matches):
+def test_velocity_equals_the_recorded_one(case, transformer, assert_matches):
     x, t, y = (case.tensors[name] for name in "xty")
     out = case.tensors["out" if "out" in case.tensors else "out_main"]
     with torch.no_grad():
-        assert_matches(load(case)(x, t, y), out, case.tolerance, "velocity")
-
-
-@pytest.mark.recorded("dit_dh*", "lightningdit*")
-def test_bfloat16_stays_within_three_percent(case):
-    x, t, y = (case.tensors[name] for name in "xty")
-    out = case.tensors["out" if "out" in case.tensors else "out_main"]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        low = load(case)(x, t, y).float()
-    assert ((low - out).norm() / out.norm()).item() < 0.03
+        assert_matches(transformer(case)(x, t, y), out, case.tolerance, "velocity")
 
 
 @pytest.mark.recorded("dit_dh*", "lightningdit*", having="mid.")
-def test_parts_put_out_the_recorded_values(case, assert_matches):
+def test_parts_put_out_the_recorded_values(case, transformer, assert_matches):
     wanted = {
         name.removeprefix("mid."): value for name, value in case.tensors.items() if name.startswith("mid.")
     }
-    model, seen = load(case), {}
+    model, seen = transformer(case), {}
     for name in wanted:
         model.get_submodule(name).register_forward_hook(
             lambda _module, _args, out, name=name: seen.__setitem__(name, out)
@@ -57,9 +42,9 @@ def test_parts_put_out_the_recorded_values(case, assert_matches):
 
 
 @pytest.mark.recorded("dit_dh*", "lightningdit*", having="grad_norms_of")
-def test_gradients_have_the_recorded_norms(case, assert_matches):
+def test_gradients_have_the_recorded_norms(case, transformer, assert_matches):
     wanted = next(value for key, value in case.meta.items() if key.startswith("grad_norms_of"))
-    model = load(case).requires_grad_(True)
+    model = transformer(case).requires_grad_(True)
     x, t, y = (case.tensors[name] for name in "xty")
     loss = (model(x, t, y) - x.flip(1)).square().mean()
     loss.backward()
@@ -71,11 +56,11 @@ def test_gradients_have_the_recorded_norms(case, assert_matches):
 
 
 @pytest.mark.recorded("dit_dh*", "lightningdit*")
-def test_recomputing_activations_changes_no_gradient(case):
+def test_recomputing_activations_changes_no_gradient(case, transformer):
     x, t, y = (case.tensors[name] for name in "xty")
     gradients = []
     for recompute in (False, True):
-        model = load(case)
+        model = transformer(case)
         model.recompute_activations = recompute
         model(x, t, y).square().mean().backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
@@ -91,9 +76,9 @@ def test_the_position_table_is_the_recorded_one(case, assert_matches):
 
 
 @pytest.mark.recorded("dit_dh*", having="cfg.out")
-def test_classifier_free_guidance_equals_the_recorded_one(case, assert_matches):
+def test_classifier_free_guidance_equals_the_recorded_one(case, transformer, assert_matches):
     wanted = [name for name in case.tensors if name.startswith("cfg.out")]
-    model, null = load(case), case.meta["null_label"]
+    model, null = transformer(case), case.meta["null_label"]
     x, t, y = (case.tensors[f"cfg.{name}"].chunk(2)[0] for name in "xty")
     for name in wanted:
         scale = float(re.search(r"scale([\d.]+)_", name).group(1))
@@ -103,10 +88,10 @@ def test_classifier_free_guidance_equals_the_recorded_one(case, assert_matches):
 
 
 @pytest.mark.recorded("lightningdit*", having="cfg.out")
-def test_guidance_of_a_plain_dit_equals_the_recorded_one(case, assert_matches):
+def test_guidance_of_a_plain_dit_equals_the_recorded_one(case, transformer, assert_matches):
     # The reference's plain DiT switches guidance off, or to another scale, inside an interval, judged by
     # the first t.
-    model, null = load(case), case.meta["null_label"]
+    model, null = transformer(case), case.meta["null_label"]
     x, t, y = (case.tensors[f"cfg.{name}"].chunk(2)[0] for name in "xty")
     inside = bool(0.25 <= t[0] < 0.75)
     scales = {
@@ -122,9 +107,9 @@ def test_guidance_of_a_plain_dit_equals_the_recorded_one(case, assert_matches):
 
 
 @pytest.mark.recorded("dit_dh*", having="out_ag_")
-def test_autoguidance_equals_the_recorded_one(case, assert_matches):
+def test_autoguidance_equals_the_recorded_one(case, transformer, assert_matches):
     wanted = [name for name in case.tensors if name.startswith("out_ag_")]
-    model, guide = load(case), load(case, "sd_guid.", "guidance_model_config")
+    model, guide = transformer(case), transformer(case, "sd_guid.", "guidance_model_config")
     x, t, y = (case.tensors[name] for name in "xty")
     with torch.no_grad():
         assert_matches(guide(x, t, y), case.tensors["out_guid"], case.tolerance, "guide")
