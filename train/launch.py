@@ -20,7 +20,7 @@ from train.feed import Feed
 from train.held_out import split_rows
 from train.loop import Trainer
 from train.lr import steps_per_epoch
-from train.saved_settings import load_settings, require_same_run, to_json
+from train.saved_settings import flat_values, load_settings, require_same_run, to_json
 from train.signals import StopRequest, die_with_launcher
 from train.snapshot import SnapshotMeta
 from train.summary import start_summary
@@ -100,7 +100,7 @@ def launch(
             settings.out,
             step=trainer.step,
             max_steps=settings.max_steps,
-            settings={"settings": to_json(settings)},
+            settings=flat_values(settings),
             tracker=tracker,
             facts=start_summary(task.config, settings, store, world_size=team.world_size, step=trainer.step),
         )

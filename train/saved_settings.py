@@ -105,6 +105,14 @@ def require_same_run(before: Settings, now: Settings) -> None:
         )
 
 
+def flat_values(settings: Settings) -> dict[str, bool | int | float | str]:
+    """The settings with dotted names and values that any tracker takes: what is no number is written as text."""
+    return {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in _flat(settings).items()
+    }
+
+
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dataclasses and dictionaries as one dictionary with dotted names."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -1,10 +1,12 @@
-"""What a run tells: metrics.jsonl, the trackers Accelerate knows, and a progress bar."""
+"""What a run tells: metrics.jsonl, the trackers Accelerate knows, and a progress bar or, in a log, lines."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import logging
+import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,14 @@ def resolve_tracker(asked: str) -> str:
     if asked != "none" and importlib.util.find_spec(asked) is None:
         raise UsageError(f"--tracker {asked} needs the package {asked}: pip install {asked}")
     return asked
+
+
+def wandb_run(out: Path) -> dict[str, str]:
+    """What tells W&B that a continued run is the same one, and where it keeps its files."""
+    kept = out / "wandb-id"
+    if not kept.is_file():
+        replace_atomically(kept, uuid.uuid4().hex.encode())
+    return {"dir": str(out), "name": out.name, "id": kept.read_text(), "resume": "allow"}
 
 
 class Journal:
@@ -65,18 +75,23 @@ class Journal:
             kept = [line for line in read_metrics(self._path) if line["step"] <= step]
             replace_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         if self._tracked:
-            team.accelerator.init_trackers(out.name, config=settings)
+            team.accelerator.init_trackers(
+                "rae-latents" if tracker == "wandb" else out.name,
+                config=settings,
+                init_kwargs={"wandb": wandb_run(out)} if tracker == "wandb" and team.leads else {},
+            )
+        if team.leads:
+            sys.stderr.writelines(f"{line}\n" for line in facts)
+        # In a file the strokes of a bar would be one endless line; there, `record` writes lines instead.
+        self._max_steps, self._drawn = max_steps, team.leads and sys.stderr.isatty()
         self._bar = tqdm(
             total=max_steps,
             initial=step,
             unit="step",
-            disable=not team.leads,
+            disable=not self._drawn,
             dynamic_ncols=True,
             smoothing=0.05,
         )
-
-        for line in facts:
-            self.say(line)
 
     def advance(self) -> None:
         """One more step was taken."""
@@ -86,10 +101,15 @@ class Journal:
         """Write one line of what training measured."""
         self._write(step, metrics)
         loss = "none" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
-        self._bar.set_postfix_str(
+        status = (
             f"loss {loss}, {metrics['images_per_second']:.1f} images/s, "
             f"data wait {100 * metrics['data_wait']:.1f} %"
         )
+        if self._drawn:
+            self._bar.set_postfix_str(status)
+        else:
+            left = tqdm.format_interval((self._max_steps - step) * metrics["step_seconds"])
+            self.say(f"step {step} of {self._max_steps}: {status}, {left} left")
 
     def record_scores(self, step: int, scores: dict[str, float]) -> None:
         """Write one line of what the averaged weights reach on images that are not trained on."""
@@ -106,8 +126,10 @@ class Journal:
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
-        if self._team.leads:
-            self._bar.write(text)
+        if self._drawn:
+            self._bar.write(text, file=sys.stderr)
+        elif self._team.leads:
+            sys.stderr.write(f"{text}\n")
 
     def show(self, step: int, path: Path) -> None:
         """Hand a picture to the tracker."""

@@ -26,8 +26,7 @@ def test_a_decoder_and_a_dit_draw_sheets_and_a_page(tmp_path, train_here, capsys
         assert "&quot;global_batch_size&quot;: 8" in page
         assert list(run.rglob("events.out.tfevents*"))
     assert "loss by time" in (dit / "index.html").read_text()
-    out = capsys.readouterr()
-    text = out.out + out.err
+    text = capsys.readouterr().err
     assert "22 images, 4×4 tokens of 8" in text
     assert "with RANDOM weights" in text
     assert "2 steps an epoch" in text
@@ -40,4 +39,4 @@ def test_samples_need_a_decoder(tmp_path, train_here):
 
 def test_a_network_narrower_than_its_tokens_is_warned_of(tmp_path, train_here, capsys):
     train_here("dit", tmp_path, "--max-steps 1 --model.head-width 4 --model.head-num-heads 1")
-    assert "4 wide and tokens are 8 wide" in capsys.readouterr().out
+    assert "4 wide and tokens are 8 wide" in capsys.readouterr().err
