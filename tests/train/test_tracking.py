@@ -59,7 +59,9 @@ def test_wandb_gets_curves_and_pictures_of_one_run_also_continued(tmp_path, trai
         train_here("decoder", out, f"{MEASURED} --max-steps {end} --tracker wandb")
     wandb.teardown()  # its process has then written everything
     curve, runs = {}, set()
-    for record in (record for path in out.glob("wandb/*/*.wandb") for record in wandb_records(path)):
+    for record in (
+        record for path in out.glob("wandb/offline-run-*/*.wandb") for record in wandb_records(path)
+    ):
         if record.run.run_id:
             runs.add((record.run.run_id, record.run.display_name, record.run.project))
         logged = {"/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
@@ -68,7 +70,7 @@ def test_wandb_gets_curves_and_pictures_of_one_run_also_continued(tmp_path, trai
     assert runs == {((out / "wandb-id").read_text(), "run", "rae-latents")}
     lines = [line for line in read_metrics(out / "metrics.jsonl") if "loss" in line]
     assert curve == pytest.approx({line["step"]: line["loss"] for line in lines})
-    pictures = list(out.glob("wandb/*/files/media/images/*.png"))
+    pictures = list(out.glob("wandb/offline-run-*/files/media/images/*.png"))
     assert len(pictures) == 3
     with Image.open(pictures[0]) as picture:
         assert picture.width > 4 * 32
