@@ -1,7 +1,6 @@
-"""`pipeline inspect`: what a store holds, as text or JSON."""
+"""`pipeline inspect`: what a store holds, finished or not, as plain JSON values."""
 
 import json
-import statistics
 import sys
 from collections import Counter
 from pathlib import Path
@@ -9,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.facts_text import as_text
 from pipeline.operations import InspectConfig
+from pipeline.unfinished import rate_history, unfinished_facts
 from shards.errors import StoreIncompleteError
 from shards.finalize import read_commits
+from shards.given_statistics import given_source
 from shards.identity import Recipe
 from shards.layout import MANIFEST, fields_of
+from shards.revisions import newest_revision
 from shards.statistics_arrays import Statistics
 from shards.store import Store, open_store
 from shards.writing import StoreWriter
@@ -39,15 +42,11 @@ def store_facts(path: Path) -> dict[str, Any]:
         store = open_store(path)
     except StoreIncompleteError:
         writer = StoreWriter.open(path)
-        pending = writer.pending()
-        return {
-            **_recipe_facts(path, writer.recipe),
-            "complete": False,
-            "shards_done": len(writer.recipe.views) * writer.recipe.num_shards - len(pending),
-            "shards_pending": len(pending),
-            "classes": len(writer.plan.class_names),
-        }
-    return {**_recipe_facts(path, store.recipe), "complete": True, **_finished_facts(store)}
+        return {**_recipe_facts(path, writer.recipe), "complete": False, **unfinished_facts(writer)}
+    facts = {**_recipe_facts(path, store.recipe), "complete": True, **_finished_facts(store)}
+    if newest_revision(path) > store.manifest.revision:
+        facts["next_revision"] = unfinished_facts(StoreWriter.open(path))
+    return facts
 
 
 def _recipe_facts(path: Path, recipe: Recipe) -> dict[str, Any]:
@@ -92,20 +91,11 @@ def _finished_facts(store: Store) -> dict[str, Any]:
             name: statistics_facts(store.statistics(views, exact=True))
             for name, views in {**{view: (view,) for view in store.views}, "all": store.views}.items()
         },
-        "statistics_from_file": _given_facts(store),
+        "statistics_from_file": given_source(store.path),
         "int8_error": {view: _error_facts(store, view) for view in store.views if store.code is not None},
-        "rows_a_second": _rate_history(store),
+        "rows_a_second": rate_history(read_commits(store.path, store.recipe), store.views),
         "provenance": manifest.provenance,
     }
-
-
-def _rate_history(store: Store) -> dict[str, list[float]]:
-    """Rows a second of each view's shards, in order of shard."""
-    commits = read_commits(store.path, store.recipe)
-    history: dict[str, list[float]] = {view: [] for view in store.recipe.views}
-    for (view, _), record in sorted(commits.items()):
-        history[view].append(round(record.num_rows / max(record.seconds, 1e-3), 1))
-    return history
 
 
 def bytes_by_part(store: Store) -> Counter[str]:
@@ -130,12 +120,6 @@ def statistics_facts(values: Statistics) -> dict[str, Any]:
     }
 
 
-def _given_facts(store: Store) -> dict[str, str] | None:
-    """The file whose statistics readers normalise by in place of the exact ones."""
-    given = store.given_statistics
-    return None if given is None else {"name": given.name, "sha256": given.sha256}
-
-
 def _error_facts(store: Store, view: str) -> dict[str, Any]:
     """What int8 has cost the channels of a view, as shares of their deviations; the worst ones by number."""
     error = store.code_error(view)
@@ -146,52 +130,3 @@ def _error_facts(store: Store, view: str) -> dict[str, Any]:
         "largest": float(error.max()),
         "worst_channels": {int(channel): float(error[channel]) for channel in worst},
     }
-
-
-def as_text(facts: dict[str, Any]) -> str:
-    """The facts for people, a line each."""
-    recipe = facts["recipe"]
-    encoder = recipe["encoder"]
-    grid = "×".join(str(side) for side in encoder["grid"])
-    trained = "" if facts["trained_encoder"] else "  (NOT TRAINED: for trying things out, not for results)"
-    lines = [
-        f"store      {facts['store']}",
-        f"encoder    {encoder['name']}, weights {encoder['weights']}{trained}",
-        f"           input {encoder['input_size']} px, {grid} tokens of {encoder['width']}, {encoder['final_norm']}",
-        f"recipe     {recipe['num_images']} images, {recipe['num_shards']} shards, views {', '.join(recipe['views'])}, "
-        f"{recipe['dtype']} computed in {recipe['precision']}, images of {recipe['image_size']} px, {recipe['format']}",
-        f"ids        encoder {facts['encoder_id']}, recipe {facts['recipe_id']}",
-        "row        " + ", ".join(f"{name} {size:,} bytes" for name, size in facts["row_bytes"].items()),
-    ]
-    if not facts["complete"]:
-        lines.append(
-            f"state      unfinished: {facts['shards_done']} shards done, {facts['shards_pending']} to come"
-        )
-        return "\n".join(lines)
-    lines += [
-        f"state      complete, {facts['objects']} objects, {facts['bytes']:,} bytes"
-        + (f", revision {facts['revision']}" if facts["revision"] else ""),
-        f"rows       {facts['rows']} of {facts['images']} images, {facts['unusable']} unusable, "
-        f"{facts['classes']} classes",
-        "sizes      " + ", ".join(f"{name} {size:,}" for name, size in facts["bytes_by_part"].items()),
-    ]
-    lines += [
-        f"statistics {view}: {values['count']} rows, mean {values['mean']:+.4f}, variance {values['variance']:.4f}, "
-        f"by channel {values['channel_variance_min']:.4g} to {values['channel_variance_max']:.4g}"
-        for view, values in facts["statistics"].items()
-    ]
-    given = facts["statistics_from_file"]
-    if given is not None:
-        lines.append(f"           readers normalise by {given['name']} instead, SHA-256 {given['sha256']}")
-    for view, values in facts["int8_error"].items():
-        worst = ", ".join(f"{channel} {error:.2%}" for channel, error in values["worst_channels"].items())
-        lines.append(
-            f"int8 error {view}: {values['median']:.2%} of a channel's deviation (median), at most "
-            f"{values['largest']:.2%}; worst channels {worst}"
-        )
-    lines += [
-        f"rate       {view}: {statistics.median(rates):.0f} rows/s a shard ({min(rates):.0f} to {max(rates):.0f})"
-        for view, rates in facts["rows_a_second"].items()
-    ]
-    lines += [f"unusable   {image['key']}: {image['reason']}" for image in facts["unusable_images"]]
-    return "\n".join(lines)

@@ -16,9 +16,9 @@ from pipeline.console import say
 from pipeline.facts import store_facts
 from pipeline.operations import ReportConfig
 from pipeline.token_pictures import principal_colours
-from shards.dtypes import storage_type, to_float64
-from shards.finalize import read_commits
+from shards.finalize import Commits, found_commits, read_commits
 from shards.store import Store, open_store
+from shards.writing import StoreWriter
 
 _SAMPLES = 16
 _TILE = 128
@@ -34,21 +34,26 @@ img { max-width: 100%; } .notice { background: #fff3cd; padding: .6rem 1rem; } p
 
 
 def report(config: ReportConfig) -> None:
-    """Writes the page of a finished store.
+    """Writes the page of a store; of one that is not finished, what its shards so far tell.
 
     Raises:
-        UserError: If there is no finished store.
+        UserError: If there is no store.
     """
-    store = open_store(config.store)
-    out = config.out or default_page(config.store)
     facts = store_facts(config.store)
+    out = config.out or default_page(config.store)
+    if facts["complete"]:
+        store = open_store(config.store)
+        commits = read_commits(store.path, store.recipe)
+        middle = [_samples_section(store), _classes_section(store, facts), _channels_section(store)]
+    else:
+        writer = StoreWriter.open(config.store)
+        commits = found_commits(writer.path, writer.recipe)
+        middle = []
     sections = [
-        _notice(store),
+        _notice(facts),
         _facts_section(facts),
-        _samples_section(store),
-        _classes_section(store, facts),
-        _channels_section(store),
-        _shards_section(store),
+        *middle,
+        _shards_section(commits),
         _unusable_section(facts),
     ]
     title = html.escape(f"Store {config.store.name}")
@@ -61,8 +66,8 @@ def report(config: ReportConfig) -> None:
     say(f"wrote {out}")
 
 
-def _notice(store: Store) -> str:
-    if not store.recipe.encoder.random_weights:
+def _notice(facts: dict[str, Any]) -> str:
+    if facts["trained_encoder"]:
         return ""
     return (
         '<p class="notice">The encoder of this store was never trained: '
@@ -71,26 +76,44 @@ def _notice(store: Store) -> str:
 
 
 def _facts_section(facts: dict[str, Any]) -> str:
-    recipe, encoder = facts["recipe"], facts["recipe"]["encoder"]
-    statistics, given = facts["statistics"]["all"], facts["statistics_from_file"]
+    recipe, encoder, given = facts["recipe"], facts["recipe"]["encoder"], facts["statistics_from_file"]
     lines = {
         "encoder": f"{encoder['name']}, weights {encoder['weights']}, input {encoder['input_size']} px",
         "tokens": f"{encoder['grid'][0]} × {encoder['grid'][1]} of {encoder['width']}, {encoder['final_norm']}",
         "views": ", ".join(recipe["views"]),
         "stored": f"{recipe['dtype']} computed in {recipe['precision']}, images of {recipe['image_size']} px, "
         f"{recipe['format']}",
-        "rows": f"{facts['rows']:,} of {facts['images']:,} images, {facts['unusable']:,} unusable",
         "shards": f"{recipe['num_shards']:,}",
-        "size": f"{facts['bytes'] / 1e6:,.1f} MB in {facts['objects']:,} objects",
         "bytes a row": ", ".join(f"{name} {size:,}" for name, size in facts["row_bytes"].items()),
-        "statistics": f"mean {statistics['mean']:+.4f}, variance {statistics['variance']:.4f}, "
-        f"by channel {statistics['channel_variance_min']:.4g} to {statistics['channel_variance_max']:.4g}",
-        **({"normalised by": f"{given['name']}, SHA-256 {given['sha256']}"} if given else {}),
+        **(_finished_lines(facts) if facts["complete"] else _unfinished_lines(facts)),
         "encoder id": facts["encoder_id"],
         "recipe id": facts["recipe_id"],
+    }
+    if given is not None:
+        lines["normalised by"] = f"{given['name']}, SHA-256 {given['sha256']}"
+    return _table(lines.items())
+
+
+def _finished_lines(facts: dict[str, Any]) -> dict[str, str]:
+    statistics = facts["statistics"]["all"]
+    return {
+        "rows": f"{facts['rows']:,} of {facts['images']:,} images, {facts['unusable']:,} unusable",
+        "size": f"{facts['bytes'] / 1e6:,.1f} MB in {facts['objects']:,} objects",
+        "statistics": f"mean {statistics['mean']:+.4f}, variance {statistics['variance']:.4f}, "
+        f"by channel {statistics['channel_variance_min']:.4g} to {statistics['channel_variance_max']:.4g}",
         "digest": facts["digest"],
     }
-    return _table(lines.items())
+
+
+def _unfinished_lines(facts: dict[str, Any]) -> dict[str, str]:
+    rows = ", ".join(f"{view} {count:,}" for view, count in facts["rows_by_view"].items())
+    failed = [f"shard {shard}: {reason}" for shard, reason in facts["failed_shards"].items()]
+    return {
+        "state": f"UNFINISHED: {facts['shards_done']:,} shards done, {facts['shards_pending']:,} to come",
+        "rows so far": f"{rows} of {facts['images']:,} images, {facts['unusable']:,} unusable",
+        "size so far": f"{facts['bytes'] / 1e6:,.1f} MB",
+        "failed": "; ".join(failed) or "none",
+    }
 
 
 def _samples_section(store: Store) -> str:
@@ -99,7 +122,7 @@ def _samples_section(store: Store) -> str:
     places = np.linspace(0, len(store.valid_rows) - 1, min(_SAMPLES, len(store.valid_rows))).astype(np.int64)
     rows = store.valid_rows[places]
     view = store.views[0]
-    tokens = _tokens(store, view, rows)
+    tokens = store.decode(_read(store, view, "tokens", rows))
     images = _read(store, view, "image", rows)
     colours = principal_colours(tokens, store.grid, _TILE)
     shown = [np.asarray(Image.fromarray(image).resize((_TILE, _TILE))) for image in images]
@@ -154,23 +177,20 @@ def _rounding(store: Store) -> str:
     return f"<p>Stored as {store.recipe.dtype}, a number is off by at most {bound:.2g} of itself.</p>"
 
 
-def _shards_section(store: Store) -> str:
-    commits = read_commits(store.path, store.recipe)
+def _shards_section(commits: Commits) -> str:
+    if not commits:
+        return "<h2>Shards</h2><p>None yet.</p>"
     figure, axes = _axes(3.0)
-    for view in store.views:
-        shards = range(store.recipe.num_shards)
-        rates = [commits[view, shard].num_rows / max(commits[view, shard].seconds, 1e-3) for shard in shards]
-        axes.plot(list(shards), rates, marker="." if len(rates) < 60 else None, label=view)
+    lines = []
+    for view in dict.fromkeys(view for view, _ in commits):
+        records = {shard: record for (of, shard), record in sorted(commits.items()) if of == view}
+        rates = [record.num_rows / max(record.seconds, 1e-3) for record in records.values()]
+        axes.plot(list(records), rates, marker="." if len(rates) < 60 else None, label=view)
+        sizes = [sum(o.nbytes for o in record.objects) for record in records.values()]
+        lines.append((view, f"{min(sizes):,} to {max(sizes):,} bytes a shard"))
     axes.set(xlabel="shard", ylabel="rows a second")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    sizes = {
-        view: [
-            sum(o.nbytes for o in commits[view, shard].objects) for shard in range(store.recipe.num_shards)
-        ]
-        for view in store.views
-    }
-    lines = [(view, f"{min(values):,} to {max(values):,} bytes a shard") for view, values in sizes.items()]
     again = sum(record.attempts > 1 for record in commits.values())
     lines.append(("begun more than once", f"{again} shards"))
     return "<h2>Shards</h2>" + _table(lines) + _chart(figure, "rows a second by shard")
@@ -182,14 +202,6 @@ def _unusable_section(facts: dict[str, Any]) -> str:
     return "<h2>Unusable images</h2>" + _table(
         (image["key"], image["reason"]) for image in facts["unusable_images"]
     )
-
-
-def _tokens(store: Store, view: str, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
-    """Tokens of some rows as numbers, whatever their storage type."""
-    stored = _read(store, view, "tokens", rows)
-    if store.code is not None:
-        return store.code.decode(stored)
-    return to_float64(stored, storage_type(store.recipe.dtype))
 
 
 def _read(store: Store, view: str, field: str, rows: NDArray[np.int64]) -> NDArray[Any]:

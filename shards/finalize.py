@@ -56,6 +56,17 @@ def read_commits(root: Path, recipe: Recipe) -> Commits:
     Raises:
         StoreIncompleteError: Naming how many shards have none.
     """
+    commits = found_commits(root, recipe)
+    expected = len(recipe.views) * recipe.num_shards
+    if len(commits) < expected:
+        raise StoreIncompleteError(
+            f"{root} has {len(commits)} of {expected} shards; run the command that was writing it again to continue"
+        )
+    return commits
+
+
+def found_commits(root: Path, recipe: Recipe) -> Commits:
+    """The commit records that are there: of every shard that is published."""
     commits: Commits = {}
     for view in recipe.views:
         for shard in range(recipe.num_shards):
@@ -67,11 +78,6 @@ def read_commits(root: Path, recipe: Recipe) -> Commits:
             if (record.view, record.shard) != (view, shard):
                 raise StoreDamagedError(f"{path} describes shard {record.shard} of view {record.view}")
             commits[view, shard] = record
-    expected = len(recipe.views) * recipe.num_shards
-    if len(commits) < expected:
-        raise StoreIncompleteError(
-            f"{root} has {len(commits)} of {expected} shards; run the command that was writing it again to continue"
-        )
     return commits
 
 

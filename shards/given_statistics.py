@@ -71,6 +71,14 @@ def publish_given(root: Path, given: GivenStatistics | None) -> None:
         publish_bytes(root / _CHUNKS[part], values.astype("<f8").tobytes())
 
 
+def given_source(root: Path) -> dict[str, str] | None:
+    """Name and digest of the file a store's given statistics come from; None if it has its own alone."""
+    if not (root / GIVEN).exists():
+        return None
+    name, sha256 = _source((root / GIVEN).read_bytes())
+    return {"name": name, "sha256": sha256}
+
+
 def given_objects(root: Path) -> list[str]:
     """Paths of everything under ``stats/from-file``; empty if the store has its own statistics alone.
 
