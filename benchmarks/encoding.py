@@ -25,6 +25,7 @@ from pipeline.cores import usable_cores
 from pipeline.decoding import BatchDecoder
 from pipeline.encoders import Encoder, create_encoder
 from pipeline.leases import Leases, Owner
+from pipeline.picture_sources import ImageFiles
 from pipeline.pictures import Pictures
 from pipeline.sources.listing import list_source
 from pipeline.sources.reading import SourceReader
@@ -129,8 +130,7 @@ def encoder_alone(case: Case) -> float:
 def decoding_alone(case: Case) -> float:
     """Images a second through reading, decoding and cropping."""
     decoder = BatchDecoder(
-        SourceReader(),
-        Pictures(case.recipe),
+        ImageFiles(SourceReader(), Pictures(case.recipe)),
         length=case.batch_size,
         threads=case.threads,
     )

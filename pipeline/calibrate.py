@@ -20,8 +20,8 @@ from pipeline.devices import named_devices
 from pipeline.encoders import Encoder
 from pipeline.int8_error import describe_error, require_within
 from pipeline.job import decode_threads_for
+from pipeline.picture_sources import picture_source
 from pipeline.pictures import Pictures
-from pipeline.sources.reading import SourceReader
 from shards.errors import UserError
 from shards.identity import Recipe
 from shards.plan import Plan, SourceRecord
@@ -118,11 +118,9 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
     """
     count = min(recipe.calibration_rows, plan.num_images)
     records = _records(plan, np.linspace(0, plan.num_images - 1, count).astype(np.int64))
-    reader = SourceReader()
-    pictures = Pictures(recipe)
+    source = picture_source(config.source_path(), recipe, recipe.views)
     decoder = BatchDecoder(
-        reader,
-        pictures,
+        source,
         length=batch_length(count, config.work.batch_size),
         threads=decode_threads_for(config, 1),
     )
@@ -130,10 +128,10 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
     for batch in decoder.batches(Task(0, recipe.views), records):
         good = [slot for slot, row in enumerate(batch.rows()) if row.reason is None]
         if good:
-            kept.append(_some_tokens(batch.images[:, good], pictures, recipe, encoder, count))
+            kept.append(_some_tokens(batch.images[:, good], source.pictures, recipe, encoder, count))
         decoder.recycle(batch)
     decoder.close()
-    reader.close()
+    source.close()
     if not kept:
         raise UserError(f"none of the {count} images to calibrate int8 on can be decoded; mend the source")
     samples = np.concatenate(kept)

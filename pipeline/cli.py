@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from pipeline.additions import AddViewConfig
 from pipeline.config import EncodeConfig
 from pipeline.operations import (
     AssessConfig,
@@ -79,6 +80,13 @@ def run_merge(config: MergeConfig) -> None:
     merge(config)
 
 
+def run_add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
+    """Runs `pipeline add-view`."""
+    from pipeline.add_view import add_view
+
+    add_view(config, arguments)
+
+
 def run_report(config: ReportConfig) -> None:
     """Runs `pipeline report`."""
     from pipeline.report import report
@@ -130,6 +138,7 @@ Command = (
     | Annotated[ReshardConfig, tyro.conf.subcommand("reshard")]
     | Annotated[SubsetConfig, tyro.conf.subcommand("subset")]
     | Annotated[MergeConfig, tyro.conf.subcommand("merge")]
+    | Annotated[AddViewConfig, tyro.conf.subcommand("add-view")]
     | Annotated[AssessConfig, tyro.conf.subcommand("assess")]
     | Annotated[StatsConfig, tyro.conf.subcommand("stats")]
     | Annotated[DiffConfig, tyro.conf.subcommand("diff")]
@@ -152,7 +161,12 @@ COMMANDS: dict[type, Callable[[Any], int | None]] = {
     CleanConfig: run_clean,
 }
 
-CONTINUING = (EncodeConfig, ConvertConfig, ReshardConfig, SubsetConfig, MergeConfig)
+ENCODING: dict[type, Callable[[Any, Sequence[str]], None]] = {
+    EncodeConfig: run_encode,
+    AddViewConfig: run_add_view,
+}
+"""Commands that engines may run elsewhere, with the same arguments."""
+CONTINUING = (*ENCODING, ConvertConfig, ReshardConfig, SubsetConfig, MergeConfig)
 """Commands that, run again, do only what was not done before."""
 
 
@@ -169,8 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=arguments,
     )
     try:
-        if isinstance(config, EncodeConfig):
-            run_encode(config, arguments)
+        if type(config) in ENCODING:
+            ENCODING[type(config)](config, arguments)
             return 0
         return COMMANDS[type(config)](config) or 0
     except KeyboardInterrupt:

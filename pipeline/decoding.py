@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pipeline.claims import Task
-from pipeline.pictures import Images, Pictures
-from pipeline.sources.reading import BadImageError, SourceReader
+from pipeline.picture_sources import PictureSource
+from pipeline.pictures import Images
+from pipeline.sources.reading import BadImageError
 from shards.errors import UndecodableImageError
 from shards.plan import SourceRecord
 
@@ -77,8 +78,7 @@ class BatchDecoder:
     """Decodes rows into buffers, ahead of the encoder.
 
     Args:
-        reader: Gives the bytes of an image.
-        pictures: Makes what the views show.
+        source: Gives what the views show.
         length: Rows of every batch.
         threads: How many images are decoded at once.
         pin_memory: Put pictures where a GPU can fetch them by itself.
@@ -86,15 +86,13 @@ class BatchDecoder:
 
     def __init__(
         self,
-        reader: SourceReader,
-        pictures: Pictures,
+        source: PictureSource,
         *,
         length: int,
         threads: int,
         pin_memory: bool = False,
     ) -> None:
-        self._reader = reader
-        self._pictures = pictures
+        self._source = source
         self._length = length
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._pin_memory = pin_memory
@@ -123,17 +121,17 @@ class BatchDecoder:
         self._free.append(batch.images)
 
     def _new(self) -> Tensor:
-        size = self._pictures.size
-        shape = (len(self._pictures.names), self._length, size, size, 3)
+        size = self._source.pictures.size
+        shape = (len(self._source.pictures.names), self._length, size, size, 3)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
 
     def _decode(self, record: SourceRecord, views: tuple[str, ...], out: Images) -> DecodedRow:
         began = time.perf_counter()
         read = began
         try:
-            content = self._reader.read(record)
+            content = self._source.read(record, views)
             read = time.perf_counter()
-            self._pictures.draw(content, record.key, views, out)
+            self._source.draw(content, record, views, out)
             reason = None
         except (BadImageError, UndecodableImageError) as error:
             out[:] = 0

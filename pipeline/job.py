@@ -1,6 +1,7 @@
 """A worker from nothing but its settings: what every engine starts, in its own process or another."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,8 @@ from pipeline.config import EncodeConfig
 from pipeline.cores import usable_cores
 from pipeline.encoders import Encoder, create_encoder
 from pipeline.leases import Leases, Owner
+from pipeline.picture_sources import picture_source
 from pipeline.progress import Event, WorkerStarted
-from pipeline.sources.reading import SourceReader
 from pipeline.worker import Worker
 from shards.writing import StoreWriter
 
@@ -75,7 +76,11 @@ def run_job(job: Job, report: Callable[[Event], None], encoder: Encoder | None =
         encoder.compile_trunk()
     report(WorkerStarted(job.name, str(device), job.decode_threads))
     store = config.store.out
-    with Leases(store, Owner.this_process(job.name)) as leases:
+    views = {view for view, _ in writer.pending()}
+    with (
+        closing(picture_source(config.source_path(), writer.recipe, views)) as source,
+        Leases(store, Owner.this_process(job.name)) as leases,
+    ):
         claims = Claims(
             writer.pending,
             leases,
@@ -86,7 +91,7 @@ def run_job(job: Job, report: Callable[[Event], None], encoder: Encoder | None =
         with Worker(
             encoder,
             writer,
-            SourceReader(),
+            source,
             claims,
             report,
             name=job.name,

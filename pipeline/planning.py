@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.config import EncodeConfig
 from pipeline.devices import named_devices, precision_for
 from pipeline.encoders import Encoder
+from pipeline.picture_sources import is_store
 from pipeline.pictures import default_crop
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
 from pipeline.statistics_file import read_statistics
-from shards.errors import IdentityMismatchError
+from shards.errors import IdentityMismatchError, UsageError
 from shards.given_statistics import GivenStatistics
 from shards.identity import Recipe
 from shards.layout import PLAN, ROOT
@@ -17,21 +20,33 @@ from shards.plan import Plan
 from shards.quantize import Int8Code
 from shards.revisions import current_revision
 from shards.root import read_recipe
+from shards.selection import Part
+from shards.store import open_store as open_finished
 from shards.writing import StoreWriter
 
 
 def make_plan(config: EncodeConfig) -> Plan:
-    """Lists the source and deals its images to the shards."""
+    """Lists the source and deals its images to the shards; a store's are those of its plan, by the same keys."""
+    if is_store(config.source_path()):
+        return _store_plan(config)
     labels = LabelTable.read(config.labels) if config.labels else None
     listing = list_source(config.source_path(), labels)
     return Plan.build(listing.records, listing.class_names, config.store.shards, config.store.seed)
+
+
+def _store_plan(config: EncodeConfig) -> Plan:
+    if config.labels is not None:
+        raise UsageError(f"--labels are for files; the store {config.source_path()} names its own classes")
+    source = open_finished(Path(config.source_path()).expanduser())
+    part = Part(source, np.arange(source.plan.num_images))
+    return Plan.build(part.records(), source.class_names, config.store.shards, config.store.seed)
 
 
 def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:
     """What the store will hold."""
     store = config.store
     devices = named_devices(config.work.devices)
-    image_size = default_crop(encoder.identity) if store.image_size is None else store.image_size
+    image_size = _default_image_size(config, encoder) if store.image_size is None else store.image_size
     return Recipe(
         encoder=encoder.identity,
         source_digest=plan.source_digest(),
@@ -47,6 +62,14 @@ def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:
         calibration_rows=store.calibration_rows if store.dtype == "int8" else 0,
         code_error=store.code_error if store.dtype == "int8" else 0.0,
     )
+
+
+def _default_image_size(config: EncodeConfig, encoder: Encoder) -> int:
+    """Side of the stored pictures: a store's where they come from a store, else what fits the encoder."""
+    stored = 0
+    if is_store(config.source_path()):
+        stored = open_finished(Path(config.source_path()).expanduser()).image_size
+    return stored or default_crop(encoder.identity)
 
 
 def given_statistics(config: EncodeConfig, recipe: Recipe) -> GivenStatistics | None:

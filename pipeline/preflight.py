@@ -14,8 +14,7 @@ from pipeline.decoding import Batch, BatchDecoder, batch_length
 from pipeline.devices import named_devices
 from pipeline.encoders import Encoder
 from pipeline.job import decode_threads_for
-from pipeline.pictures import Pictures
-from pipeline.sources.reading import SourceReader
+from pipeline.picture_sources import picture_source
 from pipeline.space import free_bytes, gigabytes
 from shards.dtypes import TOKEN_DTYPES, storage_type
 from shards.identity import Recipe
@@ -63,10 +62,9 @@ def _decode(
     config: EncodeConfig, recipe: Recipe, plan: Plan, sample: NDArray[np.int64]
 ) -> tuple[list[Batch], float]:
     """The decoded sample, and images decoded a second on all cores."""
-    reader = SourceReader()
+    source = picture_source(config.source_path(), recipe, recipe.views)
     decoder = BatchDecoder(
-        reader,
-        Pictures(recipe),
+        source,
         length=batch_length(len(sample), config.work.batch_size),
         threads=decode_threads_for(config, 1),
     )
@@ -80,7 +78,7 @@ def _decode(
         batch.rows()
     seconds = time.perf_counter() - began
     decoder.close()
-    reader.close()
+    source.close()
     return batches, len(records) / seconds
 
 

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from pipeline.claims import Claims, Task
 from pipeline.decoding import Batch, BatchDecoder, batch_length
 from pipeline.encoders import Encoder
-from pipeline.pictures import Pictures
+from pipeline.picture_sources import PictureSource
 from pipeline.progress import BatchEncoded, BatchWritten, Event, ShardFailed
-from pipeline.sources.reading import SourceReader
 from pipeline.tokens import StoredTokens, TokenStorage
 from shards.shard_writer import ShardWriter
 from shards.writing import StoreWriter
@@ -61,7 +60,7 @@ class Worker:
     Args:
         encoder: Already on its device.
         writer: The store.
-        reader: Gives the bytes of images.
+        source: Gives the pictures of images.
         claims: Says which shard comes next.
         report: Takes news for the progress line and log.
         name: Name of this worker in the news.
@@ -73,7 +72,7 @@ class Worker:
         self,
         encoder: Encoder,
         writer: StoreWriter,
-        reader: SourceReader,
+        source: PictureSource,
         claims: Claims,
         report: Callable[[Event], None],
         *,
@@ -89,9 +88,9 @@ class Worker:
         self._name = name
         recipe = writer.recipe
         self._length = batch_length(recipe.capacity, batch_size)
-        self._pictures = Pictures(recipe)
+        self._pictures = source.pictures
         self._decoder = BatchDecoder(
-            reader, self._pictures, length=self._length, threads=decode_threads, pin_memory=self._pinned
+            source, length=self._length, threads=decode_threads, pin_memory=self._pinned
         )
         self._storage = TokenStorage(recipe.dtype, writer.code)
         self._free_tokens: queue.SimpleQueue[StoredTokens] = queue.SimpleQueue()

@@ -1,0 +1,93 @@
+"""`pipeline add-view`: further views of a finished store, beside what is there."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from pipeline.additions import AddViewConfig
+from pipeline.config import EncodeConfig, EncoderConfig, StoreConfig
+from pipeline.console import say
+from pipeline.encode import warn_untrained
+from pipeline.job import build_encoder
+from pipeline.running import find_place, run
+from pipeline.space import require_space
+from shards.errors import UsageError
+from shards.identity import EncoderIdentity, Recipe
+from shards.layout import commit_path, fields_of
+from shards.revisions import begin_revision
+from shards.store import Store, open_store
+from shards.writing import StoreWriter
+
+
+def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
+    """Encodes the views that the store lacks, in a new revision of it.
+
+    Args:
+        config: What to do.
+        arguments: The command's own arguments, for engines that run it elsewhere.
+
+    Raises:
+        UserError: If the encoder is not the store's, or it cannot be done, or is not done completely.
+    """
+    before = open_store(config.store)
+    missing = tuple(view for view in config.view_names() if view not in before.views)
+    if not missing:
+        say(f"{config.store} has the views {', '.join(before.views)} already")
+        return
+    place = find_place(config.work, arguments)
+    if place is None:
+        return
+    recipe = dataclasses.replace(before.recipe, views=(*before.views, *missing))
+    settings = _encode_settings(config, before.recipe)
+    encoder = build_encoder(settings)
+    before.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
+    require_space(config.store, _missing_nbytes(before, recipe, missing))
+    begin_revision(config.store, recipe)
+    warn_untrained(encoder)
+    run(settings, StoreWriter.open(config.store), encoder, place)
+    _say_bad(before, open_store(config.store))
+
+
+def _encode_settings(config: AddViewConfig, recipe: Recipe) -> EncodeConfig:
+    """The settings of an encode with the store itself as its source."""
+    name, model_args = _named_model(recipe.encoder)
+    weights = config.weights or recipe.encoder.weights
+    if weights == "file":
+        raise UsageError(f"the weights of {config.store} came from a file; give it again with --weights PATH")
+    return EncodeConfig(
+        source=str(config.store),
+        encoder=EncoderConfig(
+            encoder=config.encoder or name,
+            weights=weights,
+            input_size=recipe.encoder.input_size,
+            encoder_args=model_args if config.encoder_args is None else config.encoder_args,
+            compile=config.compile,
+        ),
+        store=StoreConfig(out=config.store, shards=recipe.num_shards),
+        work=config.work,
+    )
+
+
+def _named_model(encoder: EncoderIdentity) -> tuple[str, str]:
+    """Name and further arguments of the timm model, of an identity's name such as ``test_vit[depth=1]``."""
+    name, _, arguments = encoder.name.partition("[")
+    return name, arguments.removesuffix("]")
+
+
+def _missing_nbytes(store: Store, recipe: Recipe, views: Sequence[str]) -> int:
+    """Bytes of the rows of views that nobody has written yet; of compressed ones nobody can know before."""
+    if recipe.compression is not None:
+        return 0
+    return sum(
+        store.plan.shard_size(shard) * field.row_nbytes
+        for view in views
+        for shard in range(recipe.num_shards)
+        if not (store.path / commit_path(view, shard)).exists()
+        for field in fields_of(recipe, view)
+    )
+
+
+def _say_bad(before: Store, after: Store) -> None:
+    """How many rows were valid before and are not now, because the new views lack them."""
+    lost = len(before.valid_rows) - len(after.valid_rows)
+    if lost:
+        say(f"{lost} rows that were valid before lack a new view, and count as unusable now")
