@@ -213,8 +213,11 @@ def _open_folder(out: Path, record: dict[str, Any]) -> None:
 
 def _sample(samples: SamplesFile, producer: Producer, team: Team) -> tuple[float, int]:
     """Make the samples that are missing; returns seconds and how many."""
-    if team.leads and not samples.finished:
-        samples.create()
+    if team.leads:
+        if samples.finished:
+            samples.drop_unfinished()
+        else:
+            samples.create()
     team.wait()
     if samples.finished:
         return 0.0, 0

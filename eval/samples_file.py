@@ -125,8 +125,13 @@ class SamplesFile:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(self.path)
-        self._partial.unlink()
-        self._written.unlink()
+        self.drop_unfinished()
+
+    def drop_unfinished(self) -> None:
+        """Remove what the final file has replaced, also after a kill in between. Call in one process."""
+        assert self.finished, self.path
+        self._partial.unlink(missing_ok=True)
+        self._written.unlink(missing_ok=True)
 
 
 def map_samples(path: Path, array: str = "arr_0") -> NDArray[np.uint8]:

@@ -114,3 +114,16 @@ def test_python_objects_are_never_unpickled(tmp_path):
     np.savez(tmp_path / "a.npz", np.array([{"a": 1}], dtype=object))
     with pytest.raises(UserError, match="Python objects"):
         map_samples(tmp_path / "a.npz")
+
+
+def test_what_a_kill_left_behind_the_final_file_is_removed(tmp_path, monkeypatch):
+    samples = SamplesFile(tmp_path / "samples.npz", 2, (4, 4))
+    samples.create()
+    with samples:
+        samples.write([0, 1], np.zeros((2, 4, 4, 3), np.uint8))
+    with monkeypatch.context() as patch:
+        patch.setattr(SamplesFile, "drop_unfinished", lambda self: None)
+        samples.finish()
+    assert len(list(tmp_path.iterdir())) == 3
+    samples.drop_unfinished()
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"]

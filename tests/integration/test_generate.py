@@ -1,9 +1,12 @@
 """The generation command as users start it: the same samples for any launcher and number of processes."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,21 +68,27 @@ def snapshots(tmp_path_factory):
     return folder
 
 
-def _start(launcher, snapshots, out, *more):
-    command = [
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _command(launcher, snapshots, out, *more, num=NUM, points=3):
+    return [
         *launcher,
         str(ROOT / "eval" / "generation.py"),
         str(snapshots / "dit"),
         *("--decoder", str(snapshots / "decoder")),
-        *("--num-samples", str(NUM)),
-        *("--points", "3"),
+        *("--num-samples", str(num)),
+        *("--points", str(points)),
         *("--seed", "5"),
         *("--out", str(out)),
         *more,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _start(launcher, snapshots, out, *more, **shape):
+    command = _command(launcher, snapshots, out, *more, **shape)
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=out.parent, env=environment, timeout=240
+        command, capture_output=True, text=True, check=False, cwd=out.parent, env=ENVIRONMENT, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return _images(out), json.loads((out / "results.json").read_text())
@@ -128,3 +137,50 @@ def test_accelerate_launch_and_plain_python_give_the_same_samples(snapshots, alo
     for name, launcher in {"launched": accelerate, "plain": [sys.executable]}.items():
         images, _ = _start(launcher, snapshots, tmp_path / name)
         assert _differ_by_one_level_at_most(alone, images)
+
+
+MANY = {"num": 60, "points": 30}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_generation_killed_at_any_moment_gives_the_samples_of_an_uninterrupted_one(
+    processes, snapshots, tmp_path
+):
+    one_by_one = ("--batch-size", "1")
+    whole, _ = _start([sys.executable], snapshots, tmp_path / "whole", *one_by_one, **MANY)
+    launcher = [sys.executable] if processes == 1 else _torchrun(processes)
+    out = tmp_path / "killed"
+    command = _command(launcher, snapshots, out, *one_by_one, **MANY)
+    # Kills while sampling, the last as soon as every sample is written; one may come after a later stage has begun.
+    moments = sorted(np.random.default_rng(processes).integers(1, MANY["num"], 3).tolist())
+    for moment in [0, *moments, MANY["num"]]:
+        _kill_when(command, out, moment)
+    images, results = _start(launcher, snapshots, out, *one_by_one, **MANY)
+    assert results["sampled_now"] < MANY["num"]
+    np.testing.assert_array_equal(images, whole)
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+def _kill_when(command, out, num_written):
+    """Start a command and kill it and all its children as soon as so many samples are marked as written."""
+    running = subprocess.Popen(
+        command, cwd=out.parent, env=ENVIRONMENT, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while _num_written(out) < num_written and running.poll() is None:
+        assert time.monotonic() < deadline, f"{num_written} samples were not written within 120 s"
+        time.sleep(0.002)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+
+
+def _num_written(out):
+    """Samples there are; -1 before there is a place for them."""
+    if (out / "samples.npz").exists():
+        return MANY["num"]
+    try:
+        return sum((out / "samples.npz.written").read_bytes())
+    except FileNotFoundError:
+        return -1
