@@ -38,7 +38,7 @@ def make_sparse_store(path: Path, *, num_images: int, num_shards: int) -> Path:
     for name, content in (root_documents(recipe, recipe, 0) | array_documents(recipe)).items():
         publish_bytes(path / name, content)
         objects.append(object_record(path, name))
-    plan.write(path / PLAN)
+    (path / PLAN).write_bytes(plan.to_bytes())
     objects.append(object_record(path, PLAN))
     for shard in range(num_shards):
         size = plan.shard_size(shard)

@@ -16,6 +16,7 @@ import torch
 from eval.diffusers_layout import read_autoencoder
 from shards.errors import IdentityMismatchError
 from shards.identity import EncoderIdentity
+from shards.location import Location
 from shards.store import Store
 from train.models.infer import PublishedFileError
 from train.models.normalizer import LatentNormalizer
@@ -104,7 +105,7 @@ def _store_normalizer(store: Store) -> LatentNormalizer:
     return LatentNormalizer(torch.tensor(found.mean), torch.tensor(found.variance))
 
 
-def _require_shape(path: Path, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+def _require_shape(path: Location, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if found != wanted:
         raise IdentityMismatchError(
             f"a published file must be for the encoder's tokens, [D, h, w] or [D] = {list(wanted)}; {path} is for "

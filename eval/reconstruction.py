@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from eval.command import parse, run
 from eval.settings import ReconstructionSettings, require_decoder
 from shards.errors import UsageError
+from shards.location import as_location
+from shards.root import read_recipe
 
 
 def require_inputs(settings: ReconstructionSettings) -> None:
@@ -18,8 +20,7 @@ def require_inputs(settings: ReconstructionSettings) -> None:
     Raises:
         UsageError: One of them is not there.
     """
-    if not settings.store.is_dir():
-        raise UsageError(f"a store is a folder written by `pipeline encode`, found none at {settings.store}")
+    read_recipe(as_location(settings.store))
     require_decoder(settings.decoder)
     if settings.reference is not None and not settings.reference.exists():
         raise UsageError(

@@ -113,8 +113,8 @@ class GenerationSettings:
 class ReconstructionSettings:
     """Decode a store's tokens and compare the pictures with the stored originals."""
 
-    store: Positional[Path]
-    """A finished store with images."""
+    store: Positional[str | Path]
+    """Folder or URL of a finished store with images."""
     decoder: Path
     """Snapshot of a decoder for the store's encoder; or a model.pt or diffusers' folder, taken to belong to it."""
     out: Path = Path("runs/reconstruction")

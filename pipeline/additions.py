@@ -1,12 +1,12 @@
 """Settings of the commands that add to a finished store: frozen dataclasses, free of heavy imports."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
 from pipeline.config import EncoderConfig, StoreConfig, WorkConfig
+from pipeline.location_argument import LocationArgument
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class AddViewConfig:
     Whoever has the store open reads on undisturbed. Run again, it continues.
     """
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: tyro.conf.Positional[LocationArgument]
     """Folder of the finished store."""
     views: str
     """Views to add, comma-separated: flip, crop:K. flip is made of stored images; crops need the image files."""
@@ -46,7 +46,7 @@ class AddFieldConfig:
     Whoever has the store open reads on undisturbed. Run again, it continues.
     """
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: tyro.conf.Positional[LocationArgument]
     """Folder of the finished store."""
     name: str
     """Name of the field: a plain word, such as siglip2."""

@@ -8,11 +8,11 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.leases import Leases
 from shards.atomic import replace_atomically
 from shards.layout import WORK_DIR
+from shards.location import Location
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Failures:
         max_attempts: A shard that has failed this often is parked: nobody takes it again in this run.
     """
 
-    def __init__(self, store: Path, max_attempts: int) -> None:
+    def __init__(self, store: Location, max_attempts: int) -> None:
         self.folder = store / WORK_DIR / "failures"
         self.max_attempts = max_attempts
 
@@ -59,10 +59,10 @@ class Failures:
     def parked(self) -> dict[int, str]:
         """The shards that have failed too often, with the last reason."""
         found = {}
-        for path in sorted(self.folder.glob("*.json")):
-            reasons = self.reasons(int(path.stem))
+        for shard in sorted(int(path.stem) for path in self.folder.glob("*.json")):
+            reasons = self.reasons(shard)
             if len(reasons) >= self.max_attempts:
-                found[int(path.stem)] = reasons[-1]
+                found[shard] = reasons[-1]
         return found
 
     def clear(self) -> None:
@@ -70,7 +70,7 @@ class Failures:
         for path in self.folder.glob("*.json"):
             path.unlink(missing_ok=True)
 
-    def _path(self, shard: int) -> Path:
+    def _path(self, shard: int) -> Location:
         return self.folder / f"{shard:05d}.json"
 
 

@@ -1,6 +1,6 @@
 """`pipeline clean`: what dead workers left behind, what later revisions have superseded, and nothing else."""
 
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from pipeline.claims import Failures
 from pipeline.console import say
@@ -8,6 +8,7 @@ from pipeline.leases import Leases, Owner
 from pipeline.operations import CleanConfig
 from shards.errors import UserError
 from shards.layout import MANIFEST, WORK_DIR
+from shards.location import Location, object_sizes
 from shards.manifest import Manifest
 from shards.revisions import superseded
 from shards.root import read_recipe
@@ -30,9 +31,9 @@ def clean(config: CleanConfig) -> None:
         raise UserError(f"a store can be cleaned when nobody writes it, {some} is at work; stop it or wait")
     temporaries = stale_temporaries(root)
     old = superseded(root, Manifest.read(root)) if (root / MANIFEST).exists() else []
-    size = sum(path.stat().st_size for path in (*temporaries, *old))
-    for path in (*temporaries, *old):
-        path.unlink(missing_ok=True)
+    size = sum(object_sizes(root, [*temporaries, *old]).values())
+    for name in (*temporaries, *old):
+        (root / name).unlink(missing_ok=True)
     _remove_empty_parents(root, old)
     leases.bury()
     Failures(root, 1).clear()
@@ -42,15 +43,15 @@ def clean(config: CleanConfig) -> None:
     )
 
 
-def _remove_empty_parents(root: Path, files: list[Path]) -> None:
+def _remove_empty_parents(root: Location, names: list[str]) -> None:
     """Removes the folders that held nothing but these files."""
-    folders = {parent for file in files for parent in file.parents if parent.is_relative_to(root)} - {root}
+    folders = {parent for name in names for parent in PurePosixPath(name).parents} - {PurePosixPath()}
     for folder in sorted(folders, reverse=True):
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        if (root / folder).is_dir() and not any((root / folder).iterdir()):
+            (root / folder).rmdir()
 
 
-def _remove_if_empty(folder: Path) -> None:
+def _remove_if_empty(folder: Location) -> None:
     """Removes the folders of leases and failures, unless somebody has begun to use them again."""
     for path in (folder / "leases", folder / "failures", folder):
         if path.is_dir() and not any(path.iterdir()):

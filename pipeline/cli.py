@@ -176,13 +176,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = sys.argv[1:] if arguments is None else arguments
-    config: Any = tyro.cli(
-        Command,
-        prog="pipeline",
-        description="Encode an image set once into a store of encoder tokens, and look after the store.",
-        args=arguments,
-    )
     try:
+        config: Any = tyro.cli(
+            Command,
+            prog="pipeline",
+            description="Encode an image set once into a store of encoder tokens, and look after the store.",
+            args=arguments,
+        )
         if type(config) in ENCODING:
             ENCODING[type(config)](config, arguments)
             return 0

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pipeline.location_argument import LocationArgument
 from shards.errors import UsageError
 
 DEFAULT_SOURCE = "data/imagenet/train"
@@ -62,8 +63,8 @@ def _plain_value(text: str) -> int | float | bool | str:
 class StoreConfig:
     """The store that is written."""
 
-    out: Path = Path("data/store")
-    """Folder of the store; run the same command again to continue it."""
+    out: LocationArgument = Path("data/store")
+    """Folder or URL of the store; run the same command again to continue it."""
     shards: int
     """Exact number of shards."""
     views: str = "center,flip"
@@ -189,7 +190,8 @@ class EncodeConfig:
     """Encode an image set into a store; run the same command again to continue or repair it."""
 
     source: Annotated[str | None, tyro.conf.Positional] = None
-    """Images: a folder (class sub-folders or none). Default: $IMAGENET, else data/imagenet/train."""
+    """Images: a folder (class sub-folders or none), tar, parquet or csv files, or the URL of one of them.
+    Default: $IMAGENET, else data/imagenet/train."""
     encoder: tyro.conf.OmitArgPrefixes[EncoderConfig] = field(default_factory=EncoderConfig)
     store: tyro.conf.OmitArgPrefixes[StoreConfig]
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
@@ -218,4 +220,7 @@ class EncodeConfig:
 
     def log_dir(self) -> Path:
         """Where progress and errors are written."""
-        return self.work.log_dir or self.store.out.with_name(self.store.out.name + ".logs")
+        if self.work.log_dir is not None:
+            return self.work.log_dir
+        out, name = self.store.out, f"{self.store.out.name}.logs"
+        return out.with_name(name) if isinstance(out, Path) else Path(name)

@@ -1,7 +1,6 @@
 """What `reshard`, `subset`, `merge` and `convert` share: room on the disk, a progress line, a last line."""
 
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -10,12 +9,13 @@ from pipeline.space import require_space
 from shards.copying import begin_copy, copy_rows
 from shards.identity import Recipe
 from shards.layout import fields_of
+from shards.location import Location, object_names, object_sizes
 from shards.quantize import Int8Code
 from shards.selection import Selection
 
 
 def copy(
-    selection: Selection, recipe: Recipe, out: Path, *, command: str, code: Int8Code | None = None
+    selection: Selection, recipe: Recipe, out: Location, *, command: str, code: Int8Code | None = None
 ) -> None:
     """Writes a new store from rows of others; run again, it continues.
 
@@ -29,7 +29,7 @@ def copy(
     Raises:
         UserError: If there is no room, a row that is read is damaged, or another store was begun in that folder.
     """
-    there = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    there = sum(object_sizes(out, object_names(out)).values())
     require_space(out, expected_nbytes(selection, recipe) - there)
     writer, rows = begin_copy(selection, out, recipe, code)
     with tqdm(total=rows, unit="row", unit_scale=True, desc=command, file=sys.stderr) as bar:

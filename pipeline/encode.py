@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.calibrate import calibrate
 from pipeline.config import EncodeConfig
@@ -20,6 +19,7 @@ from shards.code_arrays import published_code
 from shards.errors import UserError
 from shards.given_statistics import publish_given
 from shards.layout import ROOT
+from shards.location import Location
 from shards.quantize import Int8Code
 from shards.root import read_recipe
 from shards.writing import StoreWriter
@@ -99,7 +99,7 @@ def warn_untrained(encoder: Encoder) -> None:
         )
 
 
-def _begun_code(path: Path) -> Int8Code | None:
+def _begun_code(path: Location) -> Int8Code | None:
     """The code a store was begun with: whoever continues it writes with the same one."""
     return published_code(path, read_recipe(path)) if (path / ROOT).exists() else None
 

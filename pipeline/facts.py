@@ -3,7 +3,6 @@
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from shards.errors import StoreIncompleteError
 from shards.finalize import read_commits
 from shards.given_statistics import given_source
 from shards.identity import Recipe
-from shards.layout import MANIFEST, fields_of
+from shards.layout import fields_of
+from shards.location import Location
 from shards.revisions import newest_revision
 from shards.statistics_arrays import Statistics
 from shards.store import Store, open_store
@@ -31,7 +31,7 @@ def inspect(config: InspectConfig) -> None:
     sys.stdout.write(text + "\n")
 
 
-def store_facts(path: Path) -> dict[str, Any]:
+def store_facts(path: Location) -> dict[str, Any]:
     """Recipe, counts, sizes, statistics and unusable images of a store, as plain JSON values.
 
     Raises:
@@ -49,7 +49,7 @@ def store_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _recipe_facts(path: Path, recipe: Recipe) -> dict[str, Any]:
+def _recipe_facts(path: Location, recipe: Recipe) -> dict[str, Any]:
     return {
         "store": str(path),
         "recipe_id": recipe.id,
@@ -84,7 +84,7 @@ def _finished_facts(store: Store) -> dict[str, Any]:
             store.class_names[label] if label >= 0 else "none": count
             for label, count in sorted(labels.items())
         },
-        "bytes": sum(sizes.values()) + (store.path / MANIFEST).stat().st_size,
+        "bytes": sum(sizes.values()) + len(store.manifest.to_bytes()),
         "bytes_by_part": dict(sizes),
         "objects": len(manifest.objects),
         "statistics": {

@@ -1,6 +1,5 @@
 """The end of an encode: counts that add up, then index, statistics and manifest."""
 
-import shutil
 import time
 from importlib.metadata import version
 
@@ -13,6 +12,7 @@ from shards.errors import UserError
 from shards.finalize import read_commits
 from shards.index import bad_rows
 from shards.layout import WORK_DIR
+from shards.location import remove_tree
 from shards.plan import Plan
 from shards.store import open_store
 from shards.writing import StoreWriter
@@ -45,7 +45,7 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
     reasons = bad_rows(writer.recipe, writer.plan, commits)
     _check_bad(config, writer.plan, reasons)
     writer.finalize({name: version(name) for name in ("torch", "timm", "numpy", "pillow")})
-    shutil.rmtree(writer.path / WORK_DIR, ignore_errors=True)
+    remove_tree(writer.path / WORK_DIR)
     num_images, num_bad = writer.plan.num_images, len(reasons)
     say(
         f"{writer.path} is complete: {num_images - num_bad} of {num_images} images in "

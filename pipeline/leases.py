@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from shards.atomic import publish_bytes
 from shards.layout import WORK_DIR
+from shards.location import Location, move
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ class Leases:
         patience: Seconds without a beat after which another's lease counts as dead.
     """
 
-    def __init__(self, store: Path, owner: Owner, *, patience: float = 30.0) -> None:
+    def __init__(self, store: Location, owner: Owner, *, patience: float = 30.0) -> None:
         self.folder = store / WORK_DIR / "leases"
         self.owner = owner
         self.patience = patience
-        self._held: dict[str, Path] = {}
+        self._held: dict[str, Location] = {}
         self._sightings: dict[str, _Sighting] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -120,13 +121,14 @@ class Leases:
         if path.exists():
             if not self._looks_dead(name, path):
                 return False
-            # Of several onlookers one succeeds in moving the dead lease away.
-            grave = path.with_name(f"{path.name}.{uuid.uuid4().hex}.dead")
+            # Of several onlookers one succeeds in moving the dead lease away; on a server, where moving is two
+            # steps, rarely two, and a shard is encoded twice.
+            grave = f"{path.name}.{uuid.uuid4().hex}.dead"
             try:
-                path.rename(grave)
+                move(self.folder, path.name, grave)
             except FileNotFoundError:
                 return False
-            grave.unlink(missing_ok=True)
+            (self.folder / grave).unlink(missing_ok=True)
         if not publish_bytes(path, self._content()):
             return False
         with self._lock:
@@ -147,12 +149,12 @@ class Leases:
         Args:
             wait: Seconds to watch leases of other hosts for a new beat.
         """
-        first = {path: _read(path) for path in sorted(self.folder.glob("*.json"))}
+        first = {path: _read(path) for path in self.folder.glob("*.json")}
         suspects = {path: content for path, content in first.items() if content is not None}
         if any(Owner(**content["owner"]).host != _host() for content in suspects.values()):
             time.sleep(wait)
         alive = {}
-        for path, before in suspects.items():
+        for path, before in sorted(suspects.items(), key=lambda item: item[0].name):
             owner, now = Owner(**before["owner"]), _read(path)
             beating = owner.host == _host() or now != before
             if now is not None and beating and not owner.known_dead():
@@ -164,7 +166,7 @@ class Leases:
         for path in self.folder.glob("*"):
             path.unlink(missing_ok=True)
 
-    def _looks_dead(self, name: str, path: Path) -> bool:
+    def _looks_dead(self, name: str, path: Location) -> bool:
         content = _read(path)
         if content is None:
             return not path.exists()
@@ -180,7 +182,7 @@ class Leases:
     def _content(self) -> bytes:
         return json.dumps({"owner": asdict(self.owner), "token": self._token, "beat": self._beat}).encode()
 
-    def _is_mine(self, path: Path) -> bool:
+    def _is_mine(self, path: Location) -> bool:
         content = _read(path)
         return content is not None and content["token"] == self._token
 
@@ -194,7 +196,7 @@ class Leases:
                         path.write_bytes(self._content())
 
 
-def _read(path: Path) -> Any:
+def _read(path: Location) -> Any:
     """Content of a lease, or None while there is none or it is being written."""
     try:
         content = json.loads(path.read_bytes())

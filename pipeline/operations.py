@@ -2,25 +2,27 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
+
+from pipeline.location_argument import LocationArgument
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """Re-read every byte of a store and compare it with the manifest; exit code 0 or 1, naming what is wrong."""
 
-    store: Annotated[Path, tyro.conf.Positional]
-    """Folder of the store."""
+    store: tyro.conf.Positional[LocationArgument]
+    """Folder or URL of the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
     """Say what a store holds: recipe, counts, sizes, statistics, unusable images."""
 
-    store: Annotated[Path, tyro.conf.Positional]
-    """Folder of the store."""
+    store: tyro.conf.Positional[LocationArgument]
+    """Folder or URL of the store."""
     json: bool = False
     """Print JSON instead of text."""
 
@@ -32,10 +34,10 @@ class ConvertConfig:
     Run again, it continues.
     """
 
-    store: Annotated[Path, tyro.conf.Positional]
-    """Folder of the finished store."""
-    out: Path
-    """Folder of the new store."""
+    store: tyro.conf.Positional[LocationArgument]
+    """Folder or URL of the finished store."""
+    out: LocationArgument
+    """Folder or URL of the new store."""
     format: Literal["zarr", "webdataset"] = "webdataset"
     """Form of the new store."""
     compression: Literal["none", "blosc", "zstd"] = "none"
@@ -57,9 +59,9 @@ class ReshardConfig:
     The result is the store an encode into that many shards would have begun. Run again, it continues.
     """
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: tyro.conf.Positional[LocationArgument]
     """Folder of the finished store."""
-    out: Path
+    out: LocationArgument
     """Folder of the new store."""
     shards: int
     """Exact number of shards of the new store."""
@@ -72,9 +74,9 @@ class SubsetConfig:
     Run again, it continues.
     """
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: tyro.conf.Positional[LocationArgument]
     """Folder of the finished store."""
-    out: Path
+    out: LocationArgument
     """Folder of the new store."""
     classes: tuple[str, ...] = ()
     """Keep the images of these classes, by full name or by the WordNet id or number it begins with."""
@@ -99,9 +101,9 @@ class MergeConfig:
     Run again, it continues.
     """
 
-    stores: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    stores: tyro.conf.Positional[tuple[LocationArgument, ...]]
     """Folders of the finished stores; form, compression and seed are the first one's."""
-    out: Path
+    out: LocationArgument
     """Folder of the new store."""
     shards: int | None = None
     """Exact number of shards. Default: as many as the stores have together."""
@@ -113,8 +115,8 @@ class MergeConfig:
 class AssessConfig:
     """Say what another storage type would do to a finished store: error by channel, bytes, pictures."""
 
-    store: Annotated[Path, tyro.conf.Positional]
-    """Folder of the finished store."""
+    store: tyro.conf.Positional[LocationArgument]
+    """Folder or URL of the finished store."""
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "int8"
     """Storage type to assess."""
     rows: int = 1024
@@ -140,8 +142,8 @@ class CleanConfig:
     Not while somebody reads the store who opened it before it was added to.
     """
 
-    store: Annotated[Path, tyro.conf.Positional]
-    """Folder of the store."""
+    store: tyro.conf.Positional[LocationArgument]
+    """Folder or URL of the store."""
     wait: float = 12.0
     """Seconds to watch leases of other machines for a sign of life."""
 
@@ -150,8 +152,8 @@ class CleanConfig:
 class ReportConfig:
     """Write a self-contained page about a finished store: pictures, tokens, classes, channels, shards."""
 
-    store: Annotated[Path, tyro.conf.Positional]
-    """Folder of the store."""
+    store: tyro.conf.Positional[LocationArgument]
+    """Folder or URL of the store."""
     out: Path | None = None
     """Page to write. Default: the store's name with .html behind it."""
 
@@ -160,7 +162,7 @@ class ReportConfig:
 class StatsConfig:
     """Show the exact statistics of a store's tokens, write them to a file, or compare them with one."""
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: tyro.conf.Positional[LocationArgument]
     """Folder of the finished store."""
     views: str = ""
     """Views to take together, comma-separated. Default: all."""
@@ -177,9 +179,9 @@ class StatsConfig:
 class DiffConfig:
     """Say in what two stores differ: recipe, images, bytes, tokens; exit code 0 if in nothing, 1 otherwise."""
 
-    a: Annotated[Path, tyro.conf.Positional]
+    a: tyro.conf.Positional[LocationArgument]
     """Folder of a finished store."""
-    b: Annotated[Path, tyro.conf.Positional]
+    b: tyro.conf.Positional[LocationArgument]
     """Folder of another."""
     rows: int = 1024
     """Rows of each field to read, of those whose checksums differ; 0 reads all of them."""
@@ -191,7 +193,7 @@ class DiffConfig:
 class EstimateConfig:
     """Say how many bytes and hours a planned store or training run takes, with the formulas."""
 
-    store: Annotated[Path | None, tyro.conf.Positional] = None
+    store: tyro.conf.Positional[LocationArgument | None] = None
     """Store, finished or not, to take everything from that is not given. Default: everything is given."""
     rows: int | None = None
     """Images."""

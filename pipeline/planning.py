@@ -1,7 +1,5 @@
 """The beginning of an encode: which images go where, what the store will hold, and whether it may be continued."""
 
-from pathlib import Path
-
 import numpy as np
 
 from pipeline.config import EncodeConfig
@@ -16,6 +14,7 @@ from shards.errors import IdentityMismatchError, UsageError
 from shards.given_statistics import GivenStatistics
 from shards.identity import Recipe
 from shards.layout import PLAN, ROOT
+from shards.location import Location, as_location
 from shards.plan import Plan
 from shards.quantize import Int8Code
 from shards.revisions import current_revision
@@ -37,7 +36,7 @@ def make_plan(config: EncodeConfig) -> Plan:
 def _store_plan(config: EncodeConfig) -> Plan:
     if config.labels is not None:
         raise UsageError(f"--labels are for files; the store {config.source_path()} names its own classes")
-    source = open_finished(Path(config.source_path()).expanduser())
+    source = open_finished(as_location(config.source_path()))
     part = Part(source, np.arange(source.plan.num_images))
     return Plan.build(part.records(), source.class_names, config.store.shards, config.store.seed)
 
@@ -68,7 +67,7 @@ def _default_image_size(config: EncodeConfig, encoder: Encoder) -> int:
     """Side of the stored pictures: a store's where they come from a store, else what fits the encoder."""
     stored = 0
     if is_store(config.source_path()):
-        stored = open_finished(Path(config.source_path()).expanduser()).image_size
+        stored = open_finished(as_location(config.source_path())).image_size
     return stored or default_crop(encoder.identity)
 
 
@@ -79,7 +78,7 @@ def given_statistics(config: EncodeConfig, recipe: Recipe) -> GivenStatistics | 
     return read_statistics(config.store.stats_from, (recipe.encoder.width, *recipe.encoder.grid))
 
 
-def open_store(path: Path, recipe: Recipe, plan: Plan, code: Int8Code | None) -> StoreWriter:
+def open_store(path: Location, recipe: Recipe, plan: Plan, code: Int8Code | None) -> StoreWriter:
     """Begins the store, or continues it if it was begun with the same recipe.
 
     Raises:

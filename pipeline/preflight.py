@@ -103,11 +103,14 @@ def _sizes(config: EncodeConfig, recipe: Recipe) -> list[str]:
     )
     needed = tokens[recipe.dtype] * len(recipe.views) + images
     free = free_bytes(config.store.out)
-    verdict = "enough" if needed < free else "NOT ENOUGH"
+    if free is None:
+        room = "a server does not say how much is free"
+    else:
+        room = f"free {gigabytes(free)}: {'enough' if needed < free else 'NOT ENOUGH'}"
     return [
         "a view      " + ", ".join(f"{name} {gigabytes(size)}" for name, size in tokens.items()),
         f"store       {len(recipe.views)} views as {recipe.dtype} and images of {recipe.image_size} px: "
-        f"{gigabytes(needed)}; free {gigabytes(free)}: {verdict}",
+        f"{gigabytes(needed)}; {room}",
     ]
 
 

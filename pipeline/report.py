@@ -17,6 +17,7 @@ from pipeline.facts import store_facts
 from pipeline.operations import ReportConfig
 from pipeline.token_pictures import principal_colours
 from shards.finalize import Commits, found_commits, read_commits
+from shards.location import Location
 from shards.store import Store, open_store
 from shards.writing import StoreWriter
 
@@ -243,6 +244,7 @@ def _picture(source: str, description: str) -> str:
     return f'<p><img alt="{html.escape(description)}" src="{source}"></p>'
 
 
-def default_page(store: Path) -> Path:
-    """Where the page of a store goes."""
-    return store.with_name(store.name + ".html")
+def default_page(store: Location) -> Path:
+    """Where the page of a store goes: beside it, or for a URL into the working folder."""
+    name = f"{store.name}.html"
+    return store.with_name(name) if isinstance(store, Path) else Path(name)

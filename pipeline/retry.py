@@ -8,7 +8,6 @@ only adds to a store, this is not for a store that somebody has open.
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,13 @@ from shards.errors import UndecodableImageError
 from shards.finalize import Commits, read_commits
 from shards.forms import object_path
 from shards.layout import MANIFEST, WORK_DIR, commit_path, fields_of
+from shards.location import move
 from shards.published import published_rows
 from shards.revisions import begin_revision
 from shards.shard_writer import ShardWriter
 from shards.writing import StoreWriter
+
+_STAGING = f"{WORK_DIR}/retry"
 
 
 def retry_quarantined(writer: StoreWriter, encoder: Encoder) -> None:
@@ -107,7 +109,7 @@ def _replace_shard(
     mended: Mapping[int, StoredTokens],
 ) -> None:
     root, recipe = writer.path, writer.recipe
-    staging = root / WORK_DIR / "retry"
+    staging = root / _STAGING
     attempts = record.attempts + 1
     with ShardWriter(staging, recipe, writer.plan, record.view, record.shard, attempts, writer.code) as shard:
         if record.square_error is not None and record.num_rows:
@@ -128,10 +130,11 @@ def _replace_shard(
         replacement = shard.publish()
     # Without a manifest nobody takes the store for finished while shards are replaced.
     (root / MANIFEST).unlink(missing_ok=True)
-    (root / commit_path(record.view, record.shard)).unlink()
+    own_record = commit_path(record.view, record.shard)
+    (root / own_record).unlink()
     for name in [*(o.path for o in replacement.objects), replacement.moments.path]:
-        _move(staging, root, name)
-    _move(staging, root, commit_path(record.view, record.shard))
+        move(root, f"{_STAGING}/{name}", name)
+    move(root, f"{_STAGING}/{own_record}", own_record)
 
 
 def _old_rows(
@@ -146,8 +149,3 @@ def _old_rows(
         place = found[0][0]
         rows = {field.name: row for field, (_, row) in zip(fields, found, strict=True) if row is not None}
         yield place, rows if len(rows) == len(fields) else None
-
-
-def _move(source: Path, target: Path, name: str) -> None:
-    (target / name).parent.mkdir(parents=True, exist_ok=True)
-    (source / name).replace(target / name)

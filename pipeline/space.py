@@ -1,20 +1,23 @@
 """Room on the disk, asked for before long work is begun."""
 
 import shutil
-from pathlib import Path
 
 from shards.errors import UserError
+from shards.location import Location
+from shards.remote_path import RemotePath
 
 
-def free_bytes(path: Path) -> int:
-    """Bytes that can still be written where ``path`` is, or will be."""
+def free_bytes(path: Location) -> int | None:
+    """Bytes that can still be written where ``path`` is, or will be; None on a server, which does not say."""
+    if isinstance(path, RemotePath):
+        return None
     path = path.absolute()
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
 
 
-def require_space(path: Path, nbytes: int) -> None:
+def require_space(path: Location, nbytes: int) -> None:
     """Refuses to begin what will not fit.
 
     Args:
@@ -25,7 +28,7 @@ def require_space(path: Path, nbytes: int) -> None:
         UserError: If less than that is free.
     """
     free = free_bytes(path)
-    if nbytes > free:
+    if free is not None and nbytes > free:
         raise UserError(
             f"{path} needs {gigabytes(nbytes)} more, and {gigabytes(free)} are free there; "
             "free space or name another folder"

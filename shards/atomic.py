@@ -3,6 +3,7 @@
 Bytes are written under a temporary name in the folder they will stay in, flushed to the disk, and then given
 their final name. `publish_once` uses ``link``, which refuses a name that is taken: the first publication
 wins for ever. `replace_atomically` uses ``rename``, for the few small files that have a newer version.
+A server of objects shows them whole or not at all anyway, and is asked to refuse a name that is taken.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from pathlib import Path
+from pathlib import Path, PurePath
+
+from shards.location import Location
+from shards.remote_path import RemotePath
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
@@ -20,7 +24,7 @@ def temporary_path(final: Path) -> Path:
     return final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
 
 
-def is_temporary(path: Path) -> bool:
+def is_temporary(path: PurePath | RemotePath) -> bool:
     """Whether a name was made by `temporary_path`."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
@@ -62,13 +66,18 @@ def write_temporary(final: Path, content: bytes) -> Path:
     return temporary
 
 
-def publish_bytes(final: Path, content: bytes) -> bool:
+def publish_bytes(final: Location, content: bytes) -> bool:
     """Write ``content`` as ``final`` unless that name is taken; see `publish_once`."""
+    if isinstance(final, RemotePath):
+        return final.create(content)
     return publish_once(write_temporary(final, content), final)
 
 
-def replace_atomically(final: Path, content: bytes) -> None:
+def replace_atomically(final: Location, content: bytes) -> None:
     """Write ``content`` as ``final``; a reader sees the old file or the new one, whole."""
+    if isinstance(final, RemotePath):
+        final.write_bytes(content)
+        return
     write_temporary(final, content).replace(final)
     fsync_dir(final.parent)
 

@@ -6,7 +6,6 @@ Codes become numbers with nothing but zarr and numpy: ``table[np.arange(D), code
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from shards.errors import StoreDamagedError
 from shards.identity import Recipe
 from shards.layout import CODE_TABLE
+from shards.location import Location
 from shards.moments import Moments
 from shards.quantize import NUM_LEVELS, Int8Code
 from shards.zarr_store import group_document, plain_array_document
@@ -55,7 +55,7 @@ def read_code(read: Callable[[str], bytes], recipe: Recipe) -> Int8Code:
     return code
 
 
-def published_code(root: Path, recipe: Recipe) -> Int8Code | None:
+def published_code(root: Location, recipe: Recipe) -> Int8Code | None:
     """The code of a store that is being written; None if its tokens are not int8.
 
     Raises:

@@ -55,6 +55,21 @@ def row_codec(name: str) -> RowCodec:
     return _Numcodec(numcodecs.Zstd(_ZSTD_LEVEL))
 
 
+def unpack_row(stored: NDArray[np.uint8], out: NDArray[Any], compression: str | None) -> None:
+    """Turn a row's stored bytes into its numbers.
+
+    Raises:
+        RuntimeError: If the bytes are not a compressed row.
+        ValueError: If they are of another length than the row.
+    """
+    if compression is not None:
+        row_codec(compression).decode(stored, out)
+    elif stored.nbytes != out.nbytes:
+        raise ValueError(f"{stored.nbytes} bytes, a row has {out.nbytes}")
+    else:
+        out.reshape(-1).view(np.uint8)[:] = stored
+
+
 def zarr_codec(name: str, dtype: StorageType) -> dict[str, Any]:
     """The same codec as it is written in a zarr array's metadata."""
     if name == "blosc":

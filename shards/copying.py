@@ -12,7 +12,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from shards.finalize import read_commits
 from shards.given_statistics import GivenStatistics, publish_given
 from shards.identity import Recipe
 from shards.layout import Field, fields_of
+from shards.location import Location
 from shards.manifest import Manifest
 from shards.published import object_record
 from shards.quantize import Int8Code
@@ -51,7 +51,7 @@ def copied_recipe(selection: Selection, **changes: Any) -> Recipe:
 
 
 def begin_copy(
-    selection: Selection, out: Path, recipe: Recipe, code: Int8Code | None = None
+    selection: Selection, out: Location, recipe: Recipe, code: Int8Code | None = None
 ) -> tuple[StoreWriter, int]:
     """Begin or continue the store that rows are copied into.
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.checksum import crc32c
-from shards.compression import row_codec
+from shards.compression import row_codec, unpack_row
 from shards.errors import StoreDamagedError
 from shards.extents import ABSENT, Extents
 from shards.forms import scan_extents
 from shards.identity import Recipe
 from shards.index import Index
 from shards.layout import Field
+from shards.location import Location
+from shards.object_reader import ObjectReader, open_object
 from shards.plan import Plan
 from shards.problem import Problem
 from shards.tar_store import RowMembers
 
 
 def locate_damage(
-    root: Path, recipe: Recipe, plan: Plan, index: Index, fields: Sequence[Field], shard: int, path: str
+    root: Location, recipe: Recipe, plan: Plan, index: Index, fields: Sequence[Field], shard: int, path: str
 ) -> Iterator[Problem]:
     """Explain why a shard's object of the right length has the wrong digest.
 
@@ -40,12 +40,11 @@ def locate_damage(
     view = fields[0].view
     rows = np.arange(shard * recipe.capacity, (shard + 1) * recipe.capacity)
     found = False
-    with (root / path).open("rb") as file:
-        descriptor = file.fileno()
+    with open_object(root / path) as source:
         try:
-            wrong = list(_wrong_rows(descriptor, root, recipe, plan, index, fields, shard))
+            wrong = list(_wrong_rows(source, root, recipe, plan, index, fields, shard))
             if not wrong and recipe.compression is not None:
-                wrong = list(_respelled_rows(descriptor, root, recipe, fields, shard))
+                wrong = list(_respelled_rows(source, root, recipe, fields, shard))
         except StoreDamagedError as error:
             yield Problem(path, f"its own index is damaged: {error}", view, shard)
             return
@@ -57,7 +56,13 @@ def locate_damage(
 
 
 def _wrong_rows(
-    descriptor: int, root: Path, recipe: Recipe, plan: Plan, index: Index, fields: Sequence[Field], shard: int
+    source: ObjectReader,
+    root: Location,
+    recipe: Recipe,
+    plan: Plan,
+    index: Index,
+    fields: Sequence[Field],
+    shard: int,
 ) -> Iterator[tuple[int, str]]:
     part = slice(shard * recipe.capacity, (shard + 1) * recipe.capacity)
     extents: dict[str, Extents] = {}
@@ -74,7 +79,7 @@ def _wrong_rows(
             offset = int(extents[field.name].offsets[place])
             if offset == ABSENT:
                 continue
-            row = _row(descriptor, recipe, field, offset, int(extents[field.name].sizes[place]))
+            row = _row(source, recipe, field, offset, int(extents[field.name].sizes[place]))
             if row is None or crc32c(row) != index.checksums(field.path)[part][place]:
                 yield place, f"{field.name} fails its checksum"
             else:
@@ -83,12 +88,12 @@ def _wrong_rows(
             parts = [bytes(part) for _, parts in members.of_row(place, arrays) for part in parts]
             written = b"".join(parts)
             start = int(extents[fields[0].name].offsets[place]) - len(parts[0]) - len(parts[1])
-            if os.pread(descriptor, len(written), start) != written:
+            if source.read(len(written), start) != written:
                 yield place, "a member's name, label or description is damaged"
 
 
 def _respelled_rows(
-    descriptor: int, root: Path, recipe: Recipe, fields: Sequence[Field], shard: int
+    source: ObjectReader, root: Location, recipe: Recipe, fields: Sequence[Field], shard: int
 ) -> Iterator[tuple[int, str]]:
     """Rows whose compressed bytes decode rightly and are still not the ones that were written.
 
@@ -101,21 +106,16 @@ def _respelled_rows(
         extents = scan_extents(root, recipe, field, shard)
         for place in np.flatnonzero(extents.present).tolist():
             offset, size = int(extents.offsets[place]), int(extents.sizes[place])
-            row = _row(descriptor, recipe, field, offset, size)
-            if row is not None and codec.encode(row) != os.pread(descriptor, size, offset):
+            row = _row(source, recipe, field, offset, size)
+            if row is not None and codec.encode(row) != source.read(size, offset):
                 yield place, f"{field.name} decodes to its numbers, but from other bytes than were written"
 
 
-def _row(descriptor: int, recipe: Recipe, field: Field, offset: int, size: int) -> NDArray[Any] | None:
-    stored = np.frombuffer(os.pread(descriptor, size, offset), np.uint8)
+def _row(source: ObjectReader, recipe: Recipe, field: Field, offset: int, size: int) -> NDArray[Any] | None:
+    stored = np.frombuffer(source.read(size, offset), np.uint8)
     row = np.empty(field.row_shape, field.dtype.numpy)
-    if recipe.compression is None:
-        if stored.nbytes != row.nbytes:
-            return None
-        row.reshape(-1).view(np.uint8)[:] = stored
-        return row
     try:
-        row_codec(recipe.compression).decode(stored, row)
+        unpack_row(stored, row, recipe.compression)
     except (RuntimeError, ValueError):
         return None
     return row

@@ -11,7 +11,6 @@ An iterable dataset would not do: ``prepare`` lets rank 0 read everything, or ev
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from shards.draws import choices
 from shards.errors import UsageError
+from shards.location import Location, as_location
 from shards.order import RowOrder
 from shards.reader import RowReader, Verify
 from shards.shard_file import ReadMode
@@ -40,7 +40,7 @@ class SampleDataset:
 
     def __init__(
         self,
-        path: Path | str,
+        path: str | Location,
         *,
         fields: Sequence[str] = ("tokens",),
         views: Sequence[str] = ("center", "flip"),
@@ -49,7 +49,7 @@ class SampleDataset:
         mode: ReadMode = "auto",
         verify: Verify = "first",
     ) -> None:
-        self._path = Path(path)
+        self._path = as_location(path)
         self._fields = tuple(fields)
         self._views = tuple(views)
         self._seed = seed

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +24,7 @@ from shards.layout import (
     derived_path,
     fields_of,
 )
+from shards.location import Location, read_objects, remove_tree
 from shards.manifest import Manifest
 from shards.moments import Moments
 from shards.plan import NO_LABEL, Plan
@@ -38,7 +37,7 @@ Commits = dict[tuple[str, int], CommitRecord]
 
 
 def finalize_store(
-    root: Path, recipe: Recipe, plan: Plan, provenance: dict[str, str], revision: int = 0
+    root: Location, recipe: Recipe, plan: Plan, provenance: dict[str, str], revision: int = 0
 ) -> Manifest:
     """Bring a store whose shards are all published to its final state; see `StoreWriter.finalize`."""
     commits = read_commits(root, recipe)
@@ -46,11 +45,11 @@ def finalize_store(
     if manifest is None or manifest.revision < revision:
         manifest = _write_manifest(root, recipe, plan, commits, provenance, revision, manifest)
     # The partial sums have served; whoever needs them again computes them from the shards.
-    shutil.rmtree(root / "moments", ignore_errors=True)
+    remove_tree(root / "moments")
     return manifest
 
 
-def read_commits(root: Path, recipe: Recipe) -> Commits:
+def read_commits(root: Location, recipe: Recipe) -> Commits:
     """Every commit record of a store.
 
     Raises:
@@ -65,16 +64,18 @@ def read_commits(root: Path, recipe: Recipe) -> Commits:
     return commits
 
 
-def found_commits(root: Path, recipe: Recipe) -> Commits:
+def found_commits(root: Location, recipe: Recipe) -> Commits:
     """The commit records that are there: of every shard that is published."""
+    names = [commit_path(view, shard) for view in recipe.views for shard in range(recipe.num_shards)]
+    contents = read_objects(root, names)
     commits: Commits = {}
     for view in recipe.views:
         for shard in range(recipe.num_shards):
-            path = root / commit_path(view, shard)
-            try:
-                record = CommitRecord.from_bytes(path.read_bytes(), path=path)
-            except FileNotFoundError:
+            name = commit_path(view, shard)
+            if name not in contents:
                 continue
+            path = root / name
+            record = CommitRecord.from_bytes(contents[name], path=path)
             if (record.view, record.shard) != (view, shard):
                 raise StoreDamagedError(f"{path} describes shard {record.shard} of view {record.view}")
             commits[view, shard] = record
@@ -82,7 +83,7 @@ def found_commits(root: Path, recipe: Recipe) -> Commits:
 
 
 def _write_manifest(
-    root: Path,
+    root: Location,
     recipe: Recipe,
     plan: Plan,
     commits: Commits,
@@ -120,7 +121,7 @@ def _write_manifest(
 
 
 def _carried_statistics(
-    root: Path, view: str, previous: Manifest | None, valid: bytes
+    root: Location, view: str, previous: Manifest | None, valid: bytes
 ) -> dict[str, bytes] | None:
     """What is under ``stats/view`` of the previous revision, if it was computed from the rows that are valid now."""
     if previous is None or view not in previous.recipe.views:
@@ -133,7 +134,7 @@ def _carried_statistics(
 
 
 def _statistics(
-    root: Path, recipe: Recipe, view: str, commits: Commits, valid: NDArray[np.bool_]
+    root: Location, recipe: Recipe, view: str, commits: Commits, valid: NDArray[np.bool_]
 ) -> dict[str, bytes]:
     moments = _merged_moments(root, recipe, view, commits, valid)
     files = statistics_objects(view, moments, recipe.encoder.grid)
@@ -168,7 +169,7 @@ def _record_of(path: str, content: bytes) -> ObjectRecord:
 
 
 def _merged_moments(
-    root: Path, recipe: Recipe, view: str, commits: Commits, valid: NDArray[np.bool_]
+    root: Location, recipe: Recipe, view: str, commits: Commits, valid: NDArray[np.bool_]
 ) -> Moments:
     field = fields_of(recipe, view)[0]
     merged = Moments.empty(field.row_shape)
@@ -197,7 +198,7 @@ def _merged_error(recipe: Recipe, view: str, commits: Commits, moments: Moments)
     return relative_error(total * share, moments)
 
 
-def _stored_moments(root: Path, record: CommitRecord, row_shape: tuple[int, ...]) -> Moments | None:
+def _stored_moments(root: Location, record: CommitRecord, row_shape: tuple[int, ...]) -> Moments | None:
     try:
         content = (root / record.moments.path).read_bytes()
     except FileNotFoundError:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +14,8 @@ from shards.errors import StoreDamagedError
 from shards.extents import Extents
 from shards.identity import Recipe
 from shards.layout import Field, fields_of
+from shards.location import Location
+from shards.object_reader import open_object
 from shards.output import OutputFile
 from shards.plan import Plan
 
@@ -39,7 +39,7 @@ class ShardOutputs(Protocol):
 
 
 class _ZarrOutputs:
-    def __init__(self, root: Path, recipe: Recipe, view: str, shard: int, pool: Executor) -> None:
+    def __init__(self, root: Location, recipe: Recipe, view: str, shard: int, pool: Executor) -> None:
         self._fields = {
             field.name: zarr_store.ZarrShardFile(
                 root, field, shard, recipe.capacity, recipe.compression, pool
@@ -58,7 +58,7 @@ class _ZarrOutputs:
 
 
 def open_outputs(
-    root: Path, recipe: Recipe, plan: Plan, view: str, shard: int, pool: Executor
+    root: Location, recipe: Recipe, plan: Plan, view: str, shard: int, pool: Executor
 ) -> ShardOutputs:
     """Begin the objects of a shard of a view under temporary names."""
     if recipe.format == "zarr":
@@ -73,7 +73,7 @@ def object_path(recipe: Recipe, field: Field, shard: int) -> str:
     return tar_store.shard_path(field.view, shard)
 
 
-def scan_extents(root: Path, recipe: Recipe, field: Field, shard: int) -> Extents:
+def scan_extents(root: Location, recipe: Recipe, field: Field, shard: int) -> Extents:
     """Find the rows of a field in a shard by looking into the object itself.
 
     Raises:
@@ -81,13 +81,12 @@ def scan_extents(root: Path, recipe: Recipe, field: Field, shard: int) -> Extent
     """
     path = root / object_path(recipe, field, shard)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        source = open_object(path)
     except FileNotFoundError as error:
         raise StoreDamagedError(f"{path}: shard {shard} is missing; run `pipeline verify`") from error
-    try:
+    with source:
         if recipe.format == "zarr":
-            compressed = recipe.compression is not None
-            return zarr_store.read_extents(descriptor, path, field, recipe.capacity, compressed=compressed)
-        return tar_store.scan_extents(descriptor, path, field, shard, recipe.capacity)
-    finally:
-        os.close(descriptor)
+            return zarr_store.read_extents(
+                source, field, recipe.capacity, compressed=recipe.compression is not None
+            )
+        return tar_store.scan_extents(source, field, shard, recipe.capacity)

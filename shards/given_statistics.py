@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from shards.atomic import publish_bytes
 from shards.errors import StoreDamagedError, UsageError
 from shards.layout import MANIFEST
+from shards.location import Location
 from shards.statistics_arrays import Statistics
 from shards.zarr_store import group_document, plain_array_document
 
@@ -40,7 +40,7 @@ class GivenStatistics:
     sha256: str
 
 
-def publish_given(root: Path, given: GivenStatistics | None) -> None:
+def publish_given(root: Location, given: GivenStatistics | None) -> None:
     """Make a store's readers normalise by given statistics; the first to be published stay.
 
     Args:
@@ -71,7 +71,7 @@ def publish_given(root: Path, given: GivenStatistics | None) -> None:
         publish_bytes(root / _CHUNKS[part], values.astype("<f8").tobytes())
 
 
-def given_source(root: Path) -> dict[str, str] | None:
+def given_source(root: Location) -> dict[str, str] | None:
     """Name and digest of the file a store's given statistics come from; None if it has its own alone."""
     if not (root / GIVEN).exists():
         return None
@@ -79,7 +79,7 @@ def given_source(root: Path) -> dict[str, str] | None:
     return {"name": name, "sha256": sha256}
 
 
-def given_objects(root: Path) -> list[str]:
+def given_objects(root: Location) -> list[str]:
     """Paths of everything under ``stats/from-file``; empty if the store has its own statistics alone.
 
     Raises:

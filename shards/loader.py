@@ -137,7 +137,9 @@ class Loader:
             if len({(r.row_shape, r.dtype) for r in readers}) != 1:
                 raise UsageError(f"views {', '.join(self._views)} hold {field!r} of different shapes")
         self._allocate = allocate
-        self._threads = threads
+        # Rows from a server are asked for a batch at a time, and for every buffer at once, to hide the way there.
+        self._piece = self._schedule.largest if store.is_remote else _PIECE
+        self._threads = max(threads, ring) if store.is_remote else threads
         self._num_slots = ring
         self._ring: Ring[Draw] | None = None
         self._buffers: list[dict[str, NDArray[Any]]] = []
@@ -163,7 +165,7 @@ class Loader:
             fill=_Filler(self._readers, self._buffers),
             num_slots=self._num_slots,
             num_threads=self._threads,
-            piece=_PIECE,
+            piece=self._piece,
         )
         self._ring = ring
         self._closer = weakref.finalize(self, ring.close)

@@ -9,13 +9,13 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 from shards.commit import ObjectRecord
 from shards.errors import StoreDamagedError, StoreIncompleteError
 from shards.identity import Recipe, canonical_json
 from shards.layout import FORMAT_VERSION, MANIFEST, derived_path
+from shards.location import Location, object_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Manifest:
         """Path of one of this revision's small objects; see `shards.layout.derived_path`."""
         return derived_path(name, self.revision)
 
-    def object_bytes(self, store: Path, path: str) -> bytes:
+    def object_bytes(self, store: Location, path: str) -> bytes:
         """Content of one of the store's small objects, compared with its digest.
 
         Raises:
@@ -119,7 +119,7 @@ class Manifest:
         return manifest
 
     @classmethod
-    def read(cls, store: Path) -> Self:
+    def read(cls, store: Location) -> Self:
         """Read the manifest of a store.
 
         Raises:
@@ -135,15 +135,14 @@ class Manifest:
             ) from error
 
 
-def missing_objects(store: Path, objects: Iterable[ObjectRecord]) -> list[str]:
+def missing_objects(store: Location, objects: Iterable[ObjectRecord]) -> list[str]:
     """What of the objects is not there, or not as long as it must be: one line each."""
+    objects = list(objects)
+    sizes = object_sizes(store, [record.path for record in objects])
     lines = []
     for record in objects:
-        try:
-            size = (store / record.path).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
+        if record.path not in sizes:
             lines.append(f"{record.path} is missing")
-            continue
-        if size != record.nbytes:
-            lines.append(f"{record.path} has {size} bytes instead of {record.nbytes}")
+        elif sizes[record.path] != record.nbytes:
+            lines.append(f"{record.path} has {sizes[record.path]} bytes instead of {record.nbytes}")
     return lines

@@ -1,14 +1,22 @@
-"""A file under a temporary name whose digest is known the moment it is closed."""
+"""An object that is written from front to back and then published, whole, if its name is still free.
+
+Its digest is known the moment it is complete. A file of this machine is written under a temporary name beside its final
+one. An object on a server is written into a scratch file without a name, which goes when the process goes, and sent
+when it is published: nothing half-written can stay on either side.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
-from shards.atomic import temporary_path
+from shards.atomic import publish_once, temporary_path
+from shards.location import Location
+from shards.remote_path import RemotePath
 
 Buffer = bytes | memoryview
 
@@ -22,20 +30,25 @@ class OutputFile:
 
     Attributes:
         final: Name the file is meant for.
-        temporary: Name it has now.
         position: Bytes written so far.
     """
 
-    def __init__(self, final: Path, pool: Executor) -> None:
+    def __init__(self, final: Location, pool: Executor) -> None:
         self.final = final
-        self.temporary = temporary_path(final)
         self.position = 0
         self._pool = pool
         self._sha256 = hashlib.sha256()
         self._flushed = 0
         self._flushing: Future[None] | None = None
+        self._temporary: Path | None = None
+        if isinstance(final, RemotePath):
+            with tempfile.TemporaryFile(prefix=f"{final.name}.", buffering=0) as scratch:
+                self._descriptor = os.dup(scratch.fileno())
+            return
         final.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._temporary = temporary_path(final)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(self._temporary, flags, 0o644)
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Append the bytes of C-contiguous buffers; they may be reused when this returns."""
@@ -83,18 +96,29 @@ class OutputFile:
                     written -= head.nbytes
 
     def finish(self) -> str:
-        """Flush to the disk and close; returns the SHA-256 in hexadecimal digits."""
+        """Complete the file and flush it to the disk; returns the SHA-256 in hexadecimal digits."""
         self._finish_flush()
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
-        self._descriptor = -1
+        if self._temporary is not None:
+            os.fsync(self._descriptor)
         return self._sha256.hexdigest()
 
+    def publish(self) -> bool:
+        """Give the finished object its name; says whether that was still free."""
+        if isinstance(self.final, RemotePath):
+            # The scratch file has no name of its own; this is how its descriptor is opened once more.
+            won = self.final.upload(f"/dev/fd/{self._descriptor}")
+        else:
+            assert self._temporary is not None
+            won = publish_once(self._temporary, self.final)
+        self.discard()
+        return won
+
     def discard(self) -> None:
-        """Close and remove the temporary file, if it is still there."""
+        """Close the file, and remove it unless it is published."""
         if self._descriptor >= 0:
             if self._flushing is not None:
                 self._flushing.exception()  # the descriptor must stay open until it is done
             os.close(self._descriptor)
             self._descriptor = -1
-        self.temporary.unlink(missing_ok=True)
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)

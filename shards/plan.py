@@ -8,12 +8,12 @@ on axis 0 of every array; the spare rows at the end of the smaller shards hold n
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from shards.draws import permutation
 from shards.errors import StoreDamagedError, UsageError
+from shards.location import Location
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -194,8 +195,8 @@ class Plan:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def write(self, path: Path) -> None:
-        """Write ``plan.parquet``; the same plan gives the same bytes under one version of pyarrow."""
+    def to_bytes(self) -> bytes:
+        """Content of ``plan.parquet``; the same plan gives the same bytes under one version of pyarrow."""
         import pyarrow.parquet as pq
 
         settings = {
@@ -205,10 +206,12 @@ class Plan:
             "class_names": list(self.class_names),
         }
         table = self._table.replace_schema_metadata({"shards.plan": json.dumps(settings, ensure_ascii=False)})
-        pq.write_table(table, path, compression="zstd")
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        return buffer.getvalue()
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Location) -> Self:
         """Read ``plan.parquet``.
 
         Raises:
@@ -218,7 +221,7 @@ class Plan:
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(path, memory_map=False).combine_chunks()
+            table = pq.read_table(pa.BufferReader(path.read_bytes())).combine_chunks()
             settings = json.loads((table.schema.metadata or {})[b"shards.plan"])
             version = settings["version"]
         except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError) as error:

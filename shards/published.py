@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,32 +12,33 @@ from numpy.typing import NDArray
 from shards.checksum import crc32c
 from shards.code_arrays import published_code
 from shards.commit import CommitRecord, ObjectRecord
-from shards.compression import row_codec
+from shards.compression import unpack_row
 from shards.errors import StoreDamagedError
 from shards.extents import ABSENT
 from shards.forms import object_path, scan_extents
 from shards.identity import Recipe
 from shards.layout import Field, fields_of, moments_path
+from shards.location import Location
 from shards.moments import Moments, RowSums
+from shards.object_reader import blocks_of, open_object
 from shards.plan import Plan
-from shards.shard_file import ShardFile
-
-_CHUNK = 1 << 22
 
 
-def object_record(root: Path, path: str) -> ObjectRecord:
+def object_record(root: Location, path: str) -> ObjectRecord:
     """Size and digest of an object as it lies there.
 
     Raises:
         FileNotFoundError: If it does not exist.
     """
-    with (root / path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return ObjectRecord(path, file.tell(), digest.hexdigest())
+    digest = hashlib.sha256()
+    with open_object(root / path) as source:
+        for block in blocks_of(source):
+            digest.update(block)
+        return ObjectRecord(path, source.size, digest.hexdigest())
 
 
 def published_rows(
-    root: Path, recipe: Recipe, field: Field, shard: int
+    root: Location, recipe: Recipe, field: Field, shard: int
 ) -> Iterator[tuple[int, NDArray[Any] | None]]:
     """Every place of a shard with its row, or None where there is none, in order.
 
@@ -49,28 +49,29 @@ def published_rows(
     """
     extents = scan_extents(root, recipe, field, shard)
     path = root / object_path(recipe, field, shard)
-    file = ShardFile(path, lambda _: extents, "pread", sequential=True)
-    codec = None if recipe.compression is None else row_codec(recipe.compression)
     row = np.empty(field.row_shape, field.dtype.numpy)
-    flat = row.reshape(-1).view(np.uint8)
-    for place in range(recipe.capacity):
-        offset, size = file.extent(place)
-        if offset == ABSENT:
-            yield place, None
-            continue
-        if codec is None:
-            file.read_into(offset, flat)
-        else:
-            stored = np.empty(size, np.uint8)
-            file.read_into(offset, stored)
+    with open_object(path) as source:
+        if extents.end > source.size:
+            raise StoreDamagedError(
+                f"{path} ends at byte {source.size}, its rows at {extents.end}: truncated"
+            )
+        for place, (offset, size) in enumerate(
+            zip(extents.offsets.tolist(), extents.sizes.tolist(), strict=True)
+        ):
+            if offset == ABSENT:
+                yield place, None
+                continue
+            stored = np.frombuffer(source.read(size, offset), np.uint8)
             try:
-                codec.decode(stored, row)
+                unpack_row(stored, row, recipe.compression)
             except (RuntimeError, ValueError) as error:
                 raise StoreDamagedError(f"{path}: place {place} cannot be decoded: {error}") from error
-        yield place, row
+            yield place, row
 
 
-def shard_moments(root: Path, recipe: Recipe, view: str, shard: int, places: NDArray[np.bool_]) -> Moments:
+def shard_moments(
+    root: Location, recipe: Recipe, view: str, shard: int, places: NDArray[np.bool_]
+) -> Moments:
     """Moments of the tokens at some places of a published shard, bool[capacity]."""
     field = fields_of(recipe, view)[0]
     sums = RowSums(field.row_shape, field.dtype, published_code(root, recipe))
@@ -81,7 +82,7 @@ def shard_moments(root: Path, recipe: Recipe, view: str, shard: int, places: NDA
 
 
 def describe_shard(
-    root: Path,
+    root: Location,
     recipe: Recipe,
     plan: Plan,
     view: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
@@ -51,8 +52,68 @@ class RowReader(Protocol):
         """
 
 
-class StoredReader:
-    """Reads a stored field; safe to be used by several threads at once."""
+class CheckedReader(ABC):
+    """What reading a stored field has in common, wherever it lies; safe to be used by several threads at once.
+
+    Args:
+        field: The field.
+        capacity: Rows of a shard.
+        checksums: Gives the CRC32C of each row, uint32[num_rows].
+        verify: When they are compared.
+    """
+
+    def __init__(
+        self, field: Field, capacity: int, *, checksums: Callable[[], NDArray[np.uint32]], verify: Verify
+    ) -> None:
+        self.row_shape = field.row_shape
+        self.dtype = field.dtype.numpy
+        self.logical_dtype = field.dtype.logical
+        self._field = field
+        self._capacity = capacity
+        self._row_nbytes = field.row_nbytes
+        self._verify = verify
+        self._checksums = None if verify == "never" else checksums()
+        self._unverified = None if self._checksums is None else bytearray(b"\1") * len(self._checksums)
+
+    @abstractmethod
+    def _fill(self, rows: list[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
+        """Put each row's bytes into its place of the buffer, a uint8 vector."""
+
+    @abstractmethod
+    def _where(self, shard: int) -> str:
+        """The object that a shard lies in, in brackets, as far as it is known."""
+
+    def read(
+        self, rows: NDArray[np.int64] | Sequence[int], out: NDArray[Any], at: Sequence[int] | None = None
+    ) -> None:
+        """See `RowReader.read`."""
+        wanted = rows.tolist() if isinstance(rows, np.ndarray) else list(rows)
+        targets = range(len(wanted)) if at is None else at
+        if out.dtype != self.dtype or out.shape[1:] != self.row_shape or not out.flags.c_contiguous:
+            expected = f"a C-contiguous {self.dtype} buffer [k, {', '.join(map(str, self.row_shape))}]"
+            raise ValueError(f"{self._field.path} reads into {expected}, got {out.dtype} {out.shape}")
+        flat = np.frombuffer(out, np.uint8)  # the cheapest way to a flat view; single rows feel it
+        self._fill(wanted, targets, flat)
+        if self._checksums is not None:
+            self._check(wanted, targets, out)
+
+    def _check(self, rows: list[int], targets: Sequence[int], out: NDArray[Any]) -> None:
+        assert self._checksums is not None
+        assert self._unverified is not None
+        for row, target in zip(rows, targets, strict=True):
+            if self._verify == "first" and not self._unverified[row]:
+                continue
+            if crc32c(out[target]) != self._checksums[row]:
+                raise StoreDamagedError(f"{self._at(row)} fails its checksum; run `pipeline verify`")
+            self._unverified[row] = 0
+
+    def _at(self, row: int) -> str:
+        shard = row // self._capacity
+        return f"row {row} of shard {shard} of {self._field.path}{self._where(shard)}"
+
+
+class StoredReader(CheckedReader):
+    """Reads a field from files of this machine."""
 
     def __init__(
         self,
@@ -65,36 +126,17 @@ class StoredReader:
         verify: Verify,
         max_open: int,
     ) -> None:
-        self.row_shape = field.row_shape
-        self.dtype = field.dtype.numpy
-        self.logical_dtype = field.dtype.logical
-        self._field = field
-        self._capacity = capacity
-        self._row_nbytes = field.row_nbytes
+        super().__init__(field, capacity, checksums=checksums, verify=verify)
         self._open_shard = open_shard
         self._codec = codec
         self._max_open = max_open
-        self._verify = verify
-        self._checksums = None if verify == "never" else checksums()
-        self._unverified = None if self._checksums is None else bytearray(b"\1") * len(self._checksums)
         self._files: dict[int, ShardFile] = {}
         self._lock = threading.Lock()
 
-    def read(
-        self, rows: NDArray[np.int64] | Sequence[int], out: NDArray[Any], at: Sequence[int] | None = None
-    ) -> None:
-        """See `RowReader.read`."""
-        wanted = rows.tolist() if isinstance(rows, np.ndarray) else list(rows)
-        targets = range(len(wanted)) if at is None else at
-        if out.dtype != self.dtype or out.shape[1:] != self.row_shape or not out.flags.c_contiguous:
-            expected = f"a C-contiguous {self.dtype} buffer [k, {', '.join(map(str, self.row_shape))}]"
-            raise ValueError(f"{self._field.path} reads into {expected}, got {out.dtype} {out.shape}")
-        flat = np.frombuffer(out, np.uint8)  # the cheapest way to a flat view; single rows feel it
+    def _fill(self, rows: list[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
         first = 0
-        while first < len(wanted):
-            first += self._read_run(wanted, targets, first, flat)
-        if self._checksums is not None:
-            self._check(wanted, targets, out)
+        while first < len(rows):
+            first += self._read_run(rows, targets, first, flat)
 
     def _read_run(self, rows: list[int], targets: Sequence[int], first: int, flat: NDArray[np.uint8]) -> int:
         """Read ``rows[first]`` and those after it that are its neighbours in the file and in the buffer."""
@@ -147,21 +189,9 @@ class StoredReader:
                 self._files[shard] = file
         return file
 
-    def _check(self, rows: list[int], targets: Sequence[int], out: NDArray[Any]) -> None:
-        assert self._checksums is not None
-        assert self._unverified is not None
-        for row, target in zip(rows, targets, strict=True):
-            if self._verify == "first" and not self._unverified[row]:
-                continue
-            if crc32c(out[target]) != self._checksums[row]:
-                raise StoreDamagedError(f"{self._at(row)} fails its checksum; run `pipeline verify`")
-            self._unverified[row] = 0
-
-    def _at(self, row: int) -> str:
-        shard = row // self._capacity
+    def _where(self, shard: int) -> str:
         file = self._files.get(shard)
-        where = f" ({file.path})" if file is not None else ""
-        return f"row {row} of shard {shard} of {self._field.path}{where}"
+        return f" ({file.path})" if file is not None else ""
 
 
 class MirroredReader:

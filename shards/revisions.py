@@ -7,25 +7,24 @@ revision is begun by its ``zarr.json``, which names the recipe it is made with, 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from shards.atomic import publish_bytes
 from shards.errors import IdentityMismatchError, StoreIncompleteError
 from shards.identity import Recipe
 from shards.layout import INDEX, MANIFEST, REVISIONS, ROOT, WORK_DIR, derived_path
+from shards.location import Location, object_names
 from shards.manifest import Manifest
 from shards.root import array_documents, read_recipe, root_document
 
 _DERIVED = (INDEX, "label", "valid", "stats")
 
 
-def newest_revision(path: Path) -> int:
+def newest_revision(path: Location) -> int:
     """The highest revision of a store that has been begun; 0 if it was never added to."""
     folders = (document.parent.name for document in (path / REVISIONS).glob(f"*/{ROOT}"))
     return max((int(name) for name in folders if name.isdecimal()), default=0)
 
 
-def current_revision(path: Path) -> int:
+def current_revision(path: Location) -> int:
     """The revision a store shows to its readers, or will show once it is finished."""
     try:
         return Manifest.read(path).revision
@@ -33,7 +32,7 @@ def current_revision(path: Path) -> int:
         return newest_revision(path)
 
 
-def begin_revision(path: Path, recipe: Recipe) -> int:
+def begin_revision(path: Location, recipe: Recipe) -> int:
     """Begin the revision after the published one, or join the work on it.
 
     Args:
@@ -61,12 +60,15 @@ def begin_revision(path: Path, recipe: Recipe) -> int:
     return revision
 
 
-def superseded(path: Path, manifest: Manifest) -> list[Path]:
-    """Small objects of revisions before the published one, sorted: nobody who opens the store now reads them."""
-    folders = [path / derived_path("", revision) for revision in range(1, manifest.revision)]
-    roots = [*folders, *(path / name for name in _DERIVED if manifest.revision)]
-    files = (file for root in roots for file in (root, *root.rglob("*")) if file.is_file())
-    return sorted(file for file in files if file.relative_to(path).as_posix() not in manifest.by_path)
+def superseded(path: Location, manifest: Manifest) -> list[str]:
+    """Names of small objects of earlier revisions, sorted: nobody who opens the store now reads them."""
+    folders = tuple(derived_path("", revision) for revision in range(1, manifest.revision))
+    tops = _DERIVED if manifest.revision else ()
+    return [
+        name
+        for name in object_names(path)
+        if name not in manifest.by_path and (name.startswith(folders) or name.partition("/")[0] in tops)
+    ]
 
 
 def belongs_to_another(name: str, manifest: Manifest, newest: Recipe) -> bool:

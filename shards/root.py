@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from shards.code_arrays import code_documents
 from shards.errors import StoreDamagedError, UsageError
 from shards.identity import Recipe
 from shards.layout import FORMAT_VERSION, ROOT, derived_path, fields_of
+from shards.location import Location
 from shards.zarr_store import group_document, sharded_array_document
 
 
@@ -43,7 +43,7 @@ def root_documents(begun: Recipe, recipe: Recipe, revision: int) -> dict[str, by
     return {ROOT: root_document(begun), derived_path(ROOT, revision): root_document(recipe)}
 
 
-def read_recipe(path: Path, revision: int = 0) -> Recipe:
+def read_recipe(path: Location, revision: int = 0) -> Recipe:
     """The recipe a store was begun with, or one of its revisions; finished or not.
 
     Raises:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
 from shards.extents import ABSENT, Extents
+from shards.object_reader import LocalObject, ObjectReader
 
 ReadMode = Literal["auto", "mmap", "pread"]
 READ_MODES: tuple[ReadMode, ...] = ("auto", "mmap", "pread")
@@ -42,42 +43,34 @@ _STREAK = 16  # rows found cached one after another before one answer counts for
 _STREAK_NS = 1_000_000
 
 
-class ShardFile:
+class ShardFile(LocalObject):
     """An object of a store, open for reading; closed when the last reference to it goes.
 
     Attributes:
-        path: The file.
         extents: Where the rows of one field lie in it.
     """
 
-    def __init__(
-        self, path: Path, locate: Callable[[int], Extents], mode: ReadMode, *, sequential: bool = False
-    ) -> None:
-        self.path = path
+    def __init__(self, path: Path, locate: Callable[[ObjectReader], Extents], mode: ReadMode) -> None:
+        super().__init__(path)
         self._map: NDArray[np.uint8] | None = None
         self._mode = mode
         self._probe = [bytearray(1)]
         self._hits = 0
         self._cached_until = 0
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.extents = locate(self._descriptor)
+        self.extents = locate(self)
         self._offsets: list[int] = self.extents.offsets.tolist()
         self._sizes: list[int] = self.extents.sizes.tolist()
-        size = os.fstat(self._descriptor).st_size
-        if self.extents.end > size:
-            raise StoreDamagedError(f"{path} ends at byte {size}, its rows at {self.extents.end}: truncated")
-        if mode != "pread" and size:
+        if self.extents.end > self.size:
+            raise StoreDamagedError(
+                f"{path} ends at byte {self.size}, its rows at {self.extents.end}: truncated"
+            )
+        if mode != "pread" and self.size:
             # numpy's view keeps the map alive, and the map the file.
-            mapped = mmap.mmap(self._descriptor, size, prot=mmap.PROT_READ)
+            mapped = mmap.mmap(self.descriptor, self.size, prot=mmap.PROT_READ)
             self._map = np.frombuffer(mapped, np.uint8)
-        if mode != "mmap" and not sequential and hasattr(os, "posix_fadvise"):
+        if mode != "mmap" and hasattr(os, "posix_fadvise"):
             # Without this the kernel reads ahead by megabytes that a shuffled order does not want.
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-
-    def __del__(self) -> None:
-        descriptor = getattr(self, "_descriptor", -1)
-        if descriptor >= 0:
-            os.close(descriptor)
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def extent(self, place: int) -> tuple[int, int]:
         """First byte and stored length of a row; (-1, 0) where there is none."""
@@ -107,7 +100,7 @@ class ShardFile:
         view = out.data
         filled = 0
         while filled < out.nbytes:
-            count = _read_at(self._descriptor, view[filled:], offset + filled)
+            count = _read_at(self.descriptor, view[filled:], offset + filled)
             if count == 0:
                 raise StoreDamagedError(f"{self.path} ends at byte {offset + filled}: truncated while in use")
             filled += count
@@ -125,7 +118,7 @@ class ShardFile:
         if _NOWAIT is None:
             return False
         try:
-            hit = os.preadv(self._descriptor, self._probe, offset + nbytes - 1, _NOWAIT) == 1
+            hit = os.preadv(self.descriptor, self._probe, offset + nbytes - 1, _NOWAIT) == 1
         except OSError:  # not cached, or a file system that cannot say
             hit = False
         self._hits = self._hits + 1 if hit else 0

@@ -12,21 +12,46 @@ from shards.extents import ABSENT, Extents
 from shards.forms import object_path
 from shards.identity import Recipe
 from shards.layout import Field
+from shards.object_reader import ObjectReader
 from shards.shard_file import ReadMode, ShardFile
 from shards.zarr_store import read_extents
 
 
-class ShardOpener:
-    """Opens shards of one field; the form decides where the rows' places come from."""
+class RowLocator:
+    """Finds the rows of one field in a shard's object; the form decides where their places come from.
 
-    def __init__(
-        self, root: Path, recipe: Recipe, field: Field, mode: ReadMode, offsets: NDArray[np.int64] | None
-    ) -> None:
-        self._root = root
-        self._recipe = recipe
-        self._field = field
-        self._mode = mode
+    Args:
+        recipe: The store's recipe.
+        field: The field.
+        offsets: First byte of each row in its object, int64[num_rows], for forms whose objects have no index.
+    """
+
+    def __init__(self, recipe: Recipe, field: Field, offsets: NDArray[np.int64] | None) -> None:
+        self.recipe = recipe
+        self.field = field
         self._offsets = offsets
+
+    def __call__(self, source: ObjectReader, shard: int) -> Extents:
+        """Where the rows lie in an open object.
+
+        Raises:
+            StoreDamagedError: If its own index is damaged.
+        """
+        capacity = self.recipe.capacity
+        if self._offsets is None:
+            compressed = self.recipe.compression is not None
+            return read_extents(source, self.field, capacity, compressed=compressed)
+        offsets = self._offsets[shard * capacity : (shard + 1) * capacity]
+        return Extents(offsets, np.where(offsets == ABSENT, 0, self.field.row_nbytes))
+
+
+class ShardOpener:
+    """Opens a field's shards that lie on this machine."""
+
+    def __init__(self, root: Path, locator: RowLocator, mode: ReadMode) -> None:
+        self._root = root
+        self._locator = locator
+        self._mode = mode
 
     def __call__(self, shard: int) -> ShardFile:
         """Open one shard.
@@ -34,16 +59,8 @@ class ShardOpener:
         Raises:
             StoreDamagedError: If its own index is damaged.
         """
-        path = self._root / object_path(self._recipe, self._field, shard)
-        return ShardFile(path, lambda descriptor: self._locate(descriptor, path, shard), self._mode)
-
-    def _locate(self, descriptor: int, path: Path, shard: int) -> Extents:
-        capacity = self._recipe.capacity
-        if self._offsets is None:
-            compressed = self._recipe.compression is not None
-            return read_extents(descriptor, path, self._field, capacity, compressed=compressed)
-        offsets = self._offsets[shard * capacity : (shard + 1) * capacity]
-        return Extents(offsets, np.where(offsets == ABSENT, 0, self._field.row_nbytes))
+        path = self._root / object_path(self._locator.recipe, self._locator.field, shard)
+        return ShardFile(path, lambda source: self._locator(source, shard), self._mode)
 
 
 def max_open_files() -> int:

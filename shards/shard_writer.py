@@ -7,20 +7,20 @@ import hashlib
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.atomic import publish_bytes, publish_once
+from shards.atomic import publish_bytes
 from shards.checksum import crc32c_rows
 from shards.commit import CommitRecord, ObjectRecord
 from shards.errors import StoreError
-from shards.forms import open_outputs
+from shards.forms import object_path, open_outputs
 from shards.identity import Recipe
 from shards.layout import commit_path, fields_of, moments_path
+from shards.location import Location
 from shards.moments import Moments, RowSums
 from shards.plan import Plan
 from shards.published import describe_shard
@@ -35,7 +35,7 @@ class ShardWriter:
 
     def __init__(
         self,
-        root: Path,
+        root: Location,
         recipe: Recipe,
         plan: Plan,
         view: str,
@@ -168,11 +168,12 @@ class ShardWriter:
             )
         moments = self._sums.moments()
         digests = self._outputs.finish()
+        paths = dict.fromkeys(object_path(self._recipe, field, self.shard) for field in self._fields)
         objects = tuple(
-            ObjectRecord(file.final.relative_to(self._root).as_posix(), file.position, digest)
-            for file, digest in zip(self._outputs.files, digests, strict=True)
+            ObjectRecord(path, file.position, digest)
+            for path, file, digest in zip(paths, self._outputs.files, digests, strict=True)
         )
-        won = [publish_once(file.temporary, file.final) for file in self._outputs.files]
+        won = [file.publish() for file in self._outputs.files]
         if all(won):
             record = self._own_record(objects, moments, square_error)
         else:

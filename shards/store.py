@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,29 +17,40 @@ from shards.code_arrays import read_code
 from shards.compression import row_codec
 from shards.dtypes import bfloat16_to_float32
 from shards.errors import StoreDamagedError, UsageError
+from shards.forms import object_path
 from shards.given_statistics import GIVEN, GivenStatistics, read_given
 from shards.identity import MIRRORED_VIEWS, Recipe
 from shards.index import Index
 from shards.layout import INDEX, PLAN, Field, field_of
+from shards.location import Location, as_location
 from shards.manifest import Manifest, missing_objects
 from shards.plan import Plan, planned_rows
 from shards.quantize import Int8Code
+from shards.range_cache import RangeCache
 from shards.reader import MirroredReader, RowReader, StoredReader, Verify
+from shards.remote_path import RemotePath
+from shards.remote_reader import RemoteReader
 from shards.root import read_recipe
 from shards.shard_file import ReadMode
-from shards.shard_opening import ShardOpener, max_open_files
+from shards.shard_opening import RowLocator, ShardOpener, max_open_files
 from shards.statistics_arrays import Statistics, error_path, merged_statistics
 
 
-def open_store(path: Path | str) -> Store:
+def open_store(path: str | Location, cache: RangeCache | None = None) -> Store:
     """Open a finished store for reading.
 
+    Args:
+        path: Its folder or URL.
+        cache: Where rows from a server are kept on this machine.
+
     Raises:
-        UsageError: If there is no store at ``path``.
+        UsageError: If there is no store at ``path``, or a cache is given for one of this machine.
         StoreIncompleteError: If it has no manifest yet.
         StoreDamagedError: If an object is missing or of another size than the manifest says.
     """
-    path = Path(path)
+    path = as_location(path)
+    if cache is not None and not isinstance(path, RemotePath):
+        raise UsageError(f"--cache is for stores on a server, and {path} lies on this machine; leave it out")
     begun = read_recipe(path)
     manifest = Manifest.read(path)
     own = read_recipe(path, manifest.revision)
@@ -51,7 +61,7 @@ def open_store(path: Path | str) -> Store:
     if problems:
         more = f" and {len(problems) - 1} more objects are damaged" if len(problems) > 1 else ""
         raise StoreDamagedError(f"{path}: {problems[0]}{more}; run `pipeline verify` for the whole list")
-    return Store(path, manifest)
+    return Store(path, manifest, cache)
 
 
 class Store:
@@ -62,14 +72,20 @@ class Store:
         manifest: What it consists of.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Location, manifest: Manifest, cache: RangeCache | None = None) -> None:
         self.path = path
+        self._cache = cache
         self.manifest = manifest
 
     @property
     def recipe(self) -> Recipe:
         """What the store was made by."""
         return self.manifest.recipe
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies on a server, so that reading takes a journey."""
+        return isinstance(self.path, RemotePath)
 
     @property
     def num_rows(self) -> int:
@@ -229,18 +245,30 @@ class Store:
             raise UsageError(
                 f"{self.path} has no {field!r} for view {view!r}; encode with --image-size to store it"
             )
-        described = field_of(self.recipe, view, field)
-        compression = self.recipe.compression
+        return self._reader_of(field_of(self.recipe, view, field), mode, verify)
+
+    def _reader_of(self, field: Field, mode: ReadMode, verify: Verify) -> RowReader:
+        recipe = self.recipe
+        offsets = self.index.offsets(field.path) if recipe.format == "webdataset" else None
+        locator = RowLocator(recipe, field, offsets)
+        if isinstance(self.path, RemotePath):
+            return RemoteReader(
+                field,
+                self.capacity,
+                self.path,
+                lambda shard: self.manifest.by_path[object_path(recipe, field, shard)],
+                locator,
+                compression=recipe.compression,
+                checksums=lambda: self.index.checksums(field.path),
+                verify=verify,
+                cache=self._cache,
+            )
         return StoredReader(
-            described,
+            field,
             self.capacity,
-            self._shard_opener(described, mode),
-            codec=None if compression is None else row_codec(compression),
-            checksums=lambda: self.index.checksums(described.path),
+            ShardOpener(self.path, locator, mode),
+            codec=None if recipe.compression is None else row_codec(recipe.compression),
+            checksums=lambda: self.index.checksums(field.path),
             verify=verify,
             max_open=max_open_files(),
         )
-
-    def _shard_opener(self, field: Field, mode: ReadMode) -> ShardOpener:
-        offsets = self.index.offsets(field.path) if self.recipe.format == "webdataset" else None
-        return ShardOpener(self.path, self.recipe, field, mode, offsets)

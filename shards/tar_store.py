@@ -15,10 +15,8 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,8 @@ from numpy.typing import NDArray
 from shards.errors import StoreDamagedError
 from shards.extents import ABSENT, Extents
 from shards.layout import Field
+from shards.location import Location
+from shards.object_reader import ObjectReader
 from shards.output import Buffer, OutputFile
 from shards.plan import Plan
 
@@ -73,7 +73,9 @@ class RowMembers:
 class TarShardFile:
     """Writes one shard of one view: all members of a row together, rows by ascending place."""
 
-    def __init__(self, root: Path, fields: Sequence[Field], plan: Plan, shard: int, pool: Executor) -> None:
+    def __init__(
+        self, root: Location, fields: Sequence[Field], plan: Plan, shard: int, pool: Executor
+    ) -> None:
         self._fields = fields
         self._members = RowMembers(fields, plan, shard)
         self._output = OutputFile(root / shard_path(fields[0].view, shard), pool)
@@ -134,7 +136,7 @@ def _tar_header(name: str, size: int) -> bytes:
     return header[:148] + b"%06o\0 " % sum(header) + header[156:]
 
 
-def scan_extents(descriptor: int, path: Path, field: Field, shard: int, capacity: int) -> Extents:
+def scan_extents(source: ObjectReader, field: Field, shard: int, capacity: int) -> Extents:
     """Find the rows of a field by walking the headers of an open tar.
 
     Raises:
@@ -145,7 +147,8 @@ def scan_extents(descriptor: int, path: Path, field: Field, shard: int, capacity
     offsets = np.full(capacity, ABSENT, np.int64)
     header = npy_header(field)
     suffix = f".{field.name}.npy"
-    for name, offset, size in _members(descriptor, path):
+    path = source.path
+    for name, offset, size in _members(source):
         key, dot, _ = name.partition(".")
         if not dot or len(key) < _KEY_DIGITS or not (key.isascii() and key.isdigit()):
             raise StoreDamagedError(f"{path}: member {name!r} is not named by a row; run `pipeline verify`")
@@ -155,7 +158,7 @@ def scan_extents(descriptor: int, path: Path, field: Field, shard: int, capacity
                 f"{path}: member {name!r} belongs to another shard; run `pipeline verify`"
             )
         if name == key + suffix:
-            if size != len(header) + field.row_nbytes or os.pread(descriptor, len(header), offset) != header:
+            if size != len(header) + field.row_nbytes or source.read(len(header), offset) != header:
                 raise StoreDamagedError(f"{path}: member {name!r} is not an array of {field.row_shape}")
             if offsets[place] != ABSENT:
                 raise StoreDamagedError(f"{path}: member {name!r} comes twice")
@@ -164,11 +167,11 @@ def scan_extents(descriptor: int, path: Path, field: Field, shard: int, capacity
     return Extents(offsets, sizes.astype(np.int64))
 
 
-def _members(descriptor: int, path: Path) -> Iterator[tuple[str, int, int]]:
+def _members(source: ObjectReader) -> Iterator[tuple[str, int, int]]:
     """Name, first byte and length of each member."""
-    position = 0
+    path, position = source.path, 0
     while True:
-        header = os.pread(descriptor, _BLOCK, position)
+        header = source.read(_BLOCK, position)
         if len(header) < _BLOCK:
             raise StoreDamagedError(f"{path}: the tar ends at byte {position} without an end mark")
         if not any(header):

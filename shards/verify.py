@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from shards.finalize import read_commits, small_objects
 from shards.forms import object_path
 from shards.index import Index, build_index
 from shards.layout import INDEX, MANIFEST, PLAN, ROOT, Field, derived_path, fields_of
+from shards.location import Location, as_location, object_names
 from shards.manifest import Manifest
 from shards.plan import Plan, planned_rows
 from shards.problem import Problem
@@ -33,7 +34,9 @@ Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes in all."""
 
 
-def verify_store(path: Path | str, *, threads: int = 2, progress: Progress | None = None) -> list[Problem]:
+def verify_store(
+    path: str | Location, *, threads: int = 2, progress: Progress | None = None
+) -> list[Problem]:
     """Find everything in which a finished store differs from what was written.
 
     Args:
@@ -47,7 +50,7 @@ def verify_store(path: Path | str, *, threads: int = 2, progress: Progress | Non
     Raises:
         UsageError: If there is no store at ``path``.
     """
-    path = Path(path)
+    path = as_location(path)
     try:
         manifest = Manifest.read(path)
     except StoreError as error:
@@ -62,7 +65,7 @@ def verify_store(path: Path | str, *, threads: int = 2, progress: Progress | Non
 
 
 def _compare_digests(
-    path: Path, manifest: Manifest, threads: int, progress: Progress | None
+    path: Location, manifest: Manifest, threads: int, progress: Progress | None
 ) -> dict[str, ObjectRecord | str]:
     """What is there instead, by path, for each object that is not as the manifest says."""
     total = sum(o.nbytes for o in manifest.objects)
@@ -79,7 +82,7 @@ def _compare_digests(
     return damaged
 
 
-def _found(path: Path, name: str) -> ObjectRecord | str:
+def _found(path: Location, name: str) -> ObjectRecord | str:
     try:
         return object_record(path, name)
     except (FileNotFoundError, NotADirectoryError):
@@ -88,16 +91,15 @@ def _found(path: Path, name: str) -> ObjectRecord | str:
         return f"cannot be read: {error}"
 
 
-def _strangers(path: Path, manifest: Manifest) -> Iterator[Problem]:
+def _strangers(path: Location, manifest: Manifest) -> Iterator[Problem]:
     newest = manifest.recipe
     if (revision := newest_revision(path)) > manifest.revision:
         try:
             newest = read_recipe(path, revision)
         except UserError as error:
             yield Problem(derived_path(ROOT, revision), str(error))
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path).as_posix()
-        if file.is_dir() or is_temporary(file) or name == MANIFEST or name in manifest.by_path:
+    for name in object_names(path):
+        if is_temporary(PurePosixPath(name)) or name == MANIFEST or name in manifest.by_path:
             continue
         if not belongs_to_another(name, manifest, newest):
             yield Problem(name, "is not an object of this store")
@@ -110,7 +112,7 @@ class _ShardObject:
     fields: tuple[Field, ...]
 
 
-def _explain(path: Path, manifest: Manifest, damaged: dict[str, ObjectRecord | str]) -> Iterator[Problem]:
+def _explain(path: Location, manifest: Manifest, damaged: dict[str, ObjectRecord | str]) -> Iterator[Problem]:
     """Say of each damaged object what is wrong with it, and with which rows."""
     recipe = manifest.recipe
     shards: dict[str, _ShardObject] = {}
@@ -141,7 +143,7 @@ def _explain(path: Path, manifest: Manifest, damaged: dict[str, ObjectRecord | s
 
 
 def _intact_tables(
-    path: Path, manifest: Manifest, damaged: dict[str, ObjectRecord | str]
+    path: Location, manifest: Manifest, damaged: dict[str, ObjectRecord | str]
 ) -> tuple[Plan | None, Index | None]:
     index = manifest.derived(INDEX)
     if PLAN in damaged or index in damaged:
@@ -155,7 +157,7 @@ def _intact_tables(
         return None, None
 
 
-def _contradictions(path: Path, manifest: Manifest) -> Iterator[Problem]:
+def _contradictions(path: Location, manifest: Manifest) -> Iterator[Problem]:
     """Ways in which objects that are each as the manifest says contradict one another."""
     index_path = path / manifest.derived(INDEX)
     try:

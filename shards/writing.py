@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Self
 
-from shards.atomic import is_temporary, publish_bytes, publish_once, temporary_path
+from shards.atomic import is_temporary, publish_bytes
 from shards.code_arrays import code_bytes, published_code
 from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
 from shards.finalize import finalize_store
 from shards.identity import Recipe
 from shards.layout import CODE_TABLE, PLAN, ROOT, commit_path
+from shards.location import Location, object_names
 from shards.manifest import Manifest
 from shards.plan import Plan
 from shards.quantize import Int8Code
+from shards.remote_path import RemotePath
 from shards.revisions import current_revision, newest_revision
 from shards.root import array_documents, read_recipe, root_document
 from shards.shard_writer import ShardWriter
@@ -35,7 +37,7 @@ class StoreWriter:
         revision: Which of its revisions that makes; see `shards.revisions`.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, plan: Plan, revision: int = 0) -> None:
+    def __init__(self, path: Location, recipe: Recipe, plan: Plan, revision: int = 0) -> None:
         self.path = path
         self.recipe = recipe
         self.plan = plan
@@ -47,7 +49,7 @@ class StoreWriter:
         return published_code(self.path, self.recipe)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Location) -> Self:
         """The newest revision of a store that has been begun, whoever began it.
 
         Raises:
@@ -58,7 +60,9 @@ class StoreWriter:
         return cls(path, read_recipe(path, revision), Plan.read(path / PLAN), revision)
 
     @classmethod
-    def create_or_continue(cls, path: Path, recipe: Recipe, plan: Plan, code: Int8Code | None = None) -> Self:
+    def create_or_continue(
+        cls, path: Location, recipe: Recipe, plan: Plan, code: Int8Code | None = None
+    ) -> Self:
         """Begin a store, or join the work on one that was begun with the same recipe and plan.
 
         Of a store that has been added to since, the writer is that of the revision its readers see.
@@ -74,7 +78,7 @@ class StoreWriter:
             UsageError: If the folder holds something else, or the plan is not the recipe's.
         """
         _require_fitting(recipe, plan, code)
-        if path.exists() and not (path / PLAN).exists() and any(not is_temporary(p) for p in path.iterdir()):
+        if path.is_dir() and not (path / PLAN).exists() and any(not is_temporary(p) for p in path.iterdir()):
             raise UsageError(f"a store is written into a new or empty folder, and {path} holds other things")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -100,15 +104,12 @@ class StoreWriter:
 
     def pending(self) -> list[tuple[str, int]]:
         """View and number of every shard without a commit record, in order of shard."""
-        done = {
-            view: {p.name for p in (self.path / commit_path(view, 0)).parent.glob("*.json")}
-            for view in self.recipe.views
-        }
+        done = set(object_names(self.path, "commits"))
         return [
             (view, shard)
             for shard in range(self.recipe.num_shards)
             for view in self.recipe.views
-            if Path(commit_path(view, shard)).name not in done[view]
+            if commit_path(view, shard) not in done
         ]
 
     def finished(self) -> bool:
@@ -142,9 +143,9 @@ class StoreWriter:
         return finalize_store(self.path, self.recipe, self.plan, provenance or {}, self.revision)
 
 
-def stale_temporaries(path: Path) -> list[Path]:
-    """Files that workers were writing when they died, or are writing now, sorted."""
-    return sorted(p for p in path.rglob(".*.tmp") if is_temporary(p))
+def stale_temporaries(path: Location) -> list[str]:
+    """Names of files that workers were writing when they died, or are writing now, sorted."""
+    return [name for name in object_names(path) if is_temporary(PurePosixPath(name))]
 
 
 def _require_fitting(recipe: Recipe, plan: Plan, code: Int8Code | None) -> None:
@@ -160,23 +161,19 @@ def _require_fitting(recipe: Recipe, plan: Plan, code: Int8Code | None) -> None:
         raise UsageError(f"the recipe asks for images, shards, seed and source {asked}, the plan has {given}")
 
 
-def _with_published_code(path: Path, recipe: Recipe, code: Int8Code) -> Recipe:
+def _with_published_code(path: Location, recipe: Recipe, code: Int8Code) -> Recipe:
     publish_bytes(path / CODE_TABLE, code_bytes(code))
     kept = published_code(path, dataclasses.replace(recipe, code=None))
     assert kept is not None
     return dataclasses.replace(recipe, code=kept.digest)
 
 
-def _publish_plan(path: Path, plan: Plan) -> None:
-    final = path / PLAN
-    if not final.exists():
-        temporary = temporary_path(final)
-        try:
-            plan.write(temporary)
-            publish_once(temporary, final)
-        finally:
-            temporary.unlink(missing_ok=True)
-    if Plan.read(final) != plan:
+def _publish_plan(path: Location, plan: Plan) -> None:
+    if not (path / PLAN).exists():
+        if isinstance(path, RemotePath):
+            path.require_first_creation_wins()
+        publish_bytes(path / PLAN, plan.to_bytes())
+    if Plan.read(path / PLAN) != plan:
         raise IdentityMismatchError(
             f"{path} was begun with other source images or another seed; name a new folder"
         )

@@ -10,9 +10,7 @@ sharding-indexed codec, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sh
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,8 @@ from shards.compression import row_codec, zarr_codec
 from shards.errors import StoreDamagedError
 from shards.extents import ABSENT, Extents
 from shards.layout import Field
+from shards.location import Location
+from shards.object_reader import ObjectReader
 from shards.output import Buffer, OutputFile
 
 _NO_CHUNK = np.uint64(2**64 - 1)
@@ -106,7 +106,7 @@ class ZarrShardFile:
     """Writes one shard of one field: rows by ascending place, then the index."""
 
     def __init__(
-        self, root: Path, field: Field, shard: int, capacity: int, compression: str | None, pool: Executor
+        self, root: Location, field: Field, shard: int, capacity: int, compression: str | None, pool: Executor
     ) -> None:
         self._codec = None if compression is None else row_codec(compression)
         self._index = np.full((capacity, 2), _NO_CHUNK, np.uint64)
@@ -132,15 +132,15 @@ class ZarrShardFile:
         return self.output.finish()
 
 
-def read_extents(descriptor: int, path: Path, field: Field, capacity: int, *, compressed: bool) -> Extents:
+def read_extents(source: ObjectReader, field: Field, capacity: int, *, compressed: bool) -> Extents:
     """Read the index at the end of an open shard and check that it can be true.
 
     Raises:
         StoreDamagedError: Naming the file, if the index fails its checksum or points outside the rows.
     """
-    size = os.fstat(descriptor).st_size
+    path, size = source.path, source.size
     index_size = capacity * 16 + _CRC_BYTES
-    raw = os.pread(descriptor, index_size, max(size - index_size, 0))
+    raw = source.read(index_size, max(size - index_size, 0))
     if size < index_size or crc32c(raw[:-_CRC_BYTES]) != int.from_bytes(raw[-_CRC_BYTES:], "little"):
         raise StoreDamagedError(f"{path}: the shard's index fails its checksum; run `pipeline verify`")
     entries = np.frombuffer(raw[:-_CRC_BYTES], "<u8").reshape(capacity, 2)

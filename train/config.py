@@ -150,8 +150,12 @@ class AdversarySettings:
 class TrainerSettings:
     """What both trainers are told."""
 
-    store: Path = field(default=Path("data/store"), metadata=FREE)
-    """Store to train from."""
+    store: str | Path = field(default="data/store", metadata=FREE)
+    """Store to train from: a folder or a URL."""
+    cache: Path | None = field(default=None, metadata=FREE)
+    """Folder of this machine that keeps what is read of a store on a server; other runs may use it too."""
+    cache_bytes: int | None = field(default=None, metadata=FREE)
+    """Bytes that --cache may hold."""
     out: Path | None = field(default=None, metadata=FREE)
     """Directory of the run; run the same command again to continue it. None: runs/PRESET."""
     max_steps: int = field(default=100_000, metadata=FREE)
@@ -277,7 +281,7 @@ class DecoderSettings(TrainerSettings):
     """DINO's weights (dino_deitsmall8_pretrain.pth and the like). None: torch's cache, else downloaded."""
     evaluate_every: int | None = field(default=None, metadata=FREE)
     """Steps between two measurements (PSNR, SSIM, and LPIPS if it is trained with) on images not trained on."""
-    evaluation_store: Path | None = field(default=None, metadata=FREE)
+    evaluation_store: str | Path | None = field(default=None, metadata=FREE)
     """Store of the same encoder to measure on. None: the --held-out images."""
     evaluation_images: int = field(default=256, metadata=FREE)
     """Most images measured, evenly spread over those there are."""

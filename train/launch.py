@@ -12,6 +12,7 @@ import torch
 
 from shards.atomic import replace_atomically
 from shards.errors import UsageError
+from shards.range_cache import range_cache
 from shards.store import Store, open_store
 from train.checkpoint import checkpoints
 from train.config import DecoderSettings, DiTSettings, Settings
@@ -56,7 +57,7 @@ def launch(
     die_with_launcher()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("train").setLevel(logging.INFO)
-    store = open_store(settings.store)
+    store = open_store(settings.store, range_cache(settings.cache, settings.cache_bytes))
     settings = resolve(settings, store, default_views)
     assert settings.out is not None
     tracker = resolve_tracker(settings.tracker)

@@ -75,7 +75,9 @@ def test_output_of_any_cut_has_the_same_bytes_and_digest(tmp_path):
             file.write([b"", *parts[len(parts) // 2 :]])
             assert file.position == len(content)
             digests.add(file.finish())
-            assert file.temporary.read_bytes() == content
+            assert file.publish()
+            assert (tmp_path / "object").read_bytes() == content
+            (tmp_path / "object").unlink()
             file.discard()
     assert len(digests) == 1
     assert list(tmp_path.iterdir()) == []
@@ -88,4 +90,5 @@ def test_a_disk_that_takes_a_little_at_a_time_gets_everything(tmp_path, monkeypa
         file = OutputFile(tmp_path / "object", pool)
         file.write([b"hello, ", b"world, ", b"in pieces"])
         file.finish()
-    assert file.temporary.read_bytes() == b"hello, world, in pieces"
+        file.publish()
+    assert (tmp_path / "object").read_bytes() == b"hello, world, in pieces"

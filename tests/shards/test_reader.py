@@ -70,7 +70,7 @@ def test_a_read_that_comes_in_parts_is_put_together(store, monkeypatch):
 
 
 def test_few_open_files_are_enough_for_many_threads(store, monkeypatch):
-    monkeypatch.setattr(shards.store, "_max_open_files", lambda: 1)
+    monkeypatch.setattr(shards.store, "max_open_files", lambda: 1)
     reader = store.reader("center", "tokens")
 
     def read(seed):

@@ -197,7 +197,7 @@ def test_a_killed_and_continued_store_is_the_uninterrupted_one(tmp_path, form, n
     kind = StoreKind(num_images=24, num_shards=8, bad={2: "bad", 5: "bad"}, format=form)
     kill_and_continue(tmp_path / "killed", form, num_kills, seed=num_kills)
     for temporary in stale_temporaries(tmp_path / "killed"):
-        temporary.unlink()
+        (tmp_path / "killed" / temporary).unlink()
     whole = build_store(tmp_path / "whole", kind)
     assert content_of(tmp_path / "killed") == content_of(whole.path)
     assert verify_store(tmp_path / "killed") == []
@@ -355,7 +355,7 @@ def test_only_temporary_names_are_called_stale(tmp_path):
     stale = store.path / "center" / f".zarr.json.{'a' * 32}.tmp"
     stale.touch()
     (store.path / "center" / ".mine.tmp").touch()
-    assert stale_temporaries(store.path) == [stale]
+    assert [store.path / name for name in stale_temporaries(store.path)] == [stale]
 
 
 def test_a_copied_store_is_the_same_store(tmp_path):
