@@ -28,28 +28,34 @@ Parts = dict[str, dict[str, Tensor]]
 """Tensors by part and name."""
 
 
-def save_checkpoint(directory: Path, step: int, parts: Parts, state: dict[str, Any]) -> Path:
-    """Write `directory`/step-N; only one process may do so.
+def save_checkpoint(
+    directory: Path, step: int, parts: Parts, state: dict[str, Any], *, write: bool = True
+) -> Path:
+    """Write `directory`/step-N, straight from the tensors; every process must call this, and only one may write.
 
     Args:
         directory: RUN/checkpoints.
         step: optimizer steps taken.
-        parts: whole tensors; each part becomes a file.
+        parts: tensors, whole or sharded; each part becomes a file of whole ones.
         state: JSON values.
+        write: whether this process writes; the others only help to gather.
 
     Returns:
         The checkpoint's directory.
     """
     final = directory / f"step-{step:08d}"
     temporary = directory / f".{final.name}.tmp"
-    directory.mkdir(parents=True, exist_ok=True)
     if final.exists():
         return final  # continued and stopped again at once: the state at a step is always the same
-    for leftover in directory.glob(".step-*.tmp"):
-        shutil.rmtree(leftover)
-    temporary.mkdir()
+    if write:
+        directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob(".step-*.tmp"):
+            shutil.rmtree(leftover)
+        temporary.mkdir()
     for name, tensors in parts.items():
-        save_tensors(temporary / f"{name}.safetensors", tensors)
+        save_tensors(temporary / f"{name}.safetensors", tensors, write=write)
+    if not write:
+        return final
     sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
     content = {"version": VERSION, "step": step, "files": sizes, "state": state}
     (temporary / "state.json").write_text(json.dumps(content, indent=2) + "\n")

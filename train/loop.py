@@ -24,7 +24,7 @@ from train.ema import WeightAverages
 from train.feed import Feed, MicroBatch
 from train.lr import learning_rate
 from train.signals import StopRequest
-from train.state import gather_parts, host_copies, make_optimizer, part_names, restore_parts
+from train.state import make_optimizer, part_names, restore_parts, state_parts
 from train.summary import expected_hours
 from train.task import Task, sum_and_count
 from train.totals import Seen, StepTotals, Window
@@ -228,24 +228,21 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Write the state to resume, then remove old ones."""
-        parts = gather_parts(self.task.model, self.averages, self.optimizer, keep=self.team.leads)
-        for name, tensors in self.task.further_state().items():
-            parts[name] = host_copies(tensors, keep=self.team.leads)
+        parts = state_parts(self.task.model, self.averages, self.optimizer) | self.task.further_state()
+        state = {"facts": self.facts, "bad_steps": self.bad_steps, "window": self.window.state()}
+        folder = self.out / "checkpoints"
+        save_checkpoint(folder, self.step, parts, state, write=self.team.leads)
         if self.team.leads:
-            state = {"facts": self.facts, "bad_steps": self.bad_steps, "window": self.window.state()}
-            save_checkpoint(self.out / "checkpoints", self.step, parts, state)
-            prune(self.out / "checkpoints", self.settings.keep_checkpoints)
+            prune(folder, self.settings.keep_checkpoints)
         self.team.wait()
 
     def snapshot(self, name: str) -> None:
         """Write weights to use: the average of each rate, the first under the plain name."""
         for rate in self.averages.rates:
-            live = {**self.task.model.state_dict(), **self.averages.weights(rate)}
-            weights = host_copies(live, keep=self.team.leads)
-            if self.team.leads:
-                suffix = "" if rate == self.averages.rates[0] else f"-ema{rate:g}"
-                path = self.out / "snapshots" / f"{name}{suffix}.safetensors"
-                self.task.save_snapshot(path, weights, step=self.step, ema_rate=rate)
+            weights = self.task.model.state_dict() | self.averages.weights(rate)
+            suffix = "" if rate == self.averages.rates[0] else f"-ema{rate:g}"
+            path = self.out / "snapshots" / f"{name}{suffix}.safetensors"
+            self.task.save_snapshot(path, weights, step=self.step, ema_rate=rate, write=self.team.leads)
 
     def draw_samples(self, journal: Journal) -> None:
         """Draw a picture with the averaged weights; sharded weights need every process for it."""

@@ -95,10 +95,17 @@ class ReconstructionTask(Task):
         scale = noise_scale(positions, self._settings.noise, self._settings.seed)
         return f"noise {[round(value, 4) for value in scale.tolist()]}"
 
-    def save_snapshot(self, path: Path, weights: dict[str, Tensor], *, step: int, ema_rate: float) -> None:
+    def save_snapshot(
+        self, path: Path, weights: dict[str, Tensor], *, step: int, ema_rate: float, write: bool = True
+    ) -> None:
         """Write weights to use."""
         save_snapshot(
-            path, weights, config=self.model.config, normalizer=None, meta=self._meta(step, ema_rate)
+            path,
+            weights,
+            config=self.model.config,
+            normalizer=None,
+            meta=self._meta(step, ema_rate),
+            write=write,
         )
 
     def draw_samples(self, path: Path) -> None:

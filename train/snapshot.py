@@ -86,6 +86,7 @@ def save_snapshot(
     config: ModelConfig,
     normalizer: LatentNormalizer | None,
     meta: SnapshotMeta,
+    write: bool = True,
 ) -> None:
     """Write a snapshot; a reader of `path` sees the old one or the new one.
 
@@ -95,8 +96,10 @@ def save_snapshot(
         config: the network's shape.
         normalizer: of a DiT; None for a decoder.
         meta: where it comes from.
+        write: whether this process writes; where weights are sharded the others must help to gather.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
     statistics = {} if normalizer is None else normalizer.state_dict(prefix=_NORMALIZER)
     header = {
         "format": FORMAT,
@@ -104,7 +107,7 @@ def save_snapshot(
         "meta": dataclasses.asdict(meta),
         "eps": None if normalizer is None else normalizer.eps,
     }
-    save_tensors(path, {**weights, **statistics}, header)
+    save_tensors(path, {**weights, **statistics}, header, write=write)
 
 
 def is_snapshot(path: Path) -> bool:

@@ -8,7 +8,7 @@ from torch.optim import AdamW, Optimizer
 
 from train.checkpoint import Parts
 from train.config import OptimizerSettings
-from train.distributed import assign, full_tensor
+from train.distributed import assign
 from train.ema import WeightAverages
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -29,36 +29,23 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> AdamW:
     )
 
 
-def gather_parts(model: nn.Module, averages: WeightAverages, optimizer: Optimizer, *, keep: bool) -> Parts:
-    """Copies in host memory of everything that changes in training; every process must call this.
+def state_parts(model: nn.Module, averages: WeightAverages, optimizer: Optimizer) -> Parts:
+    """Everything that changes in training (the live tensors, which may be sharded, not copies).
 
     Args:
         model: the network (not a wrapper around it).
         averages: its running averages.
         optimizer: its optimizer.
-        keep: whether this process wants the result; others only help to gather and get empty parts.
     """
-    named: dict[str, dict[str, Tensor]] = {
+    return {
         "model": model.state_dict(),
         "optimizer": optimizer_tensors(model, optimizer),
+        **{_average_part(rate): averages.weights(rate) for rate in averages.rates},
     }
-    for rate in averages.rates:
-        named[_average_part(rate)] = averages.weights(rate)
-    return {part: host_copies(tensors, keep=keep) for part, tensors in named.items()}
-
-
-def host_copies(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors in host memory, gathered one at a time; an empty dictionary where `keep` is false."""
-    copies: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        whole = full_tensor(tensor.detach())
-        if keep:
-            copies[name] = whole.to("cpu", copy=True)
-    return copies
 
 
 def restore_parts(parts: Parts, model: nn.Module, averages: WeightAverages, optimizer: Optimizer) -> None:
-    """Put back what `gather_parts` returned."""
+    """Put back what a checkpoint of `state_parts` holds."""
     for name, tensor in model.state_dict().items():
         assign(tensor, parts["model"][name])
     for rate in averages.rates:
@@ -90,7 +77,7 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizer, moments: dict[str,
 
 
 def part_names(averages: WeightAverages) -> tuple[str, ...]:
-    """The parts `gather_parts` returns."""
+    """The parts `state_parts` returns."""
     return ("model", "optimizer", *map(_average_part, averages.rates))
 
 

@@ -57,8 +57,10 @@ class Task(ABC):
         """What was drawn for samples whose loss is not finite, for the report."""
 
     @abstractmethod
-    def save_snapshot(self, path: Path, weights: dict[str, Tensor], *, step: int, ema_rate: float) -> None:
-        """Write weights to use."""
+    def save_snapshot(
+        self, path: Path, weights: dict[str, Tensor], *, step: int, ema_rate: float, write: bool = True
+    ) -> None:
+        """Write weights to use, whole or sharded; every process must ask, and the one told to writes."""
 
     @abstractmethod
     def draw_samples(self, path: Path) -> None:

@@ -95,7 +95,9 @@ class VelocityTask(Task):
         """The times drawn for samples whose loss is not finite."""
         return f"t {[round(t, 4) for t in self.times(positions).tolist()]}"
 
-    def save_snapshot(self, path: Path, weights: dict[str, Tensor], *, step: int, ema_rate: float) -> None:
+    def save_snapshot(
+        self, path: Path, weights: dict[str, Tensor], *, step: int, ema_rate: float, write: bool = True
+    ) -> None:
         """Write weights to use."""
         save_snapshot(
             path,
@@ -103,6 +105,7 @@ class VelocityTask(Task):
             config=self.model.config,
             normalizer=self.normalizer,
             meta=self._meta(step, ema_rate),
+            write=write,
         )
 
     def draw_samples(self, path: Path) -> None:
