@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from eval.feature_moments import Gaussian
 from eval.feature_pass import extract
 from eval.features import FeatureName, FeatureNetwork
 from eval.image_sources import ImageSource, NpzImages, evenly_spread, open_images
-from shards.errors import UsageError, UserError
+from eval.reference_file import ARRAYS, SavedStatistics, holds_statistics, read_statistics, write_statistics
+from shards.errors import UsageError
 from train.distributed import Team
 
 MANIFOLD_COUNT = 10_000
@@ -21,9 +21,6 @@ MANIFOLD_COUNT = 10_000
 
 Source: github:openai/guided-diffusion evaluations/README.md (reference batches of 10,000 images).
 """
-
-_STATISTICS: dict[FeatureName, tuple[str, str]] = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-"""Arrays of a published reference batch. Source: evaluator.py, Evaluator.read_statistics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +60,7 @@ def load_reference(
         UsageError: The images have another size, or the statistics lack what is needed.
         UserError: A file is damaged or no image.
     """
-    if _holds_statistics(path):
+    if holds_statistics(path):
         return _published(path, image_size, network, team, features=features, manifold=manifold)
     source = open_images(path, image_size)
     found = extract(source, network, team, moments=features, keep=set(), label=f"features of {path.name}")
@@ -76,14 +73,34 @@ def load_reference(
     )
 
 
-def _holds_statistics(path: Path) -> bool:
-    if path.suffix != ".npz" or not path.is_file():
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return "mu.npy" in archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is not a whole .npz ({error}); download or write it again") from error
+def save_reference(
+    images: Path, image_size: tuple[int, int], network: FeatureNetwork, team: Team, out: Path
+) -> None:
+    """Compute the statistics of images that every metric on Inception's features needs, and write them.
+
+    Args:
+        images: An image folder, a store, or an .npz of samples.
+        image_size: Height and width of the images.
+        network: Computes the features.
+        team: Processes that share the work; all must call.
+        out: The .npz to write.
+
+    Raises:
+        UsageError: The images have another size, or they are statistics already.
+        UserError: A file is damaged or no image.
+    """
+    if holds_statistics(images):
+        raise UsageError(f"{images} holds statistics already; give it as --reference")
+    found = load_reference(images, image_size, network, team, features=set(ARRAYS), manifold=True)
+    if team.leads:
+        saved = SavedStatistics(
+            gaussians=found.gaussians,
+            manifold=found.manifold,
+            network=network.digest,
+            kind=found.kind,
+            count=found.count,
+        )
+        write_statistics(out, saved)
 
 
 def _published(
@@ -95,32 +112,26 @@ def _published(
     features: set[FeatureName],
     manifold: bool,
 ) -> Reference:
-    gaussians = {}
-    try:
-        with np.load(path) as archive:
-            for name in features:
-                keys = _STATISTICS.get(name)
-                if keys is None or not set(keys) <= set(archive.files):
-                    raise UsageError(
-                        f"{path} holds {', '.join(archive.files)}, no statistics of {name} features; leave out "
-                        "their metric or give images as --reference"
-                    )
-                mean, covariance = (archive[key].astype(np.float64) for key in keys)
-                gaussians[name] = Gaussian(mean=mean, covariance=covariance, count=None)
-            has_images = "arr_0" in archive.files
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a whole .npz ({error}); download or write it again") from error
-    if manifold and not has_images:
+    saved = read_statistics(path, features)
+    if saved.network not in (None, network.digest):
+        raise UsageError(
+            f"{path} holds statistics of other weights than those of {network.name} here; compute both with the "
+            "same --feature-weights"
+        )
+    if manifold and not saved.has_images and saved.manifold is None:
         raise UsageError(
             f"precision and recall need reference images, {path} holds none; give --metrics without them"
         )
-    images = open_images(path, image_size) if has_images else None
+    images = open_images(path, image_size) if saved.has_images else None
+    real = saved.manifold
+    if manifold and images is not None:
+        real = _manifold(images, network, team)
     return Reference(
         path=path,
-        kind="statistics",
-        count=None,
-        gaussians=gaussians,
-        manifold=_manifold(images, network, team) if manifold and images is not None else None,
+        kind=saved.kind or "statistics",
+        count=saved.count,
+        gaussians=saved.gaussians,
+        manifold=real if manifold else None,
     )
 
 

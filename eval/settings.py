@@ -148,6 +148,25 @@ class ReconstructionSettings:
             raise UsageError(f"--page-rows must be at least 1, got {self.page_rows}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSettings:
+    """Compute the Inception statistics of reference images once; `--reference` then takes the file for the images."""
+
+    images: Positional[Path]
+    """Image folder, store, or .npz of images."""
+    out: Path
+    """File to write, .npz."""
+    image_size: int = 256
+    """Side of the pictures: a folder's are centre-cropped to it, others must have it."""
+    feature_weights: str = "public"
+    """Inception weights: public, a file, or random:SEED; whoever compares must use the same."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, before anything heavy is loaded."""
+        if self.image_size < 1:
+            raise UsageError(f"--image-size must be at least 1, got {self.image_size}")
+
+
 def require_decoder(path: Path) -> None:
     """Refuse a decoder that is not there, before anything heavy is loaded.
 

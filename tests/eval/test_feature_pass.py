@@ -11,7 +11,7 @@ from PIL import Image
 
 from eval.feature_pass import FeatureSet, extract, gathered, share
 from eval.image_sources import FolderImages, NpzImages, StoreImages, blocks, evenly_spread, open_images
-from eval.reference import load_reference
+from eval.reference import load_reference, save_reference
 from shards.errors import UsageError, UserError
 from shards.images import center_crop
 from shards.store import open_store
@@ -189,6 +189,32 @@ def test_statistics_without_what_is_asked_for_are_refused(images, tmp_path):
         _reference(path)
     with pytest.raises(UsageError, match="need reference images"):
         _reference(path, features={"pool"})
+
+
+def test_saved_statistics_stand_for_the_images_they_were_computed_from(npz, tmp_path):
+    saved, computed = tmp_path / "out" / "saved.npz", _reference(npz)
+    save_reference(npz, SIZE, TinyFeatures(), Shares(0, 1), saved)
+    found = _reference(saved)
+    assert (found.kind, found.count) == ("samples", 70)
+    for name in ("pool", "spatial"):
+        np.testing.assert_array_equal(found.gaussians[name].mean, computed.gaussians[name].mean)
+        np.testing.assert_array_equal(found.gaussians[name].covariance, computed.gaussians[name].covariance)
+    np.testing.assert_array_equal(found.manifold, computed.manifold)
+    # Readers of the published layout find their arrays.
+    with np.load(saved) as archive:
+        assert {"mu", "sigma", "mu_s", "sigma_s"} < set(archive.files)
+    assert _reference(saved, manifold=False).manifold is None
+
+
+def test_saved_statistics_of_other_weights_are_refused(npz, tmp_path):
+    saved = tmp_path / "saved.npz"
+    other = TinyFeatures()
+    other.digest = "other weights"
+    save_reference(npz, SIZE, other, Shares(0, 1), saved)
+    with pytest.raises(UsageError, match="statistics of other weights"):
+        _reference(saved)
+    with pytest.raises(UsageError, match="holds statistics already"):
+        save_reference(saved, SIZE, other, Shares(0, 1), tmp_path / "again.npz")
 
 
 def test_broken_statistics_are_refused(tmp_path):

@@ -1,0 +1,41 @@
+"""Compute the statistics of reference images once, for every later comparison.
+
+accelerate launch eval/reference_statistics.py IMAGES --out FILE.npz
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.command import parse, run
+from eval.settings import ReferenceSettings
+from shards.errors import UsageError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compute and write; returns the exit code."""
+    settings = parse(arguments, ReferenceSettings, "eval/reference_statistics.py")
+    if not settings.images.exists():
+        raise UsageError(
+            f"reference images are a folder, a store or an .npz file, found none at {settings.images}"
+        )
+    if settings.out.suffix != ".npz":
+        raise UsageError(f"--out must end in .npz, by which statistics are known; got {settings.out}")
+    from eval.features import InceptionFeatures
+    from eval.reference import save_reference
+    from train.distributed import Team
+    from train.signals import die_with_launcher
+
+    die_with_launcher()
+    team = Team()
+    try:
+        network = InceptionFeatures(settings.feature_weights, team.device)
+        size = (settings.image_size, settings.image_size)
+        save_reference(settings.images, size, network, team, settings.out)
+    finally:
+        team.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
