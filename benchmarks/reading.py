@@ -37,7 +37,9 @@ BATCH = 64
 SECTIONS = ("reader", "cold", "checksum", "loader", "kinds", "opening", "order")
 
 
-def reader_results(tokens: np.ndarray, store: Store, rounds: int) -> Iterator[Result]:
+def reader_results(
+    tokens: np.ndarray, store: Store, rounds: int, *, field: str = "tokens"
+) -> Iterator[Result]:
     """Rows into a reused buffer, warm, against a flat memory map."""
     num_rows = len(tokens)
     buffer = page_aligned((16, *tokens.shape[1:]), tokens.dtype)
@@ -45,7 +47,7 @@ def reader_results(tokens: np.ndarray, store: Store, rounds: int) -> Iterator[Re
     shuffled = np.random.default_rng(1).permutation(num_rows)
     modes: tuple[ReadMode, ...] = ("auto", "mmap", "pread")
     for mode in modes:
-        reader = store.reader("center", "tokens", mode=mode, verify="never")
+        reader = store.reader("center", field, mode=mode, verify="never")
 
         def flat_blocks() -> int:
             for first in itertools.islice(blocks, 16):
@@ -71,9 +73,9 @@ def reader_results(tokens: np.ndarray, store: Store, rounds: int) -> Iterator[Re
 
         goal = 0.9 if mode == "auto" else None
         rates = side_by_side(own_blocks, flat_blocks, rounds=rounds, slices=30, seconds=0.01)
-        yield Result(f"reader, sequential blocks of 16, {mode}", "flat memmap → buffer", goal, *rates)
+        yield Result(f"{field} reader, sequential blocks of 16, {mode}", "flat memmap → buffer", goal, *rates)
         rates = side_by_side(own_singles, flat_singles, rounds=rounds, slices=30, seconds=0.01)
-        yield Result(f"reader, single random rows, {mode}", "flat memmap → buffer", goal, *rates)
+        yield Result(f"{field} reader, single random rows, {mode}", "flat memmap → buffer", goal, *rates)
 
 
 class OwnLoader:

@@ -75,14 +75,13 @@ def _named_model(encoder: EncoderIdentity) -> tuple[str, str]:
 
 def _missing_nbytes(store: Store, recipe: Recipe, views: Sequence[str]) -> int:
     """Bytes of the rows of views that nobody has written yet; of compressed ones nobody can know before."""
-    if recipe.compression is not None:
-        return 0
     return sum(
         store.plan.shard_size(shard) * field.row_nbytes
         for view in views
         for shard in range(recipe.num_shards)
         if not (store.path / commit_path(view, shard)).exists()
         for field in fields_of(recipe, view)
+        if field.compression is None
     )
 
 

@@ -115,7 +115,9 @@ def _pictures(
     found = {}
     with tempfile.TemporaryDirectory(prefix="assess-", dir=config.scratch) as scratch:
         for name, dtype, own_code in (("before", store.recipe.dtype, None), ("after", config.dtype, code)):
-            form = copied_recipe(selection, views=("center",), format="zarr", compression=None)
+            form = copied_recipe(
+                selection, views=("center",), format="zarr", compression=None, image_compression=None
+            )
             recipe = recoded_recipe(form, dtype, own_code, 0, 0.0)
             writer, _ = begin_copy(selection, Path(scratch) / name, recipe, own_code)
             copy_rows(selection, writer, {})

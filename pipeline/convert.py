@@ -31,6 +31,7 @@ def convert(config: ConvertConfig) -> None:
     form = {
         "format": config.format,
         "compression": None if config.compression == "none" else config.compression,
+        "image_compression": None if config.image_compression == "none" else config.image_compression,
     }
     code = source.code
     if config.dtype == "same":
@@ -42,7 +43,7 @@ def convert(config: ConvertConfig) -> None:
         )
     if recipe.id == source.recipe.id:
         raise UsageError(
-            f"{config.store} is all that already; name another --dtype, --format or --compression"
+            f"{config.store} is all that already; name another --dtype, --format, --compression or --image-compression"
         )
     copy(selection, recipe, config.out, command="convert", code=code)
     if config.dtype == "int8":

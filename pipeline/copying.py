@@ -41,14 +41,15 @@ def copy(
 
 
 def expected_nbytes(selection: Selection, recipe: Recipe) -> int:
-    """Bytes of the new store's rows; of compressed ones, as many a row as the first store has."""
-    raw = recipe.num_images * sum(
-        field.row_nbytes for view in recipe.views for field in fields_of(recipe, view)
-    )
-    if recipe.compression is None:
-        return raw
+    """Bytes of the new store's rows; of compressed ones, as many a row as the first store has, if it has the like."""
     store = selection.stores[0]
-    if (store.recipe.compression, store.recipe.dtype) != (recipe.compression, recipe.dtype):
-        return 0  # nobody can know before
-    stored = sum(o.nbytes for o in store.manifest.objects if o.path.split("/")[0] in store.views)
-    return stored * recipe.num_images // store.recipe.num_images
+    alike = {field for view in store.views for field in fields_of(store.recipe, view)}
+    nbytes = 0
+    for field in (field for view in recipe.views for field in fields_of(recipe, view)):
+        if field.compression is None:
+            nbytes += recipe.num_images * field.row_nbytes
+        elif field in alike:
+            stored = sum(o.nbytes for o in store.manifest.objects if o.path.startswith(f"{field.path}/c/"))
+            nbytes += stored * recipe.num_images // store.recipe.num_images
+        # Of other compressed rows nobody can know before.
+    return nbytes

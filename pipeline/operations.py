@@ -41,7 +41,9 @@ class ConvertConfig:
     format: Literal["zarr", "webdataset"] = "webdataset"
     """Form of the new store."""
     compression: Literal["none", "blosc", "zstd"] = "none"
-    """zarr's own compression of the new store."""
+    """zarr's own compression of the new store's tokens."""
+    image_compression: Literal["none", "blosc", "zstd"] = "none"
+    """zarr's own compression of the new store's images."""
     dtype: Literal["same", "float16", "bfloat16", "float32", "int8"] = "same"
     """Storage type of the tokens; same keeps every bit. int8 tokens can only stay int8."""
     calibration_rows: int = 1024

@@ -58,6 +58,7 @@ def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:
         precision=precision_for(devices, config.encoder.precision),
         format=store.format,
         compression=None if store.compression == "none" else store.compression,
+        image_compression=None if store.image_compression == "none" else store.image_compression,
         calibration_rows=store.calibration_rows if store.dtype == "int8" else 0,
         code_error=store.code_error if store.dtype == "int8" else 0.0,
     )

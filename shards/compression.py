@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.dtypes import StorageType
+from shards.layout import Field
 
 # Level 1 with bitshuffle was the smallest that still decodes faster than a disk delivers; higher levels
 # gained less than 3 % on float16 tokens for a third of the speed (measured on tokens of a randomly weighted
-# ViT).
+# ViT). Photographs are compared in docs/encoding.md.
 _BLOSC_LEVEL = 1
 _ZSTD_LEVEL = 1
 
@@ -55,15 +56,21 @@ def row_codec(name: str) -> RowCodec:
     return _Numcodec(numcodecs.Zstd(_ZSTD_LEVEL))
 
 
-def unpack_row(stored: NDArray[np.uint8], out: NDArray[Any], compression: str | None) -> None:
+def field_codec(field: Field) -> RowCodec | None:
+    """The codec of a field's rows; None where they are stored as they are."""
+    return None if field.compression is None else row_codec(field.compression)
+
+
+def unpack_row(field: Field, stored: NDArray[np.uint8], out: NDArray[Any]) -> None:
     """Turn a row's stored bytes into its numbers.
 
     Raises:
         RuntimeError: If the bytes are not a compressed row.
         ValueError: If they are of another length than the row.
     """
-    if compression is not None:
-        row_codec(compression).decode(stored, out)
+    codec = field_codec(field)
+    if codec is not None:
+        codec.decode(stored, out)
     elif stored.nbytes != out.nbytes:
         raise ValueError(f"{stored.nbytes} bytes, a row has {out.nbytes}")
     else:

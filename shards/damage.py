@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.checksum import crc32c
-from shards.compression import row_codec, unpack_row
+from shards.compression import field_codec, unpack_row
 from shards.errors import StoreDamagedError
 from shards.extents import ABSENT, Extents
 from shards.forms import scan_extents
@@ -43,7 +43,7 @@ def locate_damage(
     with open_object(root / path) as source:
         try:
             wrong = list(_wrong_rows(source, root, recipe, plan, index, fields, shard))
-            if not wrong and recipe.compression is not None:
+            if not wrong:
                 wrong = list(_respelled_rows(source, root, recipe, fields, shard))
         except StoreDamagedError as error:
             yield Problem(path, f"its own index is damaged: {error}", view, shard)
@@ -79,7 +79,7 @@ def _wrong_rows(
             offset = int(extents[field.name].offsets[place])
             if offset == ABSENT:
                 continue
-            row = _row(source, recipe, field, offset, int(extents[field.name].sizes[place]))
+            row = _row(source, field, offset, int(extents[field.name].sizes[place]))
             if row is None or crc32c(row) != index.checksums(field.path)[part][place]:
                 yield place, f"{field.name} fails its checksum"
             else:
@@ -100,22 +100,23 @@ def _respelled_rows(
     Some bits of a compressed row mean nothing. Compressing the row again shows them, under the library
     version that wrote it.
     """
-    assert recipe.compression is not None
-    codec = row_codec(recipe.compression)
     for field in fields:
+        codec = field_codec(field)
+        if codec is None:
+            continue
         extents = scan_extents(root, recipe, field, shard)
         for place in np.flatnonzero(extents.present).tolist():
             offset, size = int(extents.offsets[place]), int(extents.sizes[place])
-            row = _row(source, recipe, field, offset, size)
+            row = _row(source, field, offset, size)
             if row is not None and codec.encode(row) != source.read(size, offset):
                 yield place, f"{field.name} decodes to its numbers, but from other bytes than were written"
 
 
-def _row(source: ObjectReader, recipe: Recipe, field: Field, offset: int, size: int) -> NDArray[Any] | None:
+def _row(source: ObjectReader, field: Field, offset: int, size: int) -> NDArray[Any] | None:
     stored = np.frombuffer(source.read(size, offset), np.uint8)
     row = np.empty(field.row_shape, field.dtype.numpy)
     try:
-        unpack_row(stored, row, recipe.compression)
+        unpack_row(field, stored, row)
     except (RuntimeError, ValueError):
         return None
     return row

@@ -41,9 +41,7 @@ class ShardOutputs(Protocol):
 class _ZarrOutputs:
     def __init__(self, root: Location, recipe: Recipe, view: str, shard: int, pool: Executor) -> None:
         self._fields = {
-            field.name: zarr_store.ZarrShardFile(
-                root, field, shard, recipe.capacity, recipe.compression, pool
-            )
+            field.name: zarr_store.ZarrShardFile(root, field, shard, recipe.capacity, pool)
             for field in fields_of(recipe, view)
         }
         self.files = [file.output for file in self._fields.values()]
@@ -86,7 +84,5 @@ def scan_extents(root: Location, recipe: Recipe, field: Field, shard: int) -> Ex
         raise StoreDamagedError(f"{path}: shard {shard} is missing; run `pipeline verify`") from error
     with source:
         if recipe.format == "zarr":
-            return zarr_store.read_extents(
-                source, field, recipe.capacity, compressed=recipe.compression is not None
-            )
+            return zarr_store.read_extents(source, field, recipe.capacity)
         return tar_store.scan_extents(source, field, shard, recipe.capacity)

@@ -127,7 +127,9 @@ class Recipe:
     format: str = "zarr"
     """``zarr`` or ``webdataset``."""
     compression: str | None = None
-    """None, ``blosc`` or ``zstd`` (zarr only)."""
+    """Codec of the tokens: None, ``blosc`` or ``zstd`` (zarr only)."""
+    image_compression: str | None = None
+    """Codec of the images, likewise."""
     code: str | None = None
     """Digest of the int8 code (`shards.quantize.Int8Code.digest`); None for other storage types."""
     calibration_rows: int = 0
@@ -141,12 +143,13 @@ class Recipe:
             raise UsageError(f"dtype must be one of {', '.join(TOKEN_DTYPES)}, not {self.dtype!r}")
         if self.format not in FORMATS:
             raise UsageError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
-        if self.compression is not None and self.compression not in COMPRESSIONS:
-            raise UsageError(
-                f"compression must be none or one of {', '.join(COMPRESSIONS)}, not {self.compression!r}"
-            )
-        if self.compression is not None and self.format != "zarr":
-            raise UsageError(f"compression is zarr's own; a {self.format} store is written without it")
+        for codec in filter(None, (self.compression, self.image_compression)):
+            if codec not in COMPRESSIONS:
+                raise UsageError(
+                    f"compression must be none or one of {', '.join(COMPRESSIONS)}, not {codec!r}"
+                )
+            if self.format != "zarr":
+                raise UsageError(f"compression is zarr's own; a {self.format} store is written without it")
         self._check_code()
         if not self.views or len(set(self.views)) != len(self.views):
             raise UsageError(f"views must be named once each and at least one, not {self.views!r}")

@@ -30,12 +30,14 @@ class Field:
         name: ``tokens`` or ``image``.
         row_shape: Shape of one row.
         dtype: How its numbers are stored.
+        compression: Codec of each row, ``blosc`` or ``zstd``; None stores rows as they are.
     """
 
     view: str
     name: str
     row_shape: tuple[int, ...]
     dtype: StorageType
+    compression: str | None = None
 
     @property
     def path(self) -> str:
@@ -52,9 +54,11 @@ def field_of(recipe: Recipe, view: str, name: str) -> Field:
     """The description of one array of a store made by ``recipe``."""
     if name == "tokens":
         encoder = recipe.encoder
-        return Field(view, name, (encoder.num_tokens, encoder.width), storage_type(recipe.dtype))
+        shape = (encoder.num_tokens, encoder.width)
+        return Field(view, name, shape, storage_type(recipe.dtype), recipe.compression)
     assert name == "image", name
-    return Field(view, name, (recipe.image_size, recipe.image_size, 3), storage_type("uint8"))
+    side = recipe.image_size
+    return Field(view, name, (side, side, 3), storage_type("uint8"), recipe.image_compression)
 
 
 def fields_of(recipe: Recipe, view: str) -> tuple[Field, ...]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from shards.commit import ObjectRecord
-from shards.errors import StoreDamagedError, StoreIncompleteError
+from shards.errors import StoreDamagedError, StoreIncompleteError, UsageError
 from shards.identity import Recipe, canonical_json
 from shards.layout import FORMAT_VERSION, MANIFEST, derived_path
 from shards.location import Location, object_sizes
@@ -105,7 +105,7 @@ class Manifest:
                 objects=tuple(ObjectRecord.from_dict(o) for o in values["objects"]),
                 revision=operator.index(values.get("revision", 0)),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise StoreDamagedError(f"{path} is not a readable manifest ({error!r})") from error
         if values.get("format_version") != FORMAT_VERSION:
             found = values.get("format_version")

@@ -63,7 +63,7 @@ def published_rows(
                 continue
             stored = np.frombuffer(source.read(size, offset), np.uint8)
             try:
-                unpack_row(stored, row, recipe.compression)
+                unpack_row(field, stored, row)
             except (RuntimeError, ValueError) as error:
                 raise StoreDamagedError(f"{path}: place {place} cannot be decoded: {error}") from error
             yield place, row

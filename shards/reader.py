@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.checksum import crc32c
-from shards.compression import RowCodec
+from shards.compression import field_codec
 from shards.errors import StoreDamagedError
 from shards.layout import Field
 from shards.shard_file import ShardFile
@@ -121,14 +121,13 @@ class StoredReader(CheckedReader):
         capacity: int,
         open_shard: Callable[[int], ShardFile],
         *,
-        codec: RowCodec | None,
         checksums: Callable[[], NDArray[np.uint32]],
         verify: Verify,
         max_open: int,
     ) -> None:
         super().__init__(field, capacity, checksums=checksums, verify=verify)
         self._open_shard = open_shard
-        self._codec = codec
+        self._codec = field_codec(field)
         self._max_open = max_open
         self._files: dict[int, ShardFile] = {}
         self._lock = threading.Lock()

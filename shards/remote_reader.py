@@ -66,7 +66,6 @@ class RemoteReader(CheckedReader):
         root: The store.
         record: Gives the manifest's entry of the object that holds a shard.
         locate: Finds the rows in a shard's object.
-        compression: Of the rows.
         checksums: Gives the CRC32C of each row, uint32[num_rows].
         verify: When they are compared.
         cache: Where rows are kept.
@@ -80,7 +79,6 @@ class RemoteReader(CheckedReader):
         record: Callable[[int], ObjectRecord],
         locate: Callable[[ObjectReader, int], Extents],
         *,
-        compression: str | None,
         checksums: Callable[[], NDArray[np.uint32]],
         verify: Verify,
         cache: RangeCache | None,
@@ -89,7 +87,6 @@ class RemoteReader(CheckedReader):
         self._root = root
         self._record = record
         self._locate = locate
-        self._compression = compression
         self._cache = cache
         # What the cache keeps has to be right whatever this reader verifies.
         self._known = checksums() if cache is not None else None
@@ -137,11 +134,11 @@ class RemoteReader(CheckedReader):
         if self._cache is None:
             return False
         out = self._place(piece, flat)
-        stored = out if self._compression is None else np.empty(piece.nbytes, np.uint8)
+        stored = out if self._field.compression is None else np.empty(piece.nbytes, np.uint8)
         if not self._cache.read_into(piece.shard.digest, piece.offset, stored):
             return False
-        if self._compression is not None:
-            unpack_row(stored, out, self._compression)
+        if self._field.compression is not None:
+            unpack_row(self._field, stored, out)
         return True
 
     def _fetch(self, group: list[_Wanted], flat: NDArray[np.uint8]) -> None:
@@ -153,7 +150,7 @@ class RemoteReader(CheckedReader):
             stored = content[piece.offset - start : piece.offset - start + piece.nbytes]
             out = self._place(piece, flat)
             try:
-                unpack_row(stored, out, self._compression)
+                unpack_row(self._field, stored, out)
             except (RuntimeError, ValueError) as error:
                 raise StoreDamagedError(f"{self._at(piece.row)} cannot be decoded: {error}") from error
             if self._cache is not None and self._known is not None and crc32c(out) == self._known[piece.row]:

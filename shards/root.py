@@ -25,7 +25,7 @@ def array_documents(recipe: Recipe) -> dict[str, bytes]:
             documents[f"{view}/{ROOT}"] = group_document({})
             for field in fields_of(recipe, view):
                 documents[f"{field.path}/{ROOT}"] = sharded_array_document(
-                    field, recipe.capacity, recipe.num_shards, recipe.compression
+                    field, recipe.capacity, recipe.num_shards
                 )
     if recipe.dtype == "int8":
         documents |= code_documents(recipe.encoder.width)

@@ -39,8 +39,7 @@ class RowLocator:
         """
         capacity = self.recipe.capacity
         if self._offsets is None:
-            compressed = self.recipe.compression is not None
-            return read_extents(source, self.field, capacity, compressed=compressed)
+            return read_extents(source, self.field, capacity)
         offsets = self._offsets[shard * capacity : (shard + 1) * capacity]
         return Extents(offsets, np.where(offsets == ABSENT, 0, self.field.row_nbytes))
 

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.code_arrays import read_code
-from shards.compression import row_codec
 from shards.dtypes import bfloat16_to_float32
 from shards.errors import StoreDamagedError, UsageError
 from shards.forms import object_path
@@ -258,7 +257,6 @@ class Store:
                 self.path,
                 lambda shard: self.manifest.by_path[object_path(recipe, field, shard)],
                 locator,
-                compression=recipe.compression,
                 checksums=lambda: self.index.checksums(field.path),
                 verify=verify,
                 cache=self._cache,
@@ -267,7 +265,6 @@ class Store:
             field,
             self.capacity,
             ShardOpener(self.path, locator, mode),
-            codec=None if recipe.compression is None else row_codec(recipe.compression),
             checksums=lambda: self.index.checksums(field.path),
             verify=verify,
             max_open=max_open_files(),

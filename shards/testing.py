@@ -46,6 +46,7 @@ class StoreKind:
     format: str = "zarr"
     dtype: str = "float16"
     compression: str | None = None
+    image_compression: str | None = None
     num_images: int = 23
     num_shards: int = 4
     views: tuple[str, ...] = ("center", "flip")
@@ -58,11 +59,11 @@ class StoreKind:
 
     def __str__(self) -> str:
         """Name for a test's report."""
-        return "-".join(filter(None, (self.format, self.dtype, self.compression)))
+        return "-".join(filter(None, (self.format, self.dtype, self.compression, self.image_compression)))
 
 
 ALL_KINDS = tuple(
-    StoreKind(format=form, dtype=dtype, compression=compression)
+    StoreKind(format=form, dtype=dtype, compression=compression, image_compression=compression)
     for form, compression in (("zarr", None), ("zarr", "blosc"), ("zarr", "zstd"), ("webdataset", None))
     for dtype in TOKEN_DTYPES
 )
@@ -113,6 +114,7 @@ def make_recipe(kind: StoreKind, plan: Plan) -> Recipe:
         image_size=kind.image_size,
         format=kind.format,
         compression=kind.compression,
+        image_compression=kind.image_compression,
     )
 
 
@@ -255,6 +257,7 @@ def store_kinds() -> st.SearchStrategy[StoreKind]:
             replace,
             st.just(kind),
             compression=st.sampled_from(compressions),
+            image_compression=st.sampled_from(compressions),
             num_shards=st.integers(1, kind.num_images),
             bad=st.dictionaries(rows, st.text("abc ", min_size=1, max_size=9), max_size=3),
         )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.checksum import crc32c
-from shards.compression import row_codec, zarr_codec
+from shards.compression import field_codec, zarr_codec
 from shards.errors import StoreDamagedError
 from shards.extents import ABSENT, Extents
 from shards.layout import Field
@@ -39,11 +39,11 @@ def plain_array_document(shape: tuple[int, ...], dtype: np.dtype[Any], fill: Any
     return _array_document(shape, shape, dtype.name, fill, [_bytes_codec(dtype)], {})
 
 
-def sharded_array_document(field: Field, capacity: int, num_shards: int, compression: str | None) -> bytes:
+def sharded_array_document(field: Field, capacity: int, num_shards: int) -> bytes:
     """``zarr.json`` of a field: one shard of ``capacity`` rows an object, one row an inner chunk."""
     inner = [_bytes_codec(field.dtype.numpy)]
-    if compression is not None:
-        inner.append(zarr_codec(compression, field.dtype))
+    if field.compression is not None:
+        inner.append(zarr_codec(field.compression, field.dtype))
     sharding = {
         "name": "sharding_indexed",
         "configuration": {
@@ -105,10 +105,8 @@ def shard_path(field: Field, shard: int) -> str:
 class ZarrShardFile:
     """Writes one shard of one field: rows by ascending place, then the index."""
 
-    def __init__(
-        self, root: Location, field: Field, shard: int, capacity: int, compression: str | None, pool: Executor
-    ) -> None:
-        self._codec = None if compression is None else row_codec(compression)
+    def __init__(self, root: Location, field: Field, shard: int, capacity: int, pool: Executor) -> None:
+        self._codec = field_codec(field)
         self._index = np.full((capacity, 2), _NO_CHUNK, np.uint64)
         self.output = OutputFile(root / shard_path(field, shard), pool)
 
@@ -132,7 +130,7 @@ class ZarrShardFile:
         return self.output.finish()
 
 
-def read_extents(source: ObjectReader, field: Field, capacity: int, *, compressed: bool) -> Extents:
+def read_extents(source: ObjectReader, field: Field, capacity: int) -> Extents:
     """Read the index at the end of an open shard and check that it can be true.
 
     Raises:
@@ -148,7 +146,7 @@ def read_extents(source: ObjectReader, field: Field, capacity: int, *, compresse
     offsets = np.where(absent, np.uint64(0), entries[:, 0]).astype(np.int64)
     sizes = np.where(absent, np.uint64(0), entries[:, 1]).astype(np.int64)
     fits = (offsets >= 0) & (sizes >= 0) & (offsets + sizes <= size - index_size)
-    if not compressed:
+    if field.compression is None:
         fits &= absent | (sizes == field.row_nbytes)
     if not fits.all():
         raise StoreDamagedError(f"{path}: the shard's index points outside its rows; run `pipeline verify`")

@@ -1,10 +1,12 @@
 """What the views show: centre crops, mirror images, and random crops that depend on seed, key and number alone."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import crop, resize
@@ -177,3 +179,35 @@ def test_the_plan_alone_says_where_an_image_is_cut(folder):
     image = np.asarray(Image.open(io.BytesIO((folder / plan.keys[0]).read_bytes())))
     one, other = (random_crops(image, 16, [f"crop0/{key}"], seed=0)[0] for key in plan.keys[:2])
     assert (one != other).any()
+
+
+@pytest.mark.parametrize(("images", "tokens"), [("blosc", "none"), ("none", "zstd")])
+def test_images_and_tokens_are_compressed_each_by_its_own_setting(
+    folder, tmp_path, tiny, pipeline, images, tokens
+):
+    more = ("--shards", 2, "--views", "center,crop:1", *tiny)
+    assert pipeline("encode", folder, "--out", tmp_path / "plain", *more)[0] == 0
+    compression = ("--image-compression", images, "--compression", tokens)
+    code, _, err = pipeline("encode", folder, "--out", tmp_path / "store", *more, *compression)
+    assert code == 0, err
+    plain, store = open_store(tmp_path / "plain"), open_store(tmp_path / "store")
+    for view, (name, codec) in itertools.product(
+        ("center", "crop0"), (("image", images), ("tokens", tokens))
+    ):
+        expected = read_all(plain, view, name)
+        stock = zarr.open_array(tmp_path / "store" / view / name, mode="r")
+        assert [c.to_dict()["name"] for c in stock.compressors] == ([] if codec == "none" else [codec])
+        np.testing.assert_array_equal(stock[store.valid_rows], list(expected.values()))
+        found = read_all(store, view, name)
+        assert all((found[key] == row).all() for key, row in expected.items())
+    assert pipeline("verify", tmp_path / "store")[0] == 0
+    back = ("convert", tmp_path / "store", "--out", tmp_path / "back", "--format", "zarr")
+    assert pipeline(*back)[0] == 0
+    assert open_store(tmp_path / "back").recipe == plain.recipe
+
+
+def test_tar_files_are_not_compressed_inside(folder, tmp_path, tiny, pipeline):
+    more = ("--shards", 2, "--format", "webdataset", "--image-compression", "blosc", *tiny)
+    code, _, err = pipeline("encode", folder, "--out", tmp_path / "store", *more)
+    assert code == 2
+    assert "compression is zarr's own" in err

@@ -22,7 +22,12 @@ from shards.testing import StoreKind, build_store, expected_row, flip_bit, same_
 
 @pytest.fixture(
     scope="module",
-    params=[StoreKind(), StoreKind(compression="zstd"), StoreKind(format="webdataset")],
+    params=[
+        StoreKind(),
+        StoreKind(compression="zstd"),
+        StoreKind(image_compression="blosc"),
+        StoreKind(format="webdataset"),
+    ],
     ids=str,
 )
 def store(request, tmp_path_factory) -> Store:

@@ -38,7 +38,13 @@ def files_of(path):
 
 @pytest.mark.parametrize("kind", [k for k in ALL_KINDS if k.dtype in ("int8", "float16")], ids=str)
 def test_a_view_added_later_is_as_if_it_had_been_there_from_the_start(kind, tmp_path):
-    kind = replace(KIND, format=kind.format, dtype=kind.dtype, compression=kind.compression)
+    kind = replace(
+        KIND,
+        format=kind.format,
+        dtype=kind.dtype,
+        compression=kind.compression,
+        image_compression=kind.image_compression,
+    )
     build_store(tmp_path / "grown", kind)
     grown = finish(extend(tmp_path / "grown"))
     whole = build_store(tmp_path / "whole", replace(kind, views=ADDED))

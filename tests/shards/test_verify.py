@@ -24,7 +24,8 @@ from shards.verify import verify_store
 KINDS = (
     StoreKind(bad={4: "no image"}),
     StoreKind(compression="blosc", dtype="bfloat16"),
-    StoreKind(compression="zstd"),
+    StoreKind(compression="zstd", image_compression="zstd"),
+    StoreKind(image_compression="blosc"),
     StoreKind(format="webdataset", bad={4: "no image"}),
 )
 

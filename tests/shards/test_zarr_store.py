@@ -19,7 +19,7 @@ from shards.testing import StoreKind, build_store, expected_row, make_plan, make
 from shards.zarr_store import ZarrShardFile, shard_path, sharded_array_document
 
 KINDS = [
-    StoreKind(format="zarr", dtype=dtype, compression=compression)
+    StoreKind(format="zarr", dtype=dtype, compression=compression, image_compression=compression)
     for dtype in ("float16", "bfloat16", "float32")
     for compression in (None, "blosc", "zstd")
 ]
@@ -29,7 +29,10 @@ def zarr_python_array(path, field, kind, capacity):
     compressors = {
         None: None,
         "blosc": zarr.codecs.BloscCodec(
-            typesize=field.dtype.numpy.itemsize, cname="zstd", clevel=1, shuffle="bitshuffle"
+            typesize=field.dtype.numpy.itemsize,
+            cname="zstd",
+            clevel=1,
+            shuffle="bitshuffle",
         ),
         "zstd": zarr.codecs.ZstdCodec(level=1),
     }
@@ -55,7 +58,7 @@ def test_a_shard_is_byte_for_byte_zarr_pythons(tmp_path, kind, missing):
         array = zarr_python_array(tmp_path / "theirs" / field.name, field, kind, 6)
         rows = np.array(array[:])
         with ThreadPoolExecutor(1) as pool:
-            file = ZarrShardFile(tmp_path / "ours", field, 0, 6, kind.compression, pool)
+            file = ZarrShardFile(tmp_path / "ours", field, 0, 6, pool)
             for place in sorted(set(range(6)) - set(missing)):
                 rows[place] = expected_row(field, place)
                 file.write(place, rows[place : place + 1])
@@ -72,7 +75,7 @@ def test_metadata_means_what_zarr_pythons_means(tmp_path, kind):
     for field in fields_of(recipe, "center"):
         zarr_python_array(tmp_path / field.name, field, kind, recipe.capacity)
         theirs = json.loads((tmp_path / field.name / "zarr.json").read_bytes())
-        ours = json.loads(sharded_array_document(field, recipe.capacity, kind.num_shards, kind.compression))
+        ours = json.loads(sharded_array_document(field, recipe.capacity, kind.num_shards))
         assert ours == theirs
 
 
