@@ -69,6 +69,9 @@ def test_halves_equal_the_whole_bit_for_bit_and_the_parts_begin_on_time(
     assert ["discriminator_loss" in line for line in lines] == [False] * 2 + [True] * 4
     assert ["adaptive_weight" in line for line in lines] == [False] * 4 + [True] * 2
     assert all(line["loss"] == pytest.approx(line["l1"]) for line in lines[:4])
+    page = (tmp_path / "whole/index.html").read_text()
+    assert "λ, weight of the adversarial loss" in page
+    assert "discriminator_accuracy 0." in page or "discriminator_accuracy 1" in page
 
 
 def test_micro_batches_share_one_balance_and_give_the_whole_batchs_gradients(

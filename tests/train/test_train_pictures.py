@@ -23,7 +23,8 @@ def test_a_decoder_and_a_dit_draw_sheets_and_a_page(tmp_path, train_here, capsys
         page = (run / "index.html").read_text()
         assert "Curves" in page
         assert "Pictures over time" in page
-        assert "&quot;global_batch_size&quot;: 8" in page
+        assert "<td>global_batch_size</td><td>8</td>" in page
+        assert f"accelerate launch train/{run.name}.py" in page
         assert list(run.rglob("events.out.tfevents*"))
     assert "loss by time" in (dit / "index.html").read_text()
     text = capsys.readouterr().err
