@@ -170,6 +170,16 @@ CONTINUING = (*ENCODING, ConvertConfig, ReshardConfig, SubsetConfig, MergeConfig
 """Commands that, run again, do only what was not done before."""
 
 
+def parse(arguments: Sequence[str]) -> Any:
+    """The settings of the subcommand that a command line names; help and mistakes end the process as tyro does."""
+    return tyro.cli(
+        Command,
+        prog="pipeline",
+        description="Encode an image set once into a store of encoder tokens, and look after the store.",
+        args=arguments,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
     # Pillow warns of odd metadata in files it can read; what it cannot read is listed with its reason anyway.
@@ -177,12 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        config: Any = tyro.cli(
-            Command,
-            prog="pipeline",
-            description="Encode an image set once into a store of encoder tokens, and look after the store.",
-            args=arguments,
-        )
+        config = parse(arguments)
         if type(config) in ENCODING:
             ENCODING[type(config)](config, arguments)
             return 0

@@ -1,0 +1,235 @@
+"""Every command of README and docs is read by the program it names; those of README, cookbook and operations also run.
+
+Commands are the lines of fenced ``sh`` blocks. The running tests belong to `make test-slow`; what they change in a
+command, to make it small or to do without a cluster, is in the tables below and nothing else.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval.command
+import train.commandline
+from eval.settings import GenerationSettings, ReconstructionSettings
+from pipeline import cli
+from train.presets import DECODER_DEFAULT, DIT_DEFAULT, decoder_settings, dit_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "ARCHITECTURE.md",
+    *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))),
+]
+LANGUAGES = {"sh", "text", "python", "json"}
+
+TINY = "--encoder test_vit --input-size 32 --image-size 32 --encoder-args patch_size=8"
+SMALLER = [
+    (r"^accelerate launch ", "python "),
+    (r"(train/decoder\.py) decoder-\S+", r"\1 decoder-tiny"),
+    (r"(train/dit\.py) dit-\S+", r"\1 dit-dh-tiny"),
+    (r"^(python train/.*)", r"\1 --max-steps 2 --global-batch-size 8 --tracker none"),
+    (r"--num 50000", "--num 6 --points 4"),
+    (r"(?<!estimate )--shards \d+", "--shards 4"),
+    (r"--sample 50000", "--sample 6"),
+    (r"--every 10\b", "--every 2"),
+    (
+        r"^(pipeline encode .*)--encoder vit_base_patch16_siglip_256\.v2_webli",
+        rf"\1{TINY} --weights random:1",
+    ),
+    (r"^(pipeline encode (?!.*test_vit).*?)( >.*)?$", rf"\1 {TINY} --weights random:0\2"),
+    (r"--devices cuda:0,cuda:1", "--devices cpu,cpu"),
+    (r"--ray-address auto", "--ray-actors 1"),
+    (r"^rsync -a data/store/ other:/data/store/", "cp -r data/store moved"),
+    (r" /data/store$", " moved"),
+]
+"""What is changed before a command is run, in this order."""
+
+PLACES = {"SOURCE": "data/imagenet/train", "STORE": "data/store", "OTHER": "data/other"}
+"""What the words of the reference pages stand for; NEW is a new folder each time."""
+
+NOT_RUN = {
+    "make": "the demo has a slow test of its own, and the tests are what is running",
+    "pip": "installs",
+    "sbatch": "needs SLURM",
+    "model.pt": "needs published weights; tests/eval/test_published_files.py reads such files",
+}
+"""Word of a command, and why a command with that word is read but not run."""
+
+
+def commands_of(page, heading=None):
+    """The commands of a page, or of the section under a heading, one line each."""
+    text = (ROOT / page).read_text()
+    if heading is not None:
+        text = re.split(r"^## ", text.partition(f"## {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    found = [re.sub(r"\s+#.*$|^#.*$", "", line).strip() for line in lines]
+    return [re.sub(r"\s+", " ", line) for line in found if line]
+
+
+def sections_of(page):
+    text = (ROOT / page).read_text()
+    return [
+        heading
+        for heading in re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+        if commands_of(page, heading)
+    ]
+
+
+DOCUMENTED = [(page, line) for page in PAGES for line in commands_of(page)]
+
+
+def read(words):
+    """Give a command to the parser of the program it names; fails for programs nobody has declared."""
+    words = words[: words.index(">")] if ">" in words else words
+    program, *rest = words
+    if program == "pipeline":
+        cli.parse(rest)
+    elif program == "accelerate":
+        assert rest[0] == "launch", words
+        read_script(rest[1:])
+    elif program in ("python", "sbatch"):
+        if program == "sbatch" and rest == ["encode.sbatch"]:  # written by the command before it
+            return
+        if program == "sbatch":
+            assert (ROOT / rest.pop(0)).is_file(), words
+        read_script(rest)
+    elif program == "make":
+        targets = [word for word in rest if "=" not in word]
+        assert all(
+            re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+            for target in targets
+        )
+    elif program == "pip":
+        for extra in re.findall(r"\[(\w+)\]", " ".join(rest)):
+            assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(), extra
+    else:
+        assert program == "rsync", f"nothing is known of {program}"
+
+
+def read_script(words):
+    script, *rest = words
+    assert (ROOT / script).is_file(), script
+    if script == "train/dit.py":
+        train.commandline.parse(rest, preset=dit_settings, default=DIT_DEFAULT, script=script, presets="")
+    elif script == "train/decoder.py":
+        train.commandline.parse(
+            rest, preset=decoder_settings, default=DECODER_DEFAULT, script=script, presets=""
+        )
+    elif script == "eval/generation.py":
+        eval.command.parse(rest, GenerationSettings, script)
+    elif script == "eval/reconstruction.py":
+        eval.command.parse(rest, ReconstructionSettings, script)
+    else:
+        raise AssertionError(f"nothing is known of {script}")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_says_what_it_holds(page):
+    fences = re.findall(r"^```(.*)$", (ROOT / page).read_text(), flags=re.MULTILINE)
+    assert len(fences) % 2 == 0
+    assert set(fences[::2]) <= LANGUAGES, fences[::2]
+
+
+@pytest.mark.parametrize(
+    ("page", "line"), DOCUMENTED, ids=[f"{page}: {line[:60]}" for page, line in DOCUMENTED]
+)
+def test_every_command_is_read_by_its_program(page, line, tmp_path, monkeypatch):
+    # A reference that an FID is measured against has to be there when settings are read.
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/VIRTUAL_imagenet256_labeled.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    read(shlex.split(line))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pipeline encode images --out store --shards four",
+        "pipeline frobnicate",
+        "cp -r a b",
+        "python train/gan.py",
+    ],
+)
+def test_a_command_that_is_wrong_is_noticed(line):
+    with pytest.raises((SystemExit, AssertionError)):
+        read(shlex.split(line))
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """What the commands expect to find: pictures, stores, trained networks, published statistics, a list of keys."""
+    folder = tmp_path_factory.mktemp("ground")
+    generator = np.random.default_rng(0)
+    classes = ("n01440764", "n01443537", "n02085620", "n02085782", "n02085936")
+    for place, names in {
+        "data/imagenet/train": classes,
+        "data/imagenet/val": classes,
+        "photos": ("me", "you"),
+    }.items():
+        for name in names:
+            (folder / place / name).mkdir(parents=True)
+            for number in range(5):
+                values = generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(values).save(folder / place / name / f"{place[-3:]}{number}.png")
+    torch.save({"mean": None, "var": torch.ones(64, 4, 4)}, folder / "stat.pt")
+    (folder / "keys.txt").write_text("n01440764/ain0.png\nn02085620/ain3.png\n")
+    for line in (
+        "pipeline encode data/imagenet/train --out data/store --shards 4",
+        "pipeline encode data/imagenet/val --out data/other --shards 4",
+        "accelerate launch train/decoder.py decoder-xl --store data/store --out runs/decoder",
+        "accelerate launch train/dit.py dit-dh-xl-256 --store data/store --out runs/dit",
+    ):
+        run(smaller(line), folder)
+    return folder
+
+
+def smaller(line):
+    """The command as it is run, by the table above."""
+    for pattern, replacement in SMALLER:
+        line = re.sub(pattern, replacement, line)
+    return line
+
+
+def run(line, cwd, *, exit_codes=(0,)):
+    """Run a command line; the repository's scripts are given by their paths in it."""
+    line = re.sub(r"^python (\w+/)", rf"python {ROOT}/\1", line)
+    line = re.sub(r"^(pipeline|python)\b", rf"{BIN}/\1", line)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        line, shell=True, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in exit_codes, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+
+
+RUN = [
+    (page, heading)
+    for page in ("README.md", "docs/cookbook.md", "docs/operations.md")
+    for heading in sections_of(page)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "heading"), RUN, ids=[f"{page}: {heading}" for page, heading in RUN])
+def test_the_commands_of_a_section_run_one_after_another(ground, tmp_path, page, heading):
+    folder = tmp_path / "section"
+    shutil.copytree(ground, folder)
+    for number, line in enumerate(commands_of(page, heading)):
+        words = shlex.split(line)
+        if any(word in NOT_RUN for word in words):
+            continue
+        for word, place in {**PLACES, "NEW": f"new-{number}"}.items():
+            line = re.sub(rf"\b{word}\b", place, line)
+        run(smaller(line), folder, exit_codes=(0, 1) if "pipeline diff" in line else (0,))
