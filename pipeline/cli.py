@@ -186,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = sys.argv[1:] if arguments is None else arguments
+    config: Any = None
     try:
         config = parse(arguments)
         if type(config) in ENCODING:
