@@ -26,6 +26,7 @@ from pipeline.decoding import BatchDecoder
 from pipeline.encoders import Encoder, create_encoder
 from pipeline.leases import Leases, Owner
 from pipeline.picture_sources import ImageFiles
+from pipeline.picture_sources import ImageFiles
 from pipeline.pictures import Pictures
 from pipeline.sources.listing import list_source
 from pipeline.sources.reading import SourceReader
@@ -98,7 +99,7 @@ def end_to_end(case: Case) -> float:
             with Worker(
                 case.encoder,
                 writer,
-                SourceReader(),
+                ImageFiles(SourceReader(), Pictures(case.recipe)),
                 claims,
                 lambda event: None,
                 name="benchmark",

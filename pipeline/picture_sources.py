@@ -108,7 +108,9 @@ def is_store(source: str) -> bool:
 def holds_pictures(store: Store, recipe: Recipe, views: Collection[str]) -> bool:
     """Whether a store holds, in the right size, all that some views of a recipe show."""
     shown = {MIRRORED_VIEWS.get(view, view) for view in views}
-    return Pictures(recipe).size == store.image_size and shown <= set(store.views)
+    # Another seed cuts other crops.
+    same_places = shown <= {"center"} or store.recipe.seed == recipe.seed
+    return same_places and Pictures(recipe).size == store.image_size and shown <= set(store.views)
 
 
 def picture_source(source: str, recipe: Recipe, views: Collection[str]) -> PictureSource:
