@@ -26,7 +26,6 @@ from pipeline.decoding import BatchDecoder
 from pipeline.encoders import Encoder, create_encoder
 from pipeline.leases import Leases, Owner
 from pipeline.picture_sources import ImageFiles
-from pipeline.picture_sources import ImageFiles
 from pipeline.pictures import Pictures
 from pipeline.sources.listing import list_source
 from pipeline.sources.reading import SourceReader
