@@ -9,10 +9,9 @@ from pipeline.console import say
 from pipeline.encode import warn_untrained
 from pipeline.job import build_encoder
 from pipeline.running import find_place, run
-from pipeline.space import require_space
+from pipeline.space import missing_nbytes, require_space
 from shards.errors import UsageError
 from shards.identity import EncoderIdentity, Recipe
-from shards.layout import commit_path, fields_of
 from shards.revisions import begin_revision
 from shards.store import Store, open_store
 from shards.writing import StoreWriter
@@ -40,7 +39,7 @@ def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
     settings = _encode_settings(config, before.recipe)
     encoder = build_encoder(settings)
     before.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
-    require_space(config.store, _missing_nbytes(before, recipe, missing))
+    require_space(config.store, missing_nbytes(config.store, recipe, before.plan))
     begin_revision(config.store, recipe)
     warn_untrained(encoder)
     run(settings, StoreWriter.open(config.store), encoder, place)
@@ -71,18 +70,6 @@ def _named_model(encoder: EncoderIdentity) -> tuple[str, str]:
     """Name and further arguments of the timm model, of an identity's name such as ``test_vit[depth=1]``."""
     name, _, arguments = encoder.name.partition("[")
     return name, arguments.removesuffix("]")
-
-
-def _missing_nbytes(store: Store, recipe: Recipe, views: Sequence[str]) -> int:
-    """Bytes of the rows of views that nobody has written yet; of compressed ones nobody can know before."""
-    return sum(
-        store.plan.shard_size(shard) * field.row_nbytes
-        for view in views
-        for shard in range(recipe.num_shards)
-        if not (store.path / commit_path(view, shard)).exists()
-        for field in fields_of(recipe, view)
-        if field.compression is None
-    )
 
 
 def _say_bad(before: Store, after: Store) -> None:

@@ -4,12 +4,12 @@ from pathlib import PurePosixPath
 
 from pipeline.claims import Failures
 from pipeline.console import say
-from pipeline.leases import Leases, Owner
+from pipeline.leases import Leases, Owner, remove_if_empty
 from pipeline.operations import CleanConfig
+from shards.added_fields import publish_fields
 from shards.errors import UserError
 from shards.layout import MANIFEST, WORK_DIR
 from shards.location import Location, object_sizes
-from shards.manifest import Manifest
 from shards.revisions import superseded
 from shards.root import read_recipe
 from shards.writing import stale_temporaries
@@ -17,6 +17,8 @@ from shards.writing import stale_temporaries
 
 def clean(config: CleanConfig) -> None:
     """Removes temporary files, dead leases, failure notes and superseded revisions of a store nobody is writing.
+
+    The manifest's list of fields is brought up to date, should somebody have removed one.
 
     Raises:
         UsageError: If there is no store.
@@ -30,14 +32,14 @@ def clean(config: CleanConfig) -> None:
         some = ", ".join(f"{name} ({lease})" for lease, name in list(alive.items())[:4])
         raise UserError(f"a store can be cleaned when nobody writes it, {some} is at work; stop it or wait")
     temporaries = stale_temporaries(root)
-    old = superseded(root, Manifest.read(root)) if (root / MANIFEST).exists() else []
+    old = superseded(root, publish_fields(root)) if (root / MANIFEST).exists() else []
     size = sum(object_sizes(root, [*temporaries, *old]).values())
     for name in (*temporaries, *old):
         (root / name).unlink(missing_ok=True)
     _remove_empty_parents(root, old)
     leases.bury()
     Failures(root, 1).clear()
-    _remove_if_empty(root / WORK_DIR)
+    remove_if_empty(root / WORK_DIR)
     say(
         f"{root}: removed {len(temporaries)} temporary files, {len(old)} of earlier revisions, {size:,} bytes"
     )
@@ -49,10 +51,3 @@ def _remove_empty_parents(root: Location, names: list[str]) -> None:
     for folder in sorted(folders, reverse=True):
         if (root / folder).is_dir() and not any((root / folder).iterdir()):
             (root / folder).rmdir()
-
-
-def _remove_if_empty(folder: Location) -> None:
-    """Removes the folders of leases and failures, unless somebody has begun to use them again."""
-    for path in (folder / "leases", folder / "failures", folder):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()

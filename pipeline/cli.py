@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipeline.additions import AddViewConfig
+from pipeline.additions import AddFieldConfig, AddViewConfig
 from pipeline.config import EncodeConfig
 from pipeline.operations import (
     AssessConfig,
@@ -87,6 +87,13 @@ def run_add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
     add_view(config, arguments)
 
 
+def run_add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
+    """Runs `pipeline add-field`."""
+    from pipeline.add_field import add_field
+
+    add_field(config, arguments)
+
+
 def run_report(config: ReportConfig) -> None:
     """Runs `pipeline report`."""
     from pipeline.report import report
@@ -139,6 +146,7 @@ Command = (
     | Annotated[SubsetConfig, tyro.conf.subcommand("subset")]
     | Annotated[MergeConfig, tyro.conf.subcommand("merge")]
     | Annotated[AddViewConfig, tyro.conf.subcommand("add-view")]
+    | Annotated[AddFieldConfig, tyro.conf.subcommand("add-field")]
     | Annotated[AssessConfig, tyro.conf.subcommand("assess")]
     | Annotated[StatsConfig, tyro.conf.subcommand("stats")]
     | Annotated[DiffConfig, tyro.conf.subcommand("diff")]
@@ -164,6 +172,7 @@ COMMANDS: dict[type, Callable[[Any], int | None]] = {
 ENCODING: dict[type, Callable[[Any, Sequence[str]], None]] = {
     EncodeConfig: run_encode,
     AddViewConfig: run_add_view,
+    AddFieldConfig: run_add_field,
 }
 """Commands that engines may run elsewhere, with the same arguments."""
 CONTINUING = (*ENCODING, ConvertConfig, ReshardConfig, SubsetConfig, MergeConfig)

@@ -110,7 +110,7 @@ class StoreConfig:
             raise UsageError(f"--allow-error must be a share above 0, got {self.allow_error}; such as 0.03")
 
     def view_names(self) -> tuple[str, ...]:
-        """`views` as names; `crop:K` is crop0 to crop{K-1}.
+        """`views` as names; `crop:K` is crop0 to crop{K-1}, and each of these may be named by itself.
 
         Raises:
             UsageError: If one is unknown.
@@ -120,7 +120,7 @@ class StoreConfig:
             kind, _, count = text.partition(":")
             if kind == "crop" and count.isdecimal() and int(count) > 0:
                 names += [f"crop{number}" for number in range(int(count))]
-            elif text in ("center", "flip"):
+            elif text in ("center", "flip") or (text.startswith("crop") and text[4:].isdecimal()):
                 names.append(text)
             else:
                 raise UsageError(

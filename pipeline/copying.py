@@ -29,6 +29,10 @@ def copy(
     Raises:
         UserError: If there is no room, a row that is read is damaged, or another store was begun in that folder.
     """
+    for store in selection.stores:
+        if store.manifest.fields:
+            names = ", ".join(store.manifest.fields)
+            say(f"fields are stores of their own and are not copied with {store.path}: {names}")
     there = sum(object_sizes(out, object_names(out)).values())
     require_space(out, expected_nbytes(selection, recipe) - there)
     writer, rows = begin_copy(selection, out, recipe, code)

@@ -9,6 +9,7 @@ from pipeline.config import EncodeConfig
 from pipeline.console import say
 from pipeline.devices import named_devices
 from pipeline.encoders import Encoder
+from pipeline.engines.static import Place
 from pipeline.finish import finish_once
 from pipeline.job import build_encoder
 from pipeline.planning import given_statistics, make_plan, make_recipe, open_store
@@ -47,12 +48,7 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
     if config.retry_quarantined:
         _retry(config)
         return
-    encoder: Encoder | None = None
-    if place.rank == 0:
-        writer, encoder = begin(config)
-    else:
-        writer = _await_store(config)
-        publish_given(writer.path, given_statistics(config, writer.recipe))
+    writer, encoder = begin_or_await(config, place)
     run(config, writer, encoder, place)
 
 
@@ -72,6 +68,15 @@ def _retry(config: EncodeConfig) -> None:
     encoder.place(named_devices(config.work.devices)[0], writer.recipe.precision)
     retry_quarantined(writer, encoder)
     finish_once(config, StoreWriter.open(config.store.out))
+
+
+def begin_or_await(config: EncodeConfig, place: Place) -> tuple[StoreWriter, Encoder | None]:
+    """Begins or continues the store, or waits until the first of equal workers has done so."""
+    if place.rank == 0:
+        return begin(config)
+    writer = _await_store(config)
+    publish_given(writer.path, given_statistics(config, writer.recipe))
+    return writer, None
 
 
 def begin(config: EncodeConfig) -> tuple[StoreWriter, Encoder]:

@@ -75,6 +75,7 @@ def _finished_facts(store: Store) -> dict[str, Any]:
     return {
         "digest": manifest.digest,
         "revision": manifest.revision,
+        "fields": manifest.fields,
         "images": manifest.recipe.num_images,
         "rows": manifest.num_valid,
         "unusable": manifest.num_bad,

@@ -15,6 +15,10 @@ def as_text(facts: dict[str, Any]) -> str:
     if "next_revision" in facts:
         coming = facts["next_revision"]
         lines += [f"next       revision {coming['revision']} is being written", *_work_lines(coming)]
+    if facts.get("fields"):
+        lines.append(
+            "fields     " + ", ".join(f"{name} (encoder {id_})" for name, id_ in facts["fields"].items())
+        )
     given = facts["statistics_from_file"]
     if given is not None:
         lines.append(f"statistics readers normalise by {given['name']}, SHA-256 {given['sha256']}")

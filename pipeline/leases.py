@@ -48,6 +48,13 @@ class Owner:
         return self.host == _host() and _born(self.pid) != self.born
 
 
+def remove_if_empty(folder: Location) -> None:
+    """Removes the folders of leases and failures in `WORK_DIR`, unless somebody uses them."""
+    for path in (folder / "leases", folder / "failures", folder):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
 @cache
 def _host() -> str:
     try:

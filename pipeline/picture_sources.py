@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +10,7 @@ from pipeline.pictures import Images, Pictures
 from pipeline.sources.reading import BadImageError, SourceReader
 from shards.identity import MIRRORED_VIEWS, Recipe
 from shards.layout import PLAN, ROOT
+from shards.location import as_location
 from shards.plan import SourceRecord
 from shards.store import Store, open_store
 
@@ -102,7 +102,7 @@ class StoredImages:
 
 def is_store(source: str) -> bool:
     """Whether images are to be read from a store instead of files."""
-    return all((Path(source).expanduser() / name).is_file() for name in (PLAN, ROOT))
+    return all((as_location(source) / name).is_file() for name in (PLAN, ROOT))
 
 
 def holds_pictures(store: Store, recipe: Recipe, views: Collection[str]) -> bool:
@@ -124,7 +124,7 @@ def picture_source(source: str, recipe: Recipe, views: Collection[str]) -> Pictu
     """
     pictures = Pictures(recipe)
     if is_store(source):
-        store = open_store(Path(source).expanduser())
+        store = open_store(as_location(source))
         if holds_pictures(store, recipe, views):
             return StoredImages(store, pictures)
     return ImageFiles(SourceReader(), pictures)

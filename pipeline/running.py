@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.claims import Failures
 from pipeline.config import EncodeConfig, WorkConfig
@@ -16,6 +15,7 @@ from pipeline.engines.static import Place, place_from_environment, require_singl
 from pipeline.finish import finish_once
 from pipeline.picture_sources import holds_pictures, is_store
 from pipeline.progress import Progress
+from shards.location import as_location
 from shards.store import open_store
 from shards.writing import StoreWriter
 
@@ -72,7 +72,7 @@ def _say_state(config: EncodeConfig, writer: StoreWriter) -> None:
         say(f"continuing {writer.path}: {finished} of {writer.plan.num_shards} shards are there")
     source = config.source_path()
     if is_store(source):
-        stored = holds_pictures(open_store(Path(source).expanduser()), writer.recipe, views)
+        stored = holds_pictures(open_store(as_location(source)), writer.recipe, views)
         say(
             f"reading the pictures that {source} holds"
             if stored

@@ -1,9 +1,13 @@
 """Room on the disk, asked for before long work is begun."""
 
 import shutil
+from collections.abc import Collection
 
 from shards.errors import UserError
-from shards.location import Location
+from shards.identity import Recipe
+from shards.layout import commit_path, fields_of
+from shards.location import Location, object_sizes
+from shards.plan import Plan
 from shards.remote_path import RemotePath
 
 
@@ -33,6 +37,28 @@ def require_space(path: Location, nbytes: int) -> None:
             f"{path} needs {gigabytes(nbytes)} more, and {gigabytes(free)} are free there; "
             "free space or name another folder"
         )
+
+
+def missing_nbytes(
+    path: Location, recipe: Recipe, plan: Plan, names: Collection[str] = ("tokens", "image")
+) -> int:
+    """Bytes of the rows of a store that nobody has written yet; of compressed ones nobody can know before.
+
+    Args:
+        path: The store, begun or not.
+        recipe: What it will hold.
+        plan: Which image goes where.
+        names: Arrays of a view that count.
+    """
+    records = [commit_path(view, shard) for view in recipe.views for shard in range(recipe.num_shards)]
+    done = object_sizes(path, records)
+    return sum(
+        plan.shard_size(shard) * field.row_nbytes
+        for view in recipe.views
+        for field in fields_of(recipe, view)
+        for shard in range(recipe.num_shards)
+        if field.name in names and field.compression is None and commit_path(view, shard) not in done
+    )
 
 
 def gigabytes(size: float) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.added_fields import finished_fields
 from shards.atomic import replace_atomically
 from shards.code_arrays import relative_error
 from shards.commit import CommitRecord, ObjectRecord
@@ -115,6 +116,7 @@ def _write_manifest(
         provenance=provenance if previous is None else {**previous.provenance, **provenance},
         objects=tuple(sorted(objects, key=lambda o: o.path)),
         revision=revision,
+        fields=finished_fields(root),
     )
     replace_atomically(root / MANIFEST, manifest.to_bytes())
     return manifest

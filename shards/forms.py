@@ -28,6 +28,10 @@ class ShardOutputs(Protocol):
         """The objects, in order of field."""
 
     @property
+    def all_new(self) -> bool:
+        """Whether none of the objects had been published before; those that had are not written again."""
+
+    @property
     def offsets(self) -> dict[str, NDArray[np.int64]]:
         """First byte of each row by field and place, for forms whose objects have no index of their own."""
 
@@ -40,10 +44,13 @@ class ShardOutputs(Protocol):
 
 class _ZarrOutputs:
     def __init__(self, root: Location, recipe: Recipe, view: str, shard: int, pool: Executor) -> None:
+        fields = fields_of(recipe, view)
         self._fields = {
             field.name: zarr_store.ZarrShardFile(root, field, shard, recipe.capacity, pool)
-            for field in fields_of(recipe, view)
+            for field in fields
+            if not (root / zarr_store.shard_path(field, shard)).exists()
         }
+        self.all_new = len(self._fields) == len(fields)
         self.files = [file.output for file in self._fields.values()]
         self.offsets: dict[str, NDArray[np.int64]] = {}
 

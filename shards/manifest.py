@@ -14,7 +14,7 @@ from typing import Any, Self
 from shards.commit import ObjectRecord
 from shards.errors import StoreDamagedError, StoreIncompleteError, UsageError
 from shards.identity import Recipe, canonical_json
-from shards.layout import FORMAT_VERSION, MANIFEST, derived_path
+from shards.layout import FORMAT_VERSION, MANIFEST, checked_path, derived_path
 from shards.location import Location, object_sizes
 
 
@@ -30,6 +30,7 @@ class Manifest:
         objects: Every object but the manifest, sorted by path.
         revision: How often the small objects that follow from the shards have been made anew since the store was
             first finished.
+        fields: Identity of the encoder of each field that was added, by name; see `shards.added_fields`.
     """
 
     recipe: Recipe
@@ -38,6 +39,7 @@ class Manifest:
     provenance: dict[str, str]
     objects: tuple[ObjectRecord, ...]
     revision: int = 0
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -80,8 +82,9 @@ class Manifest:
             "provenance": self.provenance,
             "objects": [dataclasses.asdict(o) for o in self.objects],
         }
-        # A store that was never added to has the manifest it had before there were revisions.
-        return {**content, "revision": self.revision} if self.revision else content
+        # A store that was never added to has the manifest it had before there were revisions and fields.
+        added = {"revision": self.revision, "fields": self.fields}
+        return content | {name: value for name, value in added.items() if value}
 
     def to_bytes(self) -> bytes:
         """The file's only valid spelling."""
@@ -104,6 +107,7 @@ class Manifest:
                 provenance=values["provenance"],
                 objects=tuple(ObjectRecord.from_dict(o) for o in values["objects"]),
                 revision=operator.index(values.get("revision", 0)),
+                fields={checked_path(name): str(id_) for name, id_ in values.get("fields", {}).items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise StoreDamagedError(f"{path} is not a readable manifest ({error!r})") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 from shards.atomic import publish_bytes
 from shards.errors import IdentityMismatchError, StoreIncompleteError
 from shards.identity import Recipe
-from shards.layout import INDEX, MANIFEST, REVISIONS, ROOT, WORK_DIR, derived_path
+from shards.layout import FIELDS, INDEX, MANIFEST, REVISIONS, ROOT, WORK_DIR, derived_path
 from shards.location import Location, object_names
 from shards.manifest import Manifest
 from shards.root import array_documents, read_recipe, root_document
@@ -72,7 +72,7 @@ def superseded(path: Location, manifest: Manifest) -> list[str]:
 
 
 def belongs_to_another(name: str, manifest: Manifest, newest: Recipe) -> bool:
-    """Whether a file beside a finished store's objects belongs to a superseded revision or to one in the making.
+    """Whether a file beside a finished store's objects belongs to a field, a superseded revision or one in the making.
 
     Args:
         name: Its path in the store.
@@ -82,7 +82,7 @@ def belongs_to_another(name: str, manifest: Manifest, newest: Recipe) -> bool:
     top, *inside = name.split("/")
     if top == REVISIONS:
         return not inside or inside[0] != str(manifest.revision)
-    if manifest.revision and top in _DERIVED:
+    if top == FIELDS or (manifest.revision and top in _DERIVED):
         return True
     if newest.id == manifest.recipe.id:
         return False

@@ -168,14 +168,9 @@ class ShardWriter:
             )
         moments = self._sums.moments()
         digests = self._outputs.finish()
-        paths = dict.fromkeys(object_path(self._recipe, field, self.shard) for field in self._fields)
-        objects = tuple(
-            ObjectRecord(path, file.position, digest)
-            for path, file, digest in zip(paths, self._outputs.files, digests, strict=True)
-        )
         won = [file.publish() for file in self._outputs.files]
-        if all(won):
-            record = self._own_record(objects, moments, square_error)
+        if self._outputs.all_new and all(won):
+            record = self._own_record(digests, moments, square_error)
         else:
             record, moments = describe_shard(
                 self._root,
@@ -213,8 +208,13 @@ class ShardWriter:
         return self._square_error
 
     def _own_record(
-        self, objects: tuple[ObjectRecord, ...], moments: Moments, square_error: NDArray[np.float64] | None
+        self, digests: list[str], moments: Moments, square_error: NDArray[np.float64] | None
     ) -> CommitRecord:
+        paths = dict.fromkeys(object_path(self._recipe, field, self.shard) for field in self._fields)
+        objects = tuple(
+            ObjectRecord(path, file.position, digest)
+            for path, file, digest in zip(paths, self._outputs.files, digests, strict=True)
+        )
         content = moments.to_bytes()
         path = moments_path(self.view, self.shard)
         return CommitRecord(

@@ -80,6 +80,7 @@ class TarShardFile:
         self._members = RowMembers(fields, plan, shard)
         self._output = OutputFile(root / shard_path(fields[0].view, shard), pool)
         self.files = [self._output]
+        self.all_new = True  # one object: whoever has published it has won all of it
         self.offsets = {field.name: np.full(plan.capacity, ABSENT, np.int64) for field in fields}
 
     def write(self, first_place: int, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -21,7 +21,7 @@ from shards.errors import StoreError, UserError
 from shards.finalize import read_commits, small_objects
 from shards.forms import object_path
 from shards.index import Index, build_index
-from shards.layout import INDEX, MANIFEST, PLAN, ROOT, Field, derived_path, fields_of
+from shards.layout import FIELDS, INDEX, MANIFEST, PLAN, ROOT, Field, derived_path, fields_of
 from shards.location import Location, as_location, object_names
 from shards.manifest import Manifest
 from shards.plan import Plan, planned_rows
@@ -61,6 +61,8 @@ def verify_store(
     problems += _explain(path, manifest, damaged)
     if not damaged:
         problems += _contradictions(path, manifest)
+    for name in manifest.fields:
+        problems += _field_problems(path, name, threads)
     return sorted(problems, key=lambda p: (p.path, -1 if p.row is None else p.row, p.message))
 
 
@@ -103,6 +105,18 @@ def _strangers(path: Location, manifest: Manifest) -> Iterator[Problem]:
             continue
         if not belongs_to_another(name, manifest, newest):
             yield Problem(name, "is not an object of this store")
+
+
+def _field_problems(path: Location, name: str, threads: int) -> Iterator[Problem]:
+    """What is wrong with a field that was added, by its place in the store."""
+    inside = f"{FIELDS}/{name}"
+    try:
+        found = verify_store(path / inside, threads=threads)
+    except UserError as error:
+        yield Problem(inside, str(error))
+        return
+    for problem in found:
+        yield replace(problem, path=f"{inside}/{problem.path}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from shards.code_arrays import code_bytes, published_code
 from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
 from shards.finalize import finalize_store
 from shards.identity import Recipe
-from shards.layout import CODE_TABLE, PLAN, ROOT, commit_path
+from shards.layout import CODE_TABLE, FIELDS, PLAN, ROOT, commit_path
 from shards.location import Location, object_names
 from shards.manifest import Manifest
 from shards.plan import Plan
@@ -144,8 +144,9 @@ class StoreWriter:
 
 
 def stale_temporaries(path: Location) -> list[str]:
-    """Names of files that workers were writing when they died, or are writing now, sorted."""
-    return [name for name in object_names(path) if is_temporary(PurePosixPath(name))]
+    """Names of a store's files, not of its fields', that workers were writing when they died, or are now, sorted."""
+    names = (name for name in object_names(path) if name.partition("/")[0] != FIELDS)
+    return [name for name in names if is_temporary(PurePosixPath(name))]
 
 
 def _require_fitting(recipe: Recipe, plan: Plan, code: Int8Code | None) -> None:

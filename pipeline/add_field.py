@@ -1,0 +1,105 @@
+"""`pipeline add-field`: a finished store's rows through another encoder, as a store of its own in the store."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+from pipeline.additions import AddFieldConfig
+from pipeline.config import EncodeConfig, StoreConfig
+from pipeline.console import say
+from pipeline.encode import begin_or_await
+from pipeline.leases import Leases, Owner, remove_if_empty
+from pipeline.running import find_place, run
+from pipeline.space import missing_nbytes, require_space
+from shards.added_fields import field_path, link_images, publish_fields
+from shards.errors import IdentityMismatchError, UsageError
+from shards.layout import WORK_DIR
+from shards.location import Location
+from shards.store import Store, open_store
+
+
+def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
+    """Encodes the store's images with another encoder: same rows, shards, seed and views, so the same order and draws.
+
+    Args:
+        config: What to do.
+        arguments: The command's own arguments, for engines that run it elsewhere.
+
+    Raises:
+        UserError: If it cannot be done, or is not done completely.
+    """
+    store = open_store(config.store)
+    if not (config.name.isidentifier() and config.name.isascii()):
+        raise UsageError(f"--name must be a plain word, got {config.name!r}; such as siglip2")
+    settings = _encode_settings(config, store)
+    settings.check()
+    place = find_place(config.work, arguments)
+    if place is None:
+        return
+    field = settings.store.out
+    writer, encoder = begin_or_await(settings, place)
+    if writer.plan != store.plan:
+        raise IdentityMismatchError(
+            f"the rows of {store.path} are not where a deal of its images puts them, so {config.name} cannot have the "
+            "same; make a `pipeline reshard` of it first"
+        )
+    shared = store.image_size > 0 and _share_images(store, field)
+    names = ("tokens",) if shared else ("tokens", "image")
+    require_space(field, missing_nbytes(field, writer.recipe, writer.plan, names))
+    run(settings, writer, encoder, place)
+    _publish(store)
+    lost = store.manifest.num_valid - open_store(field).manifest.num_valid
+    say(
+        f"{field} is a store of the rows of {store.path}"
+        + (f"; {lost} of them could not be encoded" if lost > 0 else "")
+    )
+
+
+def _encode_settings(config: AddFieldConfig, store: Store) -> EncodeConfig:
+    """The settings of an encode with the store as its source."""
+    recipe = store.recipe
+    settings = EncodeConfig(
+        source=str(config.store),
+        encoder=config.encoder,
+        store=StoreConfig(
+            out=field_path(config.store, config.name),
+            shards=recipe.num_shards,
+            views=",".join(recipe.views),
+            dtype=config.dtype,
+            image_size=recipe.image_size,
+            format=cast("Any", recipe.format),
+            compression=cast("Any", recipe.compression or "none"),
+            image_compression=cast("Any", recipe.image_compression or "none"),
+            seed=recipe.seed,
+            calibration_rows=config.calibration_rows,
+            code_error=config.code_error,
+            allow_error=config.allow_error,
+        ),
+        work=config.work,
+    )
+    # Beside the store, not inside it beside the field.
+    outer = dataclasses.replace(settings, store=dataclasses.replace(settings.store, out=config.store))
+    return dataclasses.replace(settings, work=dataclasses.replace(config.work, log_dir=outer.log_dir()))
+
+
+def _share_images(store: Store, field: Location) -> bool:
+    """Gives the field the store's images without a copy; says so where that cannot be."""
+    if store.recipe.format == "zarr" and link_images(store, field):
+        return True
+    reason = (
+        "tar files hold them beside tokens"
+        if store.recipe.format != "zarr"
+        else "files cannot be linked there"
+    )
+    say(f"the images are stored a second time in {field}: {reason}")
+    return False
+
+
+def _publish(store: Store) -> None:
+    """Lists the field in the store's manifest, which one process at a time may change."""
+    with Leases(store.path, Owner.this_process("add-field")) as leases:
+        while not leases.take("finish"):
+            time.sleep(0.5)
+        publish_fields(store.path)
+    remove_if_empty(store.path / WORK_DIR)
