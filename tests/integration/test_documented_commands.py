@@ -48,6 +48,10 @@ SMALLER = [
         r"^(pipeline encode .*)--encoder vit_base_patch16_siglip_256\.v2_webli",
         rf"\1{TINY} --weights random:1",
     ),
+    (
+        r"^(pipeline add-field .*)--encoder \S+",
+        rf"\1{TINY.replace('--image-size 32 ', '')} --weights random:1",
+    ),
     (r"^(pipeline encode (?!.*test_vit).*?)( >.*)?$", rf"\1 {TINY} --weights random:0\2"),
     (r"--devices cuda:0,cuda:1", "--devices cpu,cpu"),
     (r"--ray-address auto", "--ray-actors 1"),
