@@ -136,7 +136,7 @@ class ReconstructionSettings:
     feature_weights: str = "public"
     """Inception weights for rfid: public, a file, or random:SEED."""
     lpips_weights: str = "public"
-    """Weights of the perceptual network: public, a file, or random:SEED."""
+    """VGG16 of LPIPS: public, a file in torchvision's names, or random:SEED."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, before anything heavy is loaded."""

@@ -6,13 +6,13 @@ Feature networks take `public` (their published source), a file, or `random:SEED
 from __future__ import annotations
 
 import hashlib
-import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from shards.errors import UsageError, UserError
+from train.published import read_state_dict
 
 
 def seed_of(weights: str) -> str:
@@ -38,19 +38,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UsageError(f"feature weights must be `public`, `random:SEED` or a file, found no file {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"feature weights must be a state dict of tensors, {path} is not: {error}") from error
-    if not isinstance(state, dict):
-        raise UserError(
-            f"feature weights must be a state dict of tensors, {path} holds a {type(state).__name__}"
-        )
-    return state
+    return read_state_dict(path)
 
 
 def load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -30,17 +30,20 @@ DINO_URLS = {
 """DINO's networks as their authors publish them (github:facebookresearch/dino README)."""
 
 
-def load_perceptual(path: Path | None) -> Perceptual:
+_TRAIN_WITHOUT = f"--perceptual-weights FILE ({VGG16_URL}), or train without: --perceptual none"
+
+
+def load_perceptual(path: Path | None, *, remedy: str = _TRAIN_WITHOUT) -> Perceptual:
     """The perceptual distance, frozen.
 
     Args:
         path: VGG16's weights in torchvision's names; None: torch's cache, else a download.
+        remedy: what to give where they cannot be downloaded.
 
     Raises:
         UsageError: the weights cannot be had, or the package with LPIPS' linear weights is missing.
         PublishedFileError: a file cannot be read or does not fit.
     """
-    remedy = f"--perceptual-weights FILE ({VGG16_URL}), or train without: --perceptual none"
     state = _weights(path, VGG16_URL, remedy)
     # What follows the convolutions, VGG16's classifier, plays no part.
     vgg16 = {name: value for name, value in state.items() if name.startswith("features.")}
@@ -80,8 +83,7 @@ def linear_weights() -> dict[str, Tensor]:
     found = importlib.util.find_spec("lpips")
     if found is None or found.submodule_search_locations is None:
         raise UsageError(
-            "LPIPS' linear weights come with the package lpips: pip install lpips, "
-            "or train without: --perceptual none"
+            "LPIPS' linear weights come with the package lpips: pip install lpips, or do without LPIPS"
         )
     state = read_state_dict(Path(found.submodule_search_locations[0]) / "weights/v0.1/vgg.pth")
     return {name: state[name] for name in (f"lin{index}.model.1.weight" for index in range(len(STAGES)))}
@@ -92,7 +94,7 @@ def _weights(path: Path | None, url: str, remedy: str) -> dict[str, Tensor]:
         return read_state_dict(path)
     try:
         state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", weights_only=True
+            url, map_location="cpu", check_hash=True, weights_only=True
         )
     except (URLError, OSError, RuntimeError) as error:
         raise UsageError(f"{url} cannot be downloaded ({error}); give {remedy}") from error

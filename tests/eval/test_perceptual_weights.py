@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from eval.perceptual_weights import load_perceptual, lpips
+from train.models.infer import PublishedFileError
 
 CPU = torch.device("cpu")
 
@@ -38,3 +39,16 @@ def test_the_distance_is_that_of_the_lpips_package_with_the_same_backbone(networ
 def test_equal_pictures_have_no_distance_and_others_have_some(network):
     assert lpips(network, _pictures(0), _pictures(0)).tolist() == [0, 0]
     assert (lpips(network, _pictures(0), _pictures(1)) > 1e-3).all()
+
+
+def test_the_trainers_file_of_vgg16_gives_the_distance_it_is_trained_with(network, tmp_path):
+    vgg16 = {name: value for name, value in network.state_dict().items() if name.startswith("features.")}
+    # What torchvision's file holds beside the convolutions plays no part.
+    torch.save({**vgg16, "classifier.0.bias": torch.zeros(4)}, tmp_path / "vgg16.pth")
+    loaded = load_perceptual(str(tmp_path / "vgg16.pth"), CPU)
+    assert torch.equal(lpips(loaded, _pictures(0), _pictures(1)), lpips(network, _pictures(0), _pictures(1)))
+
+
+def test_a_file_that_is_not_there_is_refused():
+    with pytest.raises(PublishedFileError, match="there is no file"):
+        load_perceptual("nowhere.pth", CPU)

@@ -1,6 +1,7 @@
 """Another storage type for a finished store: assessed first, then converted."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -49,7 +50,9 @@ def test_aiming_at_a_larger_error_compresses_better(float_store, pipeline):
     assert coarse["row_bytes"]["zstd"] < fine["row_bytes"]["zstd"]
 
 
-def test_a_decoder_shows_what_becomes_of_the_pictures(float_store, pipeline, tmp_path):
+@pytest.fixture
+def decoder(float_store, tmp_path):
+    """A tiny decoder of the store's tokens, with random weights."""
     store = open_store(float_store)
     torch.manual_seed(0)
     config = ViTDecoderConfig(
@@ -71,8 +74,12 @@ def test_a_decoder_shows_what_becomes_of_the_pictures(float_store, pipeline, tmp
         samples_seen=1,
         ema_rate=0.0,
     )
-    decoder = tmp_path / "decoder.safetensors"
-    save_snapshot(decoder, build_model(config).state_dict(), config=config, normalizer=None, meta=meta)
+    path = tmp_path / "decoder.safetensors"
+    save_snapshot(path, build_model(config).state_dict(), config=config, normalizer=None, meta=meta)
+    return path
+
+
+def test_a_decoder_shows_what_becomes_of_the_pictures(float_store, decoder, pipeline, tmp_path):
     status, text, messages = pipeline(
         "assess", float_store, "--decoder", decoder, "--metrics", "psnr", "--json"
     )
@@ -82,6 +89,28 @@ def test_a_decoder_shows_what_becomes_of_the_pictures(float_store, pipeline, tmp
     status, _, messages = pipeline("assess", float_store, "--decoder", tmp_path / "none.safetensors")
     assert status == 1
     assert "none.safetensors" in messages.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_rfid_before_and_after_is_told_as_a_person_reads_it(float_store, decoder, pipeline):
+    status, text, messages = pipeline(
+        "assess",
+        float_store,
+        "--decoder",
+        decoder,
+        "--metrics",
+        "psnr",
+        "rfid",
+        "--feature-weights",
+        "random:0",
+    )
+    assert status == 0, messages
+    lines = [line for line in text.splitlines() if line.startswith("pictures")]
+    pattern = r"pictures   {} (-?[\d.]+) before, (-?[\d.]+) after \(([+-][\d.]+)\)"
+    for name, line in zip(("psnr", "rfid"), lines, strict=True):
+        before, after, change = map(float, re.fullmatch(pattern.format(name), line).groups())
+        assert change == pytest.approx(after - before, abs=2e-4)
+        assert abs(change) < 0.01 * abs(before)
 
 
 def test_converting_to_int8_is_what_encoding_to_int8_would_be(float_store, pipeline, tmp_path):
