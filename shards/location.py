@@ -41,6 +41,20 @@ def object_sizes(root: Location, names: Iterable[str]) -> dict[str, int]:
     return sizes
 
 
+def lists_objects(root: Location) -> bool:
+    """Whether `object_names` can be asked there; web servers do not list what they have."""
+    return not isinstance(root, RemotePath) or root.can_list
+
+
+def file_size(path: Location) -> int:
+    """Bytes of an object.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+    """
+    return path.size() if isinstance(path, RemotePath) else path.stat().st_size
+
+
 def object_names(root: Location, below: str = "") -> list[str]:
     """Names inside a folder of every object in it, or in one of its folders, sorted.
 

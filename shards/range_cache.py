@@ -107,15 +107,15 @@ class RangeCache:
     def _may_add(self, nbytes: int) -> bool:
         with self._lock:
             if nbytes > self._room and time.monotonic() - self._looked > _LOOK_AGAIN_SECONDS:
-                self._room = self._make_room()
+                self._room = self._make_room(nbytes)
                 self._looked = time.monotonic() if self._room < nbytes else -float("inf")
             if nbytes > self._room:
                 return False
             self._room -= nbytes
             return True
 
-    def _make_room(self) -> int:
-        """Remove what has rested long enough until the cache is small enough; gives the bytes that may be added."""
+    def _make_room(self, nbytes: int) -> int:
+        """Remove what has rested long enough until there is room; gives the bytes that may be added, if not 0."""
         entries, total = [], 0
         now = time.time()
         for entry in self._files():
@@ -129,12 +129,12 @@ class RangeCache:
             elif now - status.st_mtime > _ABANDONED_SECONDS:
                 Path(entry.path).unlink(missing_ok=True)
         most = self._limit - self._limit // _SLACK
-        share = max(self._limit // _ROOM, 1)
-        for read, nbytes, path in sorted(entries):
+        share = max(self._limit // _ROOM, nbytes)
+        for read, size, path in sorted(entries):
             if total + share <= most or now - read < RESTING_SECONDS:
                 break
             Path(path).unlink(missing_ok=True)
-            total -= nbytes
+            total -= size
         return max(0, min(share, most - total))
 
     def _files(self) -> Iterator[os.DirEntry[str]]:

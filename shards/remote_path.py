@@ -50,7 +50,7 @@ class RemotePath:
             UsageError: If fsspec does not know its scheme, its library is not installed, or it holds credentials.
         """
         scheme, _, path = url.partition("://")
-        if "@" in path.partition("/")[0] or "?" in path:
+        if "@" in path.partition("/")[0] or (scheme in _WEB and "?" in path):
             raise UsageError(
                 f"a {scheme}:// URL must hold no credentials, because URLs are written to logs; "
                 "set them in the environment"
@@ -115,7 +115,7 @@ class RemotePath:
 
     def is_dir(self) -> bool:
         """Whether there are objects below it."""
-        return self.scheme not in _WEB and next(self.iterdir(), None) is not None
+        return self.can_list and next(self.iterdir(), None) is not None
 
     def size(self) -> int:
         """Bytes of the object.
@@ -161,7 +161,7 @@ class RemotePath:
 
     def sizes(self, names: list[str]) -> dict[str, int]:
         """Bytes of each of these objects below this folder that is there: one listing, where the server lists."""
-        if self.scheme not in _WEB:
+        if self.can_list:
             found = self.object_sizes()
             return {name: found[name] for name in names if name in found}
 
@@ -181,8 +181,9 @@ class RemotePath:
             found = retried(lambda: self._fs.ls(self.path, detail=False), f"listing {self}")
         except FileNotFoundError:
             found = []
-        names = {path.rstrip("/").rpartition("/")[2] for path in found}
-        return (self / name for name in sorted(names - {""}))
+        prefix = self.path.strip("/") + "/"  # some servers list the folder itself as well
+        names = {path.strip("/").removeprefix(prefix) for path in found if path.strip("/").startswith(prefix)}
+        return (self / name for name in sorted(names))
 
     def glob(self, pattern: str) -> Iterator[Self]:
         """Objects below this folder whose relative path fits, sorted."""
@@ -206,8 +207,13 @@ class RemotePath:
             if path.strip("/").startswith(prefix)
         }
 
+    @property
+    def can_list(self) -> bool:
+        """Whether the server says what it has; web servers do not."""
+        return self.scheme not in _WEB
+
     def _require_listing(self) -> None:
-        if self.scheme in _WEB:
+        if not self.can_list:
             raise UsageError(
                 f"{self}: a web server does not list what it has; only finished stores can be read there"
             )

@@ -11,7 +11,7 @@ from shards.atomic import publish_bytes
 from shards.errors import IdentityMismatchError, StoreIncompleteError
 from shards.identity import Recipe
 from shards.layout import FIELDS, INDEX, MANIFEST, REVISIONS, ROOT, WORK_DIR, derived_path
-from shards.location import Location, object_names
+from shards.location import Location, lists_objects, object_names
 from shards.manifest import Manifest
 from shards.root import array_documents, read_recipe, root_document
 
@@ -20,6 +20,10 @@ _DERIVED = (INDEX, "label", "valid", "stats")
 
 def newest_revision(path: Location) -> int:
     """The highest revision of a store that has been begun; 0 if it was never added to."""
+    if not lists_objects(path):
+        return Manifest.read(
+            path
+        ).revision  # where nothing is listed, finished stores are read and nothing else
     folders = (document.parent.name for document in (path / REVISIONS).glob(f"*/{ROOT}"))
     return max((int(name) for name in folders if name.isdecimal()), default=0)
 

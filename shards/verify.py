@@ -22,7 +22,7 @@ from shards.finalize import read_commits, small_objects
 from shards.forms import object_path
 from shards.index import Index, build_index
 from shards.layout import FIELDS, INDEX, MANIFEST, PLAN, ROOT, Field, derived_path, fields_of
-from shards.location import Location, as_location, object_names
+from shards.location import Location, as_location, lists_objects, object_names
 from shards.manifest import Manifest
 from shards.plan import Plan, planned_rows
 from shards.problem import Problem
@@ -100,7 +100,8 @@ def _strangers(path: Location, manifest: Manifest) -> Iterator[Problem]:
             newest = read_recipe(path, revision)
         except UserError as error:
             yield Problem(derived_path(ROOT, revision), str(error))
-    for name in object_names(path):
+    # A web server does not say what else it has.
+    for name in object_names(path) if lists_objects(path) else ():
         if is_temporary(PurePosixPath(name)) or name == MANIFEST or name in manifest.by_path:
             continue
         if not belongs_to_another(name, manifest, newest):

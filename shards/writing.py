@@ -78,7 +78,7 @@ class StoreWriter:
             UsageError: If the folder holds something else, or the plan is not the recipe's.
         """
         _require_fitting(recipe, plan, code)
-        if path.is_dir() and not (path / PLAN).exists() and any(not is_temporary(p) for p in path.iterdir()):
+        if not (path / PLAN).exists() and _holds_anything(path):
             raise UsageError(f"a store is written into a new or empty folder, and {path} holds other things")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -141,6 +141,13 @@ class StoreWriter:
             StoreIncompleteError: If shards are still pending.
         """
         return finalize_store(self.path, self.recipe, self.plan, provenance or {}, self.revision)
+
+
+def _holds_anything(path: Location) -> bool:
+    """Whether there is more in a folder than temporary files; an empty folder may stay behind on a server too."""
+    if isinstance(path, RemotePath):
+        return bool(path.object_names())
+    return path.is_dir() and not all(is_temporary(inside) for inside in path.iterdir())
 
 
 def stale_temporaries(path: Location) -> list[str]:

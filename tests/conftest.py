@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
+from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -124,3 +129,125 @@ def s3_environment(s3_server: S3Server) -> Iterator[None]:
 def s3(s3_environment: None) -> RemotePath:
     """A folder of its own on the server."""
     return RemotePath.of_url(f"s3://{S3Server.BUCKET}/{uuid.uuid4().hex}")
+
+
+class FaultyServer(ThreadingHTTPServer):
+    """A web server of this machine whose answers to GET can be spoiled.
+
+    Attributes:
+        faults: What to do to the next answers, in order: a status code, `truncated`, `dropped`, or seconds to wait.
+        requests: First and last byte of each range that was asked for, with the path.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self.faults: deque[int | float | str] = deque()
+        self.requests: list[tuple[str, int, int]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that goes away is no news."""
+
+
+class _Answering(BaseHTTPRequestHandler):
+    """Sends an answer, or what a fault makes of it."""
+
+    protocol_version = "HTTP/1.1"
+    server: FaultyServer
+
+    def log_message(self, *arguments: object) -> None:
+        """Requests are no news."""
+
+    def _note_range(self) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked:
+            self.server.requests.append((self.path.partition("?")[0], int(asked[1]), int(asked[2])))
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        fault = self.server.faults.popleft() if self.command == "GET" and self.server.faults else None
+        if isinstance(fault, float):
+            time.sleep(fault)
+        if isinstance(fault, int):
+            status, headers, content = fault, [], b""
+        self.send_response(status)
+        for name, value in headers:
+            if name.lower() not in ("content-length", "connection", "transfer-encoding", "date", "server"):
+                self.send_header(name, value)
+        length = {name.lower(): value for name, value in headers}.get("content-length")
+        self.send_header("Content-Length", length or str(len(content)))
+        self.end_headers()
+        if fault == "truncated":
+            content = content[: len(content) // 2]
+            self.close_connection = True
+        if fault == "dropped":
+            self.close_connection = True
+        elif self.command != "HEAD":
+            self.wfile.write(content)
+
+
+@contextmanager
+def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[FaultyServer]:
+    with FaultyServer(handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def web_server(tmp_path: Path) -> Iterator[FaultyServer]:
+    """A web server of the test's folder."""
+
+    class Files(_Answering):
+        def do_GET(self) -> None:
+            self._note_range()
+            path = tmp_path / self.path.lstrip("/")
+            if not path.is_file():
+                self._answer(404, [], b"")
+                return
+            content, asked = path.read_bytes(), self.headers.get("Range")
+            if self.command == "HEAD" or asked is None:
+                self._answer(200, [("Content-Length", str(len(content)))], content)
+                return
+            first, last = map(int, asked.removeprefix("bytes=").split("-"))
+            if first >= len(content):
+                self._answer(416, [], b"")
+                return
+            span = f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
+            self._answer(206, [("Content-Range", span)], content[first : last + 1])
+
+        do_HEAD = do_GET  # noqa: N815
+
+    with _serving(Files) as server:
+        yield server
+    forget_connections()
+
+
+@pytest.fixture
+def faulty_s3(s3_server: S3Server, s3: RemotePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """A proxy in front of the S3 server, which everything goes through from now on."""
+
+    class Proxy(_Answering):
+        def do_GET(self) -> None:
+            self._note_range()
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            upstream = http.client.HTTPConnection("127.0.0.1", s3_server.port, timeout=30)
+            upstream.request(self.command, self.path, body, dict(self.headers))
+            answer = upstream.getresponse()
+            content = answer.read()
+            upstream.close()
+            self._answer(answer.status, answer.getheaders(), content)
+
+        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
+
+    with _serving(Proxy) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        forget_connections()
+        yield server
+    forget_connections()

@@ -2,14 +2,18 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from pipeline.sources.listing import IMAGE_SUFFIXES, FoundImage
 from shards.errors import UsageError
+from shards.location import Location
+from shards.remote_path import RemotePath
+
+_File = tuple[str, tuple[str, ...], int]  # address, path below the folder, bytes
 
 
-def find_in_folder(root: Path) -> Iterator[FoundImage]:
+def find_in_folder(root: Location) -> Iterator[FoundImage]:
     """Every image file below `root`; its class is the first folder of its path below `root`, if there is one.
 
     Hidden files and folders are left out; links are followed.
@@ -19,7 +23,8 @@ def find_in_folder(root: Path) -> Iterator[FoundImage]:
     """
     loose: str | None = None
     classed: str | None = None
-    for entry, parts in _files(str(root.absolute()), ()):
+    files = _remote_files(root) if isinstance(root, RemotePath) else _local_files(root)
+    for address, parts, nbytes in files:
         name = "/".join(parts)
         if len(parts) == 1:
             loose = loose or name
@@ -33,10 +38,23 @@ def find_in_folder(root: Path) -> Iterator[FoundImage]:
         yield FoundImage(
             key=printable(name),
             class_name=printable(parts[0]) if len(parts) > 1 else None,
-            uri=address_of(entry.path),
+            uri=address,
             offset=0,
-            nbytes=entry.stat().st_size,
+            nbytes=nbytes,
         )
+
+
+def _local_files(root: Path) -> Iterator[_File]:
+    for entry, parts in _files(str(root.absolute()), ()):
+        yield address_of(entry.path), parts, entry.stat().st_size
+
+
+def _remote_files(root: RemotePath) -> Iterator[_File]:
+    for name, nbytes in sorted(root.object_sizes().items(), key=lambda item: item[0].split("/")):
+        parts = tuple(name.split("/"))
+        hidden = any(part.startswith(".") for part in parts)
+        if not hidden and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+            yield str(root / name), parts, nbytes
 
 
 def _files(folder: str, above: tuple[str, ...]) -> Iterator[tuple["os.DirEntry[str]", tuple[str, ...]]]:
@@ -52,6 +70,11 @@ def _files(folder: str, above: tuple[str, ...]) -> Iterator[tuple["os.DirEntry[s
 def printable(name: str) -> str:
     r"""A file name as text that any file can hold; bytes that are not UTF-8 become `\\xNN`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def whole_address(path: Location) -> str:
+    """A place as text that means the same in every working folder, and that any file can hold."""
+    return str(path) if isinstance(path, RemotePath) else address_of(str(path.absolute()))
 
 
 def address_of(path: str) -> str:

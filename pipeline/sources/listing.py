@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pipeline.sources.labels import LabelTable
 from shards.errors import UsageError
+from shards.location import Location, as_location
 from shards.plan import NO_LABEL, SourceRecord
 
 IMAGE_SUFFIXES = frozenset(
@@ -68,7 +68,7 @@ def _find(source: str) -> tuple[Iterable[FoundImage], tuple[str, ...]]:
 
     paths = _files_of(source)
     if paths is None:
-        return find_in_folder(Path(source).expanduser()), ()
+        return find_in_folder(as_location(source)), ()
     suffixes = {path.suffix.lower() for path in paths}
     if suffixes == {".tar"}:
         if len(paths) == 1 and is_tar_of_tars(paths[0]):
@@ -84,23 +84,27 @@ def _find(source: str) -> tuple[Iterable[FoundImage], tuple[str, ...]]:
     )
 
 
-def _files_of(source: str) -> list[Path] | None:
+def _files_of(source: str) -> list[Location] | None:
     """The table or tar files that `source` stands for, or None if it is a folder of images."""
-    path = Path(source).expanduser()
+    path = as_location(source)
+    if any(character in source for character in "*?[") and not path.exists():
+        return sorted(path.parent.glob(path.name), key=_by_path)
+    if path.is_file():
+        return [path]
     if path.is_dir():
         for pattern in ("*.tar", "*.parquet"):
-            files = sorted(path.glob(pattern))
+            files: list[Location] = sorted(path.glob(pattern), key=_by_path)
             if files:
                 return files
         return None
-    if path.exists():
-        return [path]
-    if any(character in source for character in "*?["):
-        return sorted(path.parent.glob(path.name))
     raise UsageError(
         f"SOURCE must be an image folder, tar, parquet or csv file, got {source}: it does not exist; give SOURCE, "
         "or set IMAGENET to a folder with one sub-folder for each class"
     )
+
+
+def _by_path(path: Location) -> tuple[str, ...]:
+    return tuple(str(path).split("/"))
 
 
 def unique_keys(found: Iterable[FoundImage]) -> list[FoundImage]:

@@ -8,7 +8,9 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from shards.errors import UserError
+from shards.location import Location
 from shards.plan import SourceRecord
+from shards.remote_path import RemotePath, is_url
 
 _OPEN_ARCHIVES = 64
 _CACHED_GROUPS = 4
@@ -53,7 +55,7 @@ class SourceReader:
             SourceGoneError: If the folder or archive it lay in is gone.
             OSError: If the device fails; reading again may help.
         """
-        path = local_path(record.uri)
+        path = RemotePath.of_url(record.uri) if is_url(record.uri) else local_path(record.uri)
         suffix = path.suffix.lower()
         try:
             if suffix == ".parquet":
@@ -64,7 +66,7 @@ class SourceReader:
                 content = path.read_bytes()
         except FileNotFoundError as error:
             gone = path if suffix in (".parquet", ".tar") else path.parent
-            if not gone.exists():
+            if not (gone.exists() or _may_be_folder(gone)):
                 raise SourceGoneError(
                     f"the source is gone: {gone} does not exist any more; bring it back and run the same command again"
                 ) from error
@@ -77,7 +79,9 @@ class SourceReader:
             )
         return content
 
-    def _read_range(self, path: Path, offset: int, nbytes: int) -> bytes:
+    def _read_range(self, path: Location, offset: int, nbytes: int) -> bytes:
+        if isinstance(path, RemotePath):
+            return path.read_range(offset, nbytes)
         with self._lock:
             descriptor = self._archives.pop(path, None)
             if descriptor is None:
@@ -97,11 +101,11 @@ class _ParquetRows:
     """Image bytes by row number; the row groups used last are kept."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, tuple[Any, str, list[int]]] = {}
-        self._groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
+        self._files: dict[Location, tuple[Any, str, list[int]]] = {}
+        self._groups: OrderedDict[tuple[Location, int], Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, path: Path, row: int) -> bytes:
+    def read(self, path: Location, row: int) -> bytes:
         """Bytes of the image in a row."""
         with self._lock:
             file, column, ends = self._opened(path)
@@ -115,13 +119,11 @@ class _ParquetRows:
                 self._groups.popitem(last=False)
         return values[row - (ends[group - 1] if group else 0)].as_py() or b""
 
-    def _opened(self, path: Path) -> tuple[Any, str, list[int]]:
+    def _opened(self, path: Location) -> tuple[Any, str, list[int]]:
         if path not in self._files:
-            import pyarrow.parquet as pq
+            from pipeline.sources.tables import image_column, open_parquet
 
-            from pipeline.sources.tables import image_column
-
-            file = pq.ParquetFile(path)
+            file = open_parquet(path)
             column = image_column(file.schema_arrow)
             assert column is not None, "the plan lists rows of this file"
             ends, end = [], 0
@@ -130,6 +132,11 @@ class _ParquetRows:
                 ends.append(end)
             self._files[path] = file, column, ends
         return self._files[path]
+
+
+def _may_be_folder(place: Location) -> bool:
+    """Whether images may lie below a place of a server, which has no folders of their own; web servers do not say."""
+    return isinstance(place, RemotePath) and (not place.can_list or place.is_dir())
 
 
 def local_path(uri: str) -> Path:

@@ -1,20 +1,22 @@
 """Images that a table names: HuggingFace-style parquet with the bytes inside, or a list of paths."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from pipeline.sources.folder import address_of
+from pipeline.sources.folder import whole_address
 from pipeline.sources.listing import FoundImage
 from shards.errors import UsageError
+from shards.location import Location, as_location, file_size, object_sizes
+from shards.remote_path import RemotePath, is_url
 
 _PATH_COLUMNS = ("path", "file_name", "image_path", "file", "filename", "uri")
 _LABEL_COLUMNS = ("label", "class", "cls")
 
 
-def find_in_parquet(paths: list[Path]) -> Iterator[FoundImage]:
+def find_in_parquet(paths: list[Location]) -> Iterator[FoundImage]:
     """Every row of parquet files that hold images (`image` struct with `bytes`) or paths of images.
 
     For images inside, the offset is the number of the row in its file. Numbers in the label column stay the class
@@ -25,11 +27,10 @@ def find_in_parquet(paths: list[Path]) -> Iterator[FoundImage]:
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     for path in paths:
         try:
-            file = pq.ParquetFile(path)
+            file = open_parquet(path)
         except pa.ArrowInvalid as error:
             raise UsageError(f"{path} is not a readable parquet file ({error}); download it anew") from error
         names = file.schema_arrow.names
@@ -47,7 +48,7 @@ def find_in_parquet(paths: list[Path]) -> Iterator[FoundImage]:
             for size, value in zip(sizes, labels, strict=True):
                 key = f"{path.stem}/{number:09d}"
                 class_name = None if value is None else str(value)
-                yield FoundImage(key, class_name, str(path.absolute()), number, size or 0)
+                yield FoundImage(key, class_name, whole_address(path), number, size or 0)
                 number += 1
 
 
@@ -61,14 +62,12 @@ def image_column(schema: Any) -> str | None:
     return None
 
 
-def class_names_in(path: Path) -> tuple[str, ...]:
+def class_names_in(path: Location) -> tuple[str, ...]:
     """Names of the numbers in a parquet file's label column, where HuggingFace datasets left them; else nothing.
 
     Source: `datasets` writes its features as JSON under the schema's metadata key `huggingface`.
     """
-    import pyarrow.parquet as pq
-
-    schema = pq.read_schema(path)
+    schema = open_parquet(path).schema_arrow
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
@@ -79,17 +78,29 @@ def class_names_in(path: Path) -> tuple[str, ...]:
     return ()
 
 
-def find_in_csv(path: Path) -> Iterator[FoundImage]:
+def open_parquet(path: Location) -> Any:
+    """A parquet file at any place, of which only the parts that are asked for are read."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path.open("rb") if isinstance(path, RemotePath) else path)
+
+
+def find_in_csv(path: Location) -> Iterator[FoundImage]:
     """Every line of a CSV file with a header: a column of paths and, if there is one, a column of labels.
 
     Raises:
         UsageError: If there is no column of paths, or a file is not there.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        yield from _listed(path, csv.DictReader(file))
+    content = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+    yield from _listed(path, csv.DictReader(content))
 
 
-def _listed(table: Path, rows: Any) -> Iterator[FoundImage]:
+def _listed(table: Location, rows: Any) -> Iterator[FoundImage]:
+    sizes: dict[str, int] = {}
+    rows = list(rows)
+    if isinstance(table, RemotePath):
+        names = {str(row[column]) for row in rows for column in _PATH_COLUMNS if row.get(column)}
+        sizes = object_sizes(table.parent, [name for name in names if not is_url(name)])
     for number, row in enumerate(rows, start=2):
         column = next((name for name in _PATH_COLUMNS if row.get(name)), None)
         if column is None:
@@ -97,8 +108,9 @@ def _listed(table: Path, rows: Any) -> Iterator[FoundImage]:
                 f"{table} must have a column of paths ({', '.join(_PATH_COLUMNS)}), line {number} has {list(row)}"
             )
         name = str(row[column])
-        path = table.parent / name  # an absolute name stays as it is
-        if not path.is_file():
+        # An absolute name stays as it is.
+        path = as_location(name) if is_url(name) else table.parent / name
+        if name not in sizes and not path.is_file():
             raise UsageError(
                 f"every path in {table} must be a file, line {number} names {name}: no such file"
             )
@@ -106,7 +118,7 @@ def _listed(table: Path, rows: Any) -> Iterator[FoundImage]:
         yield FoundImage(
             key=name,
             class_name=None if label is None else str(label),
-            uri=address_of(str(path.absolute())),
+            uri=whole_address(path),
             offset=0,
-            nbytes=path.stat().st_size,
+            nbytes=sizes[name] if name in sizes else file_size(path),
         )

@@ -8,11 +8,13 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import PurePosixPath
 
+from pipeline.sources.folder import whole_address
 from pipeline.sources.listing import IMAGE_SUFFIXES, FoundImage
 from shards.errors import UsageError
+from shards.location import Location
+from shards.object_reader import ObjectReader, open_object
 
 _CLASS_SUFFIXES = frozenset((".cls", ".json"))
 
@@ -32,14 +34,14 @@ class Member:
     nbytes: int
 
 
-def members(path: Path, *, offset: int = 0, nbytes: int | None = None) -> Iterator[Member]:
+def members(path: Location, *, offset: int = 0, nbytes: int | None = None) -> Iterator[Member]:
     """The regular files of a tar, or of a tar that lies uncompressed inside another file, in order.
 
     Raises:
         UsageError: If it is no uncompressed tar, or ends before its time.
     """
-    with path.open("rb") as file:
-        window = _Window(file, offset, path.stat().st_size - offset if nbytes is None else nbytes)
+    with open_object(path) as source:
+        window = _Window(source, offset, source.size - offset if nbytes is None else nbytes)
         try:
             with tarfile.open(fileobj=window, mode="r:") as tar:  # type: ignore[call-overload]
                 for member in tar:
@@ -52,17 +54,16 @@ def members(path: Path, *, offset: int = 0, nbytes: int | None = None) -> Iterat
 
 
 class _Window:
-    """A part of a file, as a file; only what tarfile asks for."""
+    """A part of an object, as a file; only what tarfile asks for."""
 
-    def __init__(self, file: IO[bytes], offset: int, nbytes: int) -> None:
-        self._file, self._offset, self._nbytes = file, offset, nbytes
+    def __init__(self, source: ObjectReader, offset: int, nbytes: int) -> None:
+        self._source, self._offset, self._nbytes = source, offset, nbytes
         self._position = 0
 
     def read(self, size: int = -1) -> bytes:
         left = max(self._nbytes - self._position, 0)
         size = left if size < 0 else min(size, left)
-        self._file.seek(self._offset + self._position)
-        content = self._file.read(size)
+        content = self._source.read(size, self._offset + self._position)
         self._position += len(content)
         return content
 
@@ -75,13 +76,13 @@ class _Window:
         return self._position
 
 
-def is_tar_of_tars(path: Path) -> bool:
+def is_tar_of_tars(path: Location) -> bool:
     """Whether the first file in a tar is itself a tar."""
     first = next(members(path), None)
     return first is not None and first.name.endswith(".tar")
 
 
-def find_in_tar_of_tars(path: Path) -> Iterator[FoundImage]:
+def find_in_tar_of_tars(path: Location) -> Iterator[FoundImage]:
     """Every image of a tar of tars such as `ILSVRC2012_img_train.tar`: the inner tar's name is the class.
 
     Raises:
@@ -94,10 +95,10 @@ def find_in_tar_of_tars(path: Path) -> Iterator[FoundImage]:
         for inner in members(path, offset=outer.offset, nbytes=outer.nbytes):
             if PurePosixPath(inner.name).suffix.lower() in IMAGE_SUFFIXES:
                 key = f"{class_name}/{inner.name}"
-                yield FoundImage(key, class_name, str(path.absolute()), inner.offset, inner.nbytes)
+                yield FoundImage(key, class_name, whole_address(path), inner.offset, inner.nbytes)
 
 
-def find_in_webdataset(paths: list[Path]) -> Iterator[FoundImage]:
+def find_in_webdataset(paths: list[Location]) -> Iterator[FoundImage]:
     """Every image of webdataset tars; its class is in the sample's `.cls` file or the `.json` file's `label`.
 
     Keys are the tar's name and the sample's, so that equal samples of two tars stay apart.
@@ -105,19 +106,18 @@ def find_in_webdataset(paths: list[Path]) -> Iterator[FoundImage]:
     for path in paths:
         images: dict[str, Member] = {}
         classes: dict[str, str] = {}
-        with path.open("rb") as file:
+        with open_object(path) as source:
             for member in members(path):
                 sample, suffix = split_sample_name(member.name)
                 if suffix in IMAGE_SUFFIXES:
                     images.setdefault(sample, member)
                 elif suffix in _CLASS_SUFFIXES:
-                    file.seek(member.offset)
-                    class_name = _class_of(suffix, file.read(member.nbytes))
+                    class_name = _class_of(suffix, source.read(member.nbytes, member.offset))
                     if class_name is not None:
                         classes.setdefault(sample, class_name)
         for sample, member in images.items():
             key = f"{path.stem}/{sample}"
-            yield FoundImage(key, classes.get(sample), str(path.absolute()), member.offset, member.nbytes)
+            yield FoundImage(key, classes.get(sample), whole_address(path), member.offset, member.nbytes)
 
 
 def split_sample_name(name: str) -> tuple[str, str]:
