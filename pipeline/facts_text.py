@@ -60,6 +60,7 @@ def _finished_lines(facts: dict[str, Any]) -> list[str]:
         f"by channel {values['channel_variance_min']:.4g} to {values['channel_variance_max']:.4g}"
         for view, values in facts["statistics"].items()
     ]
+    lines += [f"made with  {name} {value}" for name, value in facts["provenance"].items()]
     for view, values in facts["int8_error"].items():
         worst = ", ".join(f"{channel} {error:.2%}" for channel, error in values["worst_channels"].items())
         lines.append(

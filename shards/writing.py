@@ -181,7 +181,21 @@ def _publish_plan(path: Location, plan: Plan) -> None:
         if isinstance(path, RemotePath):
             path.require_first_creation_wins()
         publish_bytes(path / PLAN, plan.to_bytes())
-    if Plan.read(path / PLAN) != plan:
+    begun = Plan.read(path / PLAN)
+    if begun != plan and _same_deal(begun, plan):
+        raise IdentityMismatchError(
+            f"{path} was begun with the same source images at other places, such as {begun.uris[0]} and not "
+            f"{plan.uris[0]}; give the source by the path it was begun with, or name a new folder"
+        )
+    if begun != plan:
         raise IdentityMismatchError(
             f"{path} was begun with other source images or another seed; name a new folder"
         )
+
+
+def _same_deal(one: Plan, other: Plan) -> bool:
+    """Whether two plans differ in nothing but where the images lie."""
+    settings = ("num_shards", "seed", "class_names")
+    same = all(getattr(one, name) == getattr(other, name) for name in settings)
+    columns = ["key", "label", "nbytes"]
+    return same and bool(one.table.select(columns).equals(other.table.select(columns)))

@@ -57,6 +57,8 @@ SMALLER = [
     (r"--ray-address auto", "--ray-actors 1"),
     (r"^rsync -a data/store/ other:/data/store/", "cp -r data/store moved"),
     (r" /data/store$", " moved"),
+    (r"s3://bucket/", "s3://latents/documented/"),
+    (r"--cache /scratch/latents --cache-bytes 600000000000", "--cache cache --cache-bytes 1000000"),
 ]
 """What is changed before a command is run, in this order."""
 
@@ -228,10 +230,12 @@ RUN = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "heading"), RUN, ids=[f"{page}: {heading}" for page, heading in RUN])
-def test_the_commands_of_a_section_run_one_after_another(ground, tmp_path, page, heading):
+def test_the_commands_of_a_section_run_one_after_another(ground, tmp_path, page, heading, request):
     folder = tmp_path / "section"
     shutil.copytree(ground, folder)
     lines = commands_of(page, heading)
+    if any("s3://" in line for line in lines):
+        request.getfixturevalue("s3_environment")
     if any(re.match(r"pipeline encode (?!.*--retry).* --out data/store ", line) for line in lines):
         for made in ("data/store", "runs"):  # the section makes its own
             shutil.rmtree(folder / made)

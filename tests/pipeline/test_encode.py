@@ -115,6 +115,17 @@ def test_another_recipe_is_refused_with_the_difference(folder, tmp_path, tiny, p
     assert named in err.splitlines()[-1]
 
 
+def test_a_moved_source_is_refused_and_both_places_are_named(folder, tmp_path, tiny, pipeline):
+    arguments = ("--out", tmp_path / "store", "--shards", 2, *tiny)
+    assert pipeline("encode", folder, *arguments)[0] == 0
+    folder.rename(tmp_path / "elsewhere")
+    code, _, err = pipeline("encode", tmp_path / "elsewhere", *arguments)
+    assert code == 1
+    assert f"such as {folder}" in err
+    assert f"and not {tmp_path / 'elsewhere'}" in err
+    assert err.count("\n") == 1
+
+
 def test_a_changed_source_is_refused_and_the_images_are_named(folder, tmp_path, tiny, pipeline):
     arguments = ["encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny]
     assert pipeline(*arguments)[0] == 0
