@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from eval.cautions import generation_cautions, require_published_size
 from eval.command import warn
 from eval.feature_pass import share
 from eval.generation_plan import GenerationPlan
+from eval.generation_record import generation_record, open_folder
 from eval.labels import chosen_classes
 from eval.networks import (
     compile_network,
     decoder_of,
     load_decoder,
     load_dit,
-    path_digest,
     require_fitting_guide,
     require_same_encoder,
     set_precision,
@@ -34,15 +33,12 @@ from eval.sampler import LatentSampler
 from eval.samples_file import SamplesFile, map_samples
 from eval.scoring import compare
 from eval.settings import GenerationSettings
-from shards.errors import UsageError, UserError
+from shards.errors import UsageError
 from shards.identity import EncoderIdentity
 from shards.store import Store, open_store
 from train.distributed import Team
 from train.signals import die_with_launcher
 from train.snapshot import Snapshot, is_snapshot
-
-SETTINGS = "generation.json"
-"""What the samples of a folder depend on; a continued run must agree."""
 
 
 def generate(plan: GenerationPlan) -> dict[str, Any]:
@@ -70,9 +66,9 @@ def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
     model = load_dit(settings.snapshot, team.device, store, settings.statistics)
     producer = _producer(plan, model, store, team)
     require_published_size(settings.protocol, producer.decoder.image_size)
-    record = _record(plan, producer.sampler, store)
+    record = generation_record(plan, producer.sampler, store)
     if team.leads:
-        _open_folder(settings.out, record)
+        open_folder(settings.out, record)
     samples = SamplesFile(settings.out / "samples.npz", plan.num, producer.decoder.image_size)
     seconds, made = _sample(samples, producer, team)
     results: dict[str, Any] = {
@@ -159,56 +155,6 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         fill_batches=settings.compile,
         rounding=settings.rounding,
     )
-
-
-def _record(plan: GenerationPlan, sampler: LatentSampler, store: Store | None) -> dict[str, Any]:
-    """Everything the samples depend on, as JSON values."""
-    settings = plan.settings
-    record = {
-        "snapshot": settings.snapshot.name,
-        "snapshot_sha256": path_digest(settings.snapshot),
-        "decoder_sha256": path_digest(settings.decoder),
-        "guide_sha256": None if settings.guide is None else path_digest(settings.guide),
-        "encoder_of": None if store is None else store.recipe.id,
-        "statistics_sha256": None if settings.statistics is None else path_digest(settings.statistics),
-        "protocol": settings.protocol,
-        "seed": settings.seed,
-        "classes": sampler.classes,
-        "guidance_interval": settings.guidance_interval,
-        "precision": settings.precision,
-        "rounding": settings.rounding,
-        "num": plan.num,
-        "labels": plan.labels,
-        "kind": plan.kind,
-        "points": plan.points,
-        "method": plan.method,
-        "shift_base": sampler.shift_base,
-        "guidance": plan.guidance,
-        "guidance_scale": plan.guidance_scale,
-        "deviations": plan.deviations,
-    }
-    values: dict[str, Any] = json.loads(json.dumps(record))
-    return values
-
-
-def _open_folder(out: Path, record: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / SETTINGS
-    if not path.exists():
-        if (out / "samples.npz").exists():
-            raise UserError(f"{out}/samples.npz was not made by this command; give another --out")
-        write_json(path, record)
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    differences = [
-        f"{name} was {found.get(name)!r} and is {record.get(name)!r}"
-        for name in sorted(found.keys() | record.keys())
-        if found.get(name) != record.get(name)
-    ]
-    if differences:
-        raise UserError(
-            f"{out} holds samples of other settings ({'; '.join(differences)}); give another --out or remove it"
-        )
 
 
 def _sample(samples: SamplesFile, producer: Producer, team: Team) -> tuple[float, int]:
