@@ -4,16 +4,15 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from pipeline.sources.parquet_rows import ParquetRows
 from shards.errors import UserError
 from shards.location import Location
 from shards.plan import SourceRecord
 from shards.remote_path import RemotePath, is_url
 
 _OPEN_ARCHIVES = 64
-_CACHED_GROUPS = 4
 
 
 class BadImageError(Exception):
@@ -33,7 +32,7 @@ class SourceReader:
 
     def __init__(self) -> None:
         self._archives: OrderedDict[Path, int] = OrderedDict()
-        self._tables = _ParquetRows()
+        self._tables = ParquetRows()
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -95,43 +94,6 @@ class SourceReader:
             return os.pread(own, nbytes, offset)
         finally:
             os.close(own)
-
-
-class _ParquetRows:
-    """Image bytes by row number; the row groups used last are kept."""
-
-    def __init__(self) -> None:
-        self._files: dict[Location, tuple[Any, str, list[int]]] = {}
-        self._groups: OrderedDict[tuple[Location, int], Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def read(self, path: Location, row: int) -> bytes:
-        """Bytes of the image in a row."""
-        with self._lock:
-            file, column, ends = self._opened(path)
-            group = next(number for number, end in enumerate(ends) if row < end)
-            values = self._groups.pop((path, group), None)
-            if values is None:
-                table = file.read_row_group(group, columns=[f"{column}.bytes"])
-                values = table.column(column).combine_chunks().field("bytes")
-            self._groups[path, group] = values
-            if len(self._groups) > _CACHED_GROUPS:
-                self._groups.popitem(last=False)
-        return values[row - (ends[group - 1] if group else 0)].as_py() or b""
-
-    def _opened(self, path: Location) -> tuple[Any, str, list[int]]:
-        if path not in self._files:
-            from pipeline.sources.tables import image_column, open_parquet
-
-            file = open_parquet(path)
-            column = image_column(file.schema_arrow)
-            assert column is not None, "the plan lists rows of this file"
-            ends, end = [], 0
-            for group in range(file.num_row_groups):
-                end += file.metadata.row_group(group).num_rows
-                ends.append(end)
-            self._files[path] = file, column, ends
-        return self._files[path]
 
 
 def _may_be_folder(place: Location) -> bool:

@@ -78,11 +78,11 @@ def class_names_in(path: Location) -> tuple[str, ...]:
     return ()
 
 
-def open_parquet(path: Location) -> Any:
-    """A parquet file at any place, of which only the parts that are asked for are read."""
+def open_parquet(path: Location, metadata: Any = None) -> Any:
+    """A parquet file at any place, of which only the parts that are asked for are read; its footer, if it is known."""
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path.open("rb") if isinstance(path, RemotePath) else path)
+    return pq.ParquetFile(path.open("rb") if isinstance(path, RemotePath) else path, metadata=metadata)
 
 
 def find_in_csv(path: Location) -> Iterator[FoundImage]:
