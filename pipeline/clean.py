@@ -10,7 +10,7 @@ from shards.added_fields import publish_fields
 from shards.errors import UserError
 from shards.layout import MANIFEST, WORK_DIR
 from shards.location import Location, object_sizes
-from shards.revisions import superseded
+from shards.revisions import give_up_unfinished, superseded
 from shards.root import read_recipe
 from shards.writing import stale_temporaries
 
@@ -31,6 +31,8 @@ def clean(config: CleanConfig) -> None:
     if alive:
         some = ", ".join(f"{name} ({lease})" for lease, name in list(alive.items())[:4])
         raise UserError(f"a store can be cleaned when nobody writes it, {some} is at work; stop it or wait")
+    if config.give_up:
+        say(f"{root}: gave up {give_up_unfinished(root)} files of an addition that was not finished")
     temporaries = stale_temporaries(root)
     old = superseded(root, publish_fields(root)) if (root / MANIFEST).exists() else []
     size = sum(object_sizes(root, [*temporaries, *old]).values())

@@ -148,6 +148,8 @@ class CleanConfig:
     """Folder or URL of the store."""
     wait: float = 12.0
     """Seconds to watch leases of other machines for a sign of life."""
+    give_up: bool = False
+    """Remove also what there is of a view that is only partly added."""
 
 
 @dataclass(frozen=True, kw_only=True)

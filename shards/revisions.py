@@ -56,8 +56,8 @@ def begin_revision(path: Location, recipe: Recipe) -> int:
     if begun.id != recipe.id:
         differences = "; ".join(begun.diff(recipe))
         raise IdentityMismatchError(
-            f"{path} is being added to in another way: {differences}; finish that first, or remove "
-            f"{path / REVISIONS / str(revision)} to give it up"
+            f"{path} is being added to in another way: {differences}; finish that first, or give it up with "
+            "`pipeline clean --give-up`"
         )
     for name, content in array_documents(recipe).items():
         publish_bytes(path / name, content)
@@ -86,9 +86,30 @@ def belongs_to_another(name: str, manifest: Manifest, newest: Recipe) -> bool:
     top, *inside = name.split("/")
     if top == REVISIONS:
         return not inside or inside[0] != str(manifest.revision)
-    if top == FIELDS or (manifest.revision and top in _DERIVED):
+    if top in (FIELDS, WORK_DIR) or (manifest.revision and top in _DERIVED):
         return True
-    if newest.id == manifest.recipe.id:
-        return False
     view = inside[0] if top in ("commits", "moments") and inside else top
-    return top == WORK_DIR or (view in newest.views and view not in manifest.recipe.views)
+    return view in newest.views and view not in manifest.recipe.views
+
+
+def give_up_unfinished(path: Location) -> int:
+    """Remove what there is of a revision that was begun after the published one; nobody may be at work on it.
+
+    Returns:
+        How many files that were. The revision's own document goes last, so that this may be interrupted too.
+    """
+    manifest = Manifest.read(path)
+    revision = newest_revision(path)
+    if revision == manifest.revision:
+        return 0
+    added = set(read_recipe(path, revision).views) - set(manifest.recipe.views)
+    document = derived_path(ROOT, revision)
+    unfinished = [
+        name
+        for name in object_names(path)
+        if name.startswith(derived_path("", revision))
+        or added & set(name.split("/")[: 1 + name.startswith(("commits/", "moments/"))])
+    ]
+    for name in sorted(unfinished, key=lambda name: name == document):
+        (path / name).unlink(missing_ok=True)
+    return len(unfinished)

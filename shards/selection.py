@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.plan import Plan, SourceRecord
+from shards.plan import NO_LABEL, Plan, SourceRecord
 from shards.store import Store
 
 
@@ -45,11 +45,13 @@ class Part:
 
     def records(self) -> list[SourceRecord]:
         """The images as a new plan takes them, with their new labels."""
-        values = self.store.plan.table.take(self.images).to_pylist()
+        plan, images = self.store.plan, self.images
+        labels = plan.labels[images]
         if self.labels is not None:
-            for record in values:
-                record["label"] = int(self.labels[record["label"]]) if record["label"] >= 0 else -1
-        return [SourceRecord(**record) for record in values]
+            # The entry behind the last is that of label -1.
+            labels = np.append(self.labels, NO_LABEL)[labels]
+        columns = (plan.keys[images], labels, plan.uris[images], plan.offsets[images], plan.nbytes[images])
+        return [SourceRecord(*values) for values in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 def every_row(store: Store) -> Selection:

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from shards.store import open_store
+from shards.verify import verify_store
 
 NURSERY = """
 import errno, json, os, signal, sys
@@ -112,7 +113,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def start(source, tmp_path_factory):
-    """Starts `pipeline encode` of the source, or of another folder, in a fresh child of the nursery."""
+    """Starts `pipeline encode` of the source or another folder, or another command, in a fresh child of the nursery."""
     logs = tmp_path_factory.mktemp("logs")
     with subprocess.Popen(
         [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -123,9 +124,9 @@ def start(source, tmp_path_factory):
             nursery.stdin.flush()
             return json.loads(nursery.stdout.readline())
 
-        def begin(store, *more, images=source, kill_at=0, full_from=0):
+        def begin(store, *more, images=source, arguments=(), kill_at=0, full_from=0):
             log = logs / f"{len(list(logs.iterdir()))}.txt"
-            arguments = ["encode", str(images), "--out", str(store), *ARGUMENTS, *more]
+            arguments = list(arguments) or ["encode", str(images), "--out", str(store), *ARGUMENTS, *more]
             request = {"arguments": arguments, "kill_at": kill_at, "full_from": full_from, "log": str(log)}
             log.touch()
             return Run(ask, log, ask(request))
@@ -160,7 +161,7 @@ def lasting_files(store):
     return {
         name: path.read_bytes()
         for name, path in files.items()
-        if not name.startswith(("commits/", "manifest"))
+        if not name.startswith(("commits/", "manifest", "fields/"))
     }
 
 
@@ -283,3 +284,54 @@ def test_fifty_kills_at_evenly_spread_moments_each_leave_a_store_that_continues(
         moment = 1 + number * num_calls // 50
         assert kill_until_done(encode, store, [moment]) == 1
         assert_equals(store, whole_store)
+
+
+ADDITIONS = {
+    "add-view": ["add-view", "STORE", "--views", "crop:1", "--batch-size", "4"],
+    "add-field": [
+        "add-field",
+        "STORE",
+        "--name",
+        "other",
+        *ARGUMENTS[2:4],
+        "--weights",
+        "random:1",
+        *ARGUMENTS[6:],
+    ],
+    "reshard": ["reshard", "STORE", "--out", "STORE/../new", "--shards", "2"],
+    "subset": ["subset", "STORE", "--out", "STORE/../new", "--every", "2"],
+}
+
+
+@pytest.mark.parametrize("name", ADDITIONS)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))])
+def test_what_is_done_to_a_finished_store_survives_kills_and_the_store_is_whole_at_every_moment(
+    encode, whole, tmp_path, name, seed
+):
+    def run(root, kill_at=0):
+        arguments = [argument.replace("STORE", str(root / "store")) for argument in ADDITIONS[name]]
+        return encode(root / "store", arguments=arguments, kill_at=kill_at)
+
+    shutil.copytree(whole[0], tmp_path / "one" / "store")
+    shutil.copytree(whole[0], tmp_path / "other" / "store")
+    code, output = run(tmp_path / "one")
+    assert code == 0, output
+    num_calls = int(output.rpartition("calls ")[2])
+    draw = random.Random(f"{name} {seed}")
+    kills = 0
+    for moment in (
+        draw.randint(1, num_calls // 2),
+        draw.randint(1, num_calls // 2),
+        draw.randint(1, num_calls),
+    ):
+        code, output = run(tmp_path / "other", kill_at=moment)
+        assert code in (0, -signal.SIGKILL), output
+        kills += code != 0
+        assert verify_store(tmp_path / "other" / "store") == []
+    assert kills >= 2
+    code, output = run(tmp_path / "other")
+    assert code == 0, output
+    for path in sorted((tmp_path / "one").glob("**/manifest.json")):
+        found = tmp_path / "other" / path.relative_to(tmp_path / "one")
+        assert verify_store(found.parent) == []
+        assert_equals(found.parent, path.parent)

@@ -10,7 +10,7 @@ import pytest
 
 from shards.errors import IdentityMismatchError, StoreDamagedError
 from shards.manifest import Manifest
-from shards.revisions import begin_revision, newest_revision, superseded
+from shards.revisions import begin_revision, give_up_unfinished, newest_revision, superseded
 from shards.store import open_store
 from shards.testing import ALL_KINDS, StoreKind, build_store, write_shard
 from shards.verify import verify_store
@@ -106,8 +106,20 @@ def test_two_different_additions_at_once_are_refused(tmp_path):
     build_store(tmp_path / "store", KIND)
     extend(tmp_path / "store", ("center", "flip"))
     assert extend(tmp_path / "store", ("center", "flip")).revision == 1
-    with pytest.raises(IdentityMismatchError, match=r"views is .*remove .*revisions/1 to give it up"):
+    with pytest.raises(IdentityMismatchError, match=r"views is .*give it up with `pipeline clean --give-up`"):
         extend(tmp_path / "store", ("center", "crop0"))
+
+
+def test_an_addition_given_up_leaves_the_store_as_it_was_and_another_can_begin(tmp_path):
+    store = build_store(tmp_path / "store", KIND)
+    before = files_of(store.path)
+    writer = extend(store.path, ("center", "flip"))
+    write_shard(writer, "flip", 1)
+    assert give_up_unfinished(store.path) == 6
+    assert files_of(store.path) == before
+    assert give_up_unfinished(store.path) == 0
+    assert finish(extend(store.path, ("center", "crop0"))).views == ("center", "crop0")
+    assert verify_store(store.path) == []
 
 
 def test_begun_again_with_the_old_or_the_new_recipe_a_store_is_the_present_one(tmp_path):
