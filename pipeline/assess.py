@@ -75,7 +75,7 @@ def assessment(config: AssessConfig) -> dict[str, Any]:
     }
     if config.decoder is not None:
         # The code was fitted to every other row: pictures are judged on the rest.
-        facts["pictures"] = _pictures(config, store, rows[1::2], code)
+        facts["pictures"], facts["cautions"] = _pictures(config, store, rows[1::2], code)
     return facts
 
 
@@ -108,11 +108,11 @@ def _row_bytes(store: Store, rows: NDArray[np.int64], dtype: str, code: Int8Code
 
 def _pictures(
     config: AssessConfig, store: Store, rows: NDArray[np.int64], code: Int8Code | None
-) -> dict[str, Any]:
-    """What `eval/reconstruction.py` finds on the same rows before and after."""
+) -> tuple[dict[str, Any], list[str]]:
+    """What `eval/reconstruction.py` finds on the same rows before and after, and what makes it mean less."""
     images = np.searchsorted(store.plan.rows, rows)
     selection = dealt_anew([Part(store, images)], store.class_names, 1, store.recipe.seed)
-    found = {}
+    found, cautions = {}, []
     with tempfile.TemporaryDirectory(prefix="assess-", dir=config.scratch) as scratch:
         for name, dtype, own_code in (("before", store.recipe.dtype, None), ("after", config.dtype, code)):
             form = copied_recipe(
@@ -121,12 +121,14 @@ def _pictures(
             recipe = recoded_recipe(form, dtype, own_code, 0, 0.0)
             writer, _ = begin_copy(selection, Path(scratch) / name, recipe, own_code)
             copy_rows(selection, writer, {})
-            found[name] = _reconstruct(config, Path(scratch), name)
-    return found
+            results = _reconstruct(config, Path(scratch), name)
+            found[name] = {metric: float(results[metric]) for metric in config.metrics}
+            cautions = results.get("warnings", [])
+    return found, cautions
 
 
-def _reconstruct(config: AssessConfig, scratch: Path, name: str) -> dict[str, float]:
-    """Scores by metric; the evaluation runs as a command of its own, it shares nothing with this one but the store."""
+def _reconstruct(config: AssessConfig, scratch: Path, name: str) -> dict[str, Any]:
+    """results.json of the evaluation, which runs as a command of its own and shares nothing but the store."""
     out = scratch / f"{name}-results"
     command = [sys.executable, "-m", "eval.reconstruction", str(scratch / name)]
     command += ["--decoder", str(config.decoder), "--out", str(out)]
@@ -135,8 +137,8 @@ def _reconstruct(config: AssessConfig, scratch: Path, name: str) -> dict[str, fl
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"eval/reconstruction.py failed on the rows {name}: {last.removeprefix('error: ')}")
-    results = json.loads((out / "results.json").read_bytes())
-    return {metric: float(results[metric]) for metric in config.metrics}
+    results: dict[str, Any] = json.loads((out / "results.json").read_bytes())
+    return results
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -158,4 +160,5 @@ def as_text(facts: dict[str, Any]) -> str:
             f"({after[metric] - before[metric]:+.4f})"
             for metric in before
         ]
+        lines += [f"           {caution}" for caution in facts["cautions"]]
     return "\n".join(lines)

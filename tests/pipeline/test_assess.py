@@ -111,6 +111,9 @@ def test_rfid_before_and_after_is_told_as_a_person_reads_it(float_store, decoder
         before, after, change = map(float, re.fullmatch(pattern.format(name), line).groups())
         assert change == pytest.approx(after - before, abs=2e-4)
         assert abs(change) < 0.01 * abs(before)
+    assert text.splitlines()[-1].startswith(
+        "           rFID of 10 images: no more images than the 2048 features"
+    )
 
 
 def test_converting_to_int8_is_what_encoding_to_int8_would_be(float_store, pipeline, tmp_path):
