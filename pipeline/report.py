@@ -103,6 +103,7 @@ def _finished_lines(facts: dict[str, Any]) -> dict[str, str]:
         "statistics": f"mean {statistics['mean']:+.4f}, variance {statistics['variance']:.4f}, "
         f"by channel {statistics['channel_variance_min']:.4g} to {statistics['channel_variance_max']:.4g}",
         "digest": facts["digest"],
+        "fields": ", ".join(f"{name} (encoder {id_})" for name, id_ in facts["fields"].items()) or "none",
         "made with": ", ".join(f"{name} {value}" for name, value in facts["provenance"].items()),
     }
 

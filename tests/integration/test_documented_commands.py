@@ -1,4 +1,4 @@
-"""Every command of README and docs is read by the program it names; those of README, cookbook and operations also run.
+"""Every command of README and docs is read by the program it names; but for a declared few, they also run.
 
 Commands are the lines of fenced ``sh`` blocks. The running tests belong to `make test-slow`; what they change in a
 command, to make it small or to do without a cluster, is in the tables below and nothing else.
@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 
 import eval.command
 import train.commandline
 from eval.settings import GenerationSettings, ReconstructionSettings
 from pipeline import cli
+from shards.testing import StoreKind, build_store
 from train.presets import DECODER_DEFAULT, DIT_DEFAULT, decoder_settings, dit_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +55,9 @@ SMALLER = [
         rf"\1{TINY.replace('--image-size 32 ', '')} --weights random:1",
     ),
     (r"^(pipeline encode (?!.*test_vit).*?)( >.*)?$", rf"\1 {TINY} --weights random:0\2"),
+    (r"psnr ssim rfid", "psnr ssim"),
+    (r"^(pipeline assess .*)", r"\1 --rows 8"),
+    (r"^(pipeline convert .*--dtype int8)", r"\1 --calibration-rows 8 --allow-error 1"),
     (r"--devices cuda:0,cuda:1", "--devices cpu,cpu"),
     (r"--ray-address auto", "--ray-actors 1"),
     (r"^rsync -a data/store/ other:/data/store/", "cp -r data/store moved"),
@@ -62,39 +67,44 @@ SMALLER = [
 ]
 """What is changed before a command is run, in this order."""
 
-PLACES = {"SOURCE": "data/imagenet/train", "STORE": "data/store", "OTHER": "data/other"}
-"""What the words of the reference pages stand for; NEW is a new folder each time."""
+PLACES = {
+    "SOURCE": "data/imagenet/train",
+    "STORE": "data/store",
+    "OTHER": "data/other",
+    "(?<=--decoder )SNAPSHOT": "runs/decoder/snapshots/latest.safetensors",
+    "SNAPSHOT": "runs/dit/snapshots/latest.safetensors",
+    "RUN": "runs/decoder",
+    "NEW": "new-{number}",
+    "DIR": "new-{number}",
+}
+"""What the words of the reference pages stand for."""
 
 NOT_RUN = {
     "make": "the demo has a slow test of its own, and the tests are what is running",
     "pip": "installs",
     "sbatch": "needs SLURM",
     "model.pt": "needs published weights; tests/eval/test_published_files.py reads such files",
+    "--protocol": "needs Inception's public weights; tests/eval/test_generation.py runs protocols with others",
+    "--fid-every": "needs Inception's public weights; tests/train/test_train_fid.py measures with others",
 }
 """Word of a command, and why a command with that word is read but not run."""
 
 
-def commands_of(page, heading=None):
-    """The commands of a page, or of the section under a heading, one line each."""
-    text = (ROOT / page).read_text()
-    if heading is not None:
-        text = re.split(r"^## ", text.partition(f"## {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+def sections_of(page):
+    """Text by heading; what comes before the first one is under the page's own name."""
+    top, *parts = re.split(r"^## (.*)$", (ROOT / page).read_text(), flags=re.MULTILINE)
+    return {page: top, **dict(zip(parts[::2], parts[1::2], strict=True))}
+
+
+def commands_in(text):
+    """The commands of a text, one line each."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     found = [re.sub(r"\s+#.*$|^#.*$", "", line).strip() for line in lines]
     return [re.sub(r"\s+", " ", line) for line in found if line]
 
 
-def sections_of(page):
-    text = (ROOT / page).read_text()
-    return [
-        heading
-        for heading in re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
-        if commands_of(page, heading)
-    ]
-
-
-DOCUMENTED = [(page, line) for page in PAGES for line in commands_of(page)]
+DOCUMENTED = [(page, line) for page in PAGES for line in commands_in((ROOT / page).read_text())]
 
 
 def read(words):
@@ -202,8 +212,14 @@ def ground(tmp_path_factory):
     return folder
 
 
-def smaller(line):
-    """The command as it is run, by the table above."""
+def _left_out(line):
+    return any(word in NOT_RUN for word in shlex.split(line))
+
+
+def smaller(line, number=0):
+    """The command as it is run, by the tables above; `number` tells it from others of its section."""
+    for word, place in PLACES.items():
+        line = re.sub(rf"\b{word}\b", place.format(number=number), line)
     for pattern, replacement in SMALLER:
         line = re.sub(pattern, replacement, line)
     return line
@@ -223,8 +239,9 @@ def run(line, cwd, *, exit_codes=(0,)):
 
 RUN = [
     (page, heading)
-    for page in ("README.md", "docs/cookbook.md", "docs/operations.md")
-    for heading in sections_of(page)
+    for page in PAGES
+    for heading, text in sections_of(page).items()
+    if any(not _left_out(line) for line in commands_in(text))
 ]
 
 
@@ -233,16 +250,47 @@ RUN = [
 def test_the_commands_of_a_section_run_one_after_another(ground, tmp_path, page, heading, request):
     folder = tmp_path / "section"
     shutil.copytree(ground, folder)
-    lines = commands_of(page, heading)
+    lines = commands_in(sections_of(page)[heading])
     if any("s3://" in line for line in lines):
         request.getfixturevalue("s3_environment")
-    if any(re.match(r"pipeline encode (?!.*--retry).* --out data/store ", line) for line in lines):
-        for made in ("data/store", "runs"):  # the section makes its own
+    if any(re.match(r"pipeline encode (?!.*--retry).* --out data/store( |$)", line) for line in lines):
+        for made in ("data/store", "runs/decoder", "runs/dit"):  # the section makes its own
             shutil.rmtree(folder / made)
     for number, line in enumerate(lines):
-        words = shlex.split(line)
-        if any(word in NOT_RUN for word in words):
-            continue
-        for word, place in {**PLACES, "NEW": f"new-{number}"}.items():
-            line = re.sub(rf"\b{word}\b", place, line)
-        run(smaller(line), folder, exit_codes=(0, 1) if "pipeline diff" in line else (0,))
+        if not _left_out(line):
+            run(smaller(line, number), folder, exit_codes=(0, 1) if "pipeline diff" in line else (0,))
+
+
+def snippet(page, number=0):
+    """A block of Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)[
+        number
+    ]
+
+
+def test_the_loop_of_the_loading_page_runs(tmp_path):
+    build_store(tmp_path / "store", StoreKind())
+    seen = []
+
+    class EnoughError(Exception):
+        pass
+
+    def train_step(tokens, labels):
+        seen.append((tokens.shape, labels.shape))
+        if len(seen) == 3:
+            raise EnoughError
+
+    source = snippet("docs/loading.md").replace("data/store", str(tmp_path / "store"))
+    with pytest.raises(EnoughError):
+        exec(source, {"train": train_step})
+    assert seen == [((128, 6, 5), (128,))] * 3
+
+
+def test_a_stock_reader_decodes_int8_by_the_page_s_two_lines(tmp_path):
+    store = build_store(tmp_path / "store", StoreKind(dtype="int8"))
+    names = {"zarr": zarr, "np": np, "D": store.width, "row": 3}
+    exec(snippet("docs/quantisation.md").replace("STORE", str(store.path)), names)
+    reader = store.reader("center", "tokens")
+    stored = np.empty((1, *reader.row_shape), reader.dtype)
+    reader.read([3], stored)
+    assert np.array_equal(names["tokens"], store.decode(stored)[0])
