@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
+from pipeline.statistics_file import read_statistics
+from shards.errors import UsageError
 from shards.store import open_store
 from shards.testing import copy_store
 from shards.verify import verify_store
@@ -112,38 +115,38 @@ def test_a_store_that_was_finished_without_keeps_its_own(encode, tmp_path, publi
         ({"var": np.full(SHAPE, None)}, "without running code"),
     ],
 )
-@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
-def test_numbers_that_cannot_be_statistics_are_refused_before_anything_is_written(
-    encode, tmp_path, arrays, complaint, dry
-):
+def test_numbers_that_cannot_be_statistics_are_refused(tmp_path, arrays, complaint):
     path = tmp_path / "stat.npz"
     np.savez(path, **arrays)
-    code, err = encode("--stats-from", path, *dry)
-    assert code == 2
-    assert complaint in err
-    assert err.count("\n") == 1
-    assert not (tmp_path / "store").exists()
+    with pytest.raises(UsageError, match=re.escape(complaint)):
+        read_statistics(path, SHAPE)
 
 
 @pytest.mark.parametrize("name", ["nothing.pt", "stat.pkl", "text.pt", "text.npz", "text.safetensors"])
-def test_files_that_are_no_statistics_are_refused(encode, tmp_path, name):
+def test_files_that_are_no_statistics_are_refused(tmp_path, name):
     if name != "nothing.pt":
         (tmp_path / name).write_bytes(b"not arrays")
-    code, err = encode("--stats-from", tmp_path / name)
-    assert code == 2
-    assert name in err
-    assert err.count("\n") == 1
+    with pytest.raises(UsageError, match=name):
+        read_statistics(tmp_path / name, SHAPE)
 
 
-def test_a_pickle_in_a_pt_file_is_not_run(encode, tmp_path):
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_wrong_file_is_refused_in_one_line_before_anything_is_written(encode, tmp_path, dry):
+    np.savez(tmp_path / "stat.npz", var=np.ones((64, 3, 3)))
+    code, err = encode("--stats-from", tmp_path / "stat.npz", *dry)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "[D, h, w] = [64, 2, 2]; var in" in err
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_pickle_in_a_pt_file_is_not_run(tmp_path):
     class Trap:
         def __reduce__(self):
             return (tmp_path.joinpath("sprung").touch, ())
 
     torch.save({"var": Trap()}, tmp_path / "stat.pt")
-    code, err = encode("--stats-from", tmp_path / "stat.pt")
-    assert code == 2
-    assert "without running code" in err
+    with pytest.raises(UsageError, match="without running code"):
+        read_statistics(tmp_path / "stat.pt", SHAPE)
     assert not (tmp_path / "sprung").exists()
 
 
