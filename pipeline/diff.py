@@ -52,6 +52,7 @@ def difference_facts(difference: StoreDifference) -> dict[str, Any]:
     return {
         "same": difference.same,
         "recipe": difference.recipe,
+        "added_fields": difference.added,
         "statistics": difference.statistics,
         "rows": {"common": difference.rows.common, **difference.rows.lists()},
         "bytes": difference.nbytes,
@@ -73,6 +74,7 @@ def _field_facts(part: FieldDifference) -> dict[str, Any]:
 
 def _as_text(difference: StoreDifference) -> str:
     lines = [f"recipe     {line}" for line in difference.recipe] or ["recipe     the same"]
+    lines += [f"field      {line}" for line in difference.added]
     if difference.statistics is not None:
         lines.append("statistics from {} and from {}".format(*difference.statistics))
     lines.append(f"rows       {difference.rows.common} images are in both")

@@ -83,6 +83,7 @@ class StoreDifference:
 
     Attributes:
         recipe: A line for each setting.
+        added: A line for each field that was added to one of them alone, or of another encoder.
         statistics: Where each store's readers have their statistics from, if that differs.
         rows: Images.
         nbytes: Bytes by part of the store, (first, second), whether they differ or not.
@@ -90,6 +91,7 @@ class StoreDifference:
     """
 
     recipe: list[str]
+    added: list[str]
     statistics: tuple[str, str] | None
     rows: RowDifference
     nbytes: dict[str, tuple[int, int]]
@@ -100,7 +102,7 @@ class StoreDifference:
         """Whether both stores say the same: recipe, images, statistics, and every row bit for bit."""
         rows = any(self.rows.lists().values())
         fields = any(part.differing or part.shapes for part in self.fields.values())
-        return not (self.recipe or self.statistics or rows or fields)
+        return not (self.recipe or self.added or self.statistics or rows or fields)
 
 
 def compare_stores(
@@ -132,6 +134,7 @@ def compare_stores(
     pair = _Pair(a, b, rows_a[both][order], rows_b[both][order], rows, progress)
     return StoreDifference(
         recipe=a.recipe.diff(b.recipe),
+        added=_added_difference(a, b),
         statistics=_given_difference(a, b),
         rows=RowDifference(
             common=len(common),
@@ -161,6 +164,15 @@ def _classes(store: Store, rows: NDArray[np.int64]) -> NDArray[np.str_]:
     """Number and name of the class of each row, as one word; empty without a class."""
     words = np.array([*(f"{label} {name}" for label, name in enumerate(store.class_names)), ""])
     return words[store.labels[rows]]
+
+
+def _added_difference(a: Store, b: Store) -> list[str]:
+    of_a, of_b = a.manifest.fields, b.manifest.fields
+    return [
+        f"{name} is of encoder {of_a.get(name, 'none')}, the other has {of_b.get(name, 'none')}"
+        for name in sorted(of_a | of_b)
+        if of_a.get(name) != of_b.get(name)
+    ]
 
 
 def _given_difference(a: Store, b: Store) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ from pipeline.difference import compare_stores
 from shards.dtypes import storage_type, to_storage
 from shards.layout import fields_of
 from shards.plan import Plan
-from shards.store import open_store
+from shards.store import Store, open_store
 from shards.testing import StoreKind, copy_store, make_recipe, tiny_records
 from shards.writing import StoreWriter
 
@@ -151,6 +151,13 @@ def test_another_form_has_the_same_rows_in_other_bytes(a, tmp_path, pipeline):
     sizes = difference.nbytes["center/tokens"]
     assert sizes[0] == sum(o.nbytes for o in a.manifest.objects if o.path.startswith("center/tokens/"))
     assert sizes[1] == 0
+
+
+def test_a_field_that_was_added_to_one_store_alone_is_a_difference(a):
+    manifest = dataclasses.replace(a.manifest, fields={"other": "0" * 32})
+    difference = compare_stores(a, Store(a.path, manifest), rows=None)
+    assert difference.added == [f"other is of encoder none, the other has {'0' * 32}"]
+    assert not difference.same
 
 
 def test_wrong_usage_gets_one_line(a, tmp_path, pipeline):

@@ -47,6 +47,14 @@ def test_imagenet_by_encoder_and_by_numbers(figures):
     assert by_name["tokens"]["formula"] == "1,281,167 rows × 2 views × 256 × 768 × 2 bytes (float16)"
 
 
+def test_every_crop_has_a_picture_of_its_own_and_a_mirrored_view_none(figures):
+    found = figures(
+        "--rows", 10, "--grid", 2, "--width", 4, "--views", "center,flip,crop:2", "--image-size", 8
+    )
+    assert found["images"]["value"] == 10 * 3 * 8 * 8 * 3
+    assert found["tokens"]["value"] == 10 * 4 * 4 * 4 * 2
+
+
 def test_hours_follow_from_measured_rates(figures):
     rates = ("--images-per-second", 100, "--samples-per-second", 50, "--epochs", 2, "--batch-size", 8)
     found = figures("--rows", 3600, "--grid", 2, "--width", 4, "--devices", 2, *rates)
