@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument(
         "--with-encoder", action="store_true", help="compare with the encoder in the loop instead"
     )
+    parser.add_argument("--seconds", type=float, default=100.0, help="with the encoder: no more a size")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/step.json"))
     arguments = parser.parse_args()
     if arguments.with_encoder:

@@ -167,7 +167,10 @@ def measure(
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     peaks: dict[str, float] = {}
+    began = time.perf_counter()
     for turn in range(arguments.steps + 2):
+        if turn >= 5 and time.perf_counter() - began > arguments.seconds:
+            break
         for name, batches in ways.items():
             if device.type == "cuda":
                 torch.cuda.synchronize()

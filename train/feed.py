@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,6 +50,9 @@ class Feed:
 
     On CUDA the next micro-batch is copied from pinned memory on a stream of its own while the current one is computed.
     The loader gets a buffer back as soon as its copy is complete. On a CPU the tensors are the loader's own buffers.
+
+    Attributes:
+        data_wait: seconds this process has spent on getting micro-batches rather than on what it does with them.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Feed:
         start_sample: int,
         threads: int,
     ) -> None:
+        self.data_wait = 0.0
         self._device = team.device
         self._on_cuda = team.device.type == "cuda"
         self._stream = torch.cuda.Stream(team.device) if self._on_cuda else None  # type: ignore[no-untyped-call]
@@ -84,24 +89,34 @@ class Feed:
         )
         self._logical = store.recipe.dtype
 
-    @property
-    def data_wait(self) -> float:
-        """Seconds this process has waited for the loader so far."""
-        return self._loader.data_wait
-
     def close(self) -> None:
         """Stop the reading threads."""
         self._loader.close()
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        batches = self._copies() if self._on_cuda else self._buffers()
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches)
+            self.data_wait += time.perf_counter() - begun
+            yield batch
+
+    def _buffers(self) -> Iterator[MicroBatch]:
+        """Micro-batches in the loader's own memory."""
+        before: Batch | None = None
+        for batch in self._loader:
+            micro = self._assemble(
+                batch, {name: self._tensor(name, array) for name, array in batch.arrays.items()}
+            )
+            # Last, because it wakes the reading threads, which then compete for the interpreter.
+            if before is not None:
+                before.release()
+            before = batch
+            yield micro
+
+    def _copies(self) -> Iterator[MicroBatch]:
+        """Micro-batches copied to the device, one ahead."""
         batches = iter(self._loader)
-        if not self._on_cuda:
-            for batch in batches:
-                yield self._assemble(
-                    batch, {name: self._tensor(name, array) for name, array in batch.arrays.items()}
-                )
-                batch.release()
-            return
         ready, done, held = self._copied(next(batches))
         while True:
             following = self._copied(next(batches))
@@ -139,7 +154,7 @@ class Feed:
             step=batch.step,
             rows=batch.rows.copy(),
             positions=torch.from_numpy(batch.positions).to(self._device, non_blocking=True),
-            labels=torch.from_numpy(batch.labels).to(self._device, torch.int64, non_blocking=True),
+            labels=torch.from_numpy(batch.labels.astype(np.int64)).to(self._device, non_blocking=True),
             fields=fields,
             last_of_step=batch.last_of_step,
         )
