@@ -67,7 +67,7 @@ def cases(stages: list[str], sizes: list[str], image_sizes: list[int]) -> list[C
         side = image_size // PATCH
         for size in sizes:
             if "encode" in stages and size in ENCODERS:
-                found.append(_encode_case(ENCODERS[size], image_size))
+                found.append(_encode_case(size, image_size))
             for build in (dit_config, dit_dh_config):
                 config = build(size, token_width=WIDTH, grid=(side, side), num_classes=CLASSES)
                 flops, parameters = forward_flops(config), num_parameters(config)
@@ -88,10 +88,11 @@ def cases(stages: list[str], sizes: list[str], image_sizes: list[int]) -> list[C
                 if "train-decoder" in stages:
                     work = _train_decoder(drawing)
                     found.append(Case("train-decoder", name, image_size, parameters, 3 * flops, work))
-    return found
+    return sorted(found, key=lambda case: (STAGES.index(case.stage), case.image_size, case.flops))
 
 
-def _encode_case(name: str, image_size: int) -> Case:
+def _encode_case(size: str, image_size: int) -> Case:
+    name = ENCODERS[size]
     # Patches of 14 pixels on the grid of 16-pixel patches of the stored image.
     input_size = image_size // PATCH * 14
 
@@ -112,7 +113,7 @@ def _encode_case(name: str, image_size: int) -> Case:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.forward_features(torch.empty(1, 3, input_size, input_size))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Case("encode", name.removeprefix("vit_"), image_size, parameters, counter.get_total_flops(), work)
+    return Case("encode", f"dinov2-{size}", image_size, parameters, counter.get_total_flops(), work)
 
 
 def _network(config: ModelConfig, device: torch.device) -> nn.Module:
@@ -236,7 +237,7 @@ def _shown(value: float | None, scale: float, digits: int) -> str:
     return "–" if value is None else f"{value * scale:.{digits}f}"
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """Cost of an image by network: measured seconds where there are any, FLOPs otherwise."""
     import matplotlib as mpl
 
@@ -248,8 +249,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     lengths = [1 / values["images_per_second"] if measured else values["flops"] * 1e-9 for values in rows]
     figure, axes = plt.subplots(figsize=(8, 1 + 0.25 * len(rows)), layout="constrained")
     colours = {stage: f"C{number}" for number, stage in enumerate(STAGES)}
-    axes.barh(names, lengths, color=[colours[values["stage"]] for values in rows])
+    bars = axes.barh(names, lengths, color=[colours[values["stage"]] for values in rows])
+    labels = [f"{length:,.0f}" if length >= 100 else f"{length:.3g}" for length in lengths]
+    axes.bar_label(bars, labels, padding=3, fontsize="small")
+    axes.set_title(title)
     axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.5 / len(rows))
     axes.set_xlabel("seconds an image" if measured else "GFLOPs an image")
     axes.invert_yaxis()
     figure.savefig(path, dpi=150)
@@ -287,7 +292,8 @@ def main() -> None:
     settings = {"device": device_name(device), "precision": options.precision, "versions": versions()}
     write_json(options.out / "cost.json", {**settings, "rows": rows})
     (options.out / "cost.md").write_text(table(rows), encoding="utf-8")
-    plot(rows, options.out / "cost.png")
+    title = "counted" if options.count else f"{settings['device']}, {options.precision}"
+    plot(rows, options.out / "cost.png", title)
     print(json.dumps(settings))
 
 

@@ -50,6 +50,6 @@ def test_the_benchmark_counts_the_published_parameters_and_multiplications(tmp_p
     assert round(rows["train-dit", "dit-dh-xl"]["parameters"] / 1e6) == 839
     assert rows["decode", "decoder-b"]["flops"] / 2e9 == pytest.approx(22.2 + 1.2, rel=0.01)
     assert rows["decode", "decoder-xl"]["flops"] / 2e9 == pytest.approx(106.7 + 4.3, rel=0.01)
-    assert rows["encode", "base_patch14_reg4_dinov2"]["flops"] / 2e9 == pytest.approx(22.3 + 1.26, rel=0.01)
+    assert rows["encode", "dinov2-b"]["flops"] / 2e9 == pytest.approx(22.3 + 1.26, rel=0.01)
     assert (tmp_path / "cost.md").read_text().count("\n") == len(rows) + 2
     assert (tmp_path / "cost.png").stat().st_size > 1000
