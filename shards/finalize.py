@@ -28,6 +28,7 @@ from shards.layout import (
 from shards.location import Location, read_objects, remove_tree
 from shards.manifest import Manifest
 from shards.moments import Moments
+from shards.parallel import ahead
 from shards.plan import NO_LABEL, Plan
 from shards.published import object_record, shard_moments
 from shards.root import array_documents
@@ -175,12 +176,13 @@ def _merged_moments(
 ) -> Moments:
     field = fields_of(recipe, view)[0]
     merged = Moments.empty(field.row_shape)
-    for shard in range(recipe.num_shards):
-        record = commits[view, shard]
+    records = [commits[view, shard] for shard in range(recipe.num_shards)]
+    contents = ahead(lambda record: _content(root / record.moments.path), records)
+    for shard, (record, content) in enumerate(zip(records, contents, strict=True)):
         places = valid[shard * recipe.capacity : (shard + 1) * recipe.capacity]
         part = None
         if record.num_rows == int(places.sum()):
-            part = _stored_moments(root, record, field.row_shape)
+            part = _stored_moments(content, record, field.row_shape)
         # A row that is bad in another view counts in none, and lost sums are computed again.
         merged = merged.merge(part or shard_moments(root, recipe, view, shard, places))
     return merged
@@ -200,11 +202,16 @@ def _merged_error(recipe: Recipe, view: str, commits: Commits, moments: Moments)
     return relative_error(total * share, moments)
 
 
-def _stored_moments(root: Location, record: CommitRecord, row_shape: tuple[int, ...]) -> Moments | None:
+def _content(path: Location) -> bytes | None:
     try:
-        content = (root / record.moments.path).read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         return None
-    if hashlib.sha256(content).hexdigest() != record.moments.sha256:
+
+
+def _stored_moments(
+    content: bytes | None, record: CommitRecord, row_shape: tuple[int, ...]
+) -> Moments | None:
+    if content is None or hashlib.sha256(content).hexdigest() != record.moments.sha256:
         return None
     return Moments.from_bytes(content, row_shape)

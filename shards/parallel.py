@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -74,4 +75,15 @@ def gather(futures: Sequence[Future[R]]) -> list[R]:
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """``[function(item) for item in items]``, many at once; must not be called by such a function itself."""
-    return gather([submit(lambda item=item: function(item)) for item in items])  # type: ignore[misc]
+    return gather([submit(partial(function, item)) for item in items])
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T], most: int = 8) -> Iterator[R]:
+    """``map(function, items)`` with up to ``most`` calls under way before their results are asked for."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(submit(partial(function, item)))
+        if len(waiting) > most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -92,7 +92,8 @@ def _transient() -> tuple[type[Exception], ...]:
 
 def _raise_if_final(error: Exception, what: str) -> None:
     """Raise what no further attempt would change."""
-    code, status = _code(error), getattr(error, "status", None)
+    code = _code(error)
+    status = getattr(error, "status", None) or getattr(error, "code", None)  # of aiohttp's errors, of gcsfs'
     if code == "NoSuchBucket":
         raise UsageError(
             f"{what} is impossible: the bucket does not exist; make it or mend the URL"

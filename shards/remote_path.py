@@ -10,19 +10,13 @@ import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import PurePosixPath
 from typing import IO, Any, Self
 
 from shards.errors import UsageError
+from shards.file_systems import WEB, WRITABLE, file_system
 from shards.parallel import in_parallel
 from shards.remote_calls import ShortAnswerError, retried
-
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
-_WRITABLE = frozenset({"s3", "s3a", "gs", "gcs", "memory"})
-_WEB = frozenset({"http", "https"})
-_CONNECT_SECONDS = 10.0
-_READ_SECONDS = 30.0
 
 
 def is_url(text: str) -> bool:
@@ -50,13 +44,13 @@ class RemotePath:
             UsageError: If fsspec does not know its scheme, its library is not installed, or it holds credentials.
         """
         scheme, _, path = url.partition("://")
-        if "@" in path.partition("/")[0] or (scheme in _WEB and "?" in path):
+        if "@" in path.partition("/")[0] or (scheme in WEB and "?" in path):
             raise UsageError(
                 f"a {scheme}:// URL must hold no credentials, because URLs are written to logs; "
                 "set them in the environment"
             )
         place = cls(scheme, path.rstrip("/"))
-        _file_system(scheme, os.getpid())
+        file_system(scheme, os.getpid())
         return place
 
     def __str__(self) -> str:
@@ -95,11 +89,11 @@ class RemotePath:
 
     @property
     def _fs(self) -> Any:
-        return _file_system(self.scheme, os.getpid())
+        return file_system(self.scheme, os.getpid())
 
     @property
     def _address(self) -> str:
-        return str(self) if self.scheme in _WEB else self.path
+        return str(self) if self.scheme in WEB else self.path
 
     # Reading
 
@@ -210,7 +204,7 @@ class RemotePath:
     @property
     def can_list(self) -> bool:
         """Whether the server says what it has; web servers do not."""
-        return self.scheme not in _WEB
+        return self.scheme not in WEB
 
     def _require_listing(self) -> None:
         if not self.can_list:
@@ -285,48 +279,8 @@ class RemotePath:
             probe.unlink(missing_ok=True)
 
     def _require_writable(self) -> None:
-        if self.scheme not in _WRITABLE:
+        if self.scheme not in WRITABLE:
             raise UsageError(
                 f"{self} can only be read: {self.scheme} is not known to create an object whole and once; "
                 "write to s3:// or gs://, or to a folder"
             )
-
-
-@cache
-def _file_system(scheme: str, process: int) -> Any:
-    """Fsspec's file system of this process; connections do not survive a fork."""
-    import fsspec
-
-    try:
-        kind = fsspec.get_filesystem_class(scheme)
-    except ValueError as error:
-        raise UsageError(
-            f"{scheme}:// is not a scheme that fsspec knows; use s3://, gs://, https:// or a folder"
-        ) from error
-    except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        remedy = f"pip install 'rae-latents[{extra}]'" if extra else f"install the library it names ({error})"
-        raise UsageError(f"{scheme}:// needs a library that is not installed; {remedy}") from error
-    # Attempts are counted in `retried`; the libraries' own would multiply them.
-    settings: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme in _WEB:
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
-        settings["client_kwargs"] = {"timeout": timeout}
-    if scheme in ("s3", "s3a"):
-        settings["config_kwargs"] = {
-            "retries": {"total_max_attempts": 1},
-            "max_pool_connections": 128,
-            "connect_timeout": _CONNECT_SECONDS,
-            "read_timeout": _READ_SECONDS,
-        }
-    system = kind(**settings)
-    if scheme in ("s3", "s3a"):
-        system.retries = 1
-    return system
-
-
-def forget_connections() -> None:
-    """Connect anew, with the endpoint and credentials that are in the environment then."""
-    _file_system.cache_clear()

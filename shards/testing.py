@@ -7,9 +7,6 @@ webdataset, so that it sees what strangers see and not what the code under test 
 from __future__ import annotations
 
 import dataclasses
-import gc
-import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -34,6 +31,7 @@ from shards.plan import Plan, SourceRecord
 from shards.quantize import Int8Code, fit_code
 from shards.selection import every_row
 from shards.shard_file import READ_MODES, ReadMode
+from shards.stock_readers import stock_rows
 from shards.store import Store, open_store
 from shards.verify import verify_store
 from shards.writing import StoreWriter
@@ -204,35 +202,6 @@ def copy_store(store: Store, out: Path, **changes: Any) -> Store:
     writer, _ = begin_copy(selection, out, copied_recipe(selection, **changes), store.code)
     copy_rows(selection, writer, {"made by": "a test"})
     return open_store(out)
-
-
-def stock_rows(store: Store, view: str, name: str) -> dict[int, NDArray[Any]]:
-    """Every row of a field as zarr-python or webdataset sees it, by row; zarr gives fills for absent rows."""
-    if store.recipe.format == "zarr":
-        import zarr
-
-        array = zarr.open_array(str(store.path / view / name), mode="r")
-        return dict(enumerate(np.asarray(array[:])))
-    rows = {}
-    for sample in stock_samples(store, view):
-        rows[int(sample["__key__"])] = sample[f"{name}.npy"]
-    return rows
-
-
-def stock_samples(store: Store, view: str) -> list[dict[str, Any]]:
-    """The samples of a view as ``webdataset.WebDataset(...).decode()`` gives them."""
-    import webdataset
-
-    tars = [name for name in object_names(store.path, view) if name.endswith(".tar")]
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        paths = [f"{folder}/{number:05d}.tar" for number in range(len(tars))]
-        for path, content in zip(paths, read_objects(store.path, tars).values(), strict=True):
-            Path(path).write_bytes(content)
-        # webdataset leaves its files for the garbage collector to close, which warns of each.
-        warnings.simplefilter("ignore", ResourceWarning)
-        samples = list(webdataset.WebDataset(paths, shardshuffle=False).decode())
-        gc.collect()
-    return samples
 
 
 def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from shards.problem import Problem
 from shards.published import object_record
 from shards.revisions import belongs_to_another, newest_revision
 from shards.root import array_documents, read_recipe, root_documents
+
+_REMOTE_THREADS = 16
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes in all."""
@@ -73,6 +75,8 @@ def _compare_digests(
     total = sum(o.nbytes for o in manifest.objects)
     seen = 0
     damaged: dict[str, ObjectRecord | str] = {}
+    # Objects of a server arrive faster side by side than one core can hash.
+    threads = threads if isinstance(path, Path) else max(threads, _REMOTE_THREADS)
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
         found = pool.map(lambda o: _found(path, o.path), manifest.objects)
         for expected, actual in zip(manifest.objects, found, strict=True):

@@ -19,6 +19,7 @@ from shards.errors import StoreDamagedError, UsageError
 from shards.layout import commit_path, field_of, fields_of
 from shards.revisions import begin_revision
 from shards.selection import Part, dealt_anew, every_row
+from shards.stock_readers import stock_rows
 from shards.store import open_store
 from shards.testing import (
     StoreKind,
@@ -28,7 +29,6 @@ from shards.testing import (
     expected_row,
     flip_bit,
     same_bits,
-    stock_rows,
     write_shard,
 )
 from shards.verify import verify_store

@@ -18,7 +18,8 @@ import pytest
 
 from shards.identity import Recipe
 from shards.plan import Plan, SourceRecord
-from shards.testing import StoreKind, build_store, stock_rows, tiny_encoder
+from shards.stock_readers import stock_rows
+from shards.testing import StoreKind, build_store, tiny_encoder
 from shards.writing import StoreWriter
 
 PAGE = Path(__file__).parents[2] / "docs" / "store-format.md"

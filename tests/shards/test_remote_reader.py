@@ -10,10 +10,10 @@ import pytest
 
 from shards import remote_calls
 from shards.errors import StoreDamagedError, StoreError, UsageError
+from shards.file_systems import forget_connections
 from shards.layout import field_of
 from shards.loader import Loader
 from shards.location import as_location, object_names
-from shards.remote_path import forget_connections
 from shards.store import open_store
 from shards.testing import StoreKind, build_store, expected_row, same_bits
 from shards.verify import verify_store

@@ -10,9 +10,10 @@ import pytest
 
 from shards import remote_calls
 from shards.errors import StoreDamagedError, StoreError, UsageError
+from shards.file_systems import forget_connections
 from shards.layout import field_of
 from shards.location import Location, as_location, object_names
-from shards.remote_path import RemotePath, forget_connections
+from shards.remote_path import RemotePath
 from shards.store import open_store
 from shards.testing import (
     ALL_KINDS,

@@ -12,9 +12,10 @@ import pytest
 from shards.errors import StoreDamagedError
 from shards.forms import scan_extents
 from shards.layout import field_of
+from shards.stock_readers import stock_samples
 from shards.store import Store
 from shards.tar_store import npy_header
-from shards.testing import StoreKind, build_store, expected_row, same_bits, stock_samples
+from shards.testing import StoreKind, build_store, expected_row, same_bits
 
 
 @pytest.fixture(scope="module")
