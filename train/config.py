@@ -236,7 +236,7 @@ class DiTSettings(TrainerSettings):
     train_tables: bool = False
     """Train the position table and the Fourier frequencies too, as the reference's script happens to do."""
     decoder: Path | None = field(default=None, metadata=FREE)
-    """Decoder snapshot that draws for --sample-every and --fid-every."""
+    """Decoder that draws for --sample-every and --fid-every: a snapshot, a published file or diffusers' folder."""
     fid_every: int | None = field(default=None, metadata=FREE)
     """Steps between two FIDs of a few unguided samples, comparable within a run. None: none."""
     fid_samples: int = field(default=5000, metadata=FREE)
