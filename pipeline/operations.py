@@ -126,7 +126,7 @@ class AssessConfig:
     code_error: float = 0.0
     """int8: error to aim at; see `pipeline encode`."""
     decoder: Path | None = None
-    """Decoder, as `eval/reconstruction.py` takes it: draw the judged rows before and after, compare both with the images."""
+    """Decoder, as `eval/reconstruction.py` takes it: draws the judged rows before and after, to compare."""
     metrics: tuple[Literal["psnr", "ssim", "rfid"], ...] = ("psnr", "ssim")
     """What the pictures are judged by; rfid needs network weights."""
     feature_weights: str = "public"
