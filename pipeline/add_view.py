@@ -37,6 +37,7 @@ def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
         return
     recipe = dataclasses.replace(before.recipe, views=(*before.views, *missing))
     settings = _encode_settings(config, before.recipe)
+    settings.check()
     encoder = build_encoder(settings)
     before.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
     require_space(config.store, missing_nbytes(config.store, recipe, before.plan))
@@ -61,7 +62,7 @@ def _encode_settings(config: AddViewConfig, recipe: Recipe) -> EncodeConfig:
             encoder_args=model_args if config.encoder_args is None else config.encoder_args,
             compile=config.compile,
         ),
-        store=StoreConfig(out=config.store, shards=recipe.num_shards),
+        store=StoreConfig(out=config.store, shards=recipe.num_shards, allow_error=config.allow_error),
         work=config.work,
     )
 

@@ -28,6 +28,8 @@ class AddViewConfig:
     """Further arguments of the timm model. Default: those the store names."""
     compile: bool = False
     """Run the encoder through torch.compile."""
+    allow_error: float = 0.02
+    """int8: see `pipeline encode`."""
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
 
     def view_names(self) -> tuple[str, ...]:

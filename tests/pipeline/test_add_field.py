@@ -117,6 +117,24 @@ def test_without_stored_images_and_in_tars_a_field_is_encoded_too(folder, tmp_pa
         assert ("images are stored a second time" in err) == (name == "tars")
 
 
+def test_views_and_fields_are_added_on_a_server_as_on_a_disk(store, pipeline):
+    place = "memory://latents/added"
+    for arguments in (
+        ("reshard", store.path, "--out", place, "--shards", 2),
+        ("add-view", place, "--views", "crop:2"),
+        ("add-field", place, "--name", "other", *OTHER),
+        ("clean", place, "--wait", 0),
+        ("verify", place),
+    ):
+        code, _, err = pipeline(*arguments)
+        assert code == 0, err
+    assert open_store(place).views == ("center", "crop0", "flip", "crop1")
+    field = open_store(f"{place}/fields/other")
+    np.testing.assert_array_equal(
+        read_all(field, "crop1", "image"), read_all(open_store(place), "crop1", "image")
+    )
+
+
 def test_damage_in_a_field_is_found_from_the_store(store, pipeline):
     assert pipeline("add-field", store.path, "--name", "other", *OTHER)[0] == 0
     path = store.path / "fields/other/center/tokens/c/0/0/0"
