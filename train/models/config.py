@@ -53,11 +53,8 @@ DECODER_MLP_WIDTHS = {"b": 3072, "l": 4096, "xl": 4096}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTConfig:
-    """Plain latent diffusion transformer in the form of LightningDiT.
-
-    Source: github:bytetriper/RAE src/stage2/models/lightningDiT.py at a4d18c4.
-    """
+class LatentTransformerConfig:
+    """What every transformer on latents is told; `DiTConfig` and `DiTDHConfig` say which it is."""
 
     token_width: int
     """Channels D of a latent; the encoder's token width."""
@@ -66,11 +63,11 @@ class DiTConfig:
     num_classes: int
     """Number of classes; the label `num_classes` itself means no class."""
     width: int
-    """Width of the residual stream."""
+    """Width of the residual stream; of DiT-DH's deep part."""
     depth: int
-    """Number of transformer blocks."""
+    """Number of transformer blocks; of DiT-DH's deep part."""
     num_heads: int
-    """Attention heads a block."""
+    """Attention heads a block; of DiT-DH's deep part."""
     patch_size: int = 1
     """Side of the square of latent positions that becomes one token of the transformer."""
     mlp_ratio: float = 4.0
@@ -87,10 +84,6 @@ class DiTConfig:
     """Adaptive normalisation shifts as well as scales."""
     null_label: bool = True
     """The label table has the row `num_classes` for no class, which classifier-free guidance needs."""
-    predict_sigma: bool = False
-    """The last layer has a second half, which is dropped (the reference's `learn_sigma`)."""
-    kind: Literal["dit"] = "dit"
-    """Which network this configures."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -98,7 +91,6 @@ class DiTConfig:
         """Refuse shapes no network can have."""
         _check_latent(self.token_width, self.grid, self.patch_size, self.num_classes)
         _check_stack("width", self.width, self.depth, self.num_heads, rope=self.rope)
-        _check_table_width(self.width)
 
     @property
     def token_grid(self) -> tuple[int, int]:
@@ -107,65 +99,47 @@ class DiTConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTDHConfig:
+class DiTConfig(LatentTransformerConfig):
+    """Plain latent diffusion transformer in the form of LightningDiT.
+
+    Source: github:bytetriper/RAE src/stage2/models/lightningDiT.py at a4d18c4.
+    """
+
+    predict_sigma: bool = False
+    """The last layer has a second half, which is dropped (the reference's `learn_sigma`)."""
+    kind: Literal["dit"] = "dit"
+    """Which network this configures."""
+
+    def __post_init__(self) -> None:
+        """Refuse shapes no network can have."""
+        super().__post_init__()
+        _check_table_width(self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTDHConfig(LatentTransformerConfig):
     """DiT-DH: a deep narrow transformer that conditions a shallow wide one, token by token.
 
     Source: arXiv 2510.11690 section 5; github:bytetriper/RAE src/stage2/models/DDT.py at a4d18c4.
     """
 
-    token_width: int
-    """Channels D of a latent; the encoder's token width."""
-    grid: tuple[int, int]
-    """Rows and columns (h, w) of the latent."""
-    num_classes: int
-    """Number of classes; the label `num_classes` itself means no class."""
-    width: int
-    """Width of the deep part's residual stream."""
-    depth: int
-    """Number of blocks of the deep part."""
-    num_heads: int
-    """Attention heads a block of the deep part."""
     head_width: int = DH_HEAD.width
     """Width of the wide head; at least `token_width`, or the head cannot carry a latent's noise."""
     head_depth: int = DH_HEAD.depth
     """Number of blocks of the wide head."""
     head_num_heads: int = DH_HEAD.num_heads
     """Attention heads a block of the wide head."""
-    patch_size: int = 1
-    """Side of the square of latent positions that becomes one token of the transformer."""
-    mlp_ratio: float = 4.0
-    """Nominal MLP width over width; SwiGLU takes two thirds of it."""
-    qk_norm: bool = False
-    """Normalise queries and keys a head; steadies training in bfloat16."""
-    swiglu: bool = True
-    """SwiGLU MLPs; otherwise tanh-GELU."""
-    rms_norm: bool = True
-    """RMSNorm with weights; otherwise LayerNorm without."""
-    rope: bool = True
-    """Rotary position encoding of queries and keys."""
-    shift: bool = True
-    """Adaptive normalisation shifts as well as scales."""
     position_table: bool = True
     """Add the sine and cosine position table to the deep part's tokens."""
-    null_label: bool = True
-    """The label table has the row `num_classes` for no class, which classifier-free guidance needs."""
     kind: Literal["dit-dh"] = "dit-dh"
     """Which network this configures."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
         """Refuse shapes no network can have."""
-        _check_latent(self.token_width, self.grid, self.patch_size, self.num_classes)
-        _check_stack("width", self.width, self.depth, self.num_heads, rope=self.rope)
+        super().__post_init__()
         _check_stack("head_width", self.head_width, self.head_depth, self.head_num_heads, rope=self.rope)
         if self.position_table:
             _check_table_width(self.width)
-
-    @property
-    def token_grid(self) -> tuple[int, int]:
-        """Rows and columns of the transformer's tokens: the latent's grid over the patch size."""
-        return self.grid[0] // self.patch_size, self.grid[1] // self.patch_size
 
 
 @dataclass(frozen=True, kw_only=True)
