@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.console import named
 from pipeline.copying import copy
 from pipeline.operations import MergeConfig
 from pipeline.sources.labels import answers_of
-from pipeline.subset import named
 from shards.copying import copied_recipe
 from shards.errors import IdentityMismatchError, UsageError
 from shards.selection import Part, dealt_anew

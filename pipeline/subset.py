@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.console import named
 from pipeline.copying import copy
 from pipeline.operations import SubsetConfig
 from pipeline.sources.labels import LabelTable
@@ -15,8 +16,6 @@ from shards.errors import UsageError
 from shards.plan import Plan
 from shards.selection import Part, dealt_anew
 from shards.store import Store, open_store
-
-_NAMED_AT_MOST = 10
 
 
 def subset(config: SubsetConfig) -> None:
@@ -94,9 +93,3 @@ def _classes_left(store: Store, images: NDArray[np.int64]) -> tuple[NDArray[np.i
     labels = np.full(store.num_classes, -1)
     labels[left] = np.arange(len(left))
     return labels, tuple(store.class_names[label] for label in left.tolist())
-
-
-def named(names: Collection[str]) -> str:
-    """The first names of a list and how many it has."""
-    some = ", ".join(repr(name) for name in list(names)[:_NAMED_AT_MOST])
-    return some if len(names) <= _NAMED_AT_MOST else f"{some} and {len(names) - _NAMED_AT_MOST} more"
