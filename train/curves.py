@@ -28,6 +28,7 @@ PANELS = (
     Panel("PSNR, dB", _named("psnr", "held_out_psnr")),
     Panel("SSIM", _named("held_out_ssim")),
     Panel("LPIPS", _named("lpips", "held_out_lpips")),
+    Panel("FID of a few samples", _named("fid"), log=True),
     Panel("adversarial losses", _named("adversarial", "discriminator_loss")),
     Panel("share of the discriminator's verdicts that are right", _named("discriminator_accuracy")),
     Panel("λ, weight of the adversarial loss", _named("adaptive_weight"), log=True),
