@@ -107,9 +107,12 @@ def test_two_processes_train_both_networks_as_one_process_does(
 def test_the_perceptual_distance_comes_from_a_file(tmp_path, train_here):
     vgg = {name: value for name, value in Perceptual().state_dict().items() if name.startswith("features.")}
     torch.save({**vgg, "classifier.0.bias": torch.zeros(1)}, tmp_path / "vgg16.pth")
-    more = f"--max-steps 2 --perceptual lpips --perceptual-weights {tmp_path}/vgg16.pth"
+    more = f"--max-steps 2 --perceptual lpips --perceptual-weights {tmp_path}/vgg16.pth --held-out 3 --evaluate-every 2"
     assert train_here("decoder", tmp_path / "run", more) == 0
-    for line in read_metrics(tmp_path / "run/metrics.jsonl"):
+    *lines, measured = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert measured.keys() == {"step", "held_out_psnr", "held_out_ssim", "held_out_lpips"}
+    assert measured["held_out_lpips"] > 0
+    for line in lines:
         assert line["loss"] == pytest.approx(line["l1"] + line["lpips"], rel=1e-5)
 
 
