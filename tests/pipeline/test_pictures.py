@@ -70,13 +70,14 @@ def test_the_first_places_never_change():
         ("center", ("center",)),
         ("center,flip,crop:2", ("center", "flip", "crop0", "crop1")),
         ("crop:1", ("crop0",)),
+        ("center,crop3", ("center", "crop3")),
     ],
 )
 def test_views_are_named_on_the_command_line(text, names):
     assert StoreConfig(shards=1, views=text).view_names() == names
 
 
-@pytest.mark.parametrize("text", ["crop", "crop:0", "crop:-1", "crop:two", "crop0", "center,crop:", "centre"])
+@pytest.mark.parametrize("text", ["crop", "crop:0", "crop:-1", "crop:two", "crop-1", "center,crop:", "centre"])
 def test_views_that_do_not_exist_are_refused(text):
     with pytest.raises(UsageError, match="--views must be made of center, flip and crop:K"):
         StoreConfig(shards=1, views=text).view_names()
