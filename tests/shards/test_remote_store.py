@@ -161,6 +161,19 @@ def test_a_file_system_that_may_show_half_an_object_is_not_written(tmp_path):
         (place / "a").create(b"")
 
 
+def test_a_server_that_lets_a_second_object_replace_the_first_is_not_written(monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    write = MemoryFileSystem.pipe_file
+    monkeypatch.setattr(
+        MemoryFileSystem, "pipe_file", lambda self, path, value, mode="overwrite": write(self, path, value)
+    )
+    place = as_location(f"memory://{uuid.uuid4().hex}")
+    with pytest.raises(UsageError, match=r"its server ignores\s+If-None-Match"):
+        build_store(place, FAST)
+    assert object_names(place) == []
+
+
 def test_other_things_in_a_folder_of_a_server_are_left_alone(s3):
     (s3 / "thesis.pdf").create(b"")
     with pytest.raises(UsageError, match="holds other things"):
