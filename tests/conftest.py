@@ -11,8 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections import deque
 from collections.abc import Iterator
@@ -79,13 +77,19 @@ class S3Server:
             time.sleep(0.05)
 
     def _answers(self) -> bool:
-        """Whether the bucket is there: asked without credentials, it is refused, and not missing."""
+        """Whether the bucket is there; the server answers before it has made it."""
+        import s3fs
+        from botocore.exceptions import BotoCoreError
+
+        key, secret = self.CREDENTIALS.values()
+        settings = {"retries": {"total_max_attempts": 1}}
+        system = s3fs.S3FileSystem(
+            key=key, secret=secret, endpoint_url=self.url, config_kwargs=settings, skip_instance_cache=True
+        )
+        system.retries = 1
         try:
-            urllib.request.urlopen(f"{self.url}/{self.BUCKET}", timeout=5).close()
-        except urllib.error.HTTPError as error:
-            error.close()
-            return error.code == 403
-        except OSError:
+            system.find(self.BUCKET)
+        except (OSError, BotoCoreError):
             return False
         return True
 

@@ -77,7 +77,9 @@ def test_views_are_named_on_the_command_line(text, names):
     assert StoreConfig(shards=1, views=text).view_names() == names
 
 
-@pytest.mark.parametrize("text", ["crop", "crop:0", "crop:-1", "crop:two", "crop-1", "center,crop:", "centre"])
+@pytest.mark.parametrize(
+    "text", ["crop", "crop:0", "crop:-1", "crop:two", "crop-1", "center,crop:", "centre"]
+)
 def test_views_that_do_not_exist_are_refused(text):
     with pytest.raises(UsageError, match="--views must be made of center, flip and crop:K"):
         StoreConfig(shards=1, views=text).view_names()
