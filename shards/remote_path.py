@@ -126,10 +126,6 @@ class RemotePath:
         """Content of a small object."""
         return bytes(retried(lambda: self._fs.cat_file(self._address), f"reading {self}"))
 
-    def read_text(self, encoding: str = "utf-8") -> str:
-        """Content of a small object as text."""
-        return self.read_bytes().decode(encoding)
-
     def read_range(self, offset: int, nbytes: int) -> bytes:
         """``nbytes`` bytes from ``offset`` on, all of which must be there.
 
@@ -218,12 +214,14 @@ class RemotePath:
         """Nothing: a folder is there as soon as an object is."""
 
     def create(self, content: bytes) -> bool:
-        """Write a small object unless the name is taken; says whether it is this content that lies there."""
+        """Write a small object unless the name is taken; says whether it was free.
+
+        An attempt whose answer was lost may have been the first itself; callers read what lies there.
+        """
         self._require_writable()
         try:
             retried(lambda: self._fs.pipe_file(self.path, content, mode="create"), f"creating {self}")
         except FileExistsError:
-            # An attempt whose answer was lost may have been the first: what counts is what lies there.
             return False
         return True
 
@@ -260,15 +258,13 @@ class RemotePath:
         self.unlink(missing_ok=True)
         return target
 
-    rename = replace
-
     def require_first_creation_wins(self) -> None:
         """Find out whether the server refuses to create an object twice; many of the smaller ones do not.
 
         Raises:
             UsageError: If it does not.
         """
-        probe = self / f".work/{uuid.uuid4().hex}.probe"
+        probe = self / f".probe.{uuid.uuid4().hex}.tmp"  # a temporary name: see `shards.atomic`
         try:
             if probe.create(b"first") and probe.create(b"second"):
                 raise UsageError(

@@ -78,7 +78,7 @@ class StoreWriter:
             UsageError: If the folder holds something else, or the plan is not the recipe's.
         """
         _require_fitting(recipe, plan, code)
-        if not (path / PLAN).exists() and _holds_anything(path):
+        if _holds_other_things(path):
             raise UsageError(f"a store is written into a new or empty folder, and {path} holds other things")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -143,11 +143,16 @@ class StoreWriter:
         return finalize_store(self.path, self.recipe, self.plan, provenance or {}, self.revision)
 
 
-def _holds_anything(path: Location) -> bool:
-    """Whether there is more in a folder than temporary files; an empty folder may stay behind on a server too."""
-    if isinstance(path, RemotePath):
-        return bool(path.object_names())
-    return path.is_dir() and not all(is_temporary(inside) for inside in path.iterdir())
+def _holds_other_things(path: Location) -> bool:
+    """Whether there is anything in a folder, temporary files apart, and no store."""
+    if (path / PLAN).exists():
+        return False
+    if isinstance(path, RemotePath):  # where empty folders may be listed that nobody made
+        found = any(not is_temporary(PurePosixPath(name)) for name in path.object_names())
+    else:
+        found = path.is_dir() and not all(is_temporary(inside) for inside in path.iterdir())
+    # A store's plan comes first: what another worker has begun meanwhile has one by now.
+    return found and not (path / PLAN).exists()
 
 
 def stale_temporaries(path: Location) -> list[str]:
