@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipeline.additions import AddFieldConfig, AddViewConfig
 from pipeline.config import EncodeConfig
-from pipeline.operations import (
+from pipeline.operations.additions import AddFieldConfig, AddViewConfig
+from pipeline.operations.settings import (
     AssessConfig,
     CleanConfig,
     ConvertConfig,
@@ -40,98 +40,98 @@ def run_encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
 
 def run_verify(config: VerifyConfig) -> None:
     """Runs `pipeline verify`."""
-    from pipeline.verify import verify
+    from pipeline.operations.verify import verify
 
     verify(config)
 
 
 def run_inspect(config: InspectConfig) -> None:
     """Runs `pipeline inspect`."""
-    from pipeline.facts import inspect
+    from pipeline.operations.facts import inspect
 
     inspect(config)
 
 
 def run_convert(config: ConvertConfig) -> None:
     """Runs `pipeline convert`."""
-    from pipeline.convert import convert
+    from pipeline.operations.convert import convert
 
     convert(config)
 
 
 def run_reshard(config: ReshardConfig) -> None:
     """Runs `pipeline reshard`."""
-    from pipeline.reshard import reshard
+    from pipeline.operations.reshard import reshard
 
     reshard(config)
 
 
 def run_subset(config: SubsetConfig) -> None:
     """Runs `pipeline subset`."""
-    from pipeline.subset import subset
+    from pipeline.operations.subset import subset
 
     subset(config)
 
 
 def run_merge(config: MergeConfig) -> None:
     """Runs `pipeline merge`."""
-    from pipeline.merge import merge
+    from pipeline.operations.merge import merge
 
     merge(config)
 
 
 def run_add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
     """Runs `pipeline add-view`."""
-    from pipeline.add_view import add_view
+    from pipeline.operations.add_view import add_view
 
     add_view(config, arguments)
 
 
 def run_add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
     """Runs `pipeline add-field`."""
-    from pipeline.add_field import add_field
+    from pipeline.operations.add_field import add_field
 
     add_field(config, arguments)
 
 
 def run_report(config: ReportConfig) -> None:
     """Runs `pipeline report`."""
-    from pipeline.report import report
+    from pipeline.operations.report import report
 
     report(config)
 
 
 def run_assess(config: AssessConfig) -> None:
     """Runs `pipeline assess`."""
-    from pipeline.assess import assess
+    from pipeline.operations.assess import assess
 
     assess(config)
 
 
 def run_stats(config: StatsConfig) -> None:
     """Runs `pipeline stats`."""
-    from pipeline.stats import stats
+    from pipeline.operations.stats import stats
 
     stats(config)
 
 
 def run_diff(config: DiffConfig) -> int:
     """Runs `pipeline diff`; its exit code."""
-    from pipeline.diff import diff
+    from pipeline.operations.diff import diff
 
     return diff(config)
 
 
 def run_estimate(config: EstimateConfig) -> None:
     """Runs `pipeline estimate`."""
-    from pipeline.estimate import estimate
+    from pipeline.operations.estimate import estimate
 
     estimate(config)
 
 
 def run_clean(config: CleanConfig) -> None:
     """Runs `pipeline clean`."""
-    from pipeline.clean import clean
+    from pipeline.operations.clean import clean
 
     clean(config)
 

@@ -232,12 +232,12 @@ def test_ctrl_c_says_how_to_continue(stores, tmp_path, capsys, monkeypatch):
         progress(3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.copying.copy_rows", stopped)
+    monkeypatch.setattr("pipeline.operations.copying.copy_rows", stopped)
     arguments = ["reshard", str(stores[0].path), "--out", str(tmp_path / "new"), "--shards", "5"]
     assert main(arguments) == 130
     assert (
         capsys.readouterr().err.splitlines()[-1]
         == "stopped; run the same command again to continue where it was"
     )
-    monkeypatch.setattr("pipeline.copying.copy_rows", copy_rows)
+    monkeypatch.setattr("pipeline.operations.copying.copy_rows", copy_rows)
     assert main(arguments) == 0

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from pipeline.difference import compare_stores
+from pipeline.operations.difference import compare_stores
 from shards.dtypes import storage_type, to_storage
 from shards.layout import fields_of
 from shards.plan import Plan

@@ -5,11 +5,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-from pipeline.additions import AddFieldConfig
 from pipeline.config import EncodeConfig, StoreConfig
 from pipeline.console import say
 from pipeline.encode import begin_or_await
 from pipeline.leases import Leases, Owner, remove_if_empty
+from pipeline.operations.additions import AddFieldConfig
 from pipeline.running import find_place, run
 from pipeline.space import missing_nbytes, require_space
 from shards.added_fields import field_path, link_images, publish_fields

@@ -6,9 +6,9 @@ import numpy as np
 
 from pipeline.calibrate import fit_and_judge, sample_stored
 from pipeline.console import say
-from pipeline.copying import copy
 from pipeline.int8_error import describe_error, report_measured
-from pipeline.operations import ConvertConfig
+from pipeline.operations.copying import copy
+from pipeline.operations.settings import ConvertConfig
 from shards.code_arrays import published_code
 from shards.copying import copied_recipe
 from shards.errors import UsageError

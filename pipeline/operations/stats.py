@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.console import say
-from pipeline.facts import statistics_facts
-from pipeline.operations import StatsConfig
+from pipeline.operations.facts import statistics_facts
+from pipeline.operations.settings import StatsConfig
 from pipeline.statistics_file import read_statistics, write_statistics
 from shards.statistics_arrays import Statistics
 from shards.store import Store, open_store

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.console import named
-from pipeline.copying import copy
-from pipeline.operations import MergeConfig
+from pipeline.operations.copying import copy
+from pipeline.operations.settings import MergeConfig
 from pipeline.sources.labels import answers_of
 from shards.copying import copied_recipe
 from shards.errors import IdentityMismatchError, UsageError

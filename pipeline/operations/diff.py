@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.difference import FieldDifference, NumberDifference, StoreDifference, compare_stores
-from pipeline.operations import DiffConfig
+from pipeline.operations.difference import FieldDifference, NumberDifference, StoreDifference, compare_stores
+from pipeline.operations.settings import DiffConfig
 from shards.errors import UsageError
 from shards.store import open_store
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.facts_text import as_text
-from pipeline.operations import InspectConfig
-from pipeline.unfinished import rate_history, unfinished_facts
+from pipeline.operations.facts_text import as_text
+from pipeline.operations.settings import InspectConfig
+from pipeline.operations.unfinished import rate_history, unfinished_facts
 from shards.errors import StoreIncompleteError
 from shards.finalize import read_commits
 from shards.given_statistics import given_source

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from pipeline.copying import copy
-from pipeline.operations import ReshardConfig
+from pipeline.operations.copying import copy
+from pipeline.operations.settings import ReshardConfig
 from shards.copying import copied_recipe
 from shards.errors import UsageError
 from shards.selection import Part, dealt_anew

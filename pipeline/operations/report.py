@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.console import say
-from pipeline.facts import store_facts
-from pipeline.operations import ReportConfig
+from pipeline.operations.facts import store_facts
+from pipeline.operations.settings import ReportConfig
 from pipeline.token_pictures import principal_colours
 from shards.finalize import Commits, found_commits, read_commits
 from shards.location import Location

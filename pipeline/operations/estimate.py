@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from pipeline.config import StoreConfig
-from pipeline.operations import EstimateConfig
+from pipeline.operations.settings import EstimateConfig
 from shards.errors import UsageError
 from shards.identity import EncoderIdentity, Recipe
 from shards.layout import Field, fields_of

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.console import named
-from pipeline.copying import copy
-from pipeline.operations import SubsetConfig
+from pipeline.operations.copying import copy
+from pipeline.operations.settings import SubsetConfig
 from pipeline.sources.labels import LabelTable
 from shards.copying import copied_recipe
 from shards.draws import permutation

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.facts import bytes_by_part
+from pipeline.operations.facts import bytes_by_part
 from shards.layout import fields_of
 from shards.reader import RowReader
 from shards.store import Store

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """What `pipeline.facts.store_facts` gives, a line each."""
+    """What `pipeline.operations.facts.store_facts` gives, a line each."""
     lines = _recipe_lines(facts)
     if facts["complete"]:
         lines += _finished_lines(facts)

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from pipeline.claims import Failures
 from pipeline.console import say
 from pipeline.leases import Leases, Owner, remove_if_empty
-from pipeline.operations import CleanConfig
+from pipeline.operations.settings import CleanConfig
 from shards.added_fields import publish_fields
 from shards.errors import UserError
 from shards.layout import MANIFEST, WORK_DIR

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from pipeline.console import say
 from pipeline.cores import usable_cores
-from pipeline.operations import VerifyConfig
+from pipeline.operations.settings import VerifyConfig
 from shards.errors import StoreDamagedError
 from shards.manifest import Manifest
 from shards.verify import verify_store

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.calibrate import fit_and_judge, sample_stored
-from pipeline.convert import recoded_recipe
 from pipeline.int8_error import describe_error
-from pipeline.operations import AssessConfig
+from pipeline.operations.convert import recoded_recipe
+from pipeline.operations.settings import AssessConfig
 from shards.compression import row_codec
 from shards.copying import begin_copy, copied_recipe, copy_rows
 from shards.dtypes import storage_type, to_float64, to_storage

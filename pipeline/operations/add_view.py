@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
-from pipeline.additions import AddViewConfig
 from pipeline.config import EncodeConfig, EncoderConfig, StoreConfig
 from pipeline.console import say
 from pipeline.encode import warn_untrained
 from pipeline.job import build_encoder
+from pipeline.operations.additions import AddViewConfig
 from pipeline.running import find_place, run
 from pipeline.space import missing_nbytes, require_space
 from shards.errors import UsageError
