@@ -23,9 +23,9 @@ from shards.forms import scan_extents
 from shards.layout import field_of
 from shards.loader import Loader
 from shards.location import as_location
-from shards.parallel import IN_FLIGHT
-from shards.range_cache import RangeCache
-from shards.remote_path import RemotePath
+from shards.remote.parallel import IN_FLIGHT
+from shards.remote.path import RemotePath
+from shards.remote.range_cache import RangeCache
 from shards.store import Store, open_store
 from shards.zarr_store import shard_path
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 from shards.atomic import publish_bytes
 from shards.layout import WORK_DIR
 from shards.location import Location, move
-from shards.remote_calls import RemoteError
+from shards.remote.calls import RemoteError
 
 
 @dataclass(frozen=True)

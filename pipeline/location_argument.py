@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.constructors import PrimitiveConstructorSpec
 
 from shards.location import Location, as_location
-from shards.remote_path import RemotePath
+from shards.remote.path import RemotePath
 
 LocationArgument = Annotated[
     Location,

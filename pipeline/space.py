@@ -8,7 +8,7 @@ from shards.identity import Recipe
 from shards.layout import commit_path, fields_of
 from shards.location import Location, object_sizes
 from shards.plan import Plan
-from shards.remote_path import RemotePath
+from shards.remote.path import RemotePath
 
 
 def free_bytes(path: Location) -> int | None:

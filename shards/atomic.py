@@ -14,7 +14,7 @@ import uuid
 from pathlib import Path, PurePath
 
 from shards.location import Location
-from shards.remote_path import RemotePath
+from shards.remote.path import RemotePath
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 

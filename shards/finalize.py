@@ -28,9 +28,9 @@ from shards.layout import (
 from shards.location import Location, read_objects, remove_tree
 from shards.manifest import Manifest
 from shards.moments import Moments
-from shards.parallel import ahead
 from shards.plan import NO_LABEL, Plan
 from shards.published import object_record, shard_moments
+from shards.remote.parallel import ahead
 from shards.root import array_documents
 from shards.statistics_arrays import error_objects, statistics_objects
 from shards.zarr_store import group_document, plain_array_document

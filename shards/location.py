@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from shards.parallel import in_parallel
-from shards.remote_path import RemotePath, is_url
+from shards.remote.parallel import in_parallel
+from shards.remote.path import RemotePath, is_url
 
 Location = Path | RemotePath
 """A folder or object; `RemotePath` does what stores need of `pathlib.Path`, with the same exceptions."""

@@ -1,6 +1,6 @@
 """Bytes of one object at any place: what reading a shard's index, walking a tar and looking for damage need.
 
-Training rows take faster ways: `shards.shard_file` on this machine, `shards.remote_rows` from a server.
+Training rows take faster ways: `shards.shard_file` on this machine, `shards.remote.reader` from a server.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol, Self
 
 from shards.errors import StoreDamagedError
 from shards.location import Location
-from shards.remote_path import RemotePath
+from shards.remote.path import RemotePath
 
 _BLOCK = 1 << 23  # bytes asked of a server at once by who reads an object from front to back
 

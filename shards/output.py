@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shards.atomic import publish_once, temporary_path
 from shards.location import Location
-from shards.remote_path import RemotePath
+from shards.remote.path import RemotePath
 
 Buffer = bytes | memoryview
 

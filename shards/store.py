@@ -25,10 +25,10 @@ from shards.location import Location, as_location
 from shards.manifest import Manifest, missing_objects
 from shards.plan import Plan, planned_rows
 from shards.quantize import Int8Code
-from shards.range_cache import RangeCache
 from shards.reader import MirroredReader, RowReader, StoredReader, Verify
-from shards.remote_path import RemotePath
-from shards.remote_reader import RemoteReader
+from shards.remote.path import RemotePath
+from shards.remote.range_cache import RangeCache
+from shards.remote.reader import RemoteReader
 from shards.root import read_recipe
 from shards.shard_file import ReadMode
 from shards.shard_opening import RowLocator, ShardOpener, max_open_files

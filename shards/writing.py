@@ -21,7 +21,7 @@ from shards.location import Location, object_names
 from shards.manifest import Manifest
 from shards.plan import Plan
 from shards.quantize import Int8Code
-from shards.remote_path import RemotePath
+from shards.remote.path import RemotePath
 from shards.revisions import current_revision, newest_revision
 from shards.root import array_documents, read_recipe, root_document
 from shards.shard_writer import ShardWriter

@@ -12,7 +12,7 @@ import torch
 
 from shards.atomic import replace_atomically
 from shards.errors import UsageError
-from shards.range_cache import range_cache
+from shards.remote.range_cache import range_cache
 from shards.store import Store, open_store
 from train.checkpoint import checkpoints
 from train.config import DecoderSettings, DiTSettings, Settings

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from pipeline.sources.listing import IMAGE_SUFFIXES, FoundImage
 from shards.errors import UsageError
 from shards.location import Location
-from shards.remote_path import RemotePath
+from shards.remote.path import RemotePath
 
 _File = tuple[str, tuple[str, ...], int]  # address, path below the folder, bytes
 

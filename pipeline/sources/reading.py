@@ -10,7 +10,7 @@ from pipeline.sources.parquet_rows import ParquetRows
 from shards.errors import UserError
 from shards.location import Location
 from shards.plan import SourceRecord
-from shards.remote_path import RemotePath, is_url
+from shards.remote.path import RemotePath, is_url
 
 _OPEN_ARCHIVES = 64
 

@@ -10,7 +10,7 @@ from pipeline.sources.folder import whole_address
 from pipeline.sources.listing import FoundImage
 from shards.errors import UsageError
 from shards.location import Location, as_location, file_size, object_sizes
-from shards.remote_path import RemotePath, is_url
+from shards.remote.path import RemotePath, is_url
 
 _PATH_COLUMNS = ("path", "file_name", "image_path", "file", "filename", "uri")
 _LABEL_COLUMNS = ("label", "class", "cls")

@@ -76,7 +76,7 @@ def test_a_store_on_a_server_is_encoded_inspected_verified_and_converted_like_an
 
 
 def test_a_server_that_refuses_is_one_line(s3, folder, encode, monkeypatch):
-    from shards.file_systems import forget_connections
+    from shards.remote.file_systems import forget_connections
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
     forget_connections()

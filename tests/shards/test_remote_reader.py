@@ -8,12 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from shards import remote_calls
 from shards.errors import StoreDamagedError, StoreError, UsageError
-from shards.file_systems import forget_connections
 from shards.layout import field_of
 from shards.loader import Loader
 from shards.location import as_location, object_names
+from shards.remote import calls
+from shards.remote.file_systems import forget_connections
 from shards.store import open_store
 from shards.testing import StoreKind, build_store, expected_row, same_bits
 from shards.verify import verify_store
@@ -25,7 +25,7 @@ SELDOM = [pytest.param(fault, marks=pytest.mark.slow) for fault in (500, "droppe
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(remote_calls, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(calls, "FIRST_PAUSE", 0.001)
 
 
 def read(store, rows, view="center", field="tokens"):
@@ -58,7 +58,7 @@ def test_a_server_that_never_answers_rightly_is_an_error_with_object_and_attempt
         StoreError, match=r"^reading s3://latents/\w+/center/tokens/c/2/0/0 failed 8 times, the last"
     ):
         read(store, [17])
-    assert len(faulty_s3.faults) == 100 - remote_calls.ATTEMPTS
+    assert len(faulty_s3.faults) == 100 - calls.ATTEMPTS
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_a_server_that_is_stopped_in_the_middle_of_reading_and_started_again_is_
 ):
     store = build_store(s3, KIND)
     read(store, [0])
-    monkeypatch.setattr(remote_calls, "FIRST_PAUSE", 0.3)
+    monkeypatch.setattr(calls, "FIRST_PAUSE", 0.3)
     s3_server.stop()
     start = threading.Timer(0.5, s3_server.start)
     start.start()
@@ -81,7 +81,7 @@ def test_a_server_that_is_stopped_in_the_middle_of_writing_and_started_again_is_
     s3_server, s3, monkeypatch
 ):
     assert object_names(s3) == []
-    monkeypatch.setattr(remote_calls, "FIRST_PAUSE", 0.3)
+    monkeypatch.setattr(calls, "FIRST_PAUSE", 0.3)
 
     def interrupt():
         s3_server.stop()

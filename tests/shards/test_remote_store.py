@@ -8,12 +8,12 @@ import uuid
 import numpy as np
 import pytest
 
-from shards import remote_calls
 from shards.errors import StoreDamagedError, StoreError, UsageError
-from shards.file_systems import forget_connections
 from shards.layout import field_of
 from shards.location import Location, as_location, object_names
-from shards.remote_path import RemotePath
+from shards.remote import calls
+from shards.remote.file_systems import forget_connections
+from shards.remote.path import RemotePath
 from shards.store import open_store
 from shards.testing import (
     ALL_KINDS,
@@ -64,7 +64,7 @@ class TestInMemory(StoreContract):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(remote_calls, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(calls, "FIRST_PAUSE", 0.001)
 
 
 def test_of_two_that_create_an_object_the_first_wins(s3):

@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 from typing import IO, Any, Self
 
 from shards.errors import UsageError
-from shards.file_systems import WEB, WRITABLE, file_system
-from shards.parallel import in_parallel
-from shards.remote_calls import ShortAnswerError, retried
+from shards.remote.calls import ShortAnswerError, retried
+from shards.remote.file_systems import WEB, WRITABLE, file_system
+from shards.remote.parallel import in_parallel
 
 
 def is_url(text: str) -> bool:

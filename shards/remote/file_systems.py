@@ -1,4 +1,4 @@
-"""fsspec's file systems: one a scheme and process, with attempts left to `shards.remote_calls` and with time limits."""
+"""fsspec's file systems: one a scheme and process, with attempts left to `shards.remote.calls` and with time limits."""
 
 from __future__ import annotations
 

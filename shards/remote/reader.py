@@ -20,10 +20,10 @@ from shards.errors import StoreDamagedError
 from shards.extents import ABSENT, Extents
 from shards.layout import Field
 from shards.object_reader import ObjectReader, RemoteObject
-from shards.parallel import gather, submit
-from shards.range_cache import RangeCache
 from shards.reader import CheckedReader, Verify
-from shards.remote_path import RemotePath
+from shards.remote.parallel import gather, submit
+from shards.remote.path import RemotePath
+from shards.remote.range_cache import RangeCache
 
 _MOST_EXTRA = 0.25  # bytes of a request that nobody asked for, as a share of those somebody did
 _LARGEST = (
