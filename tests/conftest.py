@@ -1,4 +1,4 @@
-"""Fixtures shared by every test: the recorded reference numbers and one thread a process."""
+"""Fixtures shared by every test: the smallest encoder, recorded reference numbers, servers; one thread a process."""
 
 from __future__ import annotations
 
@@ -27,6 +27,21 @@ from shards.remote.path import RemotePath
 
 # Tests run in several processes on few cores; more threads a process would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Arguments of the smallest encoder: 2×2 tokens of 64 from crops of 32 pixels."""
+    return [
+        "--encoder",
+        "test_vit",
+        "--weights",
+        "random:0",
+        "--input-size",
+        "32",
+        "--encoder-args",
+        "depth=1",
+    ]
 
 
 @pytest.fixture(scope="session")

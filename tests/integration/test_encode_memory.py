@@ -24,7 +24,7 @@ def source(tmp_path_factory):
     return root
 
 
-def peak_bytes(source, store, shards):
+def peak_bytes(source, store, shards, encoder):
     """Peak resident memory of an encode."""
     command = [sys.executable, "-m", "pipeline", "encode", str(source), "--out", str(store)]
     command += [
@@ -37,16 +37,7 @@ def peak_bytes(source, store, shards):
         "--views",
         "center,crop:1",
     ]
-    command += [
-        "--encoder",
-        "test_vit",
-        "--weights",
-        "random:0",
-        "--input-size",
-        "32",
-        "--encoder-args",
-        "depth=1",
-    ]
+    command += encoder
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -55,8 +46,8 @@ def peak_bytes(source, store, shards):
 
 
 @pytest.mark.slow
-def test_peak_memory_does_not_grow_with_the_shards(source, tmp_path):
-    small, large = (peak_bytes(source, tmp_path / str(shards), shards) for shards in (40, 1))
+def test_peak_memory_does_not_grow_with_the_shards(source, tiny, tmp_path):
+    small, large = (peak_bytes(source, tmp_path / str(shards), shards, tiny) for shards in (40, 1))
     store = open_store(tmp_path / "1")
     shard = max(record.nbytes for record in store.manifest.objects)
     assert shard > 100e6

@@ -16,20 +16,9 @@ from shards.verify import verify_store
 
 pytestmark = pytest.mark.slow
 
-ENCODER = [
-    "--encoder",
-    "test_vit",
-    "--weights",
-    "random:0",
-    "--input-size",
-    "32",
-    "--encoder-args",
-    "depth=1",
-]
-
 
 @pytest.fixture
-def command(tmp_path):
+def command(tmp_path, tiny):
     """The command that encodes 40 images into 8 shards of a store."""
     for number in range(40):
         path = tmp_path / "images" / f"class {number % 2}" / f"{number:02d}.png"
@@ -38,7 +27,7 @@ def command(tmp_path):
         Image.fromarray(pixels).save(path)
 
     def build(out):
-        arguments = [tmp_path / "images", "--out", out, "--shards", "8", "--batch-size", "4", *ENCODER]
+        arguments = [tmp_path / "images", "--out", out, "--shards", "8", "--batch-size", "4", *tiny]
         command = [sys.executable, "-m", "pipeline", "encode", *arguments, "--log-dir", tmp_path / "logs"]
         return [str(argument) for argument in command]
 

@@ -30,21 +30,6 @@ def folder(tmp_path):
     return root
 
 
-@pytest.fixture(scope="session")
-def tiny():
-    """Arguments of the smallest encoder: 2×2 tokens of 64 from crops of 32 pixels."""
-    return [
-        "--encoder",
-        "test_vit",
-        "--weights",
-        "random:0",
-        "--input-size",
-        "32",
-        "--encoder-args",
-        "depth=1",
-    ]
-
-
 @pytest.fixture
 def pipeline(capsys):
     """Runs the command in this process; gives its exit code, standard output and standard error."""
