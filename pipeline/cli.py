@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from pipeline.config import EncodeConfig
+from pipeline.cores import let_waiting_threads_sleep
 from pipeline.operations.additions import AddFieldConfig, AddViewConfig
 from pipeline.operations.settings import (
     AssessConfig,
@@ -194,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Pillow warns of odd metadata in files it can read; what it cannot read is listed with its reason anyway.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     signal.signal(signal.SIGTERM, _interrupt)
+    let_waiting_threads_sleep()
     arguments = sys.argv[1:] if arguments is None else arguments
     config: Any = None
     try:

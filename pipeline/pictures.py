@@ -49,7 +49,7 @@ class Pictures:
             BadImageError: If it is too long and thin.
         """
         image = decode_image(content)
-        shorter, longer = sorted(image.shape[:2])
+        shorter, longer = sorted(image.size)
         if longer > _LONGEST * shorter:
             raise BadImageError(f"{longer} pixels are more than {_LONGEST} times the other side's {shorter}")
         needed = {MIRRORED_VIEWS.get(view, view) for view in views}

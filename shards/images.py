@@ -30,14 +30,15 @@ _DECODER_ERRORS = (
 )  # fmt: skip
 
 
-def decode_image(content: bytes) -> NDArray[np.uint8]:
+def decode_image(content: bytes) -> Image.Image:
     """Decode an image file to RGB.
 
     Args:
         content: The file's bytes.
 
     Returns:
-        uint8[H, W, 3] in [0, 255].
+        A picture of mode RGB, decoded whole. It stays Pillow's, because copies as arrays cost as much as all other
+        work on a picture of some megapixels, and let no other thread run meanwhile.
 
     Raises:
         UndecodableImageError: With the reason, if the bytes are not one whole image of a known format.
@@ -46,8 +47,9 @@ def decode_image(content: bytes) -> NDArray[np.uint8]:
         raise UndecodableImageError("the file is empty")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            image = ImageOps.exif_transpose(opened)
-            return np.asarray(_to_rgb(image)).copy()
+            opened.load()
+            ImageOps.exif_transpose(opened, in_place=True)
+            return _to_rgb(opened)
     except UnidentifiedImageError as error:
         raise UndecodableImageError(f"not an image of a known format ({', '.join(FORMATS)})") from error
     except _DECODER_ERRORS as error:
@@ -66,7 +68,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def center_crop(image: NDArray[np.uint8] | Image.Image, size: int) -> NDArray[np.uint8]:
@@ -85,7 +87,7 @@ def center_crop(image: NDArray[np.uint8] | Image.Image, size: int) -> NDArray[np
     Source: ``center_crop_arr`` of ADM, https://github.com/openai/guided-diffusion (image_datasets.py), as
     used by github:bytetriper/RAE at a4d18c4.
     """
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    picture = _picture(image)
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)
@@ -95,7 +97,7 @@ def center_crop(image: NDArray[np.uint8] | Image.Image, size: int) -> NDArray[np
 
 
 def random_crops(
-    image: NDArray[np.uint8], size: int, streams: Sequence[str], *, seed: int
+    image: NDArray[np.uint8] | Image.Image, size: int, streams: Sequence[str], *, seed: int
 ) -> list[NDArray[np.uint8]]:
     """Scale an image's shorter side to 1.5 · ``size`` and cut a square at random, once for each stream.
 
@@ -103,7 +105,7 @@ def random_crops(
     edge, then the left one), so that any worker on any machine cuts the same squares.
 
     Args:
-        image: uint8[H, W, 3].
+        image: uint8[H, W, 3], or a Pillow image of mode RGB.
         size: Side of the squares in pixels.
         streams: Name of each draw.
         seed: Of all draws.
@@ -116,12 +118,17 @@ def random_crops(
     mirror images.
     """
     shorter = 3 * size // 2
-    height, width = image.shape[:2]
+    picture = _picture(image)
+    width, height = picture.size
     target = (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
-    picture = Image.fromarray(image).resize(target, Image.Resampling.BICUBIC)
+    picture = picture.resize(target, Image.Resampling.BICUBIC)
     limits = (picture.height - size + 1, picture.width - size + 1)
     places = [integers_below(limits, seed=seed, stream=stream) for stream in streams]
     return [_square(picture, top, left, size) for top, left in places]
+
+
+def _picture(image: NDArray[np.uint8] | Image.Image) -> Image.Image:
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
 def _square(picture: Image.Image, top: int, left: int, size: int) -> NDArray[np.uint8]:

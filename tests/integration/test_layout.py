@@ -1,6 +1,7 @@
 """The four package names are ours, nothing shadows anything, and --help is quick because it loads no torch."""
 
 import importlib
+import os
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -53,3 +54,25 @@ assert not heavy, heavy
     )
     assert done.returncode == 0, done.stderr
     assert "--" in done.stdout
+
+
+def test_pipeline_sets_how_threads_wait_before_torch_is_loaded_and_leaves_what_was_set():
+    script = (
+        "import os\n"
+        "from pipeline.cli import main\n"
+        "assert main(['inspect', '/does/not/exist']) == 2\n"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    for given, kept in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        if given is not None:
+            environment["OMP_WAIT_POLICY"] = given
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+        )
+        assert done.stdout.strip() == kept
+
+
+def test_importing_the_pipeline_command_loads_no_torch():
+    script = "import sys; import pipeline.cli, pipeline.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
