@@ -4,7 +4,8 @@
 
 Ours reads files, decodes, encodes, copies back, writes and commits shards of a store. Where the encoder is the limit,
 the other is the encoder on images that are decoded already; where decoding is the limit, the other decodes and crops
-the same files with as many threads. Weights are random: they do not change what anything costs.
+the same files with as many threads. Weights are random: they do not change what anything costs. A third pair stands in
+for devices that are not here: one that takes its time for each image, and no core.
 """
 
 from __future__ import annotations
@@ -40,19 +41,35 @@ from shards.writing import StoreWriter
 VIEWS = ("center", "flip")
 
 
+class StandIn(torch.nn.Module):
+    """Takes the place of an encoder on a device of `rate` images a second that computes without the processor."""
+
+    def __init__(self, encoder: Encoder, batch_size: int, rate: float) -> None:
+        super().__init__()
+        self.identity, self.precision, self.rate = encoder.identity, encoder.precision, rate
+        self.register_buffer("mean", torch.zeros(1))
+        shape = (batch_size, self.identity.num_tokens, self.identity.width)
+        self.tokens = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The same tokens for all, as the store keeps them, once their time is over."""
+        time.sleep(len(pixels) / self.rate)
+        return self.tokens[: len(pixels)]
+
+
 @dataclass(frozen=True)
 class Case:
     """One thing to measure.
 
     Attributes:
-        encoder: The encoder on its device.
+        encoder: The encoder on its device, or what stands in for it.
         plan: The images, as a plan of two shards.
         recipe: What the store holds.
         batch_size: Rows of a batch.
         threads: Decode threads.
     """
 
-    encoder: Encoder
+    encoder: Encoder | StandIn
     plan: Plan
     recipe: Recipe
     batch_size: int
@@ -78,22 +95,24 @@ def photographs(folder: Path, count: int, size: tuple[int, int]) -> Plan:
     return Plan.build(list_source(str(folder)).records[:count], (), num_shards=2, seed=0)
 
 
-def recipe_for(encoder: Encoder, plan: Plan, image_size: int) -> Recipe:
-    """A store of both views with images of a size."""
+def recipe_for(
+    encoder: Encoder | StandIn, plan: Plan, image_size: int, views: tuple[str, ...] = VIEWS
+) -> Recipe:
+    """A store of some views with images of a size."""
     return Recipe(
         encoder=encoder.identity,
         source_digest=plan.source_digest(),
         num_images=plan.num_images,
         num_shards=plan.num_shards,
         seed=plan.seed,
-        views=VIEWS,
+        views=views,
         image_size=image_size,
         precision=encoder.precision,
     )
 
 
 def end_to_end(case: Case) -> float:
-    """Images a second from files to a committed shard, in both views."""
+    """Images a second from files to a committed shard, in all views."""
     with tempfile.TemporaryDirectory() as folder:
         writer = StoreWriter.create_or_continue(Path(folder) / "store", case.recipe, case.plan)
         with Leases(writer.path, Owner.this_process("benchmark")) as leases:
@@ -116,14 +135,14 @@ def end_to_end(case: Case) -> float:
 
 
 def encoder_alone(case: Case) -> float:
-    """Images a second through the encoder in both views, on decoded images, results left on the device."""
+    """Images a second through the encoder in all views, on decoded images, results left on the device."""
     generator = torch.Generator().manual_seed(0)
     shape = (case.batch_size, 3, case.recipe.image_size, case.recipe.image_size)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(case.device)
     batches = -(-case.plan.num_images // case.batch_size)
     began = time.perf_counter()
     for _ in range(batches):
-        for _ in VIEWS:
+        for _ in case.recipe.views:
             case.encoder.encode(pixels)
     if case.device.type == "cuda":
         torch.cuda.synchronize()
@@ -140,7 +159,7 @@ def decoding_alone(case: Case) -> float:
     began = time.perf_counter()
     for shard in range(case.plan.num_shards):
         window = []
-        for batch in decoder.batches(Task(shard, VIEWS), case.plan.records_of(shard)):
+        for batch in decoder.batches(Task(shard, case.recipe.views), case.plan.records_of(shard)):
             window.append(batch)
             if len(window) == 3:
                 window[0].rows()
@@ -168,6 +187,8 @@ def main() -> None:
     parser.add_argument(
         "--large", type=int, default=192, help="images of a round where decoding is the limit"
     )
+    parser.add_argument("--many", type=int, default=1024, help="images of a round where a stand-in is")
+    parser.add_argument("--stand-in", type=float, nargs="*", default=[100, 200], help="images/s of stand-ins")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/encoding.json"))
     options = parser.parse_args()
@@ -190,6 +211,12 @@ def main() -> None:
         ("encode 3-megapixel files with a tiny encoder", "decoding alone", decoding_alone,
          Case(small, large, recipe_for(small, large, 64), options.batch_size, threads)),
     ]  # fmt: skip
+    many = photographs(options.data / "photographs", options.many, (500, 375))
+    for rate in options.stand_in:
+        device_of_rate = StandIn(encoder, 32, rate)
+        recipe = recipe_for(device_of_rate, many, crop, ("center",))
+        cases.append((f"encode on a stand-in of {rate:g} images/s", "the stand-in alone", encoder_alone,
+                      Case(device_of_rate, many, recipe, 32, threads)))  # fmt: skip
     results = []
     for what, against, other, case in cases:
         end_to_end(case)  # warms file cache, allocator and compiler

@@ -41,6 +41,7 @@ class Batch:
         images: uint8 [V, b, P, P, 3], the pictures of all views (`pipeline.pictures`), those the task needs filled by
             the time `rows` returns; slots of unusable images and behind the last image hold zeros.
         last: Whether the shard ends with this batch.
+        views_written: How many of the task's views the store has of it.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Batch:
     images: Tensor
     last: bool
     pending: list[Future[DecodedRow]] = field(default_factory=list)
+    views_written: int = 0
 
     def rows(self) -> list[DecodedRow]:
         """What became of each image; waits for all of them.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -100,8 +101,10 @@ class Progress:
         self._threads: dict[str, int] = {}
         self._heard: dict[str, float] = {}
         self._last: dict[str, str] = {}
+        self._views: set[str] = set()
         self._bad = 0
         self.rows = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -113,7 +116,11 @@ class Progress:
         self._log.close()
 
     def __call__(self, event: Event) -> None:
-        """Takes one piece of news."""
+        """Takes one piece of news, from any thread."""
+        with self._lock:
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
         self._heard[event.worker] = time.monotonic()
         if isinstance(event, WorkerStarted):
             self._threads[event.worker] = event.decode_threads
@@ -128,6 +135,7 @@ class Progress:
             self._advance(self._shown + event.rows)
         elif isinstance(event, BatchWritten):
             self._seconds["write"] += event.write_seconds
+            self._views.add(event.view)
             if event.published:  # others may have been at work as well
                 self._advance(self._rows_done())
         else:
@@ -167,7 +175,7 @@ class Progress:
             "read": self._seconds["read"] / threads,
             "decode": self._seconds["decode"] / threads,
             "encode": self._seconds["encode"] / workers,
-            "write": self._seconds["write"] / workers,
+            "write": self._seconds["write"] / (workers * max(len(self._views), 1)),  # a thread a view
         }
         busy = " ".join(f"{name} {min(seconds / elapsed, 1):.0%}" for name, seconds in shares.items())
         return f"{busy}, {self._bad} bad"

@@ -1,11 +1,12 @@
-"""One worker: decode threads → encoder → writer thread, so that the device never waits for the disk.
+"""One worker: decode threads → encoder → writer threads, so that the device never waits for the disk.
 
 The control flow is one thread. It keeps batches decoding ahead of the encoder, also across the border from one
-shard to the next, starts the encoder on the oldest one and hands the tokens to the writer thread; rings of reused
-buffers bound the memory.
+shard to the next, starts the encoder on the oldest one and hands the tokens to the view's writer thread; rings of
+reused buffers bound the memory.
 """
 
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from shards.writing import StoreWriter
 SHARD_FAILURES = (OSError, RuntimeError, ValueError)
 
 _BATCHES_AHEAD = 3
-_TOKEN_BUFFERS = 3
+_TOKEN_BUFFERS = 4
 
 
 class ShardFailureError(Exception):
@@ -96,7 +97,11 @@ class Worker:
         self._free_tokens: queue.SimpleQueue[StoredTokens] = queue.SimpleQueue()
         for _ in range(_TOKEN_BUFFERS):
             self._free_tokens.put(self._new_token_buffer())
-        self._write_pool = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        # A view's shards are files of their own: one thread each keeps their batches in order.
+        self._write_pools = {
+            view: ThreadPoolExecutor(1, thread_name_prefix=f"store-writer {view}") for view in recipe.views
+        }
+        self._written_lock = threading.Lock()
         self._writing: deque[tuple[Task, Future[None]]] = deque()
         self._window: deque[Batch] = deque()
         self._open: dict[tuple[int, str], ShardWriter] = {}
@@ -110,7 +115,8 @@ class Worker:
         self._drop_in_flight()
         self._claims.give_back()
         self._decoder.close()
-        self._write_pool.shutdown()
+        for pool in self._write_pools.values():
+            pool.shutdown()
 
     @property
     def _pinned(self) -> bool:
@@ -179,7 +185,7 @@ class Worker:
                     ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
                     ready.record()
                 encoded = _Encoded(batch, view, tokens, ready, bad)
-                self._writing.append((batch.task, self._write_pool.submit(self._write, encoded)))
+                self._writing.append((batch.task, self._write_pools[view].submit(self._write, encoded)))
         except SHARD_FAILURES as error:
             raise ShardFailureError(batch.task) from error
         self._report(
@@ -205,32 +211,39 @@ class Worker:
             raise ShardFailureError(task) from error
 
     def _write(self, encoded: _Encoded) -> None:
-        """Runs in the writer thread."""
+        """Runs in the view's writer thread."""
         began = time.perf_counter()
         batch, key = encoded.batch, (encoded.batch.task.shard, encoded.view)
-        try:
-            if encoded.ready is not None:
-                encoded.ready.synchronize()
-            shard = self._open.pop(key, None)
-            if shard is None:
-                task = batch.task
-                shard = self._writer.shard(encoded.view, task.shard, attempts=task.attempt).__enter__()
-            with ExitStack() as guard:
+        with ExitStack() as guard:
+            try:
+                if encoded.ready is not None:
+                    encoded.ready.synchronize()
+                shard = self._open.pop(key, None)
+                if shard is None:
+                    task = batch.task
+                    shard = self._writer.shard(encoded.view, task.shard, attempts=task.attempt).__enter__()
                 guard.push(shard)
                 self._write_rows(shard, encoded)
-                if batch.last:
-                    shard.publish()
-                else:
-                    self._open[key] = shard
-                    guard.pop_all()  # the shard stays open for its next batch
-        finally:
-            self._free_tokens.put(encoded.tokens)
-        if encoded.view == batch.task.views[-1]:
-            self._decoder.recycle(batch)
+            finally:
+                self._free_tokens.put(encoded.tokens)  # the device goes on while the shard is published
             if batch.last:
-                self._claims.done(batch.task)
+                shard.publish()
+            else:
+                self._open[key] = shard
+                guard.pop_all()  # the shard stays open for its next batch
+        self._count_written(batch)
         seconds = time.perf_counter() - began
         self._report(BatchWritten(self._name, batch.task.shard, encoded.view, seconds, published=batch.last))
+
+    def _count_written(self, batch: Batch) -> None:
+        """Takes note that one more view of a batch is written; with the last one the batch is done with."""
+        with self._written_lock:
+            batch.views_written += 1
+            if batch.views_written < len(batch.task.views):
+                return
+        self._decoder.recycle(batch)
+        if batch.last:
+            self._claims.done(batch.task)
 
     def _write_rows(self, shard: ShardWriter, encoded: _Encoded) -> None:
         batch = encoded.batch
