@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument(
         "--large", type=int, default=192, help="images of a round where decoding is the limit"
     )
-    parser.add_argument("--many", type=int, default=1024, help="images of a round where a stand-in is")
+    parser.add_argument("--many", type=int, default=2048, help="images of a round where a stand-in is")
     parser.add_argument("--stand-in", type=float, nargs="*", default=[100, 200], help="images/s of stand-ins")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/encoding.json"))

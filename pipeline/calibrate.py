@@ -69,6 +69,8 @@ def calibrate(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
     calibration = fit_and_judge(sample_tokens(config, plan, recipe, encoder), aim=recipe.code_error)
     # Workers in other processes will need the device's memory.
     encoder.place(torch.device("cpu"), recipe.precision)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     calibration.require(config.store.allow_error)
     say(f"int8 {describe_error(calibration.error)}, on images the code was not fitted to")
     return calibration.code

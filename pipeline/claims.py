@@ -102,11 +102,12 @@ class Claims:
         self._rank, self._world_size = rank, world_size
         self._poll = poll
         self._mine: set[int] = set()
+        self._failed_here: set[int] = set()
 
     def next(self) -> Task | None:
         """A task that is now this worker's, or None if there is none to be had at the moment."""
         tasks = self._open()
-        tasks.sort(key=lambda task: ((task.shard - self._rank) % self._world_size, task.shard))
+        tasks.sort(key=self._priority)
         for task in tasks:
             if self._leases.take(_lease_name(task.shard)):
                 missing = tuple(view for view, shard in self._pending() if shard == task.shard)
@@ -136,9 +137,13 @@ class Claims:
             self.done(Task(shard, ()))
 
     def failed(self, task: Task, reason: str) -> None:
-        """Gives back a task that could not be done."""
+        """Gives back a task that could not be done; this worker tries it again when there is nothing else to do."""
         self._failures.add(task.shard, reason)
+        self._failed_here.add(task.shard)
         self.done(task)
+
+    def _priority(self, task: Task) -> tuple[bool, int, int]:
+        return task.shard in self._failed_here, (task.shard - self._rank) % self._world_size, task.shard
 
     def _open(self) -> list[Task]:
         parked = self._failures.parked()

@@ -12,6 +12,7 @@ from pipeline.encoders import Encoder
 from pipeline.engines.static import Place
 from pipeline.finish import finish_once
 from pipeline.job import build_encoder
+from pipeline.leases import Leases, Owner
 from pipeline.planning import given_statistics, make_plan, make_recipe, open_store
 from pipeline.preflight import preflight
 from pipeline.retry import retry_quarantined
@@ -46,7 +47,7 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
     if place is None:
         return
     if config.retry_quarantined:
-        _retry(config)
+        _retry(config, place)
         return
     writer, encoder = begin_or_await(config, place)
     run(config, writer, encoder, place)
@@ -59,15 +60,25 @@ def _dry_run(config: EncodeConfig) -> None:
     preflight(config, plan, recipe, encoder)
 
 
-def _retry(config: EncodeConfig) -> None:
-    """Mends the rows that can be mended; the plan stays as it was, the mended images may have any size."""
-    writer = StoreWriter.open(config.store.out)
-    publish_given(writer.path, given_statistics(config, writer.recipe))
+def _retry(config: EncodeConfig, place: Place) -> None:
+    """Mends the rows that can be mended; the plan stays as it was, the mended images may have any size.
+
+    One process does it: the first of several equal ones, and of several commands one after the other.
+    """
+    if place.rank > 0:
+        say(f"rank {place.rank} has nothing to do: rank 0 retries the quarantined images alone")
+        return
+    StoreWriter.open(config.store.out)  # refuses what is no store
     encoder = build_encoder(config)
-    writer.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
-    encoder.place(named_devices(config.work.devices)[0], writer.recipe.precision)
-    retry_quarantined(writer, encoder)
-    finish_once(config, StoreWriter.open(config.store.out))
+    with Leases(config.store.out, Owner.this_process("retry")) as leases:
+        while not leases.take("retry"):
+            time.sleep(0.5)
+        writer = StoreWriter.open(config.store.out)
+        publish_given(writer.path, given_statistics(config, writer.recipe))
+        writer.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
+        encoder.place(named_devices(config.work.devices)[0], writer.recipe.precision)
+        retry_quarantined(writer, encoder)
+        finish_once(config, StoreWriter.open(config.store.out))
 
 
 def begin_or_await(config: EncodeConfig, place: Place) -> tuple[StoreWriter, Encoder | None]:

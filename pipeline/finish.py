@@ -7,7 +7,7 @@ from pipeline.claims import Failures
 from pipeline.config import EncodeConfig
 from pipeline.console import say
 from pipeline.int8_error import report_measured
-from pipeline.leases import Leases, Owner
+from pipeline.leases import Leases, Owner, remove_if_empty
 from shards.errors import UserError
 from shards.finalize import read_commits
 from shards.index import bad_rows
@@ -30,7 +30,10 @@ def finish_once(config: EncodeConfig, writer: StoreWriter) -> None:
             if writer.finished():
                 return
             time.sleep(0.5)
-        finish(config, writer)
+        if not writer.finished():  # else somebody was done between the look and the lease
+            finish(config, writer)
+            return
+    remove_if_empty(writer.path / WORK_DIR)  # this one's lease made it anew
 
 
 def finish(config: EncodeConfig, writer: StoreWriter) -> None:

@@ -26,7 +26,7 @@ class Job:
         device: Where its encoder computes, such as `cuda:1`.
         rank: Its number among the workers of the run.
         world_size: How many workers the run has.
-        decode_threads: How many images it decodes at once.
+        processes: Workers on its machine, among which the cores are divided.
         name: What people call it.
     """
 
@@ -34,12 +34,12 @@ class Job:
     device: str
     rank: int = 0
     world_size: int = 1
-    decode_threads: int
+    processes: int = 1
     name: str
 
 
 def decode_threads_for(config: EncodeConfig, processes: int) -> int:
-    """Decode threads of each of `processes` workers of this machine."""
+    """Decode threads of each of `processes` workers of this machine, on which they are counted."""
     return config.work.decode_threads or max(1, usable_cores() // processes)
 
 
@@ -68,13 +68,14 @@ def run_job(job: Job, report: Callable[[Event], None], encoder: Encoder | None =
     encoder = encoder or build_encoder(config)
     writer.recipe.encoder.require_same(encoder.identity, what=f"the encoder built by {job.name}")
     device = torch.device(job.device)
-    if writer.recipe.precision == "float32":
-        # The reference's numbers are float32 throughout; on a GPU convolutions would silently use TF32.
-        torch.backends.cudnn.allow_tf32 = False
+    if device.type == "cuda":
+        # What does not name a device means this one: events, streams, kernels compiled here.
+        torch.cuda.set_device(device)
     encoder.place(device, writer.recipe.precision)
     if config.encoder.compile:
         encoder.compile_trunk()
-    report(WorkerStarted(job.name, str(device), job.decode_threads))
+    decode_threads = decode_threads_for(config, job.processes)
+    report(WorkerStarted(job.name, str(device), decode_threads))
     store = config.store.out
     views = {view for view, _ in writer.pending()}
     with (
@@ -96,6 +97,6 @@ def run_job(job: Job, report: Callable[[Event], None], encoder: Encoder | None =
             report,
             name=job.name,
             batch_size=config.work.batch_size,
-            decode_threads=job.decode_threads,
+            decode_threads=decode_threads,
         ) as worker:
             worker.run()

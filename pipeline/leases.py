@@ -53,8 +53,9 @@ class Owner:
 def remove_if_empty(folder: Location) -> None:
     """Removes the folders of leases and failures in `WORK_DIR`, unless somebody uses them."""
     for path in (folder / "leases", folder / "failures", folder):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+        with suppress(OSError):  # somebody came between the look and the removal
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
 
 @cache
@@ -200,8 +201,8 @@ class Leases:
             self._beat += 1
             with self._lock:
                 for path in self._held.values():
-                    # A beat that a server does not take is missed; the next one may get through.
-                    with suppress(RemoteError):
+                    # A beat that a server or a disk does not take is missed; the next one may get through.
+                    with suppress(RemoteError, OSError):
                         self._renew(path)
 
     def _renew(self, path: Location) -> None:

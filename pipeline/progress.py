@@ -58,7 +58,15 @@ class ShardFailed:
     reason: str
 
 
-Event = WorkerStarted | BatchEncoded | BatchWritten | ShardFailed
+@dataclass(frozen=True)
+class WorkerGaveUp:
+    """A worker has ended because nothing works where it is; others may go on."""
+
+    worker: str
+    reason: str
+
+
+Event = WorkerStarted | BatchEncoded | BatchWritten | ShardFailed | WorkerGaveUp
 
 
 class Progress:
@@ -100,6 +108,7 @@ class Progress:
         self._seconds = dict.fromkeys(("read", "decode", "encode", "write"), 0.0)
         self._threads: dict[str, int] = {}
         self._heard: dict[str, float] = {}
+        self._ended: set[str] = set()
         self._last: dict[str, str] = {}
         self._views: set[str] = set()
         self._bad = 0
@@ -121,7 +130,10 @@ class Progress:
             self._take(event)
 
     def _take(self, event: Event) -> None:
-        self._heard[event.worker] = time.monotonic()
+        if isinstance(event, WorkerStarted):
+            self._ended.discard(event.worker)
+        if event.worker not in self._ended:  # its last news may come after its end
+            self._heard[event.worker] = time.monotonic()
         if isinstance(event, WorkerStarted):
             self._threads[event.worker] = event.decode_threads
         elif isinstance(event, BatchEncoded):
@@ -138,6 +150,8 @@ class Progress:
             self._views.add(event.view)
             if event.published:  # others may have been at work as well
                 self._advance(self._rows_done())
+        elif isinstance(event, WorkerGaveUp):
+            self.warn(event.reason)
         else:
             self.warn(f"shard {event.shard} failed on {event.worker}: {event.reason}")
         self._record({"event": type(event).__name__, **asdict(event)})
@@ -159,6 +173,7 @@ class Progress:
     def finished(self, worker: str) -> None:
         """Expects no more news from a worker."""
         self._heard.pop(worker, None)
+        self._ended.add(worker)
 
     def _advance(self, rows: int) -> None:
         """Moves the line forward to `rows`, never back and never beyond the end."""

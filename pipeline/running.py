@@ -93,7 +93,15 @@ def _encode_pending(config: EncodeConfig, writer: StoreWriter, encoder: Encoder 
         if config.work.engine == "ray":
             run_ray(config, progress)
         else:
-            run_local(config, devices, encoder, progress, machine=place.rank, machines=place.world_size)
+            run_local(
+                config,
+                devices,
+                encoder,
+                progress,
+                machine=place.rank,
+                machines=place.world_size,
+                processes=len(devices) * place.local_world_size,
+            )
 
 
 def _rows_done(writer: StoreWriter) -> int:

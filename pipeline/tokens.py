@@ -31,11 +31,11 @@ class StoredTokens:
     values: Tensor
     square_error: Tensor | None
 
-    def copy_(self, other: "StoredTokens") -> None:
-        """Takes over what another holds, from any device; pinned memory is filled asynchronously."""
-        self.values.copy_(other.values, non_blocking=True)
+    def copy_(self, other: "StoredTokens", *, non_blocking: bool = False) -> None:
+        """Takes over what another holds, from any device; pinned memory may be filled after this returns."""
+        self.values.copy_(other.values, non_blocking=non_blocking)
         if self.square_error is not None and other.square_error is not None:
-            self.square_error.copy_(other.square_error, non_blocking=True)
+            self.square_error.copy_(other.square_error, non_blocking=non_blocking)
 
     def as_numpy(self) -> NDArray[Any]:
         """`values` as numpy and the store see the same memory; bfloat16 as its bits, uint16."""

@@ -25,6 +25,7 @@ from pipeline.encoders import Encoder
 from pipeline.picture_sources import PictureSource
 from pipeline.progress import BatchEncoded, BatchWritten, Event, ShardFailed
 from pipeline.tokens import StoredTokens, TokenStorage
+from shards.errors import UserError
 from shards.shard_writer import ShardWriter
 from shards.writing import StoreWriter
 
@@ -34,6 +35,12 @@ SHARD_FAILURES = (OSError, RuntimeError, ValueError)
 
 _BATCHES_AHEAD = 3
 _TOKEN_BUFFERS = 4
+_GIVE_UP_AFTER = 5
+"""Shards that fail one after another, and nothing is written in between: the fault is not theirs."""
+
+
+class WorkerGivesUpError(UserError):
+    """One worker cannot do what others perhaps can; they are to go on without it."""
 
 
 class ShardFailureError(Exception):
@@ -102,6 +109,7 @@ class Worker:
             view: ThreadPoolExecutor(1, thread_name_prefix=f"store-writer {view}") for view in recipe.views
         }
         self._written_lock = threading.Lock()
+        self._failed_in_a_row: set[int] = set()
         self._writing: deque[tuple[Task, Future[None]]] = deque()
         self._window: deque[Batch] = deque()
         self._open: dict[tuple[int, str], ShardWriter] = {}
@@ -112,11 +120,12 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._drop_in_flight()
-        self._claims.give_back()
-        self._decoder.close()
-        for pool in self._write_pools.values():
-            pool.shutdown()
+        with ExitStack() as last:  # all of it, even on a device that is beyond use
+            for pool in self._write_pools.values():
+                last.callback(pool.shutdown)
+            last.callback(self._decoder.close)
+            last.callback(self._claims.give_back)
+            last.callback(self._drop_in_flight)
 
     @property
     def _pinned(self) -> bool:
@@ -134,6 +143,8 @@ class Worker:
 
         Raises:
             UserError: If the source is gone, the disk is full, or something else stops all shards.
+            WorkerGivesUpError: If this worker fails with one shard after another, so that it would use up the
+                attempts that others could make.
         """
         while not self._claims.finished():
             try:
@@ -144,6 +155,12 @@ class Worker:
                 self._claims.failed(failure.task, reason)
                 self._claims.give_back()
                 self._report(ShardFailed(self._name, failure.task.shard, reason))
+                self._failed_in_a_row.add(failure.task.shard)
+                if len(self._failed_in_a_row) >= _GIVE_UP_AFTER:
+                    raise WorkerGivesUpError(
+                        f"{self._name} gives up: {_GIVE_UP_AFTER} shards have failed here one after another, the last "
+                        f"with {reason}; see to this device and its disks, then run the same command again"
+                    ) from failure
             else:
                 if not self._claims.finished():
                     self._claims.wait()
@@ -175,16 +192,12 @@ class Worker:
                 for slot, row in enumerate(rows)
                 if row.reason is not None
             }
-            images = batch.images.to(self._device, non_blocking=True)
+            images = batch.images.to(self._device, non_blocking=self._pinned)
             for view in batch.task.views:
                 tokens = self._free_tokens.get()
                 pixels = self._pictures.shown(images, view)
-                tokens.copy_(self._storage(self._encoder.encode(pixels)))
-                ready = None
-                if self._pinned:
-                    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                    ready.record()
-                encoded = _Encoded(batch, view, tokens, ready, bad)
+                tokens.copy_(self._storage(self._encoder.encode(pixels)), non_blocking=self._pinned)
+                encoded = _Encoded(batch, view, tokens, self._mark(), bad)
                 self._writing.append((batch.task, self._write_pools[view].submit(self._write, encoded)))
         except SHARD_FAILURES as error:
             raise ShardFailureError(batch.task) from error
@@ -203,6 +216,15 @@ class Worker:
         while self._writing and (len(self._writing) > _TOKEN_BUFFERS or self._writing[0][1].done()):
             self._collect_written()
 
+    def _mark(self) -> torch.cuda.Event | None:
+        """What happens on the device once everything asked of it so far is done; None where calls return only then."""
+        if not self._pinned:
+            return None
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        # The stream of the worker's own device: by default it would be that of whichever is current.
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
     def _collect_written(self) -> None:
         task, future = self._writing.popleft()
         try:
@@ -212,12 +234,12 @@ class Worker:
 
     def _write(self, encoded: _Encoded) -> None:
         """Runs in the view's writer thread."""
-        began = time.perf_counter()
         batch, key = encoded.batch, (encoded.batch.task.shard, encoded.view)
         with ExitStack() as guard:
             try:
                 if encoded.ready is not None:
                     encoded.ready.synchronize()
+                began = time.perf_counter()
                 shard = self._open.pop(key, None)
                 if shard is None:
                     task = batch.task
@@ -238,6 +260,7 @@ class Worker:
     def _count_written(self, batch: Batch) -> None:
         """Takes note that one more view of a batch is written; with the last one the batch is done with."""
         with self._written_lock:
+            self._failed_in_a_row.clear()
             batch.views_written += 1
             if batch.views_written < len(batch.task.views):
                 return

@@ -3,16 +3,19 @@
 import multiprocessing
 import queue
 import signal
+import time
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from pipeline.config import EncodeConfig
 from pipeline.encoders import Encoder
-from pipeline.job import Job, decode_threads_for, run_job
-from pipeline.progress import Event, Progress
+from pipeline.job import Job, run_job
+from pipeline.progress import Event, Progress, WorkerGaveUp
+from pipeline.worker import WorkerGivesUpError
 from shards.errors import UserError
 
 _STOP_SECONDS = 20.0
+_LOOK_SECONDS = 0.5
 
 
 def run_local(
@@ -23,6 +26,7 @@ def run_local(
     *,
     machine: int = 0,
     machines: int = 1,
+    processes: int | None = None,
 ) -> None:
     """Encodes with one worker a device until no shard is left that a worker could do.
 
@@ -33,18 +37,18 @@ def run_local(
         progress: Takes the workers' news.
         machine: Number of this command among those that work on the store with as many devices each.
         machines: How many of them there are.
+        processes: Workers that share the cores of this machine. Default: one a device.
 
     Raises:
         UserError: The first error that stopped a worker, or that all of them died.
     """
-    threads = decode_threads_for(config, len(devices))
     jobs = [
         Job(
             config=config,
             device=device,
             rank=rank,
             world_size=machines * len(devices),
-            decode_threads=threads,
+            processes=processes or len(devices),
             name=f"worker {rank} ({device})",
         )
         for rank, device in enumerate(devices, start=machine * len(devices))
@@ -78,32 +82,46 @@ def _follow(processes: dict[str, BaseProcess], news: Any, progress: Progress) ->
     """Shows the workers' news until all of them have ended."""
     alive = dict(processes)
     finished = 0
+    looked = time.monotonic()
     while True:
-        try:
-            event = news.get(timeout=0.5)
-        except queue.Empty:
-            progress.name_stalled()
-            if not alive:
-                break
-            for name, process in list(alive.items()):
-                if process.exitcode is None:
-                    continue
-                del alive[name]
-                progress.finished(name)
-                if process.exitcode == 0:
-                    finished += 1
-                else:
-                    progress.warn(
-                        f"{name} died (exit code {process.exitcode}); the others take over its shard"
-                    )
-            continue
+        event = _next(news)
         if isinstance(event, UserError):
             raise event
-        progress(event)
+        if event is not None:
+            progress(event)
+        elif not alive:
+            break
+        if event is None or time.monotonic() - looked > _LOOK_SECONDS:  # busy workers leave no pause
+            looked = time.monotonic()
+            progress.name_stalled()
+            finished += _take_leave(alive, progress)
     if not finished:
         raise UserError(
             "all workers died; see the messages above, then run the same command again to continue"
         )
+
+
+def _next(news: Any) -> Any:
+    """The next piece of news, or None if there is none for a while."""
+    try:
+        return news.get(timeout=_LOOK_SECONDS)
+    except queue.Empty:
+        return None
+
+
+def _take_leave(alive: dict[str, BaseProcess], progress: Progress) -> int:
+    """Removes the workers that have ended, names those that have died, and counts the others."""
+    finished = 0
+    for name, process in list(alive.items()):
+        if process.exitcode is None:
+            continue
+        del alive[name]
+        progress.finished(name)
+        if process.exitcode == 0:
+            finished += 1
+        else:
+            progress.warn(f"{name} died (exit code {process.exitcode}); the others take over its shard")
+    return finished
 
 
 def _work(job: Job, news: Any) -> None:
@@ -116,6 +134,9 @@ def _work(job: Job, news: Any) -> None:
 
     try:
         run_job(job, report)
+    except WorkerGivesUpError as error:
+        news.put(WorkerGaveUp(job.name, str(error)))
+        raise SystemExit(UserError.exit_code) from None
     except UserError as error:
         news.put(error)
     except KeyboardInterrupt:

@@ -1,12 +1,14 @@
 """Ray Core actors: one a GPU anywhere in a cluster, or on this machine alone; the extra `[ray]`."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import EncodeConfig
-from pipeline.job import Job, decode_threads_for, run_job
+from pipeline.job import Job, run_job
 from pipeline.progress import Event, Progress
+from pipeline.worker import WorkerGivesUpError
 from shards.errors import UsageError, UserError
 
 _RESTARTS = 3
@@ -66,7 +68,6 @@ def _jobs(config: EncodeConfig, count: int, *, on_gpus: bool) -> list[Job]:
             device=device,
             rank=rank,
             world_size=count,
-            decode_threads=decode_threads_for(config, count),
             name=f"actor {rank} ({device.partition(':')[0]})",
         )
         for rank in range(count)
@@ -102,9 +103,12 @@ def _follow(ray: Any, slots: list[_Slot], news: Any, progress: Progress) -> None
                 if slot.starts <= _RESTARTS:
                     start(slot)
                 continue
-            if error is not None:
+            if isinstance(error, WorkerGivesUpError):
+                progress.warn(str(error))
+            elif error is not None:
                 raise error
-            finished += 1
+            else:
+                finished += 1
     _show(news, progress)
     if not finished:
         raise UserError(
@@ -128,7 +132,19 @@ class _Actor:
             news.put(event)
 
         try:
-            run_job(job, report)
+            run_job(dataclasses.replace(job, processes=_actors_on_this_node(job)), report)
         except UserError as error:
             return error
         return None
+
+
+def _actors_on_this_node(job: Job) -> int:
+    """How many actors share the cores of the machine this is called on; where there are no GPUs, on average."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if job.device.startswith("cuda"):
+        gpus = next(int(node["Resources"].get("GPU", 1)) for node in nodes if node["NodeID"] == own)
+        return max(1, min(gpus, job.world_size))
+    return -(-job.world_size // len(nodes))

@@ -17,15 +17,17 @@ class Place:
         rank: Its number.
         world_size: How many there are.
         local_rank: Its number among those on the same machine, which picks its device; None takes all devices.
+        local_world_size: How many are on the same machine and share its cores.
     """
 
     rank: int
     world_size: int
     local_rank: int | None
+    local_world_size: int = 1
 
 
 def place_from_environment() -> Place:
-    """RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them.
+    """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, as torchrun sets them.
 
     With neither RANK nor WORLD_SIZE, as `accelerate launch` leaves a single process, this is the only one.
 
@@ -36,7 +38,8 @@ def place_from_environment() -> Place:
         return Place(0, 1, None)
     rank, world_size = _number("RANK"), _number("WORLD_SIZE")
     local_rank = _number("LOCAL_RANK") if "LOCAL_RANK" in os.environ else None
-    return _checked(Place(rank, world_size, local_rank))
+    local_world_size = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else 1
+    return _checked(Place(rank, world_size, local_rank, max(local_world_size, 1)))
 
 
 def require_single_process() -> None:

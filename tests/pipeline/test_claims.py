@@ -134,16 +134,44 @@ def test_a_shard_that_fails_again_and_again_is_parked_and_the_others_go_on(store
     pending[:] = [("center", 0), ("center", 1)]
     with Leases(path, owner("w")) as leases:
         claims, failures = claims_of(path, pending, leases)
-        for attempt in range(2):
-            claims.failed(claims.next(), f"reason {attempt}")
+        first, task = claims.next(), claims.next()
+        assert (first.shard, task.shard) == (0, 1)
+        claims.failed(first, "reason 0")
+        claims.failed(claims.next(), "reason 1")
         assert failures.parked() == {0: "reason 1"}
-        task = claims.next()
-        assert task.shard == 1
         pending.remove(("center", 1))
         claims.done(task)
         assert claims.finished(), "a parked shard keeps nobody waiting"
         failures.clear()
         assert not claims.finished()
+
+
+def test_a_worker_tries_what_it_has_failed_with_after_everything_else(store):
+    path, pending = store
+    with Leases(path, owner("w")) as leases:
+        claims, _ = claims_of(path, pending, leases, rank=1, world_size=3)
+        claims.failed(claims.next(), "reason")
+        assert [claims.next().shard for _ in range(6)] == [4, 2, 5, 0, 3, 1]
+
+
+def test_a_beat_that_the_disk_does_not_take_is_missed_and_the_next_one_gets_through(tmp_path, monkeypatch):
+    renew, refused = Leases._renew, []
+
+    def renew_later(self, path):
+        if len(refused) < 2:
+            refused.append(path)
+            raise OSError(116, "Stale file handle")
+        renew(self, path)
+
+    monkeypatch.setattr(Leases, "_renew", renew_later)
+    with Leases(tmp_path, owner("w"), patience=0.12) as leases:
+        assert leases.take("a")
+        path = tmp_path / ".work" / "leases" / "a.json"
+        deadline = time.monotonic() + 20
+        while beat_of(path) == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(refused) == 2
+        assert beat_of(path) > 2
 
 
 def test_owners_are_told_apart_by_process_and_birth():

@@ -337,3 +337,29 @@ def test_tokens_are_the_same_where_no_crops_are_stored(folder, tmp_path, tiny, p
     one, other = open_store(tmp_path / "with"), open_store(tmp_path / "without")
     assert not list((tmp_path / "without").glob("*/image"))
     np.testing.assert_array_equal(read_all(one, "flip", "tokens"), read_all(other, "flip", "tokens"))
+
+
+def test_processes_of_one_machine_divide_its_cores(folder, tmp_path, tiny, pipeline, monkeypatch):
+    monkeypatch.setattr("pipeline.job.usable_cores", lambda: 96)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    arguments = ("encode", folder, "--out", tmp_path / "store", "--shards", 2, "--engine", "static", *tiny)
+    assert pipeline(*arguments)[0] == 0
+    log = (tmp_path / "store.logs" / "progress.jsonl").read_text().splitlines()
+    started = [event for event in map(json.loads, log) if event["event"] == "WorkerStarted"]
+    assert [event["decode_threads"] for event in started] == [12]
+
+
+def test_of_equal_workers_the_first_alone_retries_quarantined_images(
+    folder, tmp_path, tiny, pipeline, monkeypatch
+):
+    (folder / "class 0" / "00.png").write_bytes(b"broken")
+    arguments = ("encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny)
+    assert pipeline(*arguments)[0] == 0
+    before = (tmp_path / "store" / "manifest.json").read_bytes()
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = pipeline(*arguments, "--engine", "static", "--retry-quarantined")
+    assert code == 0
+    assert "rank 0 retries the quarantined images alone" in err
+    assert (tmp_path / "store" / "manifest.json").read_bytes() == before

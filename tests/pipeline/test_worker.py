@@ -1,14 +1,22 @@
 """A worker under failures of the device, and what it promises about batches."""
 
 import json
+import queue
+import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.cli import parse
 from pipeline.decoding import batch_length
 from pipeline.encoders import Encoder
+from pipeline.engines.local import _follow
+from pipeline.job import Job, run_job
+from pipeline.progress import Progress, ShardFailed
+from shards.errors import UserError
 from shards.store import open_store
 
 
@@ -40,6 +48,83 @@ def test_a_shard_that_fails_once_is_tried_again(folder, tmp_path, tiny, pipeline
         json.loads(path.read_bytes()) for path in (tmp_path / "store" / "commits" / "center").iterdir()
     ]
     assert sorted(record["attempts"] for record in records) == [1, 1, 1, 1, 2]
+
+
+def test_a_worker_with_which_everything_fails_gives_up_and_leaves_the_attempts_to_others(
+    folder, tmp_path, tiny, pipeline, monkeypatch
+):
+    arguments = ("encode", folder, "--out", tmp_path / "store", "--shards", 10, *tiny)
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode", _out_of_memory)
+        code, _, err = pipeline(*arguments)
+    assert code == 1
+    assert "worker 0 (cpu) gives up: 5 shards have failed here one after another" in err
+    assert "RuntimeError: CUDA error: out of memory" in err
+    noted = sorted((tmp_path / "store" / ".work" / "failures").iterdir())
+    assert [len(json.loads(path.read_text())) for path in noted] == [1] * 5, "no shard was tried twice"
+    code, _, err = pipeline(*arguments)
+    assert code == 0, err
+    assert len(open_store(tmp_path / "store").valid_rows) == 21
+
+
+def _out_of_memory(self, pixels):
+    raise RuntimeError("CUDA error: out of memory")
+
+
+def test_shards_that_fail_between_others_do_not_end_a_worker(folder, tmp_path, tiny, pipeline, failing):
+    failing({1, 3, 5, 7, 9, 11})
+    code, _, err = pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 10, *tiny)
+    assert code == 0, err
+    assert len(open_store(tmp_path / "store").valid_rows) == 21
+
+
+class _Process:
+    """A worker process that ended with an exit code."""
+
+    def __init__(self, exitcode):
+        self.exitcode = exitcode
+
+
+def test_a_worker_that_dies_is_named_while_the_others_keep_the_news_flowing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.engines.local._LOOK_SECONDS", 0.05)
+    news, seen = queue.Queue(), []
+    busy = _Process(None)
+
+    def told(event):
+        seen.append("died" in capsys.readouterr().err)
+        if len(seen) < 200 and not seen[-1]:
+            time.sleep(0.005)
+            news.put(event)  # never a pause
+        else:
+            busy.exitcode = 0
+
+    news.put(ShardFailed("busy", 3, "reason"))
+    with Progress(tmp_path, num_rows=8, rows_done=lambda: 0) as progress:
+        monkeypatch.setattr(progress, "_take", told)
+        _follow({"busy": busy, "dead": _Process(-9)}, news, progress)
+    assert seen[-1], "named before the last news came"
+    assert len(seen) < 200
+
+
+def test_a_worker_makes_its_device_the_current_one_before_the_encoder_comes_there(
+    folder, tmp_path, tiny, pipeline, monkeypatch
+):
+    # An event is recorded on a stream of the current device: with another one current, nothing waits for the tokens.
+    assert pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny)[0] == 0
+    done = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(str(device)))
+
+    def place(self, device, precision):
+        done.append(f"encoder on {device}")
+        raise UserError("far enough")
+
+    monkeypatch.setattr(Encoder, "place", place)
+    config = parse(
+        ["encode", str(folder), "--out", str(tmp_path / "store"), "--shards", "2", *map(str, tiny)]
+    )
+    with pytest.raises(UserError, match="far enough"):
+        run_job(Job(config=config, device="cuda:3", name="w"), lambda event: None)
+    assert done == ["cuda:3", "encoder on cuda:3"]
 
 
 def test_what_fails_always_is_set_aside_named_and_tried_by_the_next_run(
