@@ -164,24 +164,26 @@ def _check(writer: StoreWriter, rows: SelectedRows) -> None:
                     f"{writer.path / expected.path} does not read back as it was written; remove {writer.path}, "
                     "look after the disk and copy again"
                 )
-    for view, shard in commits:
+    for view in writer.recipe.views:
         for field in fields_of(writer.recipe, view):
-            _check_rows(rows, field, shard, commits[view, shard].crc32c[field.name])
+            by_shard = [commits[view, shard].crc32c[field.name] for shard in range(writer.recipe.num_shards)]
+            _check_rows(rows, field, np.concatenate(by_shard))
 
 
-def _check_rows(rows: SelectedRows, field: Field, shard: int, written: NDArray[np.uint32]) -> None:
-    part = rows.places(shard)
-    stores, old_rows = rows.store_of[part], rows.row_of[part]
-    bad = list(rows.bad(field.view, shard))
+def _check_rows(rows: SelectedRows, field: Field, written: NDArray[np.uint32]) -> None:
+    """Compare the checksum of each row of the new store, uint32[num_rows], with that of the row it was copied from."""
+    present = np.ones(len(written), np.bool_)
+    for shard in range(rows.writer.recipe.num_shards):
+        start = rows.places(shard).start
+        present[[start + place for place in rows.bad(field.view, shard)]] = False
     for index, store in enumerate(rows.stores):
         if field.name == "tokens" and not rows.as_they_are[index]:
             continue
-        mine = stores == index
-        mine[bad] = False
-        expected = store.index.checksums(field.path)[old_rows[mine]]
-        wrong = np.flatnonzero(written[: len(mine)][mine] != expected)
+        mine = present & (rows.store_of == index)
+        old_rows = rows.row_of[mine]
+        wrong = np.flatnonzero(written[mine] != store.index.checksums(field.path)[old_rows])
         if len(wrong):
-            row = int(old_rows[mine][wrong[0]])
             raise StoreDamagedError(
-                f"{rows.writer.path} does not hold row {row} of {field.path} of {store.path}; remove it and copy again"
+                f"{rows.writer.path} does not hold row {old_rows[wrong[0]]} of {field.path} of {store.path}; "
+                "remove it and copy again"
             )

@@ -72,6 +72,7 @@ def _wrong_rows(
         else:
             offsets = index.offsets(field.path)[part]
             extents[field.name] = Extents(offsets, np.where(offsets == ABSENT, 0, field.row_nbytes))
+    checksums = {field.name: index.checksums(field.path)[part] for field in fields}
     members = RowMembers(fields, plan, shard) if recipe.format == "webdataset" else None
     for place in range(plan.shard_size(shard)):
         arrays: dict[str, NDArray[Any]] = {}
@@ -80,7 +81,7 @@ def _wrong_rows(
             if offset == ABSENT:
                 continue
             row = _row(source, field, offset, int(extents[field.name].sizes[place]))
-            if row is None or crc32c(row) != index.checksums(field.path)[part][place]:
+            if row is None or crc32c(row) != checksums[field.name][place]:
                 yield place, f"{field.name} fails its checksum"
             else:
                 arrays[field.name] = row

@@ -6,8 +6,9 @@ lies here and in `shards.atomic` (publishing once), `shards.output` (writing) an
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shards.remote.parallel import in_parallel
@@ -58,14 +59,31 @@ def file_size(path: Location) -> int:
 def object_names(root: Location, below: str = "") -> list[str]:
     """Names inside a folder of every object in it, or in one of its folders, sorted.
 
+    Links to folders are neither named nor followed. What goes while others are at work may be named or not.
+
     Args:
         root: The folder.
         below: Name of a folder in it.
     """
     if isinstance(root, RemotePath):
         return sorted(root.object_names(below))
-    files = (path for path in (root / below).rglob("*") if not path.is_dir())
-    return sorted(path.relative_to(root).as_posix() for path in files)
+    return sorted(_file_names(root, f"{below}/" if below else ""))
+
+
+def _file_names(root: Path, start: str) -> Iterator[str]:
+    """As `object_names`: a call a folder and none a file, because servers of files answer each in a journey."""
+    folders = [start]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{folder}{entry.name}/")
+                    elif not (entry.is_symlink() and os.path.isdir(entry.path)):  # noqa: PTH112 - it never raises
+                        yield folder + entry.name
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # not there, or gone meanwhile; or not for us to see
 
 
 def read_objects(root: Location, names: Iterable[str]) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from shards.checksum import crc32c
 from shards.compression import field_codec
 from shards.errors import StoreDamagedError
 from shards.layout import Field
+from shards.open_files import OpenFiles
 from shards.shard_file import ShardFile
 
 Verify = Literal["first", "always", "never"]
@@ -123,14 +124,15 @@ class StoredReader(CheckedReader):
         *,
         checksums: Callable[[], NDArray[np.uint32]],
         verify: Verify,
-        max_open: int,
+        open_files: OpenFiles,
     ) -> None:
         super().__init__(field, capacity, checksums=checksums, verify=verify)
         self._open_shard = open_shard
         self._codec = field_codec(field)
-        self._max_open = max_open
+        self._open_files = open_files
         self._files: dict[int, ShardFile] = {}
         self._lock = threading.Lock()
+        open_files.join(self)
 
     def _fill(self, rows: list[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
         first = 0
@@ -182,11 +184,19 @@ class StoredReader(CheckedReader):
                     file = self._open_shard(shard)
                 except (StoreDamagedError, OSError) as error:
                     raise StoreDamagedError(f"{self._at(row)} cannot be opened: {error}") from error
-                while len(self._files) >= self._max_open:
-                    # The oldest goes; a thread that is reading from it holds it open until it is done.
-                    del self._files[next(iter(self._files))]
+                self._close_oldest(self._open_files.share() - 1)
                 self._files[shard] = file
         return file
+
+    def keep(self, most: int) -> None:
+        """Close the shards that were opened first until at most ``most`` are open."""
+        with self._lock:
+            self._close_oldest(most)
+
+    def _close_oldest(self, most: int) -> None:
+        while len(self._files) > most:
+            # A thread that is reading from it holds it open until it is done.
+            del self._files[next(iter(self._files))]
 
     def _where(self, shard: int) -> str:
         file = self._files.get(shard)

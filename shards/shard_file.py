@@ -58,8 +58,8 @@ class ShardFile(LocalObject):
         self._hits = 0
         self._cached_until = 0
         self.extents = locate(self)
-        self._offsets: list[int] = self.extents.offsets.tolist()
-        self._sizes: list[int] = self.extents.sizes.tolist()
+        # Views, not lists of numbers: a thousand shards may be open, and a list is five times as large.
+        self._offsets, self._sizes = self.extents.offsets.data, self.extents.sizes.data
         if self.extents.end > self.size:
             raise StoreDamagedError(
                 f"{path} ends at byte {self.size}, its rows at {self.extents.end}: truncated"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +59,3 @@ class ShardOpener:
         """
         path = self._root / object_path(self._locator.recipe, self._locator.field, shard)
         return ShardFile(path, lambda source: self._locator(source, shard), self._mode)
-
-
-def max_open_files() -> int:
-    """Shards a reader keeps open: a share of the process's limit, since there are several readers."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, (1024 if soft == resource.RLIM_INFINITY else soft) // 16)

@@ -23,6 +23,7 @@ from shards.index import Index
 from shards.layout import INDEX, PLAN, Field, field_of
 from shards.location import Location, as_location
 from shards.manifest import Manifest, missing_objects
+from shards.open_files import OPEN_FILES
 from shards.plan import Plan, planned_rows
 from shards.quantize import Int8Code
 from shards.reader import MirroredReader, RowReader, StoredReader, Verify
@@ -31,7 +32,7 @@ from shards.remote.range_cache import RangeCache
 from shards.remote.reader import RemoteReader
 from shards.root import read_recipe
 from shards.shard_file import ReadMode
-from shards.shard_opening import RowLocator, ShardOpener, max_open_files
+from shards.shard_opening import RowLocator, ShardOpener
 from shards.statistics_arrays import Statistics, error_path, merged_statistics
 
 
@@ -267,5 +268,5 @@ class Store:
             ShardOpener(self.path, locator, mode),
             checksums=lambda: self.index.checksums(field.path),
             verify=verify,
-            max_open=max_open_files(),
+            open_files=OPEN_FILES,
         )

@@ -8,7 +8,7 @@ again. There are no locks.
 When the cache is full, the entries that were read longest ago go first, but none that was read within
 `RESTING_SECONDS`: training reads every row once an epoch, so that a cache smaller than the store, if it always took
 in the newest, would give up each row shortly before it is wanted (of a cache of half the store's size, 15 % of
-reads would hit in place of 50 %). Until something may go, nothing new comes in.
+reads would hit in place of 50 %). Until something may go, nothing new comes in, and nobody looks for what may go.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class RangeCache:
         self._limit = limit
         self._room = 0
         self._looked = -float("inf")
+        self._oldest: tuple[float, Path] | None = None  # of a full cache: when it was read, and which it is
         self._lock = threading.Lock()
 
     def read_into(self, digest: str, offset: int, out: NDArray[np.uint8]) -> bool:
@@ -107,15 +108,27 @@ class RangeCache:
     def _may_add(self, nbytes: int) -> bool:
         with self._lock:
             if nbytes > self._room and time.monotonic() - self._looked > _LOOK_AGAIN_SECONDS:
-                self._room = self._make_room(nbytes)
+                if not self._all_in_use():
+                    self._room = self._make_room(nbytes)
                 self._looked = time.monotonic() if self._room < nbytes else -float("inf")
             if nbytes > self._room:
                 return False
             self._room -= nbytes
             return True
 
+    def _all_in_use(self) -> bool:
+        """Whether it is known without a look at every entry that nothing may go yet.
+
+        Times of entries only become later: nothing rests before the entry that was the oldest does. If that entry is
+        gone, the folder may have been emptied.
+        """
+        if self._oldest is None:
+            return False
+        read, path = self._oldest
+        return time.time() < read + RESTING_SECONDS and path.exists()
+
     def _make_room(self, nbytes: int) -> int:
-        """Remove what has rested long enough until there is room; gives the bytes that may be added, if not 0."""
+        """Remove what has rested long enough until there is room; gives the bytes that may be added, or 0."""
         entries, total = [], 0
         now = time.time()
         for entry in self._files():
@@ -130,8 +143,12 @@ class RangeCache:
                 Path(entry.path).unlink(missing_ok=True)
         most = self._limit - self._limit // _SLACK
         share = max(self._limit // _ROOM, nbytes)
+        self._oldest = None
         for read, size, path in sorted(entries):
-            if total + share <= most or now - read < RESTING_SECONDS:
+            if total + share <= most:
+                break
+            if now - read < RESTING_SECONDS:
+                self._oldest = read, Path(path)
                 break
             Path(path).unlink(missing_ok=True)
             total -= size

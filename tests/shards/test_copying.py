@@ -16,6 +16,7 @@ import pytest
 from shards.commit import CommitRecord
 from shards.copying import begin_copy, copied_recipe, copy_rows
 from shards.errors import StoreDamagedError, UsageError
+from shards.index import Index
 from shards.layout import commit_path, field_of, fields_of
 from shards.revisions import begin_revision
 from shards.selection import Part, dealt_anew, every_row
@@ -254,6 +255,42 @@ def test_a_damaged_row_is_not_copied(source, tmp_path):
     flip_bit(tmp_path / "damaged/flip/tokens/c/2/0/0", 100)
     with pytest.raises(StoreDamagedError, match="row 8 of shard 2 of flip/tokens"):
         copied(dealt(open_store(tmp_path / "damaged"), 2), tmp_path / "copy")
+    assert not (tmp_path / "copy" / "manifest.json").exists()
+
+
+def test_the_index_is_read_as_often_for_many_shards_as_for_few(source, tmp_path, monkeypatch):
+    read = []
+    checksums = Index.checksums
+    monkeypatch.setattr(
+        Index, "checksums", lambda index, path: (read.append(path), checksums(index, path))[1]
+    )
+    copied(dealt(source, 1), tmp_path / "few")
+    few = sorted(read)
+    read.clear()
+    copied(dealt(source, 11), tmp_path / "many")
+    assert sorted(read) == few
+    assert set(few) == {"center/tokens", "center/image", "flip/tokens"}
+
+
+@pytest.mark.parametrize("path", ["center/tokens", "center/image", "flip/tokens"])
+def test_a_row_that_is_not_the_one_it_was_copied_from_is_found_before_the_manifest(
+    source, tmp_path, monkeypatch, path
+):
+    selection = dealt(source, 4)
+    writer, _ = begin_copy(selection, tmp_path / "copy", copied_recipe(selection))
+    old_rows = dict(zip(source.plan.keys, source.plan.rows.tolist(), strict=True))
+    old = old_rows[selection.plan.keys[7]]
+    checksums = Index.checksums
+
+    def other(index, asked):
+        found = checksums(index, asked)
+        if asked == path and not writer.pending():  # all rows were read and written
+            found[old] ^= 1
+        return found
+
+    monkeypatch.setattr(Index, "checksums", other)
+    with pytest.raises(StoreDamagedError, match=f"does not hold row {old} of {path}"):
+        copy_rows(selection, writer, {})
     assert not (tmp_path / "copy" / "manifest.json").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+import shards.remote.range_cache
 from shards.errors import UsageError
 from shards.layout import field_of
 from shards.reader import StoredReader
@@ -84,6 +86,87 @@ def test_a_full_cache_of_what_is_in_use_takes_nothing_new(tmp_path):
     out = np.zeros(1000, np.uint8)
     assert all(cache.read_into(DIGEST, number, out) for number in range(len(kept)))
     assert held(tmp_path) <= 64_000
+
+
+class Clock:
+    """The module's clock, which goes when it is told to."""
+
+    def __init__(self):
+        self.passed = 0.0
+        self.started = time.time()
+
+    def time(self):
+        return self.started + self.passed
+
+    def monotonic(self):
+        return self.passed
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(shards.remote.range_cache, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """The times at which a cache has looked at all its entries."""
+    looks = []
+    files = RangeCache._files
+    monkeypatch.setattr(RangeCache, "_files", lambda cache: (looks.append(1), files(cache))[1])
+    return looks
+
+
+def filled(folder, clock):
+    """A full cache; its entries are a minute apart, number 0 being the oldest."""
+    cache = RangeCache(folder, 40_000)
+    for number in range(60):
+        cache.add(DIGEST, number, entry(number))
+    for path in folder.rglob("*-*"):
+        read = clock.started - 3600 + 60 * int(path.name.partition("-")[0])
+        os.utime(path, (read, read))
+    cache = RangeCache(folder, 40_000)
+    cache.add(DIGEST, 99, entry(99))
+    assert not list(folder.rglob("99-*"))
+    return cache
+
+
+def test_a_full_cache_is_looked_at_again_when_its_oldest_entry_has_rested(tmp_path, clock, looks):
+    cache = filled(tmp_path, clock)
+    looks.clear()
+    for number in range(100, 350):  # the oldest was read an hour ago: five hours are left, less these minutes
+        clock.passed += 61
+        cache.add(DIGEST, number, entry(number))
+    assert looks == []
+    assert not list(tmp_path.rglob("[123]??-*"))
+    clock.passed = RESTING_SECONDS - 3600 - 1
+    cache.add(DIGEST, 400, entry(400))
+    assert looks == []
+    clock.passed += 62
+    cache.add(DIGEST, 401, entry(401))
+    assert looks == [1]
+    assert list(tmp_path.rglob("401-*"))
+    assert not list(tmp_path.rglob("0-*"))
+
+
+def test_a_full_cache_that_was_emptied_takes_in_what_comes(tmp_path, clock):
+    cache = filled(tmp_path, clock)
+    for inside in tmp_path.iterdir():
+        shutil.rmtree(inside)
+    clock.passed += 61
+    cache.add(DIGEST, 100, entry(100))
+    assert cache.read_into(DIGEST, 100, np.zeros(1000, np.uint8))
+
+
+def test_an_entry_that_is_read_again_is_not_given_up_when_it_would_have_rested(tmp_path, clock):
+    cache = filled(tmp_path, clock)
+    clock.passed = RESTING_SECONDS - 3600
+    assert cache.read_into(DIGEST, 0, np.zeros(1000, np.uint8))
+    clock.passed += 61
+    cache.add(DIGEST, 100, entry(100))
+    assert list(tmp_path.rglob("0-*"))
+    assert not list(tmp_path.rglob("1-1000"))
 
 
 def test_several_processes_together_stay_below_the_limit(tmp_path):

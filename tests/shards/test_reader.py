@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shards.shard_file
-import shards.store
 from shards.errors import StoreDamagedError, UsageError
 from shards.layout import field_of
+from shards.open_files import OpenFiles
 from shards.shard_file import READ_MODES
 from shards.store import Store, open_store
 from shards.testing import StoreKind, build_store, expected_row, flip_bit, same_bits, store_kinds
@@ -75,7 +75,7 @@ def test_a_read_that_comes_in_parts_is_put_together(store, monkeypatch):
 
 
 def test_few_open_files_are_enough_for_many_threads(store, monkeypatch):
-    monkeypatch.setattr(shards.store, "max_open_files", lambda: 1)
+    monkeypatch.setattr(OpenFiles, "share", lambda files: 1)
     reader = store.reader("center", "tokens")
 
     def read(seed):

@@ -13,6 +13,7 @@ import pytest
 from shards.commit import CommitRecord
 from shards.forms import scan_extents
 from shards.identity import Recipe
+from shards.index import Index
 from shards.layout import INDEX, MANIFEST, PLAN, field_of
 from shards.manifest import Manifest
 from shards.problem import Problem
@@ -94,6 +95,19 @@ def test_each_of_a_thousand_flipped_bits_is_found_and_placed(store):
 
 def shard_files(store: Store) -> list[Path]:
     return sorted(p for p in store.path.glob("center/**/*") if p.is_file() and p.name != "zarr.json")
+
+
+def test_looking_for_damage_reads_each_column_of_the_index_once(store, monkeypatch):
+    path = shard_files(store)[1]
+    flip_bit(path, 8 * 5)
+    read = []
+    checksums = Index.checksums
+    monkeypatch.setattr(
+        Index, "checksums", lambda index, path: (read.append(path), checksums(index, path))[1]
+    )
+    assert verify_store(store.path)
+    assert read
+    assert len(read) == len(set(read))
 
 
 def test_a_flip_between_the_numbers_of_a_tar_names_the_row_where_it_belongs_to_one(tmp_path):
