@@ -1,6 +1,7 @@
 """Frozen feature networks of the image metrics: the published Inception and DINOv2.
 
-A network maps uint8 images to named feature vectors. Its weights come from a file, from their public
+A network maps uint8 images to named feature vectors, computed in float32 without TensorFloat-32 whatever the caller's
+arithmetic is, so that samples and reference are seen alike. Its weights come from a file, from their public
 source, or from a seed (for tests); their digest goes into every result, so that statistics of different
 weights are never compared.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from eval.weight_sources import load_weights, randomise, read_state, seed_of, weights_digest
 from shards.errors import UserError
+from train.arithmetic import whole_float32
 
 FeatureName = Literal["pool", "spatial", "logits", "cls"]
 
@@ -83,7 +85,9 @@ class InceptionFeatures:
     @torch.inference_mode()
     def features(self, images: Tensor) -> dict[FeatureName, Tensor]:
         """Features of uint8 images [B, 3, H, W]: `pool`, `spatial` and `logits`, float32."""
-        pool, logits = self._network(images)
+        self._spatial.clear()  # of a batch that did not fit
+        with whole_float32(images.device):
+            pool, logits = self._network(images)
         spatial = self._spatial.pop()[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1)
         return {"pool": pool, "spatial": spatial.flatten(1), "logits": logits}
 
@@ -132,10 +136,11 @@ class DinoFeatures:
     def features(self, images: Tensor) -> dict[FeatureName, Tensor]:
         """Features of uint8 images [B, 3, H, W]: `cls`, float32."""
         size = (self._INPUT_SIZE, self._INPUT_SIZE)
-        resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True)
-        # The published code resizes 8-bit pictures, so the result is rounded to whole levels.
-        pixels = resized.round().clamp(0, 255) / 255
-        return {"cls": self._network((pixels - self._mean) / self._std).float()}
+        with whole_float32(images.device):
+            resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True)
+            # The published code resizes 8-bit pictures, so the result is rounded to whole levels.
+            pixels = resized.round().clamp(0, 255) / 255
+            return {"cls": self._network((pixels - self._mean) / self._std)}
 
 
 def _inception_without_weights() -> Any:

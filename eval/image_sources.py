@@ -6,7 +6,9 @@ pass does not care which it reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,6 +22,8 @@ from shards.store import Store, open_store
 
 SourceKind = Literal["folder", "store", "samples"]
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+_MOST_THREADS = 16
+"""Threads a process decodes a folder with at most, on a machine of many cores."""
 
 
 class ImageSource(Protocol):
@@ -36,9 +40,15 @@ class ImageSource(Protocol):
         """Images `start` to `stop`, uint8 [stop − start, H, W, 3]."""
         ...
 
+    def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images by their numbers, int64 [n]: uint8 [n, H, W, 3]."""
+        ...
+
 
 class FolderImages:
     """Every image file under a folder, in the order of their names, centre-cropped to one size.
+
+    Several threads decode, because one would hold up the network the images are for.
 
     Args:
         path: The folder.
@@ -72,7 +82,19 @@ class FolderImages:
         Raises:
             UserError: A file is not the image its name promises.
         """
-        return np.stack([self._read(file) for file in self._files[start:stop]])
+        return self._decoded(self._files[start:stop])
+
+    def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images by their numbers, cropped.
+
+        Raises:
+            UserError: A file is not the image its name promises.
+        """
+        return self._decoded([self._files[number] for number in numbers])
+
+    def _decoded(self, files: Sequence[Path]) -> NDArray[np.uint8]:
+        with ThreadPoolExecutor(decoding_threads()) as pool:
+            return np.stack(list(pool.map(self._read, files)))
 
     def _read(self, file: Path) -> NDArray[np.uint8]:
         try:
@@ -104,7 +126,13 @@ class StoreImages:
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Images of valid rows `start` to `stop`."""
-        rows = self._rows[start:stop]
+        return self._images(self._rows[start:stop])
+
+    def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images of valid rows by their numbers."""
+        return self._images(self._rows[numbers])
+
+    def _images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         images = np.empty((len(rows), *self._reader.row_shape), np.uint8)
         self._reader.read(rows, images)
         return images
@@ -126,6 +154,17 @@ class NpzImages:
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Images `start` to `stop`, copied out of the file."""
         return np.array(self._images[start:stop])
+
+    def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images by their numbers, copied out of the file."""
+        return np.array(self._images[numbers])
+
+
+def decoding_threads() -> int:
+    """Threads a process decodes with: its share of the cores this machine's processes may use, at most 16."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return max(1, min(_MOST_THREADS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def open_images(path: Path, image_size: tuple[int, int]) -> ImageSource:

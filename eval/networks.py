@@ -17,6 +17,7 @@ from eval.settings import Precision
 from shards.errors import IdentityMismatchError, UsageError
 from shards.identity import EncoderIdentity
 from shards.store import Store
+from train.arithmetic import allow_tf32
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
 from train.snapshot import Snapshot, is_snapshot, load_snapshot
@@ -142,9 +143,8 @@ def _same_statistics(a: LatentNormalizer, b: LatentNormalizer) -> bool:
 
 
 def set_precision(precision: Precision) -> None:
-    """Allow or forbid TensorFloat-32 in float32 matrix products of this process."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    """Allow or forbid TensorFloat-32 in float32 matrix products and convolutions of this process."""
+    allow_tf32(allowed=precision == "tf32")
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eval.weight_sources import randomise, seed_of
 from train import frozen_networks
+from train.arithmetic import whole_float32
 from train.models.perceptual import Perceptual
 from train.published import load_exactly
 
@@ -38,6 +39,10 @@ def load_perceptual(weights: str, device: torch.device) -> Perceptual:
 
 @torch.inference_mode()
 def lpips(network: Perceptual, a: Tensor, b: Tensor) -> Tensor:
-    """Perceptual distance of each pair of pictures, uint8 [B, 3, H, W], as float64 [B]; 0 for equal ones."""
-    distances: Tensor = network(a.float() / 127.5 - 1, b.float() / 127.5 - 1)
+    """Perceptual distance of each pair of pictures, uint8 [B, 3, H, W], as float64 [B]; 0 for equal ones.
+
+    Computed in float32 without TensorFloat-32, whatever the caller's arithmetic is.
+    """
+    with whole_float32(a.device):
+        distances: Tensor = network(a.float() / 127.5 - 1, b.float() / 127.5 - 1)
     return distances.double()

@@ -147,8 +147,10 @@ class _Some:
         return len(self._numbers)
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        images = [self._source.read(int(number), int(number) + 1) for number in self._numbers[start:stop]]
-        return np.concatenate(images)
+        return self._source.read_some(self._numbers[start:stop])
+
+    def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._source.read_some(self._numbers[numbers])
 
 
 def _manifold(source: ImageSource, network: FeatureNetwork, team: Team) -> NDArray[np.float32]:

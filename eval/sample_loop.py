@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,10 @@ from shards.errors import UserError
 from train.models.normalizer import LatentNormalizer
 
 Sink = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
-"""sink(sample numbers [b], images uint8 [b, H, W, 3]); called from one thread, in order."""
+"""sink(sample numbers [b], images uint8 [b, H, W, 3]); called from one thread, in order.
+
+One that raises torch.OutOfMemoryError must have taken in nothing: it is handed the samples again, in smaller batches.
+"""
 
 _FIRST_TRY = {"cuda": 256, "cpu": 32}
 """Batch size tried where none is given; halved until it fits."""
@@ -41,35 +45,51 @@ class Producer:
     """Repeat samples to fill a short batch, because the compiled networks know one size."""
     rounding: bool = False
 
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        """The stream pictures are decoded in, so that they do not queue behind the next batch's steps.
+
+        One for all batches, because the allocator keeps what was freed in a stream for that stream alone.
+        """
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
     def produce(self, numbers: NDArray[np.int64], sink: Sink, progress: tqdm[Any] | None = None) -> None:
         """Make the samples `numbers` and hand them to `sink`.
 
         A batch is decoded and handed over in a second thread, on CUDA in a second stream, while the next one
-        is sampled; at most one is in flight.
+        is sampled; at most one is in flight. One that does not fit into memory, in either thread, is made again in
+        smaller batches.
 
         Raises:
             UserError: Not even one sample, or not the batch size given, fits into memory.
         """
         size = self.batch_size or _FIRST_TRY.get(self.device.type, 32)
-        finishing: Future[None] | None = None
+        # Samples handed over, and those sampled as well: the ones between are in flight.
+        done = sampled = 0
+        finishing: Future[torch.OutOfMemoryError | None] | None = None
         with ThreadPoolExecutor(max_workers=1) as finisher:
-            done = 0
             while done < len(numbers):
-                batch = numbers[done : done + size]
-                try:
-                    latents = self._latents(batch, size)
-                except torch.OutOfMemoryError as error:
-                    size = self._smaller(size, error)
-                    continue
-                done += len(batch)
+                batch = numbers[sampled : sampled + size]
+                latents: Tensor | None = None
+                if len(batch):
+                    try:
+                        latents = self._latents(batch, size)
+                    except torch.OutOfMemoryError as error:
+                        size = self._smaller(size, error)
+                        continue
                 ready = self._mark()
                 if finishing is not None:
-                    finishing.result()
-                finishing = finisher.submit(self._finish, batch, latents, ready, sink)
-                if progress is not None:
-                    progress.update(len(batch))
-            if finishing is not None:
-                finishing.result()
+                    shortage, finishing = finishing.result(), None
+                    if shortage is not None:
+                        del latents
+                        size, sampled = self._smaller(size, shortage), done
+                        continue
+                    if progress is not None:
+                        progress.update(sampled - done)
+                    done = sampled
+                if latents is not None:
+                    finishing = finisher.submit(self._finish, batch, latents, ready, sink)
+                    sampled += len(batch)
 
     def _latents(self, batch: NDArray[np.int64], size: int) -> Tensor:
         wanted = batch
@@ -94,17 +114,21 @@ class Producer:
 
     def _finish(
         self, batch: NDArray[np.int64], latents: Tensor, ready: torch.cuda.Event | None, sink: Sink
-    ) -> None:
-        if ready is None:
-            images = self._pictures(latents)
-        else:
-            # A stream of its own, so that decoding does not queue behind the next batch's steps.
-            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            with torch.cuda.stream(stream):
-                stream.wait_event(ready)
-                latents.record_stream(stream)
+    ) -> torch.OutOfMemoryError | None:
+        """Decode and hand over; what is returned is the error of a batch that does not fit."""
+        try:
+            if ready is None:
                 images = self._pictures(latents)
-        sink(batch, images)
+            else:
+                with torch.cuda.stream(self._stream):
+                    self._stream.wait_event(ready)
+                    latents.record_stream(self._stream)
+                    images = self._pictures(latents)
+            sink(batch, images)
+        except torch.OutOfMemoryError as error:
+            # Without the frames it came through, which hold the tensors that did not leave room.
+            return error.with_traceback(None)
+        return None
 
     @torch.inference_mode()
     def _pictures(self, latents: Tensor) -> NDArray[np.uint8]:

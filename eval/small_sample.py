@@ -27,6 +27,8 @@ from train.models.normalizer import LatentNormalizer
 _POOL: set[FeatureName] = {"pool"}
 _SHARDED_BATCH = 32
 """Samples a process draws together where weights are sharded: all processes must call the network equally often."""
+_DRAWN_AT_ONCE = 1024
+_JUDGED_AT_ONCE = 64
 
 
 class SmallSampleFid:
@@ -68,13 +70,26 @@ class SmallSampleFid:
             batch_size=_SHARDED_BATCH if self._team.sharded else None,
         )
         found = FeatureSet()
+        drawn: list[NDArray[np.uint8]] = []
 
-        def judge(numbers: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
-            pixels = torch.from_numpy(images[numbers < self._num]).to(self._team.device).permute(0, 3, 1, 2)
-            if len(pixels):
-                found.add(self._network.features(pixels), moments=_POOL, keep=set())
+        def keep(numbers: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
+            drawn.append(images[numbers < self._num])
 
         # Every process draws equally many; those beyond the last sample are not counted.
         share = -(-self._num // self._team.world_size)
-        producer.produce(np.arange(share, dtype=np.int64) + share * self._team.rank, judge)
+        first = share * self._team.rank
+        for start in range(first, first + share, _DRAWN_AT_ONCE):
+            numbers = np.arange(start, min(start + _DRAWN_AT_ONCE, first + share), dtype=np.int64)
+            # In turns, not side by side: features are computed in whole float32, a switch of the process, and samples
+            # in the run's own arithmetic.
+            producer.produce(numbers, keep)
+            for images in drawn:
+                self._judge(images, found)
+            drawn.clear()
         return frechet_distance(self._reference, gathered(found, self._team).gaussian("pool"))
+
+    def _judge(self, images: NDArray[np.uint8], found: FeatureSet) -> None:
+        for part in torch.split(torch.from_numpy(images), _JUDGED_AT_ONCE):
+            if len(part):
+                features = self._network.features(part.to(self._team.device).permute(0, 3, 1, 2))
+                found.add(features, moments=_POOL, keep=set())

@@ -5,7 +5,8 @@
         model.safetensors     one file a part; whole tensors, whatever the number of processes
 
 The directory is written under a hidden name, flushed, and renamed at the end, so a killed write leaves the previous
-checkpoint as the newest. Nothing in it depends on how many processes wrote it.
+checkpoint as the newest. Nothing in it depends on how many processes wrote it. Every process reads it, so RUN must lie
+where all of them see it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from shards.errors import UserError
+from train.distributed import Team
 from train.tensor_files import open_tensors, save_tensors, sync
 
 VERSION = 1
@@ -35,7 +39,7 @@ def save_checkpoint(
 
     Args:
         directory: RUN/checkpoints.
-        step: optimizer steps taken.
+        step: optimizer steps taken; there must be no checkpoint of it.
         parts: tensors, whole or sharded; each part becomes a file of whole ones.
         state: JSON values.
         write: whether this process writes; the others only help to gather.
@@ -45,8 +49,6 @@ def save_checkpoint(
     """
     final = directory / f"step-{step:08d}"
     temporary = directory / f".{final.name}.tmp"
-    if final.exists():
-        return final  # continued and stopped again at once: the state at a step is always the same
     if write:
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(".step-*.tmp"):
@@ -69,7 +71,33 @@ def save_checkpoint(
 def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     found = [path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
+
+
+def newest_of_all(directory: Path, team: Team) -> Path | None:
+    """The newest checkpoint of a run, None where there is none; every process must ask.
+
+    Args:
+        directory: RUN/checkpoints.
+        team: the processes.
+
+    Raises:
+        UserError: the processes find different ones, because they do not look at one disk.
+    """
+    names = team.gather(next((path.name for path in reversed(checkpoints(directory))), None))
+    for rank, name in enumerate(names):
+        if name != names[0]:
+            raise UserError(
+                f"every process must see the same {directory}, but the newest checkpoint there is "
+                f"{names[0] or 'none'} to process 0 and {name or 'none'} to process {rank}; "
+                "put --out on a disk that all processes share"
+            )
+    return None if names[0] is None else directory / names[0]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps taken before a checkpoint, by its name."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def prune(directory: Path, keep: int) -> None:
@@ -105,5 +133,36 @@ def read_part(path: Path, part: str) -> dict[str, Tensor]:
     Raises:
         UserError: the part's file is missing or broken.
     """
+    with open_part(path, part) as stored:
+        return dict(stored)
+
+
+@contextmanager
+def open_part(path: Path, part: str) -> Iterator[Mapping[str, Tensor]]:
+    """Open one part of a checkpoint: its tensors by name, each read into host memory whenever it is asked for.
+
+    Raises:
+        UserError: the part's file is missing or broken, or a tensor that is asked for is not in it.
+    """
     with open_tensors(path / f"{part}.safetensors") as (file, _):
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        yield _StoredTensors(file)
+
+
+class _StoredTensors(Mapping[str, Tensor]):
+    """The tensors of an open safetensors file; keeps none of them."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._names = file, tuple(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

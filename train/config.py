@@ -176,8 +176,6 @@ class TrainerSettings:
     """Rates of the averaged weights, at least one; the first is the one snapshots and samples use."""
     init_from: Path | None = None
     """Snapshot, ours or a published file, whose weights the run starts from."""
-    statistics: Path | None = None
-    """Published statistics (stat.pt or safetensors with var and, if any, mean) instead of the store's own."""
     precision: Precision | None = None
     """Arithmetic of the network: fp32, tf32 products, or bf16 autocast. None: bf16 on CUDA, fp32 on a CPU."""
     compile: bool | None = None
@@ -233,6 +231,8 @@ class DiTSettings(TrainerSettings):
     """Shape of the network."""
     flow: FlowSettings = FlowSettings()
     """Flow matching."""
+    statistics: Path | None = None
+    """Published statistics (stat.pt or safetensors with var and, if any, mean) instead of the store's own."""
     train_tables: bool = False
     """Train the position table and the Fourier frequencies too, as the reference's script happens to do."""
     decoder: Path | None = field(default=None, metadata=FREE)

@@ -63,7 +63,7 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
 
     assert settings.out is not None
     model = build_model(decoder_config(settings.model, store))
-    if settings.init_from is not None and not begun(settings.out):
+    if settings.init_from is not None and not begun(settings.out, team):
         start_from(model, settings.init_from)
     model.recompute_activations = settings.activation_checkpointing
     model.to(team.device)

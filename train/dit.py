@@ -55,7 +55,7 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> VelocityTask:
     assert settings.out is not None
     model = build_model(dit_config(settings.model, store))
     inherited = None
-    if settings.init_from is not None and not begun(settings.out):
+    if settings.init_from is not None and not begun(settings.out, team):
         inherited = start_from(model, settings.init_from)
     kept = settings.out / FILE_NAME
     normalizer = latent_normalizer(

@@ -14,7 +14,8 @@ from shards.atomic import replace_atomically
 from shards.errors import UsageError
 from shards.remote.range_cache import range_cache
 from shards.store import Store, open_store
-from train.checkpoint import checkpoints
+from train.arithmetic import allow_tf32
+from train.checkpoint import newest_of_all, step_of
 from train.config import DecoderSettings, DiTSettings, Settings
 from train.distributed import Team, resolve_precision
 from train.feed import Feed
@@ -64,7 +65,7 @@ def launch(
     with StopRequest() as stop:
         team = Team(sharding=settings.sharding, tracker=tracker, out=settings.out)
         remember(settings, settings.out, team)
-        if finished(settings.out, settings.max_steps):
+        if finished(settings.out, settings.max_steps, team):
             if team.leads:
                 logger.info(
                     "%s has already reached step %d; train on with a larger --max-steps",
@@ -72,7 +73,7 @@ def launch(
                     settings.max_steps,
                 )
             return 0
-        torch.set_float32_matmul_precision("highest" if settings.precision == "fp32" else "high")
+        allow_tf32(allowed=settings.precision != "fp32")
         torch.manual_seed(settings.seed)
         rows, _ = split_rows(store.valid_rows, settings.held_out, seed=settings.seed)
         task = build(settings, store, team)
@@ -159,15 +160,23 @@ def remember(settings: Settings, out: Path, team: Team) -> None:
     team.wait()
 
 
-def begun(out: Path) -> bool:
-    """Whether a run has a checkpoint to continue from."""
-    return bool(checkpoints(out / "checkpoints"))
+def begun(out: Path, team: Team) -> bool:
+    """Whether a run has a checkpoint to continue from; every process must ask.
+
+    Raises:
+        UserError: the processes find different ones.
+    """
+    return newest_of_all(out / "checkpoints", team) is not None
 
 
-def finished(out: Path, max_steps: int) -> bool:
-    """Whether the newest checkpoint has come to `max_steps`."""
-    found = checkpoints(out / "checkpoints")
-    return bool(found) and int(found[-1].name.removeprefix("step-")) >= max_steps
+def finished(out: Path, max_steps: int, team: Team) -> bool:
+    """Whether the newest checkpoint has come to `max_steps`; every process must ask.
+
+    Raises:
+        UserError: the processes find different ones.
+    """
+    newest = newest_of_all(out / "checkpoints", team)
+    return newest is not None and step_of(newest) >= max_steps
 
 
 def snapshot_meta(settings: Settings, store: Store) -> Callable[[int, float], SnapshotMeta]:

@@ -12,19 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from shards.errors import UserError
-from train.checkpoint import checkpoints, prune, read_part, read_state, save_checkpoint
+from train.checkpoint import newest_of_all, open_part, prune, read_part, read_state, save_checkpoint
 from train.config import Settings
 from train.distributed import Team, full_tensor, gradients_stay_local
 from train.ema import WeightAverages
 from train.feed import Feed, MicroBatch
 from train.lr import learning_rate
 from train.signals import StopRequest
-from train.state import make_optimizer, part_names, restore_parts, state_parts
+from train.state import make_optimizer, restore_parts, state_parts
 from train.summary import expected_hours
 from train.task import Task, sum_and_count
 from train.totals import Seen, StepTotals, Window
@@ -51,6 +52,7 @@ class Trainer:
         self.steps_per_epoch, self.facts = steps_per_epoch, facts
         self.step = 0
         self.bad_steps = 0
+        self._saved_step: int | None = None
         self.window = Window(("loss", *task.metric_names))
         self.wrapped = team.wrap(task.model)
         self.averages = WeightAverages(task.model, settings.ema_rates)
@@ -67,21 +69,20 @@ class Trainer:
         """Continue from the newest checkpoint, if there is one.
 
         Raises:
-            UserError: the checkpoint is damaged or belongs to another store.
+            UserError: the checkpoint is damaged or belongs to another store, or the processes find different ones.
         """
-        found = checkpoints(self.out / "checkpoints")
-        if not found:
+        newest = newest_of_all(self.out / "checkpoints", self.team)
+        if newest is None:
             return
-        step, state = read_state(found[-1])
+        step, state = read_state(newest)
         if state["facts"] != self.facts and "store" not in self.settings.allow_change:
             raise UserError(
-                f"{found[-1]} was trained on another store ({state['facts']}, now {self.facts}); "
+                f"{newest} was trained on another store ({state['facts']}, now {self.facts}); "
                 "give the store it was begun with, or insist with --allow-change store"
             )
-        parts = {name: read_part(found[-1], name) for name in part_names(self.averages)}
-        restore_parts(parts, self.task.model, self.averages, self.optimizer)
-        self.task.load_further_state({name: read_part(found[-1], name) for name in self.task.further_state()})
-        self.step, self.bad_steps = step, state["bad_steps"]
+        restore_parts(partial(open_part, newest), self.task.model, self.averages, self.optimizer)
+        self.task.load_further_state({name: read_part(newest, name) for name in self.task.further_state()})
+        self.step, self._saved_step, self.bad_steps = step, step, state["bad_steps"]
         self.window.load(state["window"])
 
     def train(self, feed: Feed, journal: Journal, stop: StopRequest) -> None:
@@ -145,8 +146,9 @@ class Trainer:
             totals[0] += sum_and_count(own)
             totals[1:] += losses.metrics
             seen.append(Seen(rows=batch.rows, positions=batch.positions, losses=own))
-        told = totals.new_tensor(float(stop.signal is not None))
-        summed = self.team.sum(torch.cat([told[None], totals.flatten()]))
+        # Filled on the device: a tensor made of a Python number is copied there, and the host waits for the copy.
+        told = totals.new_full((1,), float(stop.signal is not None))
+        summed = self.team.sum(torch.cat([told, totals.flatten()]))
         totals = summed[1:].view_as(totals)
         norm, bad = self.update(totals[0, 0])
         beside = task.after_update(held, scale, self.autocast) if task.looks_twice else None
@@ -227,13 +229,16 @@ class Trainer:
             journal.say(expected_hours(self.settings.max_steps - self.step, metrics["step_seconds"]))
 
     def checkpoint(self) -> None:
-        """Write the state to resume, then remove old ones."""
+        """Write the state to resume, then remove old ones; nothing if this step's is there already."""
+        if self._saved_step == self.step:
+            return
         parts = state_parts(self.task.model, self.averages, self.optimizer) | self.task.further_state()
         state = {"facts": self.facts, "bad_steps": self.bad_steps, "window": self.window.state()}
         folder = self.out / "checkpoints"
         save_checkpoint(folder, self.step, parts, state, write=self.team.leads)
         if self.team.leads:
             prune(folder, self.settings.keep_checkpoints)
+        self._saved_step = self.step
         self.team.wait()
 
     def snapshot(self, name: str) -> None:

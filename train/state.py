@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -44,14 +47,27 @@ def state_parts(model: nn.Module, averages: WeightAverages, optimizer: Optimizer
     }
 
 
-def restore_parts(parts: Parts, model: nn.Module, averages: WeightAverages, optimizer: Optimizer) -> None:
-    """Put back what a checkpoint of `state_parts` holds."""
-    for name, tensor in model.state_dict().items():
-        assign(tensor, parts["model"][name])
+def restore_parts(
+    opened: Callable[[str], AbstractContextManager[Mapping[str, Tensor]]],
+    model: nn.Module,
+    averages: WeightAverages,
+    optimizer: Optimizer,
+) -> None:
+    """Put back what a checkpoint of `state_parts` holds, so that host memory holds a tensor of it at a time.
+
+    Args:
+        opened: opens a part by name, whose tensors are read when they are asked for.
+        model: the network (not a wrapper around it).
+        averages: its running averages.
+        optimizer: its optimizer.
+    """
+    with opened("model") as stored:
+        _assign_all(model.state_dict(), stored)
     for rate in averages.rates:
-        for name, tensor in averages.weights(rate).items():
-            assign(tensor, parts[_average_part(rate)][name])
-    restore_optimizer(model, optimizer, parts["optimizer"])
+        with opened(_average_part(rate)) as stored:
+            _assign_all(averages.weights(rate), stored)
+    with opened("optimizer") as stored:
+        restore_optimizer(model, optimizer, stored)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -64,21 +80,21 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
     }
 
 
-def restore_optimizer(model: nn.Module, optimizer: Optimizer, moments: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned, or copies of it."""
+def restore_optimizer(model: nn.Module, optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned, or copies of it; none of the tensors given is kept."""
     for name, parameter in model.named_parameters():
         if f"exp_avg/{name}" not in moments:
             continue
         state = optimizer.state[parameter]
-        state["step"] = moments[f"step/{name}"].to(parameter.device, torch.float32)
+        state["step"] = moments[f"step/{name}"].to(parameter.device, torch.float32, copy=True)
         for moment in ("exp_avg", "exp_avg_sq"):
             state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             assign(state[moment], moments[f"{moment}/{name}"])
 
 
-def part_names(averages: WeightAverages) -> tuple[str, ...]:
-    """The parts `state_parts` returns."""
-    return ("model", "optimizer", *map(_average_part, averages.rates))
+def _assign_all(targets: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    for name, tensor in targets.items():
+        assign(tensor, stored[name])
 
 
 def _average_part(rate: float) -> str:

@@ -1,7 +1,9 @@
 """Sources, feature passes and references with a tiny feature network: the same numbers whoever reads what."""
 
 import itertools
+import os
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,18 @@ import torch
 from PIL import Image
 
 from eval.feature_pass import FeatureSet, extract, gathered, share
-from eval.image_sources import FolderImages, NpzImages, StoreImages, blocks, evenly_spread, open_images
+from eval.image_sources import (
+    FolderImages,
+    NpzImages,
+    StoreImages,
+    blocks,
+    decoding_threads,
+    evenly_spread,
+    open_images,
+)
 from eval.reference import load_reference, save_reference
 from shards.errors import UsageError, UserError
-from shards.images import center_crop
+from shards.images import center_crop, decode_image
 from shards.store import open_store
 
 SIZE = (16, 16)
@@ -121,6 +131,37 @@ def test_a_folder_is_read_in_the_order_of_names_through_the_one_crop(tmp_path):
     np.testing.assert_array_equal(found[1], center_crop(pictures["b/1.PNG"], 16))
 
 
+def test_files_are_decoded_by_several_threads_and_kept_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.image_sources.decoding_threads", lambda: 2)
+    together = threading.Barrier(2)
+
+    def decode(content):
+        together.wait(20)  # in vain if one thread decoded one file after the other
+        return decode_image(content)
+
+    monkeypatch.setattr("eval.image_sources.decode_image", decode)
+    for number in range(6):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    source = FolderImages(tmp_path, SIZE)
+    assert source.read(0, 6)[:, 0, 0, 0].tolist() == list(range(6))
+    assert source.read_some(np.array([4, 1]))[:, 0, 0, 0].tolist() == [4, 1]
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(24))
+    assert decoding_threads() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert decoding_threads() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
+    assert decoding_threads() == 1
+
+
+def test_images_by_number_are_those_of_the_whole(store, npz):
+    for source in (StoreImages(store), NpzImages(npz)):
+        numbers = np.array([20, 3, 4])
+        np.testing.assert_array_equal(source.read_some(numbers), source.read(0, 25)[numbers])
+
+
 def test_a_store_gives_its_valid_rows(store):
     source = StoreImages(store)
     opened = open_store(store)
@@ -152,9 +193,11 @@ def test_sources_that_cannot_be_compared_are_refused(store, npz, tmp_path):
 
 
 def test_a_file_that_is_no_image_is_refused_by_name(tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"not a png")
+    for name in ("broken.png", "worse.png"):
+        (tmp_path / name).write_bytes(b"not a png")
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"broken\.png is not a readable image"):
-        FolderImages(tmp_path, SIZE).read(0, 1)
+        FolderImages(tmp_path, SIZE).read(0, 3)
 
 
 def _reference(path: Path, **changes):

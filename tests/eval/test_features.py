@@ -14,6 +14,7 @@ from eval.feature_moments import FeatureMoments
 from eval.features import DinoFeatures, InceptionFeatures
 from eval.metrics import frechet_distance, inception_score, precision_recall
 from shards.errors import UsageError, UserError
+from train.arithmetic import allow_tf32
 
 CPU = torch.device("cpu")
 TINY_VIT = "vit_tiny_patch16_224"
@@ -134,6 +135,31 @@ def test_metrics_agree_with_torch_fidelity_on_the_same_images_and_weights(incept
     precision, recall = precision_recall(real["pool"], generated["pool"])
     assert precision == pytest.approx(theirs["precision"], rel=1e-4)
     assert recall == pytest.approx(theirs["recall"], rel=1e-4)
+
+
+def _switches():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("name", ["inception", "dino"])
+def test_features_are_computed_in_float32_whatever_the_callers_arithmetic_is(name, inception):
+    network = inception if name == "inception" else DinoFeatures("random:1", CPU, model=TINY_VIT)
+    images, inside, before = _images(2, 8), [], _switches()
+    expected = _features(network, images)
+    hook = network._network.register_forward_hook(lambda *call: inside.append(_switches()))
+    try:
+        allow_tf32(allowed=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = _features(network, images)
+        assert inside == [("highest", False)]
+        assert _switches() == ("high", True)
+    finally:
+        hook.remove()
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert found.keys() == expected.keys()
+    for feature, values in expected.items():
+        assert torch.equal(found[feature], values), feature
 
 
 def test_dino_features_are_the_class_token_of_the_resized_images():

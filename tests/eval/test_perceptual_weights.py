@@ -36,6 +36,12 @@ def test_the_distance_is_that_of_the_lpips_package_with_the_same_backbone(networ
     torch.testing.assert_close(lpips(network, a, b).float(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_the_distance_is_computed_in_float32_whatever_the_callers_arithmetic_is(network):
+    expected = lpips(network, _pictures(0), _pictures(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lpips(network, _pictures(0), _pictures(1)), expected)
+
+
 def test_equal_pictures_have_no_distance_and_others_have_some(network):
     assert lpips(network, _pictures(0), _pictures(0)).tolist() == [0, 0]
     assert (lpips(network, _pictures(0), _pictures(1)) > 1e-3).all()

@@ -1,11 +1,13 @@
 """The loop that samples, decodes and hands over: overlap, memory, short batches."""
 
+import io
 import threading
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from eval.networks import Decoder
 from eval.sample_loop import Producer
@@ -33,15 +35,15 @@ def _draw(tokens):
     return tokens.transpose(1, 2).unflatten(2, (2, 2)) * 0.2 + 0.5
 
 
-def _producer(model, draw=_draw, **changes):
+def _producer(model, draw=_draw, device=CPU, **changes):
     sampler = LatentSampler(
         model=model, latent_shape=(3, 2, 2), num_classes=1, classes=(0,), points=2, seed=0
     )
     return Producer(
         sampler=sampler,
-        normalizer=LatentNormalizer(None, torch.ones(3, 2, 2)),
+        normalizer=LatentNormalizer(None, torch.ones(3, 2, 2)).to(device),
         decoder=Decoder(network=draw, precision="fp32", image_size=(2, 2)),
-        device=CPU,
+        device=device,
         **changes,
     )
 
@@ -100,6 +102,74 @@ def test_a_batch_size_that_was_asked_for_and_does_not_fit_is_refused():
 
     with pytest.raises(UserError, match=r"a batch of 4 samples does not fit .* smaller --batch-size"):
         _collected(_producer(Still(before), batch_size=4), range(7))
+
+
+def _too_many(limit):
+    """A decoder that has room for so many."""
+
+    def draw(tokens):
+        if len(tokens) > limit:
+            raise torch.OutOfMemoryError("too large")
+        return _draw(tokens)
+
+    return draw
+
+
+def test_a_batch_that_cannot_be_decoded_is_halved_until_it_can():
+    numbers = list(range(40))
+    whole = _collected(_producer(Still()), numbers)
+    sizes, found = [], {}
+
+    def sink(batch, images):
+        sizes.append(len(batch))
+        assert not found.keys() & set(batch.tolist())
+        found.update(zip(batch.tolist(), images, strict=True))
+
+    _producer(Still(), _too_many(5)).produce(np.asarray(numbers), sink)
+    assert sizes == [4] * 10
+    assert list(found) == numbers
+    for number in numbers:
+        np.testing.assert_array_equal(whole[number], found[number])
+
+
+def test_a_late_batch_that_cannot_be_decoded_costs_no_earlier_one():
+    handed = []
+
+    def sink(batch, images):
+        if len(handed) > 4 and len(batch) > 3:
+            raise torch.OutOfMemoryError("too large")
+        handed.extend(batch.tolist())
+
+    _producer(Still()).produce(np.arange(70), sink)
+    assert handed == list(range(70))
+
+
+@pytest.mark.parametrize(("batch_size", "limit", "said"), [(4, 3, 4), (None, 0, 1)])
+def test_a_batch_that_cannot_be_made_smaller_and_not_decoded_is_refused(batch_size, limit, said):
+    with pytest.raises(UserError, match=rf"a batch of {said} samples does not fit .* smaller --batch-size"):
+        _collected(_producer(Still(), _too_many(limit), batch_size=batch_size), range(7))
+
+
+def test_progress_counts_what_was_handed_over():
+    with tqdm(total=7, file=io.StringIO()) as progress:
+        _producer(Still(), _too_many(3)).produce(np.arange(7), lambda *batch: None, progress)
+        assert progress.n == 7
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_all_batches_are_decoded_in_one_stream_that_is_not_the_samplers():
+    streams = []
+
+    def draw(tokens):
+        streams.append(torch.cuda.current_stream().cuda_stream)
+        return _draw(tokens)
+
+    producer = _producer(Still().cuda(), draw, batch_size=1, device=torch.device("cuda"))
+    _collected(producer, range(3))
+    assert len(streams) == 3
+    assert set(streams) == {producer._stream.cuda_stream}
+    assert producer._stream.cuda_stream != torch.cuda.current_stream().cuda_stream
 
 
 def test_compiled_networks_see_one_batch_size_only():

@@ -13,6 +13,7 @@ from eval.sampler import LatentSampler
 from eval.samples_file import map_samples
 from eval.settings import GenerationSettings
 from eval.small_sample import SmallSampleFid
+from train.arithmetic import allow_tf32
 from train.distributed import Team
 from train.snapshot import load_snapshot
 
@@ -56,6 +57,28 @@ def test_it_is_the_distance_of_the_samples_the_command_makes(dit, decoder, real,
     expected = frechet_distance(moments_of(real), moments_of(tmp_path / "out" / "samples.npz"))
     assert found == pytest.approx(expected, rel=1e-3)
     assert small(sampler, snapshot.normalizer) == pytest.approx(found, rel=1e-9)
+
+
+def test_sampling_is_in_the_run_s_arithmetic_whatever_features_are_computed_in(dit, decoder, real):
+    switches = []
+    small = SmallSampleFid(
+        decoder_of(load_decoder(decoder, CPU), "fp32"), real, MeanColours(), Team(), num=33
+    )
+    snapshot = load_snapshot(dit)
+    snapshot.model.register_forward_hook(
+        lambda *call: switches.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+    )
+    sampler = LatentSampler(
+        model=snapshot.model, latent_shape=(8, 2, 2), num_classes=3, classes=(0, 1, 2), points=4
+    )
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    allow_tf32(allowed=True)
+    try:
+        small(sampler, snapshot.normalizer)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert set(switches) == {("high", True)}
 
 
 def test_few_samples_are_warned_of(decoder, real, capsys):

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from shards.errors import UserError
-from train.checkpoint import checkpoints, prune, read_part, read_state, save_checkpoint
+from train.checkpoint import (
+    checkpoints,
+    newest_of_all,
+    open_part,
+    prune,
+    read_part,
+    read_state,
+    save_checkpoint,
+)
+from train.distributed import Team
 
 PARTS = {"model": {"a": torch.arange(3.0)}, "optimizer": {"b": torch.ones(2, 2, dtype=torch.bfloat16)}}
 
@@ -36,6 +45,37 @@ def test_a_write_that_fails_leaves_the_one_before_and_is_cleared_away_by_the_nex
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
     save_checkpoint(tmp_path, 3, PARTS, {})
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000001", "step-00000003"}
+
+
+def test_a_process_that_does_not_write_helps_to_gather_whatever_its_disk_holds(tmp_path):
+    asked = []
+
+    class Asked(dict):
+        def items(self):
+            asked.append(len(self))
+            return super().items()
+
+    save_checkpoint(tmp_path, 1, PARTS, {})
+    save_checkpoint(tmp_path, 1, {name: Asked(part) for name, part in PARTS.items()}, {}, write=False)
+    assert asked == [1, 1]
+
+
+def test_the_newest_checkpoint_is_the_one_all_processes_find(tmp_path):
+    alone = Team()
+    assert newest_of_all(tmp_path, alone) is None
+    save_checkpoint(tmp_path, 9, PARTS, {})
+    path = save_checkpoint(tmp_path, 10, PARTS, {})
+    assert newest_of_all(tmp_path, alone) == path
+
+
+def test_a_part_is_read_tensor_by_tensor(tmp_path):
+    path = save_checkpoint(tmp_path, 1, PARTS, {})
+    with open_part(path, "model") as stored:
+        assert list(stored) == ["a"]
+        assert "b" not in stored
+        assert torch.equal(stored["a"], PARTS["model"]["a"])
+    with pytest.raises(UserError, match=r"model\.safetensors"), open_part(path, "model") as stored:
+        stored["b"]
 
 
 def test_another_version_and_a_missing_file_are_refused(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from shards.errors import UsageError, UserError
 from train import commandline
-from train.presets import DIT_DEFAULT, dit_settings
+from train.presets import DECODER_DEFAULT, DIT_DEFAULT, decoder_settings, dit_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +51,19 @@ def test_unknown_presets_and_files_are_users_errors(tmp_path):
         parse("dit-dh-giant")
     with pytest.raises(UserError, match="no settings file"):
         parse(str(tmp_path / "config.json"))
+
+
+def test_statistics_are_for_a_dit_alone(capsys):
+    assert parse("--statistics", "stat.pt").statistics == Path("stat.pt")
+    with pytest.raises(SystemExit):
+        commandline.parse(
+            ["--statistics", "stat.pt"],
+            preset=decoder_settings,
+            default=DECODER_DEFAULT,
+            script="train/decoder.py",
+            presets="",
+        )
+    assert "--statistics" in capsys.readouterr().err
 
 
 def test_errors_become_one_line_and_an_exit_code(capsys):

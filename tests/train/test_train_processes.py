@@ -33,6 +33,25 @@ def torchrun(processes, arguments, script="train/dit.py"):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("max_steps", [2, 4])
+def test_processes_that_see_different_checkpoints_are_refused_whether_or_not_one_is_finished(
+    max_steps, tmp_path, arguments, train_here
+):
+    train_here("dit", tmp_path / "run-0", f"--max-steps 2 {EXACT}")
+    command = [*LAUNCHERS["torchrun"], "tests/train/node_local_run.py"]
+    done = subprocess.run(
+        [*command, *arguments("dit", tmp_path / "run", f"--max-steps {max_steps} {EXACT}")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode != 0
+    message = "step-00000002 to process 0 and none to process 1; put --out on a disk that all processes share"
+    assert message in done.stderr, done.stderr[-2000:]
+    assert [path.name for path in checkpoints(tmp_path / "run-0/checkpoints")] == ["step-00000002"]
+
+
 # 3 does not divide the batch of 8; the shares are 3, 3 and 2.
 @pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_processes_stop_and_another_number_continues(

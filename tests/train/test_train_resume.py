@@ -86,6 +86,19 @@ def test_another_fixed_setting_is_refused_with_a_diff_unless_it_is_allowed(tmp_p
     assert train_here("dit", tmp_path, "--max-steps 3 --optimizer.lr 0.5") == 0
 
 
+def test_a_checkpoint_the_run_was_continued_from_is_not_written_again(tmp_path, train_here, monkeypatch):
+    train_here("dit", tmp_path, "--max-steps 2")
+    path = tmp_path / "checkpoints/step-00000002"
+    before = path.stat().st_ino
+    # Told to stop before its first step, a continued run has nothing new to save.
+    monkeypatch.setattr("train.loop.Trainer.due", lambda self, every: False)
+    monkeypatch.setattr("train.loop.Trainer.learn", None)
+    monkeypatch.setattr("train.launch.finished", lambda *run: False)
+    assert train_here("dit", tmp_path, "--max-steps 2") == 0
+    assert path.stat().st_ino == before
+    assert checkpoints(tmp_path / "checkpoints") == [path]
+
+
 def test_free_settings_may_change(tmp_path, train_here):
     train_here("dit", tmp_path, "--max-steps 1")
     free = "--max-steps 2 --micro-batch-size 3 --threads 1 --checkpoint-every 1 --log-every 2 --keep-checkpoints 1"
