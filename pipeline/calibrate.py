@@ -24,6 +24,7 @@ from pipeline.picture_sources import picture_source
 from pipeline.pictures import Pictures
 from shards.errors import UserError
 from shards.identity import Recipe
+from shards.mended import as_mended
 from shards.plan import Plan, SourceRecord
 from shards.quantize import Int8Code, fit_code
 from shards.store import Store
@@ -127,7 +128,7 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
         threads=decode_threads_for(config, 1),
     )
     kept = []
-    for batch in decoder.batches(Task(0, recipe.views), records):
+    for batch in decoder.batches(Task(0, recipe.views), as_mended(records, source.mended)):
         good = [slot for slot, row in enumerate(batch.rows()) if row.reason is None]
         if good:
             kept.append(_some_tokens(batch.images[:, good], source.pictures, recipe, encoder, count))

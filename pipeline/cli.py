@@ -30,6 +30,10 @@ from shards.errors import UserError
 
 INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNUSABLE_PATH = frozenset(
+    (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+)
+"""What the system says of a path that the command line names, and no command can do anything about."""
 
 
 def run_encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
@@ -214,11 +218,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno in _FULL:
+            remedy = "free space and run the same command again"
+            print(f"error: the disk is full ({error}); {remedy}", file=sys.stderr)
+        elif error.errno in _UNUSABLE_PATH and error.filename is not None:
+            remedy = "name another path, or see to what is there"
+            print(f"error: {error.filename} cannot be used: {error.strerror}; {remedy}", file=sys.stderr)
+        else:
             raise
-        print(
-            f"error: the disk is full ({error}); free space and run the same command again", file=sys.stderr
-        )
         return UserError.exit_code
 
 

@@ -174,22 +174,26 @@ class WorkConfig:
         """How many of `num_images` may be undecodable.
 
         Raises:
-            UsageError: If `max_bad` is neither a share nor a number.
+            UsageError: If `max_bad` is neither a share from 0% to 100% nor a number from 0.
         """
         text = self.max_bad.strip()
         try:
             if text.endswith("%"):
-                return int(float(text[:-1]) / 100 * num_images)
-            return int(text)
+                share = float(text[:-1])
+                if 0 <= share <= 100:
+                    return int(share / 100 * num_images)
+            elif int(text) >= 0:
+                return int(text)
         except ValueError:
-            raise UsageError(
-                f"--max-bad must be a share or a number, got {text!r}; such as 0.1% or 50"
-            ) from None
+            pass
+        raise UsageError(
+            f"--max-bad must be a share from 0% to 100% or a number from 0, got {text!r}; such as 0.1% or 50"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """Encode an image set into a store; run the same command again to continue or repair it."""
+    """Encode an image set into a store; run the same command again to continue it."""
 
     source: Annotated[str | None, tyro.conf.Positional] = None
     """Images: a folder (class sub-folders or none), tar, parquet or csv files, or the URL of one of them.

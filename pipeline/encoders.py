@@ -23,6 +23,18 @@ from pipeline.weights import State, digest, read_weights, resize_positions, to_t
 from shards.errors import UsageError, UserError
 from shards.identity import EncoderIdentity
 
+_SEED_DIGITS = 19  # all such numbers are seeds of torch, which end below 2**64
+_REFUSALS = (
+    TypeError,
+    AssertionError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+)
+"""What timm and torch refuse the arguments of a model with, whichever comes first."""
+
 
 class Encoder(nn.Module):
     """A frozen encoder, from pixels to raw tokens.
@@ -184,15 +196,18 @@ def _build(name: str, weights: str, input_size: int | None, model_args: Mapping[
     """An untrained timm ViT and the side of its square inputs; random weights are seeded where they are asked for."""
     _require_known(name)
     family = family_of(name)
+    if input_size is not None and input_size < 1:
+        raise UsageError(f"--input-size must be at least 1, got {input_size}; such as 224")
     size = input_size or family.input_size or _timm_config(name).input_size[-1]
-    model_args = {**family.model_args, **model_args}
+    given, model_args = model_args, {**family.model_args, **model_args}
     architecture = name.partition(".")[0]
     seed = 0
     if weights.startswith("random:"):
         text = weights.removeprefix("random:")
-        if not text.isdigit():
+        if not (text.isdecimal() and len(text) <= _SEED_DIGITS):
             raise UsageError(
-                f"--weights random:SEED needs a whole number as SEED, got {text!r}; such as random:0"
+                f"--weights random:SEED needs a whole number of at most {_SEED_DIGITS} digits as SEED, got {text!r}; "
+                "such as random:0"
             )
         seed = int(text)
     with torch.random.fork_rng(devices=[]):
@@ -201,13 +216,18 @@ def _build(name: str, weights: str, input_size: int | None, model_args: Mapping[
             trunk = timm.create_model(
                 architecture, pretrained=False, img_size=size, num_classes=0, global_pool="", **model_args
             )
-        except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-            # timm checks its arguments with whichever of these comes first.
-            raise UsageError(f"--encoder {name} cannot be built for inputs of {size}: {error}") from error
+        except _REFUSALS as error:
+            # Convolutional networks take inputs of any size, and are not told one.
+            if "unexpected keyword argument 'img_size'" in str(error):
+                raise UsageError(_not_plain(name)) from error
+            what = " and ".join([f"inputs of {size}", *(f"{key}={value}" for key, value in given.items())])
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(
+                f"--encoder {name} cannot be built for {what}: {reason}; "
+                "give another --input-size or other --encoder-args"
+            ) from error
     if not isinstance(trunk, VisionTransformer | Eva):
-        raise UsageError(
-            f"--encoder must be a plain vision transformer, got {name}; such as vit_base_patch14_reg4_dinov2"
-        )
+        raise UsageError(_not_plain(name))
     patch = int(trunk.patch_embed.patch_size[0])
     if size % patch:
         down = size - size % patch
@@ -216,6 +236,10 @@ def _build(name: str, weights: str, input_size: int | None, model_args: Mapping[
             f"use {down} or {down + patch}"
         )
     return trunk, size
+
+
+def _not_plain(name: str) -> str:
+    return f"--encoder must be a plain vision transformer, got {name}; such as vit_base_patch14_reg4_dinov2"
 
 
 def _load(trunk: Any, name: str, weights: str, family: Family, overrides: Mapping[str, Any]) -> State:

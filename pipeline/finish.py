@@ -49,12 +49,13 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
     _check_bad(config, writer.plan, reasons)
     writer.finalize({name: version(name) for name in ("torch", "timm", "numpy", "pillow")})
     remove_tree(writer.path / WORK_DIR)
+    store = open_store(writer.path)  # refuses what is damaged, before anything is said to be complete
     num_images, num_bad = writer.plan.num_images, len(reasons)
     say(
         f"{writer.path} is complete: {num_images - num_bad} of {num_images} images in "
         f"{writer.recipe.num_shards} shards, {num_bad} unusable"
     )
-    report_measured(open_store(writer.path), config.store.allow_error)
+    report_measured(store, config.store.allow_error)
 
 
 def _check_bad(config: EncodeConfig, plan: Plan, reasons: dict[int, str]) -> None:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from shards.atomic import publish_bytes
+from shards.errors import UserError
 from shards.layout import WORK_DIR
 from shards.location import Location, move
 from shards.remote.calls import RemoteError
@@ -48,6 +49,23 @@ class Owner:
     def known_dead(self) -> bool:
         """Whether it was a process of this host and does not run any more."""
         return self.host == _host() and _born(self.pid) != self.born
+
+
+def require_nobody_at_work(store: Location, wait: float, *, what: str) -> None:
+    """Refuses to touch a store that somebody is writing.
+
+    Args:
+        store: The store.
+        wait: Seconds to watch leases of other hosts for a new beat.
+        what: What is to be done with it, such as "cleaned".
+
+    Raises:
+        UserError: Naming the workers that hold leases.
+    """
+    alive = Leases(store, Owner.this_process("onlooker")).living(wait)
+    if alive:
+        some = ", ".join(f"{name} ({lease})" for lease, name in list(alive.items())[:4])
+        raise UserError(f"a store can be {what} when nobody writes it, {some} is at work; stop it or wait")
 
 
 def remove_if_empty(folder: Location) -> None:

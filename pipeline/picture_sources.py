@@ -1,7 +1,8 @@
 """Where a row's pictures come from: its image file, or the pictures that a finished store holds already."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,10 @@ class PictureSource(Protocol):
     @property
     def pictures(self) -> Pictures:
         """The pictures of all views."""
+
+    @property
+    def mended(self) -> Mapping[str, int]:
+        """Size in bytes by key of images that were mended after the source's plan was made, where it is a store."""
 
     def read(self, record: SourceRecord, views: Collection[str]) -> Any:
         """What the pictures of an image are made from.
@@ -44,8 +49,11 @@ class PictureSource(Protocol):
 class ImageFiles:
     """Pictures cut from the image files that the plan names."""
 
-    def __init__(self, reader: SourceReader, pictures: Pictures) -> None:
+    def __init__(
+        self, reader: SourceReader, pictures: Pictures, mended: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self.pictures = pictures
+        self.mended = mended
         self._reader = reader
 
     def read(self, record: SourceRecord, views: Collection[str]) -> bytes:
@@ -66,6 +74,7 @@ class StoredImages:
 
     def __init__(self, store: Store, pictures: Pictures) -> None:
         self.pictures = pictures
+        self.mended = store.mended
         self._store = store
         held = [name for name in pictures.names if name in store.views]
         self._readers = {name: store.reader(name, "image") for name in held}
@@ -127,4 +136,5 @@ def picture_source(source: str, recipe: Recipe, views: Collection[str]) -> Pictu
         store = open_store(as_location(source))
         if holds_pictures(store, recipe, views):
             return StoredImages(store, pictures)
+        return ImageFiles(SourceReader(), pictures, store.mended)
     return ImageFiles(SourceReader(), pictures)

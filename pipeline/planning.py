@@ -11,10 +11,12 @@ from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
 from pipeline.statistics_file import read_statistics
 from shards.errors import IdentityMismatchError, UsageError
+from shards.finalize import found_commits
 from shards.given_statistics import GivenStatistics
 from shards.identity import Recipe
 from shards.layout import PLAN, ROOT
 from shards.location import Location, as_location
+from shards.mended import mended_images
 from shards.plan import Plan
 from shards.quantize import Int8Code
 from shards.revisions import current_revision
@@ -25,12 +27,32 @@ from shards.writing import StoreWriter
 
 
 def make_plan(config: EncodeConfig) -> Plan:
-    """Lists the source and deals its images to the shards; a store's are those of its plan, by the same keys."""
+    """Lists the source and deals its images to the shards; a store's are those of its plan, by the same keys.
+
+    The plan of a store that was begun stands if nothing has changed since but images that were mended.
+    """
     if is_store(config.source_path()):
         return _store_plan(config)
     labels = LabelTable.read(config.labels) if config.labels else None
     listing = list_source(config.source_path(), labels)
-    return Plan.build(listing.records, listing.class_names, config.store.shards, config.store.seed)
+    plan = Plan.build(listing.records, listing.class_names, config.store.shards, config.store.seed)
+    return _plan_before_mending(config.store.out, plan) or plan
+
+
+def _plan_before_mending(path: Location, plan: Plan) -> Plan | None:
+    """The plan a store was begun with, if ``plan`` is the same with the sizes its images were mended to."""
+    if not ((path / ROOT).exists() and (path / PLAN).exists()):
+        return None
+    writer = StoreWriter.open(path)
+    begun = writer.plan
+    if begun.num_images != plan.num_images or (begun.nbytes == plan.nbytes).all():
+        return None
+    mended = mended_images(begun, found_commits(path, writer.recipe))
+    sizes = [
+        now if mended.get(key) == now else before
+        for key, before, now in zip(begun.keys, begun.nbytes.tolist(), plan.nbytes.tolist(), strict=True)
+    ]
+    return begun if begun.with_sizes(sizes) == plan else None
 
 
 def _store_plan(config: EncodeConfig) -> Plan:

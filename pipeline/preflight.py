@@ -19,6 +19,7 @@ from pipeline.space import free_bytes, gigabytes
 from shards.dtypes import TOKEN_DTYPES, storage_type
 from shards.identity import Recipe
 from shards.layout import field_of
+from shards.mended import as_mended
 from shards.plan import Plan, SourceRecord
 
 _SAMPLE = 256
@@ -73,7 +74,7 @@ def _decode(
         SourceRecord(*values) for values in zip(*(column[sample].tolist() for column in columns), strict=True)
     ]
     began = time.perf_counter()
-    batches = list(decoder.batches(Task(0, recipe.views), records))
+    batches = list(decoder.batches(Task(0, recipe.views), as_mended(records, source.mended)))
     for batch in batches:
         batch.rows()
     seconds = time.perf_counter() - began

@@ -24,7 +24,9 @@ from shards.errors import UndecodableImageError
 from shards.finalize import Commits, read_commits
 from shards.forms import object_path
 from shards.layout import MANIFEST, WORK_DIR, commit_path, fields_of
-from shards.location import move
+from shards.location import move, remove_tree
+from shards.mended import mended_images
+from shards.plan import SourceRecord
 from shards.published import published_rows
 from shards.revisions import begin_revision
 from shards.shard_writer import ShardWriter
@@ -44,17 +46,23 @@ def retry_quarantined(writer: StoreWriter, encoder: Encoder) -> None:
         StoreIncompleteError: If shards are still to come.
     """
     _describe_interrupted(writer)
+    remove_tree(writer.path / _STAGING)
     commits = read_commits(writer.path, writer.recipe)
     pictures = Pictures(writer.recipe)
-    images = dict(_mended_images(writer, commits, pictures))
+    sizes = mended_images(writer.plan, commits)
+    images = {}
+    for row, record, nbytes, shown in _mended_images(writer, commits, pictures):
+        images[row] = shown
+        if nbytes != sizes.get(record.key, record.nbytes):
+            sizes[record.key] = nbytes
     if images:
         begin_revision(writer.path, writer.recipe)
-    for (view, shard), record in commits.items():
+    for (view, shard), commit in commits.items():
         first = shard * writer.recipe.capacity
-        mended = {place: images[first + place] for place in record.bad if first + place in images}
+        mended = {place: images[first + place] for place in commit.bad if first + place in images}
         if mended:
             rows = _encoded(writer, encoder, pictures, view, mended)
-            _replace_shard(writer, record, pictures, mended, rows)
+            _replace_shard(writer, commit, pictures, mended, rows, sizes)
     say(f"{len(images)} images have been mended")
 
 
@@ -63,14 +71,20 @@ def _describe_interrupted(writer: StoreWriter) -> None:
     for view, shard in writer.pending():
         names = [object_path(writer.recipe, field, shard) for field in fields_of(writer.recipe, view)]
         if all((writer.path / name).exists() for name in names):
+            staged = writer.path / _STAGING / commit_path(view, shard)
             with writer.shard(view, shard) as again:
+                if staged.exists():
+                    record = CommitRecord.from_bytes(staged.read_bytes(), path=staged)
+                    again.note_mended(mended_images(writer.plan, {(view, shard): record}))
                 for place in range(writer.plan.shard_size(shard)):
                     again.quarantine(place, "not mended before the run was stopped")
                 again.publish()
 
 
-def _mended_images(writer: StoreWriter, commits: Commits, pictures: Pictures) -> Iterator[tuple[int, Images]]:
-    """Row and pictures, uint8 [V, P, P, 3], of each bad row whose image can be decoded now."""
+def _mended_images(
+    writer: StoreWriter, commits: Commits, pictures: Pictures
+) -> Iterator[tuple[int, SourceRecord, int, Images]]:
+    """Of each bad row whose image can be decoded now: row, image, its bytes now, pictures uint8 [V, P, P, 3]."""
     reader = SourceReader()
     for shard in sorted({shard for (_, shard), record in commits.items() if record.bad}):
         records = writer.plan.records_of(shard)
@@ -82,7 +96,7 @@ def _mended_images(writer: StoreWriter, commits: Commits, pictures: Pictures) ->
                 pictures.draw(content, records[place].key, writer.recipe.views, images)
             except (BadImageError, UndecodableImageError):
                 continue
-            yield shard * writer.recipe.capacity + place, images
+            yield shard * writer.recipe.capacity + place, records[place], len(content), images
     reader.close()
 
 
@@ -107,11 +121,13 @@ def _replace_shard(
     pictures: Pictures,
     images: Mapping[int, Images],
     mended: Mapping[int, StoredTokens],
+    sizes: Mapping[str, int],
 ) -> None:
     root, recipe = writer.path, writer.recipe
     staging = root / _STAGING
     attempts = record.attempts + 1
     with ShardWriter(staging, recipe, writer.plan, record.view, record.shard, attempts, writer.code) as shard:
+        shard.note_mended(sizes)
         if record.square_error is not None and record.num_rows:
             shard.add_square_error(record.square_error)
         for place, row in _old_rows(writer, record):

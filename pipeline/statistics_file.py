@@ -81,7 +81,7 @@ def write_statistics(statistics: Statistics, path: Path) -> None:
     """Write ``mean`` and ``var``: float32 tensors as published where the name ends in ``.pt``, else float64.
 
     Raises:
-        UsageError: If the name ends in none of the three.
+        UsageError: If the name ends in none of the three, or the file cannot be written.
     """
     arrays = {"mean": statistics.mean, "var": statistics.variance}
     buffer = io.BytesIO()
@@ -92,8 +92,13 @@ def write_statistics(statistics: Statistics, path: Path) -> None:
         np.savez(buffer, mean=statistics.mean, var=statistics.variance)
     else:
         buffer.write(save_safetensors(arrays))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_atomically(path, buffer.getvalue())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise UsageError(
+            f"--out must be a file that can be written, {path} is not: {error}; name another"
+        ) from error
 
 
 def _content(path: Path) -> bytes:

@@ -26,6 +26,7 @@ from pipeline.picture_sources import PictureSource
 from pipeline.progress import BatchEncoded, BatchWritten, Event, ShardFailed
 from pipeline.tokens import StoredTokens, TokenStorage
 from shards.errors import UserError
+from shards.mended import as_mended
 from shards.shard_writer import ShardWriter
 from shards.writing import StoreWriter
 
@@ -97,6 +98,8 @@ class Worker:
         recipe = writer.recipe
         self._length = batch_length(recipe.capacity, batch_size)
         self._pictures = source.pictures
+        self._mended_in_source = source.mended
+        self._mended: dict[int, dict[str, int]] = {}
         self._decoder = BatchDecoder(
             source, length=self._length, threads=decode_threads, pin_memory=self._pinned
         )
@@ -180,7 +183,10 @@ class Worker:
 
     def _batches(self) -> Iterator[Batch]:
         while (task := self._claims.next()) is not None:
-            yield from self._decoder.batches(task, self._writer.plan.records_of(task.shard))
+            sizes = {**self._mended_in_source, **self._writer.mended(task.shard)}
+            records = self._writer.plan.records_of(task.shard)
+            self._mended[task.shard] = {r.key: sizes[r.key] for r in records if r.key in sizes}
+            yield from self._decoder.batches(task, as_mended(records, sizes))
 
     def _encode(self, batch: Batch) -> None:
         began = time.perf_counter()
@@ -244,6 +250,7 @@ class Worker:
                 if shard is None:
                     task = batch.task
                     shard = self._writer.shard(encoded.view, task.shard, attempts=task.attempt).__enter__()
+                    shard.note_mended(self._mended[task.shard])
                 guard.push(shard)
                 self._write_rows(shard, encoded)
             finally:

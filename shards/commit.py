@@ -63,6 +63,8 @@ class CommitRecord:
             float64[D], NaN where a shard was described from its bytes alone; otherwise None.
         seconds: Time from opening the shard to publishing it.
         attempts: How often the shard had been begun.
+        mended: Size in bytes by place, of each image file that was mended after the plan was made and has another
+            size now.
     """
 
     view: str
@@ -76,6 +78,7 @@ class CommitRecord:
     square_error: NDArray[np.float64] | None
     seconds: float
     attempts: int
+    mended: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """As the JSON file that is published."""
@@ -87,6 +90,9 @@ class CommitRecord:
         values["offsets"] = {name: _pack(a, "<i8") for name, a in self.offsets.items()}
         if self.square_error is not None:
             values["square_error"] = _pack(self.square_error, "<f8")
+        values["mended"] = {str(place): nbytes for place, nbytes in sorted(self.mended.items())}
+        if not self.mended:
+            del values["mended"]
         return json.dumps({"version": COMMIT_VERSION, **values}, indent=1, ensure_ascii=False).encode()
 
     @classmethod
@@ -99,8 +105,11 @@ class CommitRecord:
         try:
             values = json.loads(content)
             version = values.pop("version")
-            if version != COMMIT_VERSION:
-                raise StoreDamagedError(f"{path} has version {version}; this program reads {COMMIT_VERSION}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(path, error) from error
+        if version != COMMIT_VERSION:
+            raise StoreDamagedError(f"{path} has version {version}; this program reads {COMMIT_VERSION}")
+        try:
             values["objects"] = tuple(ObjectRecord.from_dict(o) for o in values["objects"])
             values["moments"] = ObjectRecord.from_dict(values["moments"])
             values["bad"] = {int(place): str(reason) for place, reason in values["bad"].items()}
@@ -108,9 +117,18 @@ class CommitRecord:
             values["offsets"] = {name: _unpack(a, "<i8") for name, a in values["offsets"].items()}
             if values["square_error"] is not None:
                 values["square_error"] = _unpack(values["square_error"], "<f8")
+            mended = values.get("mended", {}).items()
+            values["mended"] = {int(place): int(nbytes) for place, nbytes in mended}
             return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreDamagedError(f"{path} is not a readable commit record ({error})") from error
+        except (ValueError, KeyError, TypeError, AttributeError, StoreDamagedError) as error:
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: object, error: Exception) -> StoreDamagedError:
+    return StoreDamagedError(
+        f"{path} is not a readable commit record ({error}); restore it, or, if the store is not finished, remove it "
+        "and run the command that was writing the store again"
+    )
 
 
 def _pack(values: NDArray[Any], dtype: str) -> str:

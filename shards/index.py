@@ -14,6 +14,7 @@ from shards.errors import StoreDamagedError
 from shards.extents import ABSENT
 from shards.identity import Recipe
 from shards.layout import fields_of
+from shards.mended import mended_images
 from shards.plan import Plan
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def _in_words(recipe: Recipe, by_view: dict[str, str]) -> str:
 def build_index(recipe: Recipe, plan: Plan, commits: Commits) -> pa.Table:
     """The columns of ``index.parquet``, a line an image, in row order.
 
-    ``row``, the plan's ``key``, ``label``, ``uri``, ``offset`` and ``nbytes``; ``valid`` and ``reason``; for
-    each view and field ``VIEW/FIELD/crc32c``, and ``VIEW/FIELD/offset`` in forms without an index of their
-    own.
+    ``row``, the plan's ``key``, ``label``, ``uri``, ``offset`` and ``nbytes``, of mended images the size they have
+    now; ``valid`` and ``reason``; for each view and field ``VIEW/FIELD/crc32c``, and ``VIEW/FIELD/offset`` in forms
+    without an index of their own.
     """
     import pyarrow as pa
 
@@ -52,6 +53,9 @@ def build_index(recipe: Recipe, plan: Plan, commits: Commits) -> pa.Table:
     valid = ~np.isin(rows, np.fromiter(bad, np.int64, len(bad)))
     columns: dict[str, Any] = {"row": pa.array(rows)}
     columns |= {name: plan.table[name] for name in plan.table.column_names}
+    if mended := mended_images(plan, commits):
+        sizes = zip(plan.keys, plan.nbytes.tolist(), strict=True)
+        columns["nbytes"] = pa.array([mended.get(key, nbytes) for key, nbytes in sizes], pa.int64())
     columns["valid"] = pa.array(valid)
     columns["reason"] = pa.array(
         [bad.get(row) for row in rows.tolist()] if bad else [None] * len(rows), pa.string()

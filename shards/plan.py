@@ -176,6 +176,14 @@ class Plan:
         """The columns key, label, uri, offset and nbytes in row order."""
         return self._table
 
+    def with_sizes(self, nbytes: Sequence[int]) -> Self:
+        """The same plan with other lengths in bytes, in row order."""
+        import pyarrow as pa
+
+        column = self._table.column_names.index("nbytes")
+        table = self._table.set_column(column, "nbytes", pa.array(nbytes, pa.int64()))
+        return type(self)(table, self.class_names, self.num_shards, self.seed)
+
     def source_digest(self) -> str:
         """Digest of what was encoded: sorted keys with size and label, and class names."""
         listing = self._table.sort_by("key")

@@ -16,6 +16,7 @@ import numpy as np
 
 from shards.atomic import is_temporary
 from shards.commit import ObjectRecord
+from shards.commit_check import commit_problems, difference, found_object
 from shards.damage import locate_damage
 from shards.errors import StoreError, UserError
 from shards.finalize import read_commits, small_objects
@@ -26,7 +27,6 @@ from shards.location import Location, as_location, lists_objects, object_names
 from shards.manifest import Manifest
 from shards.plan import Plan, planned_rows
 from shards.problem import Problem
-from shards.published import object_record
 from shards.revisions import belongs_to_another, newest_revision
 from shards.root import array_documents, read_recipe, root_documents
 
@@ -39,7 +39,9 @@ Progress = Callable[[int, int], None]
 def verify_store(
     path: str | Location, *, threads: int = 2, progress: Progress | None = None
 ) -> list[Problem]:
-    """Find everything in which a finished store differs from what was written.
+    """Find everything in which a store differs from what was written.
+
+    Of one that is not finished, or whose manifest is damaged, each published shard is compared with its commit record.
 
     Args:
         path: The store.
@@ -56,8 +58,10 @@ def verify_store(
     try:
         manifest = Manifest.read(path)
     except StoreError as error:
-        read_recipe(path)
-        return [Problem(MANIFEST, f"{error}; nothing else could be compared")]
+        if not lists_objects(path):
+            return [Problem(MANIFEST, f"{error}; nothing else could be compared")]
+        recipe = read_recipe(path, newest_revision(path))
+        return [Problem(MANIFEST, str(error)), *commit_problems(path, recipe, threads)]
     damaged = _compare_digests(path, manifest, threads, progress)
     problems = [*_strangers(path, manifest)]
     problems += _explain(path, manifest, damaged)
@@ -78,7 +82,7 @@ def _compare_digests(
     # Objects of a server arrive faster side by side than one core can hash.
     threads = threads if isinstance(path, Path) else max(threads, _REMOTE_THREADS)
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
-        found = pool.map(lambda o: _found(path, o.path), manifest.objects)
+        found = pool.map(lambda o: found_object(path, o.path), manifest.objects)
         for expected, actual in zip(manifest.objects, found, strict=True):
             if actual != expected:
                 damaged[expected.path] = actual
@@ -86,15 +90,6 @@ def _compare_digests(
             if progress is not None:
                 progress(seen, total)
     return damaged
-
-
-def _found(path: Location, name: str) -> ObjectRecord | str:
-    try:
-        return object_record(path, name)
-    except (FileNotFoundError, NotADirectoryError):
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read: {error}"
 
 
 def _strangers(path: Location, manifest: Manifest) -> Iterator[Problem]:
@@ -153,10 +148,8 @@ def _explain(path: Location, manifest: Manifest, damaged: dict[str, ObjectRecord
         other = by_digest.get(actual.sha256)
         if other is not None:
             yield Problem(name, f"holds the bytes of {other}", *where)
-        elif actual.nbytes != expected.nbytes:
-            yield Problem(name, f"has {actual.nbytes} bytes instead of {expected.nbytes}", *where)
-        elif place is None or plan is None or index is None:
-            yield Problem(name, "is not the file that was written", *where)
+        elif actual.nbytes != expected.nbytes or place is None or plan is None or index is None:
+            yield Problem(name, str(difference(expected, actual)), *where)
         else:
             yield from locate_damage(path, recipe, plan, index, place.fields, place.shard, name)
 

@@ -13,12 +13,14 @@ from typing import Self
 
 from shards.atomic import is_temporary, publish_bytes
 from shards.code_arrays import code_bytes, published_code
+from shards.commit import CommitRecord
 from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
 from shards.finalize import finalize_store
 from shards.identity import Recipe
 from shards.layout import CODE_TABLE, FIELDS, PLAN, ROOT, commit_path
-from shards.location import Location, object_names
+from shards.location import Location, object_names, read_objects
 from shards.manifest import Manifest
+from shards.mended import mended_images
 from shards.plan import Plan
 from shards.quantize import Int8Code
 from shards.remote.path import RemotePath
@@ -111,6 +113,17 @@ class StoreWriter:
             for view in self.recipe.views
             if commit_path(view, shard) not in done
         ]
+
+    def mended(self, shard: int) -> dict[str, int]:
+        """Size in bytes by key of the mended images of a shard, as the records of its finished views have them."""
+        names = [commit_path(view, shard) for view in self.recipe.views]
+        found = read_objects(self.path, names)
+        commits = {
+            (view, shard): CommitRecord.from_bytes(found[name], path=self.path / name)
+            for view, name in zip(self.recipe.views, names, strict=True)
+            if name in found
+        }
+        return mended_images(self.plan, commits)
 
     def finished(self) -> bool:
         """Whether readers see this revision, or a later one."""

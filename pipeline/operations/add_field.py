@@ -38,7 +38,10 @@ def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
     if place is None:
         return
     field = settings.store.out
-    writer, encoder = begin_or_await(settings, place)
+    try:
+        writer, encoder = begin_or_await(settings, place)
+    except IdentityMismatchError as error:
+        raise IdentityMismatchError(str(error).replace("another --out", "another --name")) from error
     if writer.plan != store.plan:
         raise IdentityMismatchError(
             f"the rows of {store.path} are not where a deal of its images puts them, so {config.name} cannot have the "

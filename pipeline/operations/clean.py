@@ -4,10 +4,9 @@ from pathlib import PurePosixPath
 
 from pipeline.claims import Failures
 from pipeline.console import say
-from pipeline.leases import Leases, Owner, remove_if_empty
+from pipeline.leases import Leases, Owner, remove_if_empty, require_nobody_at_work
 from pipeline.operations.settings import CleanConfig
 from shards.added_fields import publish_fields
-from shards.errors import UserError
 from shards.layout import MANIFEST, WORK_DIR
 from shards.location import Location, object_sizes
 from shards.revisions import give_up_unfinished, superseded
@@ -26,11 +25,7 @@ def clean(config: CleanConfig) -> None:
     """
     root = config.store
     read_recipe(root)
-    leases = Leases(root, Owner.this_process("pipeline clean"))
-    alive = leases.living(config.wait)
-    if alive:
-        some = ", ".join(f"{name} ({lease})" for lease, name in list(alive.items())[:4])
-        raise UserError(f"a store can be cleaned when nobody writes it, {some} is at work; stop it or wait")
+    require_nobody_at_work(root, config.wait, what="cleaned")
     if config.give_up:
         say(f"{root}: gave up {give_up_unfinished(root)} files of an addition that was not finished")
     temporaries = stale_temporaries(root)
@@ -39,7 +34,7 @@ def clean(config: CleanConfig) -> None:
     for name in (*temporaries, *old):
         (root / name).unlink(missing_ok=True)
     _remove_empty_parents(root, old)
-    leases.bury()
+    Leases(root, Owner.this_process("pipeline clean")).bury()
     Failures(root, 1).clear()
     remove_if_empty(root / WORK_DIR)
     say(

@@ -26,6 +26,7 @@ def convert(config: ConvertConfig) -> None:
     Raises:
         UserError: If the store is damaged, or the copy cannot be made, or int8 has cost more than is allowed.
     """
+    _check_compression(config)
     source = open_store(config.store)
     selection = every_row(source)
     form = {
@@ -61,6 +62,17 @@ def recoded_recipe(
         calibration_rows=0 if code is None else calibration_rows,
         code_error=0.0 if code is None else code_error,
     )
+
+
+def _check_compression(config: ConvertConfig) -> None:
+    for option, codec in (
+        ("--compression", config.compression),
+        ("--image-compression", config.image_compression),
+    ):
+        if config.format != "zarr" and codec != "none":
+            raise UsageError(
+                f"{option} {codec} is zarr's own, and the new store is to be {config.format}; add --format zarr"
+            )
 
 
 def _code(config: ConvertConfig, source: Store) -> Int8Code | None:

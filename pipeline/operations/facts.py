@@ -14,7 +14,7 @@ from shards.errors import StoreIncompleteError
 from shards.finalize import read_commits
 from shards.given_statistics import given_source
 from shards.identity import Recipe
-from shards.layout import fields_of
+from shards.layout import derived_path, fields_of
 from shards.location import Location
 from shards.revisions import newest_revision
 from shards.statistics_arrays import Statistics
@@ -100,10 +100,10 @@ def _finished_facts(store: Store) -> dict[str, Any]:
 
 
 def bytes_by_part(store: Store) -> Counter[str]:
-    """Bytes of each field, and of everything else by its first folder or file."""
+    """Bytes of each field, and of everything else by its first folder or file, in every revision by the same name."""
     sizes: Counter[str] = Counter()
     for record in store.manifest.objects:
-        parts = record.path.split("/")
+        parts = record.path.removeprefix(derived_path("", store.manifest.revision)).split("/")
         is_field = parts[0] in store.views and len(parts) > 2
         sizes["/".join(parts[:2]) if is_field else parts[0]] += record.nbytes
     return sizes

@@ -70,10 +70,17 @@ def _finished_lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
+def work_done(facts: dict[str, Any]) -> str:
+    """How far an unfinished store is: a shard is written once for each view, and counted so."""
+    done, pending, views = facts["shards_done"], facts["shards_pending"], len(facts["rows_by_view"])
+    total = done + pending
+    return f"{done:,} of {total:,} done, {pending:,} to come ({total // views:,} shards × {views} views)"
+
+
 def _work_lines(facts: dict[str, Any]) -> list[str]:
     rows = ", ".join(f"{view} {count}" for view, count in facts["rows_by_view"].items())
     return [
-        f"shards     {facts['shards_done']} done, {facts['shards_pending']} to come",
+        f"shards     {work_done(facts)}",
         f"rows       {rows} of {facts['images']} images so far, {facts['unusable']} unusable, "
         f"{facts['classes']} classes",
         *(f"failed     shard {shard}: {reason}" for shard, reason in facts["failed_shards"].items()),

@@ -36,7 +36,8 @@ def merge(config: MergeConfig) -> None:
         Part(store, np.arange(store.plan.num_images), own) for store, own in zip(stores, labels, strict=True)
     ]
     first = stores[0]
-    shards = config.shards or sum(store.recipe.num_shards for store in stores)
+    together = sum(store.recipe.num_shards for store in stores)
+    shards = together if config.shards is None else config.shards
     selection = dealt_anew(parts, class_names, shards, first.recipe.seed)
     copy(selection, copied_recipe(selection), config.out, command="merge", code=first.code)
 

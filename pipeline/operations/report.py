@@ -14,8 +14,10 @@ from PIL import Image
 
 from pipeline.console import say
 from pipeline.operations.facts import store_facts
+from pipeline.operations.facts_text import work_done
 from pipeline.operations.settings import ReportConfig
 from pipeline.token_pictures import principal_colours
+from shards.errors import UsageError
 from shards.finalize import Commits, found_commits, read_commits
 from shards.location import Location
 from shards.store import Store, open_store
@@ -38,7 +40,7 @@ def report(config: ReportConfig) -> None:
     """Writes the page of a store; of one that is not finished, what its shards so far tell.
 
     Raises:
-        UserError: If there is no store.
+        UserError: If there is no store, or the page cannot be written.
     """
     facts = store_facts(config.store)
     out = config.out or default_page(config.store)
@@ -62,8 +64,13 @@ def report(config: ReportConfig) -> None:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<h1>{title}</h1>{''.join(sections)}</html>\n"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"--out must be a file that can be written, {out} is not: {error}; name another"
+        ) from error
     say(f"wrote {out}")
 
 
@@ -112,7 +119,7 @@ def _unfinished_lines(facts: dict[str, Any]) -> dict[str, str]:
     rows = ", ".join(f"{view} {count:,}" for view, count in facts["rows_by_view"].items())
     failed = [f"shard {shard}: {reason}" for shard, reason in facts["failed_shards"].items()]
     return {
-        "state": f"UNFINISHED: {facts['shards_done']:,} shards done, {facts['shards_pending']:,} to come",
+        "state": f"UNFINISHED: {work_done(facts)}",
         "rows so far": f"{rows} of {facts['images']:,} images, {facts['unusable']:,} unusable",
         "size so far": f"{facts['bytes'] / 1e6:,.1f} MB",
         "failed": "; ".join(failed) or "none",
@@ -194,7 +201,7 @@ def _shards_section(commits: Commits) -> str:
     axes.set(xlabel="shard", ylabel="rows a second")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    again = sum(record.attempts > 1 for record in commits.values())
+    again = len({shard for (_, shard), record in commits.items() if record.attempts > 1})
     lines.append(("begun more than once", f"{again} shards"))
     return "<h2>Shards</h2>" + _table(lines) + _chart(figure, "rows a second by shard")
 

@@ -15,6 +15,11 @@ class VerifyConfig:
 
     store: tyro.conf.Positional[LocationArgument]
     """Folder or URL of the store."""
+    withdraw: bool = False
+    """Take damaged shards out of a store that nobody reads or writes; the command that wrote it, run again, makes them
+    anew and finishes the store. Exit code 0 if that can be done."""
+    wait: float = 12.0
+    """Seconds to watch leases of other machines for a sign of life, before anything is taken out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +186,10 @@ class StatsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffConfig:
-    """Say in what two stores differ: recipe, images, bytes, tokens; exit code 0 if in nothing, 1 otherwise."""
+    """Say in what two stores differ: recipe, images, bytes, tokens; exit code 0 if in nothing, 1 otherwise.
+
+    Rows are compared as the stores' indexes record them, by checksum; `pipeline verify` re-reads the bytes.
+    """
 
     a: tyro.conf.Positional[LocationArgument]
     """Folder of a finished store."""

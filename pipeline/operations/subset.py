@@ -26,7 +26,7 @@ def subset(config: SubsetConfig) -> None:
     """
     store = open_store(config.store)
     images = chosen_images(config, store.plan)
-    shards = config.shards or -(-len(images) // store.capacity)
+    shards = -(-len(images) // store.capacity) if config.shards is None else config.shards
     labels, class_names = _classes_left(store, images) if config.relabel else (None, store.class_names)
     selection = dealt_anew([Part(store, images, labels)], class_names, shards, store.recipe.seed)
     copy(selection, copied_recipe(selection), config.out, command="subset", code=store.code)
@@ -38,7 +38,7 @@ def chosen_images(config: SubsetConfig, plan: Plan) -> NDArray[np.int64]:
     Raises:
         UsageError: If nothing was asked for, a class or key is unknown, or no image is left.
     """
-    if not (config.classes or config.keys or config.every or config.sample):
+    if not config.classes and all(asked is None for asked in (config.keys, config.every, config.sample)):
         raise UsageError("subset needs at least one of --classes, --keys, --every and --sample; got none")
     wanted = np.ones(plan.num_images, np.bool_)
     if config.classes:

@@ -11,7 +11,7 @@ from shards.writing import StoreWriter
 
 
 def unfinished_facts(writer: StoreWriter) -> dict[str, Any]:
-    """Shards, rows, sizes, failures and unusable images so far, as plain JSON values."""
+    """Shards (of each view, all views together), rows, sizes, failures and unusable images so far, as JSON values."""
     recipe, plan = writer.recipe, writer.plan
     commits = found_commits(writer.path, recipe)
     pending = writer.pending()

@@ -6,14 +6,26 @@ from tqdm import tqdm
 
 from pipeline.console import say
 from pipeline.cores import usable_cores
+from pipeline.leases import require_nobody_at_work
 from pipeline.operations.settings import VerifyConfig
 from shards.errors import StoreDamagedError
 from shards.manifest import Manifest
+from shards.problem import Problem
 from shards.verify import verify_store
+from shards.withdrawal import withdraw_damaged
+
+
+def _withdraw(config: VerifyConfig, problems: list[Problem]) -> None:
+    require_nobody_at_work(config.store, config.wait, what="taken apart")
+    shards = withdraw_damaged(config.store, problems)
+    say(
+        f"{config.store}: {len(shards)} damaged shards are taken out and the store is unfinished; "
+        "run the command that wrote it again to make them anew"
+    )
 
 
 def verify(config: VerifyConfig) -> None:
-    """Re-reads a store and says what is wrong with it.
+    """Re-reads a store and says what is wrong with it; takes it out if that is asked for.
 
     Raises:
         UsageError: If there is no store.
@@ -28,9 +40,13 @@ def verify(config: VerifyConfig) -> None:
         problems = verify_store(config.store, threads=usable_cores(), progress=show)
     for problem in problems:
         say(f"  {problem}")
+    if problems and config.withdraw:
+        _withdraw(config, problems)
+        return
     if problems:
         raise StoreDamagedError(
-            f"{config.store} is damaged: {len(problems)} problems, named above; restore the objects or encode anew"
+            f"{config.store} is damaged: {len(problems)} problems, named above; restore the objects, or add "
+            "--withdraw and run the command that wrote the store again: it makes the damaged shards anew"
         )
     manifest = Manifest.read(config.store)
     size = sum(record.nbytes for record in manifest.objects)

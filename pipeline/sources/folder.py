@@ -1,5 +1,6 @@
 """Images in a folder: class sub-folders, or no classes at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -10,13 +11,15 @@ from shards.errors import UsageError
 from shards.location import Location
 from shards.remote.path import RemotePath
 
+_LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _File = tuple[str, tuple[str, ...], int]  # address, path below the folder, bytes
 
 
 def find_in_folder(root: Location) -> Iterator[FoundImage]:
     """Every image file below `root`; its class is the first folder of its path below `root`, if there is one.
 
-    Hidden files and folders are left out; links are followed.
+    Hidden files and folders are left out; links are followed, but not to a folder that they lie in. A link that leads
+    to no file is listed with 0 bytes, so that it counts as an image that is missing.
 
     Raises:
         UsageError: If some images lie in class folders and some beside them.
@@ -46,7 +49,16 @@ def find_in_folder(root: Location) -> Iterator[FoundImage]:
 
 def _local_files(root: Path) -> Iterator[_File]:
     for entry, parts in _files(str(root.absolute()), ()):
-        yield address_of(entry.path), parts, entry.stat().st_size
+        yield address_of(entry.path), parts, _size_of(entry)
+
+
+def _size_of(entry: "os.DirEntry[str]") -> int:
+    try:
+        return entry.stat().st_size
+    except OSError as error:
+        if error.errno in _LEADS_NOWHERE and entry.is_symlink():
+            return 0
+        raise
 
 
 def _remote_files(root: RemotePath) -> Iterator[_File]:
@@ -57,14 +69,33 @@ def _remote_files(root: RemotePath) -> Iterator[_File]:
             yield str(root / name), parts, nbytes
 
 
-def _files(folder: str, above: tuple[str, ...]) -> Iterator[tuple["os.DirEntry[str]", tuple[str, ...]]]:
+def _files(
+    folder: str, above: tuple[str, ...], outer: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple["os.DirEntry[str]", tuple[str, ...]]]:
+    """The image files below a folder, sorted; `outer` has the device and inode of the folders it lies in."""
+    inside = outer | {_identity(folder)}
     with os.scandir(folder) as entries:
         listing = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
     for entry in listing:
-        if entry.is_dir():
-            yield from _files(entry.path, (*above, entry.name))
+        if _is_folder(entry):
+            if not (entry.is_symlink() and _identity(entry.path) in inside):
+                yield from _files(entry.path, (*above, entry.name), inside)
         elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
             yield entry, (*above, entry.name)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in _LEADS_NOWHERE:
+            return False
+        raise
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)  # noqa: PTH116 - paths here are text
+    return status.st_dev, status.st_ino
 
 
 def printable(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ class LabelTable:
 
     Attributes:
         class_names: Full name of each class, such as `n01440764 tench, Tinca tinca`.
-        ids: Label of each name that a source may use: the full name, or the folder name at its beginning.
+        ids: Label of each name that a source may use: the full name, or the short one at its beginning if no other
+            class answers to that.
     """
 
     class_names: tuple[str, ...]
@@ -36,18 +38,18 @@ class LabelTable:
         """The table of these names in this order.
 
         A name that begins with a WordNet id or a number also answers to that, one with a tab to the part before it.
+        What several begin with, such as the year in `2012 Audi A5` and `2012 BMW M3`, none of them answers to.
 
         Raises:
-            UsageError: If two classes answer to one name.
+            UsageError: If two classes have one name.
         """
-        ids: dict[str, int] = {}
-        for label, name in enumerate(class_names):
-            for answer in answers_of(name):
-                if ids.setdefault(answer, label) != label:
-                    raise UsageError(
-                        f"class names must differ, {answer!r} stands for labels {ids[answer]} and {label}"
-                    )
-        return cls(tuple(class_names), ids)
+        full = _ids((name, label) for label, name in enumerate(class_names))
+        short: defaultdict[str, list[int]] = defaultdict(list)
+        for name, label in full.items():
+            for answer in answers_of(name) - {name}:
+                short[answer].append(label)
+        ids = {answer: labels[0] for answer, labels in short.items() if len(labels) == 1}
+        return cls(tuple(class_names), ids | full)
 
     @classmethod
     def of_source(cls, names: Iterable[str]) -> Self:
@@ -64,7 +66,7 @@ class LabelTable:
         """Reads a table from a store, a JSON list, or a text file with one class a line (line number = label).
 
         Raises:
-            UsageError: If it is none of them, or names no class.
+            UsageError: If it is none of them, names no class, or is a file in which two classes answer to one name.
         """
         if path.is_dir():
             from shards.plan import Plan
@@ -77,14 +79,38 @@ class LabelTable:
         elif not path.is_file():
             raise UsageError(f"--labels must be a file or a store, got {path}: no such file")
         elif path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                content = json.loads(_text_of(path))
+            except json.JSONDecodeError as error:
+                raise UsageError(
+                    f"--labels {path} must be JSON, got {error}; mend it or make it anew"
+                ) from error
             if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
                 raise UsageError(
                     f"--labels {path} must be a JSON list of class names in the order of their ids"
                 )
             names = content
         else:
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [line.strip() for line in _text_of(path).splitlines() if line.strip()]
         if not names:
             raise UsageError(f"--labels {path} must name at least one class, found none")
+        if path.is_file():  # the names of a store are those of its source
+            _ids((answer, label) for label, name in enumerate(names) for answer in answers_of(name))
         return cls.of_names(names)
+
+
+def _ids(answers: Iterable[tuple[str, int]]) -> dict[str, int]:
+    ids: dict[str, int] = {}
+    for answer, label in answers:
+        if ids.setdefault(answer, label) != label:
+            raise UsageError(
+                f"class names must differ, {answer!r} stands for labels {ids[answer]} and {label}; rename one of them"
+            )
+    return ids
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--labels {path} must be UTF-8 text, got {error}; save it as UTF-8") from error

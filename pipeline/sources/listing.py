@@ -64,7 +64,8 @@ def _find(source: str) -> tuple[Iterable[FoundImage], tuple[str, ...]]:
     """The images of a source, and its own class names in the order of their ids, where it states them."""
     from pipeline.sources.folder import find_in_folder
     from pipeline.sources.tables import class_names_in, find_in_csv, find_in_parquet
-    from pipeline.sources.tars import find_in_tar_of_tars, find_in_webdataset, is_tar_of_tars
+    from pipeline.sources.tars import find_in_tar_of_tars, is_tar_of_tars
+    from pipeline.sources.webdataset import find_in_webdataset
 
     paths = _files_of(source)
     if paths is None:

@@ -41,8 +41,8 @@ class ParquetRows:
         self._groups: OrderedDict[tuple[Location, int], Future[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, path: Location, row: int) -> bytes:
-        """Bytes of the image in a row.
+    def read(self, path: Location, row: int) -> bytes | None:
+        """Bytes of the image in a row, None where it holds none.
 
         Raises:
             OSError: If the file is gone or cannot be read.
@@ -50,7 +50,8 @@ class ParquetRows:
         table = self._table(path)
         group = int(np.searchsorted(table.ends, row, side="right"))
         first = int(table.ends[group - 1]) if group else 0
-        return self._values(path, table, group)[row - first].as_py() or b""
+        content: bytes | None = self._values(path, table, group)[row - first].as_py()
+        return content
 
     def _table(self, path: Location) -> _Table:
         if path not in self._tables:

@@ -1,5 +1,6 @@
 """The bytes of one image, from wherever the plan says they are."""
 
+import errno
 import os
 import threading
 from collections import OrderedDict
@@ -58,12 +59,12 @@ class SourceReader:
         suffix = path.suffix.lower()
         try:
             if suffix == ".parquet":
-                content = self._tables.read(path, record.offset)
+                content = self._row(path, record.offset)
             elif suffix == ".tar":
                 content = self._read_range(path, record.offset, record.nbytes)
             else:
                 content = path.read_bytes()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             gone = path if suffix in (".parquet", ".tar") else path.parent
             if not (gone.exists() or _may_be_folder(gone)):
                 raise SourceGoneError(
@@ -72,10 +73,20 @@ class SourceReader:
             raise BadImageError("missing: it was there when the source was listed") from error
         except PermissionError as error:
             raise BadImageError("unreadable: permission denied") from error
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise BadImageError("unreadable: a link that leads to itself") from error
         if len(content) != record.nbytes and not any_size:
             raise BadImageError(
                 f"changed since it was listed: {record.nbytes} bytes then, {len(content)} now"
             )
+        return content
+
+    def _row(self, path: Location, row: int) -> bytes:
+        content = self._tables.read(path, row)
+        if content is None:
+            raise BadImageError(f"row of {path.name} holds no bytes, and its path names no file beside it")
         return content
 
     def _read_range(self, path: Location, offset: int, nbytes: int) -> bytes:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.sources.folder import whole_address
@@ -19,37 +20,62 @@ _LABEL_COLUMNS = ("label", "class", "cls")
 def find_in_parquet(paths: list[Location]) -> Iterator[FoundImage]:
     """Every row of parquet files that hold images (`image` struct with `bytes`) or paths of images.
 
-    For images inside, the offset is the number of the row in its file. Numbers in the label column stay the class
-    names here; `class_names_in` says what they mean.
+    For images inside, the offset is the number of the row in its file; a row without bytes is the file that its `path`
+    names, if that is there. Numbers in the label column stay the class names here; `class_names_in` says what they
+    mean.
 
     Raises:
-        UsageError: If there is no column of images or paths.
+        UsageError: If a file is damaged, or has no column of images or paths.
     """
-    import pyarrow as pa
+    for path in paths:
+        with _undamaged(path):
+            yield from _rows_of(path)
+
+
+def _rows_of(path: Location) -> Iterator[FoundImage]:
     import pyarrow.compute as pc
 
-    for path in paths:
-        try:
-            file = open_parquet(path)
-        except pa.ArrowInvalid as error:
-            raise UsageError(f"{path} is not a readable parquet file ({error}); download it anew") from error
-        names = file.schema_arrow.names
-        column = image_column(file.schema_arrow)
-        label = next((name for name in _LABEL_COLUMNS if name in names), None)
-        if column is None:
-            rows = file.read([name for name in names if name in (*_PATH_COLUMNS, label)]).to_pylist()
-            yield from _listed(path, rows)
-            continue
-        number = 0
-        wanted = [f"{column}.bytes", *([label] if label else [])]
-        for batch in file.iter_batches(batch_size=64, columns=wanted):
-            sizes = pc.binary_length(batch.column(column).field("bytes")).to_pylist()
-            labels = batch.column(label).to_pylist() if label else [None] * len(sizes)
-            for size, value in zip(sizes, labels, strict=True):
-                key = f"{path.stem}/{number:09d}"
-                class_name = None if value is None else str(value)
-                yield FoundImage(key, class_name, whole_address(path), number, size or 0)
-                number += 1
+    file = open_parquet(path)
+    names = file.schema_arrow.names
+    column = image_column(file.schema_arrow)
+    label = next((name for name in _LABEL_COLUMNS if name in names), None)
+    if column is None:
+        yield from _listed(
+            path, file.read([name for name in names if name in (*_PATH_COLUMNS, label)]).to_pylist()
+        )
+        return
+    number = 0
+    # Columns that are not there are ignored.
+    wanted = [f"{column}.bytes", f"{column}.path", *([label] if label else [])]
+    for batch in file.iter_batches(batch_size=64, columns=wanted):
+        sizes = pc.binary_length(batch.column(column).field("bytes")).to_pylist()
+        labels = batch.column(label).to_pylist() if label else [None] * len(sizes)
+        beside = _files_beside(path, batch.column(column))
+        for size, value, file_beside in zip(sizes, labels, beside, strict=True):
+            key = f"{path.stem}/{number:09d}"
+            uri = whole_address(file_beside or path)
+            offset, nbytes = (0, file_size(file_beside)) if file_beside else (number, size or 0)
+            yield FoundImage(key, _class_name(value), uri, offset, nbytes)
+            number += 1
+
+
+def _files_beside(table: Location, images: Any) -> list[Location | None]:
+    """For each image that holds no bytes, the file that its `path` names from the table's folder, if it is there."""
+    content = images.field("bytes")
+    if content.null_count == 0 or "path" not in {part.name for part in images.type}:
+        return [None] * len(images)
+    names = images.field("path").to_pylist()
+    wanted = [
+        isinstance(name, str) and not held
+        for name, held in zip(names, content.is_valid().to_pylist(), strict=True)
+    ]
+    paths = [table.parent / name if want else None for name, want in zip(names, wanted, strict=True)]
+    return [path if path is not None and path.is_file() else None for path in paths]
+
+
+def _class_name(label: Any) -> str | None:
+    """What a table's label says; -1 stands for none, as in the unlabelled splits of HuggingFace datasets."""
+    return None if label is None or str(label) == "-1" else str(label)
 
 
 def image_column(schema: Any) -> str | None:
@@ -79,25 +105,48 @@ def class_names_in(path: Location) -> tuple[str, ...]:
 
 
 def open_parquet(path: Location, metadata: Any = None) -> Any:
-    """A parquet file at any place, of which only the parts that are asked for are read; its footer, if it is known."""
+    """A parquet file at any place, of which only the parts that are asked for are read; its footer, if it is known.
+
+    Raises:
+        UsageError: If it is no parquet file, or damaged.
+    """
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path.open("rb") if isinstance(path, RemotePath) else path, metadata=metadata)
+    with _undamaged(path):
+        return pq.ParquetFile(path.open("rb") if isinstance(path, RemotePath) else path, metadata=metadata)
+
+
+@contextmanager
+def _undamaged(path: Location) -> Iterator[None]:
+    """Turns what pyarrow says of a damaged parquet file into one line for its user."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        # Of a damaged page or footer pyarrow says OSError without a number; those of a device have one.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} is not a readable parquet file ({reason}); download it anew") from error
 
 
 def find_in_csv(path: Location) -> Iterator[FoundImage]:
     """Every line of a CSV file with a header: a column of paths and, if there is one, a column of labels.
 
     Raises:
-        UsageError: If there is no column of paths, or a file is not there.
+        UsageError: If it is not CSV in UTF-8, there is no column of paths, or a file is not there.
     """
-    content = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
-    yield from _listed(path, csv.DictReader(content))
+    try:
+        content = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+        rows = list(csv.DictReader(content))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} must be CSV in UTF-8, got {error}; save it as that") from error
+    yield from _listed(path, rows)
 
 
-def _listed(table: Location, rows: Any) -> Iterator[FoundImage]:
+def _listed(table: Location, rows: list[dict[str, Any]]) -> Iterator[FoundImage]:
     sizes: dict[str, int] = {}
-    rows = list(rows)
     if isinstance(table, RemotePath):
         names = {str(row[column]) for row in rows for column in _PATH_COLUMNS if row.get(column)}
         sizes = object_sizes(table.parent, [name for name in names if not is_url(name)])
@@ -117,7 +166,7 @@ def _listed(table: Location, rows: Any) -> Iterator[FoundImage]:
         label = next((row[name] for name in _LABEL_COLUMNS if row.get(name) not in (None, "")), None)
         yield FoundImage(
             key=name,
-            class_name=None if label is None else str(label),
+            class_name=_class_name(label),
             uri=whole_address(path),
             offset=0,
             nbytes=sizes[name] if name in sizes else file_size(path),

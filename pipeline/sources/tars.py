@@ -1,10 +1,9 @@
 """Images inside tar files, found once by offset and later read by range; nothing is ever unpacked.
 
-Two kinds: the ImageNet training set as it is downloaded, a tar of one tar a class, and webdataset shards, in which
-the files of one sample share their name up to the first dot of the last path part.
+Of the two kinds, the ImageNet training set as it is downloaded, a tar of one tar a class, is found here, and webdataset
+shards in `pipeline.sources.webdataset`.
 """
 
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from pipeline.sources.listing import IMAGE_SUFFIXES, FoundImage
 from shards.errors import UsageError
 from shards.location import Location
 from shards.object_reader import ObjectReader, open_object
-
-_CLASS_SUFFIXES = frozenset((".cls", ".json"))
 
 
 @dataclass(frozen=True)
@@ -96,47 +93,3 @@ def find_in_tar_of_tars(path: Location) -> Iterator[FoundImage]:
             if PurePosixPath(inner.name).suffix.lower() in IMAGE_SUFFIXES:
                 key = f"{class_name}/{inner.name}"
                 yield FoundImage(key, class_name, whole_address(path), inner.offset, inner.nbytes)
-
-
-def find_in_webdataset(paths: list[Location]) -> Iterator[FoundImage]:
-    """Every image of webdataset tars; its class is in the sample's `.cls` file or the `.json` file's `label`.
-
-    Keys are the tar's name and the sample's, so that equal samples of two tars stay apart.
-    """
-    for path in paths:
-        images: dict[str, Member] = {}
-        classes: dict[str, str] = {}
-        with open_object(path) as source:
-            for member in members(path):
-                sample, suffix = split_sample_name(member.name)
-                if suffix in IMAGE_SUFFIXES:
-                    images.setdefault(sample, member)
-                elif suffix in _CLASS_SUFFIXES:
-                    class_name = _class_of(suffix, source.read(member.nbytes, member.offset))
-                    if class_name is not None:
-                        classes.setdefault(sample, class_name)
-        for sample, member in images.items():
-            key = f"{path.stem}/{sample}"
-            yield FoundImage(key, classes.get(sample), whole_address(path), member.offset, member.nbytes)
-
-
-def split_sample_name(name: str) -> tuple[str, str]:
-    """Sample name and whole ending of a webdataset member, in lower case: `a/1.seg.png` is (`a/1`, `.seg.png`).
-
-    Source: webdataset 1.0 `tariterators.base_plus_ext`: the name ends at the first dot of the last path part.
-    """
-    folder, slash, last = name.rpartition("/")
-    stem, _, endings = last.partition(".")
-    return folder + slash + stem, "." + endings.lower()
-
-
-def _class_of(suffix: str, content: bytes) -> str | None:
-    text = content.decode("utf-8", "replace").strip()
-    if suffix == ".cls":
-        return text or None
-    try:
-        values = json.loads(text)
-    except ValueError:
-        return None
-    label = values.get("label", values.get("cls")) if isinstance(values, dict) else None
-    return None if label is None else str(label)

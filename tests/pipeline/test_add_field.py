@@ -166,3 +166,10 @@ def test_fields_outlive_additions_to_the_store_and_one_that_was_removed_is_forgo
 def test_names_that_cannot_be_are_refused(store, pipeline):
     code, _, err = pipeline("add-field", store.path, "--name", "../x", *OTHER)
     assert (code, "--name must be a plain word" in err) == (2, True)
+
+
+def test_another_encoder_under_a_name_that_is_taken_is_told_the_option(store, pipeline):
+    assert pipeline("add-field", store.path, "--name", "other", *OTHER)[0] == 0
+    code, _, err = pipeline("add-field", store.path, "--name", "other", *OTHER, "--encoder-args", "depth=2")
+    assert code == 1
+    assert "give the settings it was begun with, or another --name" in err

@@ -130,6 +130,9 @@ def test_keys_come_from_a_file_and_unknown_ones_are_listed(stores, tmp_path, pip
         ((), "at least one of --classes"),
         (("--classes", "mouse"), "'mouse' are not"),
         (("--every", -1), "--every must be at least 1"),
+        (("--every", 0), "--every must be at least 1"),
+        (("--sample", 0), "between 1 and the 11 images left"),
+        (("--every", 2, "--shards", 0), "shards must be between 1 and"),
         (("--sample", 12), "between 1 and the 11 images left"),
         (("--sample", 3, "--shards", 4), "shards must be between 1 and the 3 images"),
         (("--keys", "/nowhere/keys"), "--keys must be a text file"),
@@ -241,3 +244,13 @@ def test_ctrl_c_says_how_to_continue(stores, tmp_path, capsys, monkeypatch):
     )
     monkeypatch.setattr("pipeline.operations.copying.copy_rows", copy_rows)
     assert main(arguments) == 0
+
+
+@pytest.mark.parametrize("option", ["--compression", "--image-compression"])
+def test_compression_without_the_form_that_has_it_is_refused_with_what_to_add(
+    stores, tmp_path, pipeline, option
+):
+    code, _, err = pipeline("convert", stores[0].path, "--out", tmp_path / "new", option, "blosc")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{option} blosc is zarr's own" in err
+    assert "add --format zarr" in err

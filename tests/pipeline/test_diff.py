@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.operations.difference import compare_stores
+from pipeline.operations.settings import DiffConfig
 from shards.dtypes import storage_type, to_storage
 from shards.layout import fields_of
 from shards.plan import Plan
@@ -164,3 +165,28 @@ def test_wrong_usage_gets_one_line(a, tmp_path, pipeline):
     for arguments in ((a.path, tmp_path), (a.path, a.path, "--rows", -1)):
         code, out, err = pipeline("diff", *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_a_store_that_was_added_to_is_compared_part_by_part(folder, tmp_path, tiny, pipeline):
+    for name, views in (("grown", "center"), ("whole", "center,flip")):
+        arguments = ("encode", folder, "--out", tmp_path / name, "--shards", 2, "--views", views, *tiny)
+        assert pipeline(*arguments)[0] == 0
+    assert pipeline("add-view", tmp_path / "grown", "--views", "flip")[0] == 0
+    grown, whole = open_store(tmp_path / "grown"), open_store(tmp_path / "whole")
+    assert grown.manifest.revision == 1
+    sizes = compare_stores(grown, whole, rows=None).nbytes
+    assert "revisions" not in sizes
+    for part in ("index.parquet", "valid", "stats", "label"):
+        assert sizes[part][0] == sizes[part][1] > 0
+    assert "revisions" not in pipeline("inspect", grown.path)[1].split("sizes")[1].splitlines()[0]
+
+
+def test_stored_bytes_are_taken_to_be_those_of_the_index(a, tmp_path, pipeline):
+    b = write_store(tmp_path / "b")
+    shard = next(b.path / o.path for o in b.manifest.objects if o.path.startswith("center/tokens/c/"))
+    content = bytearray(shard.read_bytes())
+    content[0] ^= 1
+    shard.write_bytes(content)
+    assert pipeline("diff", a.path, b.path)[0] == 0
+    assert pipeline("verify", b.path)[0] == 1
+    assert "`pipeline verify`" in DiffConfig.__doc__

@@ -188,3 +188,21 @@ def test_the_recorded_key_tables_are_followed(rae_fixtures):
     for name, record in measured["siglip2"].items():
         assert family_of(name).model_args == {"act_layer": "gelu_tanh"}
         assert record["hf_act"] == "gelu_pytorch_tanh"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"input_size": 0}, "--input-size must be at least 1, got 0"),
+        ({"model_args": {"patch_size": 0}}, "cannot be built for inputs of 160 and patch_size=0: "),
+        (
+            {"weights": "random:99999999999999999999999"},
+            "--weights random:SEED needs a whole number of at most",
+        ),
+        ({"weights": "random:²"}, "--weights random:SEED needs a whole number"),
+    ],
+)
+def test_settings_that_no_encoder_can_have_are_refused_in_one_line(arguments, complaint):
+    with pytest.raises(UsageError, match=complaint) as refusal:
+        create_encoder("test_vit", **{"weights": "random:0", **arguments})
+    assert "\n" not in str(refusal.value)

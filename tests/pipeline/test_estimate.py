@@ -80,7 +80,10 @@ def test_the_text_shows_the_formula_and_says_what_else_to_give(pipeline):
         (("--rows", 10, "--grid", 2, "--width", 4, "--input-size", 32), "give --encoder too"),
         (("--rows", 0), "--rows must be more than 0"),
         (("--rows", 10, "--grid", 2, "--width", 4, "--shards", 11), "shards must be between"),
-        (("--rows", 10, "--encoder", "resnet50"), "--encoder"),
+        (
+            ("--rows", 10, "--encoder", "resnet50"),
+            "--encoder must be a plain vision transformer, got resnet50",
+        ),
         (("nowhere",), "is not a store"),
     ],
 )

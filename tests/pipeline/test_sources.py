@@ -89,6 +89,29 @@ def test_a_name_that_is_not_utf8_is_kept_readable(tmp_path):
     assert contents(listing) == {"caf\\xe9.png": png(1)}
 
 
+def test_a_link_that_leads_nowhere_is_one_missing_image_of_its_class(folder):
+    (folder / "zebra" / "dead.png").symlink_to(folder / "gone.png")
+    (folder / "zebra" / "itself.png").symlink_to("itself.png")
+    records = {record.key: record for record in list_source(str(folder)).records}
+    assert len(records) == 6
+    assert (records["zebra/dead.png"].label, records["zebra/dead.png"].nbytes) == (1, 0)
+    with pytest.raises(BadImageError, match="missing"):
+        SourceReader().read(records["zebra/dead.png"])
+    with pytest.raises(BadImageError, match="leads to itself"):
+        SourceReader().read(records["zebra/itself.png"])
+
+
+def test_a_link_to_a_folder_is_followed_unless_it_lies_in_that_folder(folder, tmp_path):
+    plain = list_source(str(folder)).records
+    (folder / "zebra" / "up").symlink_to("..")
+    (folder / "zebra" / "deep" / "here").symlink_to(".")
+    assert list_source(str(folder)).records == plain
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "more.png").write_bytes(png(5))
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    assert contents(list_source(str(folder)))["linked/more.png"] == png(5)
+
+
 def test_the_imagenet_tar_of_tars_is_read_where_it_lies(tmp_path):
     with tarfile.open(tmp_path / "train.tar", "w") as outer:
         for name in ("n01440764", "n01443537"):
@@ -134,6 +157,64 @@ def test_webdataset_tars_join_the_files_of_a_sample(tmp_path):
         assert [record.label for record in listing.records] == [0, 12, 1, 12]
 
 
+def webdataset(path, *files):
+    """A tar of these files, whose content is a picture or a text; gives its path as a source."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            add(tar, name, png(content) if isinstance(content, int) else content.encode())
+    return str(path)
+
+
+def test_samples_of_one_name_are_all_kept_each_with_its_class(tmp_path):
+    source = webdataset(
+        tmp_path / "x.tar",
+        *[("a.png", 0), ("a.cls", "0"), ("b.png", 1), ("b.cls", "1")],
+        *[("a.png", 2), ("a.cls", "2"), ("a.cls", "3"), ("a.png", 3)],
+    )
+    listing = list_source(source)
+    assert contents(listing) == {"x/a": png(0), "x/a#2": png(2), "x/a#3": png(3), "x/b": png(1)}
+    assert labels(listing) == {"x/a": "0", "x/a#2": "2", "x/a#3": "3", "x/b": "1"}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_tar_that_is_sorted_by_ending_keeps_its_classes(tmp_path, capsys, reverse):
+    images = [("a.jpg", 0), ("b.jpg", 1), ("a.seg.png", 2), ("b.seg.png", 3)]
+    classes = [("a.cls", "0"), ("b.cls", "1")]
+    source = webdataset(tmp_path / "x.tar", *(classes + images if reverse else images + classes))
+    listing = list_source(source)
+    assert contents(listing) == {"x/a": png(0), "x/b": png(1)}
+    assert labels(listing) == {"x/a": "0", "x/b": "1"}
+    assert "left out 2 images" in capsys.readouterr().err
+
+
+def test_an_image_with_a_dot_in_its_name_is_taken_where_its_sample_has_no_other(tmp_path, capsys):
+    source = webdataset(tmp_path / "x.tar", ("cat/a.v1.png", 0), ("cat/a.cls", "7"), ("cat/._a.png", 9))
+    assert contents(list_source(source)) == {"x/cat/a": png(0)}
+    assert capsys.readouterr().err == ""
+
+
+def test_images_that_are_left_out_of_samples_are_counted_and_said_once(tmp_path, capsys):
+    for part in "xy":
+        webdataset(tmp_path / f"{part}.tar", ("a.seg.png", 0), ("a.jpg", 1), ("a.png", 2), ("b.jpg", 3))
+    assert contents(list_source(str(tmp_path)))["x/a"] == png(1)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "left out 4 images" in said[0]
+    assert "a.seg.png" in said[0]
+
+
+def test_class_folders_in_tars_without_class_files_give_the_classes(tmp_path):
+    webdataset(tmp_path / "0.tar", ("./cat/deep/a.png", 0), ("./notes.txt", "no image"))
+    webdataset(tmp_path / "1.tar", ("dog/a.png", 1))
+    assert labels(list_source(str(tmp_path))) == {"0/./cat/deep/a": "cat", "1/dog/a": "dog"}
+
+
+@pytest.mark.parametrize("other", [("a.png", 1), ("cat/b.json", "{}"), ("b.cls", "")])
+def test_folders_in_tars_are_no_classes_beside_loose_images_or_class_files(tmp_path, other):
+    listing = list_source(webdataset(tmp_path / "x.tar", ("cat/a.png", 0), other))
+    assert listing.class_names == ()
+
+
 @pytest.mark.parametrize("names", [None, ["crane", "dog", "crane"]])
 def test_parquet_with_images_inside_keeps_the_numbers_of_its_classes(tmp_path, names):
     table = pa.table(
@@ -155,6 +236,29 @@ def test_parquet_with_images_inside_keeps_the_numbers_of_its_classes(tmp_path, n
     assert listing.class_names == (("0 crane", "1 dog", "2 crane") if names else ("0", "1", "2"))
 
 
+def test_a_parquet_row_without_bytes_is_the_file_that_its_path_names_or_unusable(tmp_path):
+    (tmp_path / "there.png").write_bytes(png(1))
+    rows = [
+        {"bytes": png(0), "path": "there.png"},
+        *(
+            {"bytes": None, "path": path}
+            for path in ("there.png", str(tmp_path / "there.png"), ".", "no.png", None)
+        ),
+        None,
+    ]
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(rows, image)}), tmp_path / "x.parquet")
+    records = list_source(str(tmp_path / "x.parquet")).records
+    reader = SourceReader()
+    assert [reader.read(record) for record in records[:3]] == [png(0), png(1), png(1)]
+    for record in records[3:]:
+        with pytest.raises(
+            BadImageError, match=r"row of x\.parquet holds no bytes, and its path names no file"
+        ):
+            reader.read(record)
+    reader.close()
+
+
 def test_a_csv_names_paths_beside_it_and_labels(tmp_path, folder):
     (tmp_path / "list.csv").write_text(
         "path,label\nimages/zebra/é ü.jpeg,stripes\nimages/a class/one.png,other\nimages/a class/one.png,other\n",
@@ -174,6 +278,71 @@ def test_a_csv_that_names_no_files_is_refused(tmp_path, text, named):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(UsageError, match=named):
         list_source(str(tmp_path / "list.csv"))
+
+
+def test_a_csv_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "list.csv").write_bytes(b"path\ncaf\xe9.png\n")
+    with pytest.raises(UsageError, match=r"list\.csv must be CSV in UTF-8"):
+        list_source(str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "footer", "page"])
+def test_a_damaged_parquet_file_is_refused(tmp_path, damage):
+    images = [{"bytes": np.random.default_rng(number).bytes(500)} for number in range(20)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    if damage == "footer":
+        content[-100:-8] = b"\xff" * 92
+    if damage == "page":
+        content[4:60] = b"\xff" * 56
+    kept = {"cut": len(content) // 2, "empty": 0}.get(damage, len(content))
+    (tmp_path / "x.parquet").write_bytes(content[:kept])
+    with pytest.raises(UsageError, match=r"x\.parquet is not a readable parquet file"):
+        list_source(str(tmp_path / "x.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("labels.json", b'["zebra",', "must be JSON"),
+        ("labels.json", b'["caf\xe9"]', "must be UTF-8"),
+        ("labels.txt", b"caf\xe9\n", "must be UTF-8"),
+    ],
+)
+def test_a_file_of_labels_that_is_no_text_or_no_json_is_refused(tmp_path, name, content, named):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=named):
+        LabelTable.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("names", [None, ["crane", "dog"]])
+def test_a_label_of_minus_one_in_a_table_is_none(tmp_path, names):
+    table = pa.table({"image": [{"bytes": png(number)} for number in range(3)], "label": [-1, 1, -1]})
+    if names:
+        features = {"info": {"features": {"label": {"names": names}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    listing = list_source(str(tmp_path / "x.parquet"))
+    assert [record.label for record in listing.records] == [-1, 1, -1]
+    assert listing.class_names == (("0 crane", "1 dog") if names else ("0", "1"))
+    (tmp_path / "a.png").write_bytes(png(0))
+    (tmp_path / "list.csv").write_text("path,label\na.png,-1\na.png,1\n")
+    assert [record.label for record in list_source(str(tmp_path / "list.csv")).records] == [-1, 1]
+
+
+def test_a_source_s_classes_may_begin_alike_and_those_of_a_file_of_labels_may_not(tmp_path):
+    names = ["2012", "2012 Audi A5", "2012 BMW M3", "2013 BMW M3"]
+    for name in names:
+        (tmp_path / "cars" / name).mkdir(parents=True)
+        (tmp_path / "cars" / name / "1.png").write_bytes(png(0))
+    listing = list_source(str(tmp_path / "cars"))
+    assert listing.class_names == tuple(names)
+    assert labels(listing) == {f"{name}/1.png": name for name in names}
+    ids = LabelTable.of_source(names[1:]).ids
+    assert ids == {"2012 Audi A5": 0, "2012 BMW M3": 1, "2013 BMW M3": 2, "2013": 2}
+    (tmp_path / "labels.txt").write_text("\n".join(names[1:]))
+    with pytest.raises(UsageError, match="'2012' stands for labels 0 and 1"):
+        LabelTable.read(tmp_path / "labels.txt")
 
 
 def test_given_labels_fix_the_ids_also_for_a_part_of_the_classes(tmp_path, folder):

@@ -86,7 +86,13 @@ def test_a_published_file_without_a_mean_is_compared_in_its_variance(store, tmp_
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--views", "crop0"), ("--out", "stat.csv"), ("--against", "nothing.pt")]
+    "arguments",
+    [
+        ("--views", "crop0"),
+        ("--out", "stat.csv"),
+        ("--out", f"{__file__}/stat.pt"),
+        ("--against", "nothing.pt"),
+    ],
 )
 def test_wrong_usage_gets_one_line(store, tmp_path, pipeline, arguments):
     code, _, err = pipeline("stats", store.path, *arguments)
