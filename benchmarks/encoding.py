@@ -25,7 +25,6 @@ from measuring import Result, report
 from PIL import Image
 
 from pipeline.claims import Claims, Failures, Task
-from pipeline.cores import usable_cores
 from pipeline.decoding import BatchDecoder
 from pipeline.encoders import Encoder, create_encoder
 from pipeline.leases import Leases, Owner
@@ -34,6 +33,7 @@ from pipeline.pictures import Pictures
 from pipeline.sources.listing import list_source
 from pipeline.sources.reading import SourceReader
 from pipeline.worker import Worker
+from shards.cores import usable_cores
 from shards.identity import Recipe
 from shards.plan import Plan
 from shards.writing import StoreWriter

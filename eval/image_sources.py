@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.samples_file import map_samples
+from shards.cores import usable_cores
 from shards.errors import UsageError, UserError
 from shards.images import center_crop, decode_image
 from shards.store import Store, open_store
@@ -162,9 +163,7 @@ class NpzImages:
 
 def decoding_threads() -> int:
     """Threads a process decodes with: its share of the cores this machine's processes may use, at most 16."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return max(1, min(_MOST_THREADS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(_MOST_THREADS, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def open_images(path: Path, image_size: tuple[int, int]) -> ImageSource:

@@ -1,12 +1,6 @@
-"""The cores of this machine, which decoding and an encoder on the CPU share."""
+"""How decoding and an encoder on the CPU share the cores."""
 
 import os
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def let_waiting_threads_sleep() -> None:

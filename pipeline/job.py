@@ -8,12 +8,12 @@ import torch
 
 from pipeline.claims import Claims, Failures
 from pipeline.config import EncodeConfig
-from pipeline.cores import usable_cores
 from pipeline.encoders import Encoder, create_encoder
 from pipeline.leases import Leases, Owner
 from pipeline.picture_sources import picture_source
 from pipeline.progress import Event, WorkerStarted
 from pipeline.worker import Worker
+from shards.cores import usable_cores
 from shards.writing import StoreWriter
 
 

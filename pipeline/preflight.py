@@ -9,13 +9,13 @@ from torch import Tensor
 
 from pipeline.claims import Task
 from pipeline.config import EncodeConfig
-from pipeline.cores import usable_cores
 from pipeline.decoding import Batch, BatchDecoder, batch_length
 from pipeline.devices import named_devices
 from pipeline.encoders import Encoder
 from pipeline.job import decode_threads_for
 from pipeline.picture_sources import picture_source
 from pipeline.space import free_bytes, gigabytes
+from shards.cores import usable_cores
 from shards.dtypes import TOKEN_DTYPES, storage_type
 from shards.identity import Recipe
 from shards.layout import field_of

@@ -90,8 +90,9 @@ class CommitRecord:
         values["offsets"] = {name: _pack(a, "<i8") for name, a in self.offsets.items()}
         if self.square_error is not None:
             values["square_error"] = _pack(self.square_error, "<f8")
-        values["mended"] = {str(place): nbytes for place, nbytes in sorted(self.mended.items())}
-        if not self.mended:
+        if self.mended:
+            values["mended"] = {str(place): nbytes for place, nbytes in sorted(self.mended.items())}
+        else:
             del values["mended"]
         return json.dumps({"version": COMMIT_VERSION, **values}, indent=1, ensure_ascii=False).encode()
 

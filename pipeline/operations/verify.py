@@ -5,9 +5,9 @@ import sys
 from tqdm import tqdm
 
 from pipeline.console import say
-from pipeline.cores import usable_cores
 from pipeline.leases import require_nobody_at_work
 from pipeline.operations.settings import VerifyConfig
+from shards.cores import usable_cores
 from shards.errors import StoreDamagedError
 from shards.manifest import Manifest
 from shards.problem import Problem
