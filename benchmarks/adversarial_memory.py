@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from train.adversarial_task import AdversarialTask
-from train.config import AdversarySettings, DecoderNetwork, DecoderSettings
 from train.distributed import Team
-from train.feed import MicroBatch
+from train.engine.feed import MicroBatch
+from train.engine.stored_tokens import StoredTokens
 from train.models.build import build_model
 from train.models.config import decoder_config
 from train.models.discriminator import DINO_SIZES, DinoFeatures, Discriminator
 from train.models.perceptual import Perceptual
-from train.stored_tokens import StoredTokens
+from train.settings.config import AdversarySettings, DecoderNetwork, DecoderSettings
+from train.tasks.adversarial_task import AdversarialTask
 
 PHASES = ("reconstruction alone", "discriminator learns", "decoder plays")
 """The phase of step 0, 1 and 2: schedules have one step an epoch."""

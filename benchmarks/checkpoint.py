@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from train.checkpoint import Parts, save_checkpoint
-from train.config import OptimizerSettings
-from train.ema import WeightAverages
+from train.engine.checkpoint import Parts, save_checkpoint
+from train.engine.ema import WeightAverages
+from train.engine.state import make_optimizer, state_parts
 from train.models.build import build_model
 from train.models.config import dit_dh_config
-from train.state import make_optimizer, state_parts
+from train.settings.config import OptimizerSettings
 
 PIECE = 1 << 24
 XL_BYTES = 13.4e9

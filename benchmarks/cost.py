@@ -22,18 +22,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eval.device_cost import Cost, measure
-from eval.networks import autocast, set_precision
-from eval.results import device_name, versions, write_json
+from eval.metrics.device_cost import Cost, measure
+from eval.metrics.results import device_name, versions, write_json
+from eval.networks.decoder import autocast, set_precision
 from eval.settings import Precision
-from pipeline.encoders import create_encoder
+from pipeline.encoders.encoder import create_encoder
 from shards.errors import UsageError
-from train.flow import interpolate, per_sample_loss, time_shift, velocity_target
-from train.guidance import unguided
+from train.flow.guidance import unguided
+from train.flow.integrators import integrate, time_grid
+from train.flow.path import interpolate, per_sample_loss, time_shift, velocity_target
 from train.models.build import build_model
 from train.models.config import ModelConfig, ViTDecoderConfig, decoder_config, dit_config, dit_dh_config
 from train.models.cost import forward_flops, num_parameters
-from train.sampling import integrate, time_grid
 
 Work = Callable[[torch.device, int, Precision], tuple[Callable[[], object], float]]
 """(device, batch size, precision) → a call to time, and how many such calls make the stage."""

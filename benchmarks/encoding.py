@@ -24,19 +24,19 @@ import torch
 from measuring import Result, report
 from PIL import Image
 
-from pipeline.claims import Claims, Failures, Task
-from pipeline.decoding import BatchDecoder
-from pipeline.encoders import Encoder, create_encoder
-from pipeline.leases import Leases, Owner
-from pipeline.picture_sources import ImageFiles
-from pipeline.pictures import Pictures
+from pipeline.encode.claims import Claims, Failures, Task
+from pipeline.encode.decoding import BatchDecoder
+from pipeline.encode.leases import Leases, Owner
+from pipeline.encode.worker import Worker
+from pipeline.encoders.encoder import Encoder, create_encoder
 from pipeline.sources.listing import list_source
-from pipeline.sources.reading import SourceReader
-from pipeline.worker import Worker
+from pipeline.sources.picture_sources import ImageFiles
+from pipeline.sources.pictures import Pictures
 from shards.cores import usable_cores
-from shards.identity import Recipe
-from shards.plan import Plan
-from shards.writing import StoreWriter
+from shards.metadata.identity import Recipe
+from shards.metadata.plan import Plan
+from shards.sources.reading import SourceReader
+from shards.writing.store_writer import StoreWriter
 
 VIEWS = ("center", "flip")
 

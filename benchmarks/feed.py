@@ -2,7 +2,7 @@
 
     python benchmarks/feed.py [--data DIR] [--rates 400,1500,5000] [--batch 64] [--seconds 5]
 
-Reads rows [256, 768] float16 (393 kB) through `train.feed.Feed`, as the trainers do, and stands in for the device by
+Reads rows [256, 768] float16 (393 kB) through `train.engine.feed.Feed`, as the trainers do, and stands in for the device by
 sleeping until a step at the given rate would be over: a device computes without the processor. Prints the share of
 time spent waiting and writes JSON. The goal is under 1 %; the highest rate at which it holds is searched for.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from measuring import make_store, make_tokens
 
-from shards.store import Store
+from shards.reading.store import Store
 from train.distributed import Team
-from train.feed import Feed
+from train.engine.feed import Feed
 
 GOAL = 0.01
 

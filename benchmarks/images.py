@@ -24,10 +24,10 @@ from PIL import Image
 from reading import OwnLoader, reader_results
 
 from pipeline.demo.photographs import PHOTOGRAPHS, open_photograph
-from shards.compression import row_codec
 from shards.images import random_crops
-from shards.store import Store, open_store
-from shards.writing import StoreWriter
+from shards.metadata.compression import row_codec
+from shards.reading.store import Store, open_store
+from shards.writing.store_writer import StoreWriter
 
 SIDE = 256
 GREY = ("brick", "cameraman", "coins", "grass", "moon")

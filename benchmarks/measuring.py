@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from shards.errors import StoreIncompleteError, UsageError
-from shards.identity import EncoderIdentity, Recipe
-from shards.plan import Plan, SourceRecord
-from shards.quantize import fit_code
-from shards.store import Store, open_store
-from shards.writing import StoreWriter
+from shards.metadata.identity import EncoderIdentity, Recipe
+from shards.metadata.plan import Plan, SourceRecord
+from shards.reading.store import Store, open_store
+from shards.values.quantize import fit_code
+from shards.writing.store_writer import StoreWriter
 
 GRID = (16, 16)
 WIDTH = 768

@@ -20,7 +20,7 @@ import numcodecs
 import numpy as np
 from trained_features import layer_normalised, trained_features
 
-from shards.quantize import fit_levels
+from shards.values.quantize import fit_levels
 
 SECTIONS = ("kinds", "trained", "calibration", "bytes")
 VALUES = 256 * 768  # of a row

@@ -28,10 +28,10 @@ from measuring import Result, make_store, make_tokens, report, side_by_side
 from peers import PEERS
 from sparse_store import make_sparse_store
 
-from shards.loader import Loader, page_aligned
-from shards.order import RowOrder, shuffle_quality
-from shards.shard_file import ReadMode
-from shards.store import Store, open_store
+from shards.reading.loader import Loader, page_aligned
+from shards.reading.order import RowOrder, shuffle_quality
+from shards.reading.shard_file import ReadMode
+from shards.reading.store import Store, open_store
 
 BATCH = 64
 SECTIONS = ("reader", "cold", "checksum", "loader", "kinds", "opening", "order")
@@ -314,8 +314,8 @@ def opening_facts(folder: Path) -> dict[str, Any]:
     path = make_sparse_store(folder / "sparse", num_images=1_280_000, num_shards=1024)
     script = (
         "import time, sys, json\n"
-        "from shards.store import open_store\n"
-        "from shards.loader import Loader\n"
+        "from shards.reading.store import open_store\n"
+        "from shards.reading.loader import Loader\n"
         "import pyarrow.parquet\n"
         "t0 = time.perf_counter()\n"
         "store = open_store(sys.argv[1])\n"

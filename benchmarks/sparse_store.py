@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 from measuring import benchmark_plan, benchmark_recipe
 
-from shards.atomic import publish_bytes, replace_atomically
-from shards.checksum import crc32c
-from shards.commit import CommitRecord, ObjectRecord
-from shards.finalize import small_objects
-from shards.index import build_index, index_bytes
-from shards.layout import INDEX, MANIFEST, PLAN, commit_path, field_of
-from shards.manifest import Manifest
-from shards.moments import Moments
-from shards.published import object_record
-from shards.root import array_documents, root_documents
-from shards.statistics_arrays import statistics_objects
-from shards.zarr_store import group_document, shard_path
+from shards.formats.zarr_format import group_document, shard_path
+from shards.metadata.commit import CommitRecord, ObjectRecord
+from shards.metadata.index import build_index, index_bytes
+from shards.metadata.layout import INDEX, MANIFEST, PLAN, commit_path, field_of
+from shards.metadata.manifest import Manifest
+from shards.metadata.root import array_documents, root_documents
+from shards.metadata.statistics_arrays import statistics_objects
+from shards.storage.atomic import publish_bytes, replace_atomically
+from shards.storage.checksum import crc32c
+from shards.values.moments import Moments
+from shards.writing.finalize import small_objects
+from shards.writing.published import object_record
 
 
 def make_sparse_store(path: Path, *, num_images: int, num_shards: int) -> Path:

@@ -19,11 +19,11 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from shards.store import Store, open_store
+from shards.reading.store import Store, open_store
 from train.decoder import main as train_decoder
-from train.randomness import normal
-from train.snapshot import load_snapshot
-from train.stored_tokens import StoredTokens, stored_tensor
+from train.engine.stored_tokens import StoredTokens, stored_tensor
+from train.tasks.randomness import normal
+from train.weights.snapshot import load_snapshot
 
 LEVELS = tuple(round(0.1 * i, 1) for i in range(9))
 TAUS = (0.0, 0.8)

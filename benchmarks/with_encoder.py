@@ -4,7 +4,7 @@
     python benchmarks/step.py --with-encoder --batch 64 --precision bf16 --compile       # GPU: the real shapes
 
 In the loop means: decode JPEG files in threads, crop, encode with the frozen encoder without gradients, then step.
-From the store means: `train.feed.Feed`, then the same step. Both run in turns in one process. What is compared is
+From the store means: `train.engine.feed.Feed`, then the same step. Both run in turns in one process. What is compared is
 speed and memory; the tokens in the store are random.
 """
 
@@ -27,20 +27,20 @@ import torch
 from measuring import benchmark_plan, benchmark_recipe
 from PIL import Image
 
-from pipeline.encoders import Encoder, create_encoder
+from pipeline.encoders.encoder import Encoder, create_encoder
 from shards.images import center_crop, decode_image
-from shards.store import Store, open_store
-from shards.writing import StoreWriter
-from train.config import DiTNetwork, DiTSettings
+from shards.reading.store import Store, open_store
+from shards.writing.store_writer import StoreWriter
 from train.distributed import Team
-from train.feed import Feed, MicroBatch
+from train.engine.feed import Feed, MicroBatch
+from train.engine.state import make_optimizer
+from train.engine.stored_tokens import StoredTokens
 from train.models.build import build_model
 from train.models.config import DiTDHConfig, dit_dh_config
 from train.models.cost import forward_flops
 from train.models.normalizer import LatentNormalizer
-from train.state import make_optimizer
-from train.stored_tokens import StoredTokens
-from train.velocity_task import VelocityTask
+from train.settings.config import DiTNetwork, DiTSettings
+from train.tasks.velocity_task import VelocityTask
 
 NUM_IMAGES = 64
 JPEG_SIZE = (500, 375)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import train.commandline
+import train.settings.commandline
 
 _Settings = TypeVar("_Settings")
 
@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str], kind: type[_Settings], script: str) -> _Sett
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
     """Run a script's main function, as the trainers' are run."""
-    train.commandline.run(main, remedy="run the same command again to continue")
+    train.settings.commandline.run(main, remedy="run the same command again to continue")
 
 
 def warn(caution: str) -> None:

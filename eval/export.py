@@ -43,8 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     for path in (settings.snapshot, settings.encoder, settings.dit):
         if path is not None and not path.is_file():
             raise UsageError(f"a file of weights is needed, found none at {path}")
-    from eval.export_layouts import export_diffusers, export_published
-    from train.snapshot import load_snapshot
+    from eval.networks.export_layouts import export_diffusers, export_published
+    from train.weights.snapshot import load_snapshot
 
     snapshot = load_snapshot(settings.snapshot)
     if settings.layout == "published":

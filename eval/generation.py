@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.command import parse, run
-from eval.generation_plan import plan_of
+from eval.generate.plan import plan_of
 from eval.settings import GenerationSettings
 
 
 def main(arguments: Sequence[str]) -> int:
     """Generate; returns the exit code."""
     plan = plan_of(parse(arguments, GenerationSettings, "eval/generation.py"))
-    from eval.generation_run import generate
+    from eval.generate.run import generate
 
     generate(plan)
     return 0

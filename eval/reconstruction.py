@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from eval.command import parse, run
 from eval.settings import ReconstructionSettings, require_decoder
 from shards.errors import UsageError
-from shards.location import as_location
-from shards.root import read_recipe
+from shards.metadata.root import read_recipe
+from shards.storage.location import as_location
 
 
 def require_inputs(settings: ReconstructionSettings) -> None:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     """Reconstruct; returns the exit code."""
     settings = parse(arguments, ReconstructionSettings, "eval/reconstruction.py")
     require_inputs(settings)
-    from eval.reconstruction_run import reconstruct
+    from eval.reconstruct.run import reconstruct
 
     reconstruct(settings)
     return 0

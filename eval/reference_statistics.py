@@ -21,10 +21,10 @@ def main(arguments: Sequence[str]) -> int:
         )
     if settings.out.suffix != ".npz":
         raise UsageError(f"--out must end in .npz, by which statistics are known; got {settings.out}")
-    from eval.features import InceptionFeatures
-    from eval.reference import save_reference
+    from eval.metrics.features import InceptionFeatures
+    from eval.metrics.reference import save_reference
     from train.distributed import Team
-    from train.signals import die_with_launcher
+    from train.engine.signals import die_with_launcher
 
     die_with_launcher()
     team = Team()

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipeline.config import EncodeConfig
 from pipeline.cores import let_waiting_threads_sleep
-from pipeline.operations.additions import AddFieldConfig, AddViewConfig
-from pipeline.operations.settings import (
+from pipeline.settings.additions import AddFieldConfig, AddViewConfig
+from pipeline.settings.config import EncodeConfig
+from pipeline.settings.operations import (
     AssessConfig,
     CleanConfig,
     ConvertConfig,
@@ -38,7 +38,7 @@ _UNUSABLE_PATH = frozenset(
 
 def run_encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
     """Runs `pipeline encode`."""
-    from pipeline.encode import encode
+    from pipeline.operations.encode import encode
 
     encode(config, arguments)
 

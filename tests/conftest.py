@@ -22,8 +22,8 @@ from typing import ClassVar
 
 import pytest
 
-from shards.remote.file_systems import forget_connections
-from shards.remote.path import RemotePath
+from shards.storage.file_systems import forget_connections
+from shards.storage.remote_path import RemotePath
 
 # Tests run in several processes on few cores; more threads a process would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

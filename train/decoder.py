@@ -11,19 +11,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.commandline import parse, run
-from train.presets import DECODER_DEFAULT, DECODER_PRESETS, decoder_settings, preset_list
+from train.settings.commandline import parse, run
+from train.settings.presets import DECODER_DEFAULT, DECODER_PRESETS, decoder_settings, preset_list
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from eval.reconstruction_pairs import Pairs
-    from shards.store import Store
-    from train.config import DecoderSettings
+    from eval.reconstruct.pairs import Pairs
+    from shards.reading.store import Store
     from train.distributed import Team
     from train.models.perceptual import Perceptual
-    from train.reconstruction_task import ReconstructionTask
+    from train.settings.config import DecoderSettings
+    from train.tasks.reconstruction_task import ReconstructionTask
 
 SHEET_IMAGES = 8
 """Images of a sheet of reconstructions."""
@@ -39,27 +39,27 @@ def main(arguments: Sequence[str]) -> int:
         presets=preset_list(DECODER_PRESETS),
     )
     # After the command line is read, so that --help and mistakes are answered at once.
-    from train.launch import launch
+    from train.engine.launch import launch
 
     return launch(settings, build_task, fields=("tokens", "image"), default_views=crops_or_center)
 
 
 def build_task(settings: DecoderSettings, store: Store, team: Team) -> ReconstructionTask:
     """The network and its loss, on the process's device."""
-    from eval.networks import Decoder
-    from eval.reconstruction_pairs import Pairs
+    from eval.networks.decoder import Decoder
+    from eval.reconstruct.pairs import Pairs
     from shards.errors import UsageError
-    from train.adversarial_task import AdversarialTask
-    from train.fine_tuning import start_from
-    from train.frozen_networks import load_dino_features, load_perceptual
-    from train.held_out import split_rows
-    from train.launch import begun, snapshot_meta
-    from train.lr import steps_per_epoch
+    from train.engine.fine_tuning import start_from
+    from train.engine.held_out import split_rows
+    from train.engine.launch import begun, snapshot_meta
+    from train.engine.lr import steps_per_epoch
+    from train.engine.stored_tokens import StoredTokens
     from train.models.build import build_model
     from train.models.discriminator import Discriminator
-    from train.networks import decoder_config
-    from train.reconstruction_task import ReconstructionTask
-    from train.stored_tokens import StoredTokens
+    from train.settings.networks import decoder_config
+    from train.tasks.adversarial_task import AdversarialTask
+    from train.tasks.frozen_networks import load_dino_features, load_perceptual
+    from train.tasks.reconstruction_task import ReconstructionTask
 
     assert settings.out is not None
     model = build_model(decoder_config(settings.model, store))
@@ -110,8 +110,8 @@ def reconstruction_grid(
     """Draws fixed images of the store beside their reconstructions; None without --sample-every."""
     if settings.sample_every is None:
         return None
-    from eval.image_sources import evenly_spread
-    from eval.pictures import grid, save_png, side_by_side
+    from eval.images.pictures import grid, save_png, side_by_side
+    from eval.images.sources import evenly_spread
 
     rows = rows[evenly_spread(SHEET_IMAGES, len(rows))]
 
@@ -139,10 +139,10 @@ def held_out_scores(
     """
     if settings.evaluate_every is None:
         return None
-    from eval.held_out import HeldOutImages
-    from eval.image_sources import evenly_spread
+    from eval.images.sources import evenly_spread
+    from eval.reconstruct.held_out import HeldOutImages
     from shards.errors import UsageError
-    from shards.store import open_store
+    from shards.reading.store import open_store
 
     if settings.evaluation_store is not None:
         other = open_store(settings.evaluation_store)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import UsageError
-from train.config import Precision
+from train.settings.config import Precision
 
 
 def resolve_precision(asked: Precision | None) -> Precision:

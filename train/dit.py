@@ -9,19 +9,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.commandline import parse, run
-from train.presets import DIT_DEFAULT, DIT_PRESETS, dit_settings, preset_list
+from train.settings.commandline import parse, run
+from train.settings.presets import DIT_DEFAULT, DIT_PRESETS, dit_settings, preset_list
 
 if TYPE_CHECKING:
-    from eval.networks import Decoder
-    from eval.sampler import LatentSampler
-    from shards.store import Store
-    from train.config import DiTSettings
+    from eval.generate.sampler import LatentSampler
+    from eval.networks.decoder import Decoder
+    from shards.reading.store import Store
     from train.distributed import Team
     from train.models.dit import DiT
     from train.models.dit_dh import DiTDH
     from train.models.normalizer import LatentNormalizer
-    from train.velocity_task import VelocityTask
+    from train.settings.config import DiTSettings
+    from train.tasks.velocity_task import VelocityTask
 
 SHEET_CLASSES, SHEET_COLUMNS = 8, 6
 """Rows and columns of a sheet of samples."""
@@ -37,20 +37,20 @@ def main(arguments: Sequence[str]) -> int:
         presets=preset_list(DIT_PRESETS),
     )
     # After the command line is read, so that --help and mistakes are answered at once.
-    from train.launch import launch
+    from train.engine.launch import launch
 
     return launch(settings, build_task, fields=("tokens",), default_views=center_and_flip)
 
 
 def build_task(settings: DiTSettings, store: Store, team: Team) -> VelocityTask:
     """The network, its normaliser and its loss, on the process's device."""
-    from train.fine_tuning import start_from
-    from train.launch import begun, snapshot_meta
+    from train.engine.fine_tuning import start_from
+    from train.engine.launch import begun, snapshot_meta
+    from train.engine.statistics_source import FILE_NAME, latent_normalizer, save_normalizer
+    from train.engine.stored_tokens import StoredTokens
     from train.models.build import build_model
-    from train.networks import dit_config
-    from train.statistics_source import FILE_NAME, latent_normalizer, save_normalizer
-    from train.stored_tokens import StoredTokens
-    from train.velocity_task import VelocityTask
+    from train.settings.networks import dit_config
+    from train.tasks.velocity_task import VelocityTask
 
     assert settings.out is not None
     model = build_model(dit_config(settings.model, store))
@@ -90,7 +90,7 @@ def drawing_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder 
     asked = [name for name in ("sample_every", "fid_every") if getattr(settings, name) is not None]
     if not asked:
         return None
-    from eval.networks import decoder_of, load_decoder, require_same_encoder
+    from eval.networks.decoder import decoder_of, load_decoder, require_same_encoder
     from shards.errors import UsageError
 
     if settings.decoder is None:
@@ -109,8 +109,8 @@ def sample_grid(
         return None
     import torch
 
-    from eval.labels import chosen_classes
-    from eval.pictures import grid, save_png, to_uint8
+    from eval.generate.labels import chosen_classes
+    from eval.images.pictures import grid, save_png, to_uint8
 
     classes = chosen_classes((), max(1, store.num_classes), labelled=store.num_classes > 0)[:SHEET_CLASSES]
     # Sample i shows class i modulo the number of classes; the sheet has a row a class.
@@ -133,9 +133,9 @@ def small_sample_fid(
     """Measures the FID of samples of all classes, the same noise each time; None without --fid-every."""
     if settings.fid_every is None or decoder is None:
         return None
-    from eval.features import InceptionFeatures
-    from eval.labels import chosen_classes
-    from eval.small_sample import SmallSampleFid
+    from eval.generate.labels import chosen_classes
+    from eval.generate.small_sample import SmallSampleFid
+    from eval.metrics.features import InceptionFeatures
 
     assert settings.fid_reference is not None
     network = InceptionFeatures(settings.fid_weights, team.device)
@@ -146,7 +146,7 @@ def small_sample_fid(
 
 def latent_sampler(settings: DiTSettings, model: DiT | DiTDH, classes: tuple[int, ...]) -> LatentSampler:
     """Draws latents of the classes as the network was trained: the run's seed, time shift and arithmetic."""
-    from eval.sampler import LatentSampler
+    from eval.generate.sampler import LatentSampler
 
     config = model.config
     return LatentSampler(

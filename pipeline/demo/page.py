@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.demo.figures import class_rows, loss_curves, save_picture, tile
-from pipeline.token_pictures import principal_colours
+from pipeline.operations.token_pictures import principal_colours
 from shards.errors import UsageError
-from shards.finalize import read_commits
-from shards.store import Store, open_store
+from shards.reading.store import Store, open_store
+from shards.writing.finalize import read_commits
 
 SAMPLES_SHOWN = 8  # a class
 

@@ -7,11 +7,11 @@ import time
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from pipeline.config import EncodeConfig
-from pipeline.encoders import Encoder
-from pipeline.job import Job, run_job
-from pipeline.progress import Event, Progress, WorkerGaveUp
-from pipeline.worker import WorkerGivesUpError
+from pipeline.encode.job import Job, run_job
+from pipeline.encode.progress import Event, Progress, WorkerGaveUp
+from pipeline.encode.worker import WorkerGivesUpError
+from pipeline.encoders.encoder import Encoder
+from pipeline.settings.config import EncodeConfig
 from shards.errors import UserError
 
 _STOP_SECONDS = 20.0

@@ -5,10 +5,10 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import EncodeConfig
-from pipeline.job import Job, run_job
-from pipeline.progress import Event, Progress
-from pipeline.worker import WorkerGivesUpError
+from pipeline.encode.job import Job, run_job
+from pipeline.encode.progress import Event, Progress
+from pipeline.encode.worker import WorkerGivesUpError
+from pipeline.settings.config import EncodeConfig
 from shards.errors import UsageError, UserError
 
 _RESTARTS = 3

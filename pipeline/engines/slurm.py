@@ -7,8 +7,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from pipeline.config import WorkConfig
 from pipeline.engines.static import Place
+from pipeline.settings.config import WorkConfig
 from shards.errors import UsageError, UserError
 
 

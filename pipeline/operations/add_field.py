@@ -5,18 +5,18 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-from pipeline.config import EncodeConfig, StoreConfig
 from pipeline.console import say
-from pipeline.encode import begin_or_await
-from pipeline.leases import Leases, Owner, remove_if_empty
-from pipeline.operations.additions import AddFieldConfig
-from pipeline.running import find_place, run
-from pipeline.space import missing_nbytes, require_space
-from shards.added_fields import field_path, link_images, publish_fields
+from pipeline.encode.leases import Leases, Owner, remove_if_empty
+from pipeline.encode.space import missing_nbytes, require_space
+from pipeline.engines.running import find_place, run
+from pipeline.operations.encode import begin_or_await
+from pipeline.settings.additions import AddFieldConfig
+from pipeline.settings.config import EncodeConfig, StoreConfig
 from shards.errors import IdentityMismatchError, UsageError
-from shards.layout import WORK_DIR
-from shards.location import Location
-from shards.store import Store, open_store
+from shards.metadata.layout import WORK_DIR
+from shards.reading.store import Store, open_store
+from shards.storage.location import Location
+from shards.writing.added_fields import field_path, link_images, publish_fields
 
 
 def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:

@@ -3,18 +3,18 @@
 import dataclasses
 from collections.abc import Sequence
 
-from pipeline.config import EncodeConfig, EncoderConfig, StoreConfig
 from pipeline.console import say
-from pipeline.encode import warn_untrained
-from pipeline.job import build_encoder
-from pipeline.operations.additions import AddViewConfig
-from pipeline.running import find_place, run
-from pipeline.space import missing_nbytes, require_space
+from pipeline.encode.job import build_encoder
+from pipeline.encode.space import missing_nbytes, require_space
+from pipeline.engines.running import find_place, run
+from pipeline.operations.encode import warn_untrained
+from pipeline.settings.additions import AddViewConfig
+from pipeline.settings.config import EncodeConfig, EncoderConfig, StoreConfig
 from shards.errors import UsageError
-from shards.identity import EncoderIdentity, Recipe
-from shards.revisions import begin_revision
-from shards.store import Store, open_store
-from shards.writing import StoreWriter
+from shards.metadata.identity import EncoderIdentity, Recipe
+from shards.reading.store import Store, open_store
+from shards.writing.revisions import begin_revision
+from shards.writing.store_writer import StoreWriter
 
 
 def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:

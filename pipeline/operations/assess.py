@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.calibrate import fit_and_judge, sample_stored
-from pipeline.int8_error import describe_error
+from pipeline.encode.calibrate import fit_and_judge, sample_stored
+from pipeline.encode.int8_error import describe_error
 from pipeline.operations.convert import recoded_recipe
-from pipeline.operations.settings import AssessConfig
-from shards.compression import row_codec
-from shards.copying import begin_copy, copied_recipe, copy_rows
-from shards.dtypes import storage_type, to_float64, to_storage
+from pipeline.settings.operations import AssessConfig
 from shards.errors import UsageError, UserError
-from shards.layout import field_of
-from shards.quantize import Int8Code
-from shards.selection import Part, dealt_anew
-from shards.store import Store, open_store
+from shards.metadata.compression import row_codec
+from shards.metadata.layout import field_of
+from shards.reading.store import Store, open_store
+from shards.values.dtypes import storage_type, to_float64, to_storage
+from shards.values.quantize import Int8Code
+from shards.writing.copying import begin_copy, copied_recipe, copy_rows
+from shards.writing.selection import Part, dealt_anew
 
 _COMPRESSED_ROWS = 64
 _WORST = 10

@@ -2,16 +2,16 @@
 
 from pathlib import PurePosixPath
 
-from pipeline.claims import Failures
 from pipeline.console import say
-from pipeline.leases import Leases, Owner, remove_if_empty, require_nobody_at_work
-from pipeline.operations.settings import CleanConfig
-from shards.added_fields import publish_fields
-from shards.layout import MANIFEST, WORK_DIR
-from shards.location import Location, object_sizes
-from shards.revisions import give_up_unfinished, superseded
-from shards.root import read_recipe
-from shards.writing import stale_temporaries
+from pipeline.encode.claims import Failures
+from pipeline.encode.leases import Leases, Owner, remove_if_empty, require_nobody_at_work
+from pipeline.settings.operations import CleanConfig
+from shards.metadata.layout import MANIFEST, WORK_DIR
+from shards.metadata.root import read_recipe
+from shards.storage.location import Location, object_sizes
+from shards.writing.added_fields import publish_fields
+from shards.writing.revisions import give_up_unfinished, superseded
+from shards.writing.store_writer import stale_temporaries
 
 
 def clean(config: CleanConfig) -> None:

@@ -4,20 +4,20 @@ import dataclasses
 
 import numpy as np
 
-from pipeline.calibrate import fit_and_judge, sample_stored
 from pipeline.console import say
-from pipeline.int8_error import describe_error, report_measured
+from pipeline.encode.calibrate import fit_and_judge, sample_stored
+from pipeline.encode.int8_error import describe_error, report_measured
 from pipeline.operations.copying import copy
-from pipeline.operations.settings import ConvertConfig
-from shards.code_arrays import published_code
-from shards.copying import copied_recipe
+from pipeline.settings.operations import ConvertConfig
 from shards.errors import UsageError
-from shards.identity import Recipe
-from shards.layout import ROOT
-from shards.quantize import Int8Code
-from shards.root import read_recipe
-from shards.selection import every_row
-from shards.store import Store, open_store
+from shards.metadata.code_arrays import published_code
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import ROOT
+from shards.metadata.root import read_recipe
+from shards.reading.store import Store, open_store
+from shards.values.quantize import Int8Code
+from shards.writing.copying import copied_recipe
+from shards.writing.selection import every_row
 
 
 def convert(config: ConvertConfig) -> None:

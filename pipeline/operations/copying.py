@@ -5,13 +5,13 @@ import sys
 from tqdm import tqdm
 
 from pipeline.console import say
-from pipeline.space import require_space
-from shards.copying import begin_copy, copy_rows
-from shards.identity import Recipe
-from shards.layout import fields_of
-from shards.location import Location, object_names, object_sizes
-from shards.quantize import Int8Code
-from shards.selection import Selection
+from pipeline.encode.space import require_space
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import fields_of
+from shards.storage.location import Location, object_names, object_sizes
+from shards.values.quantize import Int8Code
+from shards.writing.copying import begin_copy, copy_rows
+from shards.writing.selection import Selection
 
 
 def copy(
@@ -21,7 +21,7 @@ def copy(
 
     Args:
         selection: The rows.
-        recipe: See `shards.copying.copied_recipe`.
+        recipe: See `shards.writing.copying.copied_recipe`.
         out: Folder of the new store.
         command: What is done, for the progress line and the store's provenance.
         code: For int8.

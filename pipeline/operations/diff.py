@@ -8,9 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.operations.difference import FieldDifference, NumberDifference, StoreDifference, compare_stores
-from pipeline.operations.settings import DiffConfig
+from pipeline.settings.operations import DiffConfig
 from shards.errors import UsageError
-from shards.store import open_store
+from shards.reading.store import open_store
 
 _NAMED_AT_MOST = 5
 _ROW_LINES = {

@@ -5,13 +5,13 @@ import json
 import sys
 from dataclasses import dataclass
 
-from pipeline.config import StoreConfig
-from pipeline.operations.settings import EstimateConfig
+from pipeline.settings.config import StoreConfig
+from pipeline.settings.operations import EstimateConfig
 from shards.errors import UsageError
-from shards.identity import EncoderIdentity, Recipe
-from shards.layout import Field, fields_of
-from shards.revisions import newest_revision
-from shards.root import read_recipe
+from shards.metadata.identity import EncoderIdentity, Recipe
+from shards.metadata.layout import Field, fields_of
+from shards.metadata.root import read_recipe
+from shards.writing.revisions import newest_revision
 
 _DEFAULT_SHARDS = 1024
 _PIXELS_PER_TOKEN = 16  # side of the stored crop for each token of a row, as `pipeline encode` has it
@@ -180,7 +180,7 @@ def _token_shape(config: EstimateConfig, base: Recipe | None) -> tuple[int, int,
     """Token rows, columns and channels."""
     shape = None if base is None else (*base.encoder.grid, base.encoder.width)
     if config.encoder is not None:
-        from pipeline.encoders import token_shape
+        from pipeline.encoders.encoder import token_shape
 
         shape = token_shape(config.encoder, input_size=config.input_size)
     elif config.input_size is not None:

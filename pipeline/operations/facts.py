@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from pipeline.operations.facts_text import as_text
-from pipeline.operations.settings import InspectConfig
 from pipeline.operations.unfinished import rate_history, unfinished_facts
+from pipeline.settings.operations import InspectConfig
 from shards.errors import StoreIncompleteError
-from shards.finalize import read_commits
-from shards.given_statistics import given_source
-from shards.identity import Recipe
-from shards.layout import derived_path, fields_of
-from shards.location import Location
-from shards.revisions import newest_revision
-from shards.statistics_arrays import Statistics
-from shards.store import Store, open_store
-from shards.writing import StoreWriter
+from shards.metadata.given_statistics import given_source
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import derived_path, fields_of
+from shards.metadata.statistics_arrays import Statistics
+from shards.reading.store import Store, open_store
+from shards.storage.location import Location
+from shards.writing.finalize import read_commits
+from shards.writing.revisions import newest_revision
+from shards.writing.store_writer import StoreWriter
 
 _WORST_CHANNELS = 5
 

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from pipeline.console import named
 from pipeline.operations.copying import copy
-from pipeline.operations.settings import MergeConfig
+from pipeline.settings.operations import MergeConfig
 from pipeline.sources.labels import answers_of
-from shards.copying import copied_recipe
 from shards.errors import IdentityMismatchError, UsageError
-from shards.selection import Part, dealt_anew
-from shards.store import Store, open_store
+from shards.reading.store import Store, open_store
+from shards.writing.copying import copied_recipe
+from shards.writing.selection import Part, dealt_anew
 
 _SHARED = ("dtype", "views", "image_size", "precision")
 """Settings that all stores must have in common, beside the encoder."""

@@ -15,13 +15,13 @@ from PIL import Image
 from pipeline.console import say
 from pipeline.operations.facts import store_facts
 from pipeline.operations.facts_text import work_done
-from pipeline.operations.settings import ReportConfig
-from pipeline.token_pictures import principal_colours
+from pipeline.operations.token_pictures import principal_colours
+from pipeline.settings.operations import ReportConfig
 from shards.errors import UsageError
-from shards.finalize import Commits, found_commits, read_commits
-from shards.location import Location
-from shards.store import Store, open_store
-from shards.writing import StoreWriter
+from shards.reading.store import Store, open_store
+from shards.storage.location import Location
+from shards.writing.finalize import Commits, found_commits, read_commits
+from shards.writing.store_writer import StoreWriter
 
 _SAMPLES = 16
 _TILE = 128

@@ -3,11 +3,11 @@
 import numpy as np
 
 from pipeline.operations.copying import copy
-from pipeline.operations.settings import ReshardConfig
-from shards.copying import copied_recipe
+from pipeline.settings.operations import ReshardConfig
 from shards.errors import UsageError
-from shards.selection import Part, dealt_anew
-from shards.store import open_store
+from shards.reading.store import open_store
+from shards.writing.copying import copied_recipe
+from shards.writing.selection import Part, dealt_anew
 
 
 def reshard(config: ReshardConfig) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.console import say
+from pipeline.encode.statistics_file import read_statistics, write_statistics
 from pipeline.operations.facts import statistics_facts
-from pipeline.operations.settings import StatsConfig
-from pipeline.statistics_file import read_statistics, write_statistics
-from shards.statistics_arrays import Statistics
-from shards.store import Store, open_store
+from pipeline.settings.operations import StatsConfig
+from shards.metadata.statistics_arrays import Statistics
+from shards.reading.store import Store, open_store
 
 _WORST_CHANNELS = 5
 

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from pipeline.console import named
 from pipeline.operations.copying import copy
-from pipeline.operations.settings import SubsetConfig
+from pipeline.settings.operations import SubsetConfig
 from pipeline.sources.labels import LabelTable
-from shards.copying import copied_recipe
 from shards.draws import permutation
 from shards.errors import UsageError
-from shards.plan import Plan
-from shards.selection import Part, dealt_anew
-from shards.store import Store, open_store
+from shards.metadata.plan import Plan
+from shards.reading.store import Store, open_store
+from shards.writing.copying import copied_recipe
+from shards.writing.selection import Part, dealt_anew
 
 
 def subset(config: SubsetConfig) -> None:

@@ -3,11 +3,11 @@
 from collections import Counter
 from typing import Any
 
-from pipeline.claims import Failures
-from shards.finalize import Commits, found_commits
-from shards.given_statistics import given_source
-from shards.index import bad_rows
-from shards.writing import StoreWriter
+from pipeline.encode.claims import Failures
+from shards.metadata.given_statistics import given_source
+from shards.metadata.index import bad_rows
+from shards.writing.finalize import Commits, found_commits
+from shards.writing.store_writer import StoreWriter
 
 
 def unfinished_facts(writer: StoreWriter) -> dict[str, Any]:

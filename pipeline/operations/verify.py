@@ -5,14 +5,14 @@ import sys
 from tqdm import tqdm
 
 from pipeline.console import say
-from pipeline.leases import require_nobody_at_work
-from pipeline.operations.settings import VerifyConfig
+from pipeline.encode.leases import require_nobody_at_work
+from pipeline.settings.operations import VerifyConfig
 from shards.cores import usable_cores
 from shards.errors import StoreDamagedError
-from shards.manifest import Manifest
-from shards.problem import Problem
-from shards.verify import verify_store
-from shards.withdrawal import withdraw_damaged
+from shards.integrity.problem import Problem
+from shards.integrity.verify import verify_store
+from shards.integrity.withdrawal import withdraw_damaged
+from shards.metadata.manifest import Manifest
 
 
 def _withdraw(config: VerifyConfig, problems: list[Problem]) -> None:

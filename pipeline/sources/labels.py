@@ -69,7 +69,7 @@ class LabelTable:
             UsageError: If it is none of them, names no class, or is a file in which two classes answer to one name.
         """
         if path.is_dir():
-            from shards.plan import Plan
+            from shards.metadata.plan import Plan
 
             if not (path / "plan.parquet").is_file():
                 raise UsageError(

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.sources.labels import LabelTable
 from shards.errors import UsageError
-from shards.location import Location, as_location
-from shards.plan import NO_LABEL, SourceRecord
+from shards.metadata.plan import NO_LABEL, SourceRecord
+from shards.storage.location import Location, as_location
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -62,10 +62,10 @@ def list_source(source: str, labels: LabelTable | None = None) -> Listing:
 
 def _find(source: str) -> tuple[Iterable[FoundImage], tuple[str, ...]]:
     """The images of a source, and its own class names in the order of their ids, where it states them."""
-    from pipeline.sources.folder import find_in_folder
-    from pipeline.sources.tables import class_names_in, find_in_csv, find_in_parquet
-    from pipeline.sources.tars import find_in_tar_of_tars, is_tar_of_tars
-    from pipeline.sources.webdataset import find_in_webdataset
+    from shards.sources.folder import find_in_folder
+    from shards.sources.tables import class_names_in, find_in_csv, find_in_parquet
+    from shards.sources.tars import find_in_tar_of_tars, is_tar_of_tars
+    from shards.sources.webdataset import find_in_webdataset
 
     paths = _files_of(source)
     if paths is None:

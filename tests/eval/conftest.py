@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from shards.dtypes import float32_to_bfloat16
-from shards.identity import EncoderIdentity, Recipe
-from shards.plan import Plan, SourceRecord
-from shards.writing import StoreWriter
+from shards.metadata.identity import EncoderIdentity, Recipe
+from shards.metadata.plan import Plan, SourceRecord
+from shards.values.dtypes import float32_to_bfloat16
+from shards.writing.store_writer import StoreWriter
 from train.models.build import build_model
 from train.models.config import DiTDHConfig, ViTDecoderConfig
 from train.models.normalizer import LatentNormalizer
-from train.snapshot import SnapshotMeta, save_snapshot
+from train.weights.snapshot import SnapshotMeta, save_snapshot
 
 GRID, WIDTH, PATCH, CLASSES = (2, 2), 8, 8, ("cat", "coffee", "rocket")
 SIZE = GRID[0] * PATCH

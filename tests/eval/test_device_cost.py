@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.device_cost import energy_counter, measure
+from eval.metrics.device_cost import energy_counter, measure
 
 CPU = torch.device("cpu")
 

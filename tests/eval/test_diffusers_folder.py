@@ -11,20 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.diffusers_layout import AUTOENCODER_FILES, CONFIG_FILE, WEIGHTS_FILE, read_autoencoder
-from eval.generation_plan import plan_of
-from eval.generation_run import generate
-from eval.networks import load_decoder, load_dit, path_digest
-from eval.reconstruction_run import reconstruct
-from eval.samples_file import map_samples
+from eval.generate.plan import plan_of
+from eval.generate.run import generate
+from eval.images.samples_file import map_samples
+from eval.networks.decoder import load_decoder, load_dit, path_digest
+from eval.networks.diffusers_layout import AUTOENCODER_FILES, CONFIG_FILE, WEIGHTS_FILE, read_autoencoder
+from eval.reconstruct.run import reconstruct
 from eval.settings import GenerationSettings, ReconstructionSettings
 from shards.errors import IdentityMismatchError, UsageError
-from shards.identity import EncoderIdentity
-from shards.store import open_store
+from shards.metadata.identity import EncoderIdentity
+from shards.reading.store import open_store
 from train.models.build import build_model
 from train.models.config import DiTConfig
-from train.models.infer import PublishedFileError
-from train.snapshot import SnapshotMeta, save_snapshot
+from train.weights.infer import PublishedFileError
+from train.weights.snapshot import SnapshotMeta, save_snapshot
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.diffusers_decoder import decoder_from_diffusers, decoder_to_diffusers
-from eval.diffusers_layout import CONFIG_FILE, WEIGHTS_FILE, read_autoencoder, write_autoencoder
+from eval.networks.diffusers_decoder import decoder_from_diffusers, decoder_to_diffusers
+from eval.networks.diffusers_layout import CONFIG_FILE, WEIGHTS_FILE, read_autoencoder, write_autoencoder
 from shards.errors import UserError
 from train.models.build import build_model
 from train.models.config import ViTDecoderConfig
-from train.models.infer import PublishedFileError
 from train.models.normalizer import LatentNormalizer
+from train.weights.infer import PublishedFileError
 
 CONFIG = ViTDecoderConfig(
     token_width=64, grid=(16, 16), width=48, depth=2, num_heads=4, mlp_width=96, patch_size=4

@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.feature_pass import FeatureSet, extract, gathered, share
-from eval.image_sources import (
+from eval.images.sources import (
     FolderImages,
     NpzImages,
     StoreImages,
@@ -21,10 +20,11 @@ from eval.image_sources import (
     evenly_spread,
     open_images,
 )
-from eval.reference import load_reference, save_reference
+from eval.metrics.feature_pass import FeatureSet, extract, gathered, share
+from eval.metrics.reference import load_reference, save_reference
 from shards.errors import UsageError, UserError
 from shards.images import center_crop, decode_image
-from shards.store import open_store
+from shards.reading.store import open_store
 
 SIZE = (16, 16)
 
@@ -132,14 +132,14 @@ def test_a_folder_is_read_in_the_order_of_names_through_the_one_crop(tmp_path):
 
 
 def test_files_are_decoded_by_several_threads_and_kept_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.image_sources.decoding_threads", lambda: 2)
+    monkeypatch.setattr("eval.images.sources.decoding_threads", lambda: 2)
     together = threading.Barrier(2)
 
     def decode(content):
         together.wait(20)  # in vain if one thread decoded one file after the other
         return decode_image(content)
 
-    monkeypatch.setattr("eval.image_sources.decode_image", decode)
+    monkeypatch.setattr("eval.images.sources.decode_image", decode)
     for number in range(6):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number}.png")
     source = FolderImages(tmp_path, SIZE)

@@ -10,11 +10,11 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from eval.feature_moments import FeatureMoments
-from eval.features import DinoFeatures, InceptionFeatures
-from eval.metrics import frechet_distance, inception_score, precision_recall
+from eval.metrics.feature_moments import FeatureMoments
+from eval.metrics.features import DinoFeatures, InceptionFeatures
+from eval.metrics.set_distances import frechet_distance, inception_score, precision_recall
 from shards.errors import UsageError, UserError
-from train.arithmetic import allow_tf32
+from train.engine.arithmetic import allow_tf32
 
 CPU = torch.device("cpu")
 TINY_VIT = "vit_tiny_patch16_224"

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.generation_plan import plan_of
-from eval.generation_run import generate as generate_by_plan
-from eval.samples_file import SamplesFile, map_samples
+from eval.generate.plan import plan_of
+from eval.generate.run import generate as generate_by_plan
+from eval.images.samples_file import SamplesFile, map_samples
 from eval.settings import GenerationSettings
 from shards.errors import IdentityMismatchError, UsageError, UserError
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eval.labels import chosen_classes, labels_of
+from eval.generate.labels import chosen_classes, labels_of
 from shards.errors import UsageError
 
 

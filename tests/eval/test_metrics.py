@@ -8,8 +8,8 @@ import torch
 from safetensors.numpy import load_file
 from scipy import linalg
 
-from eval.feature_moments import FeatureMoments, Gaussian
-from eval.metrics import frechet_distance, inception_score, precision_recall
+from eval.metrics.feature_moments import FeatureMoments, Gaussian
+from eval.metrics.set_distances import frechet_distance, inception_score, precision_recall
 from shards.errors import UsageError
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.perceptual_weights import load_perceptual, lpips
-from train.models.infer import PublishedFileError
+from eval.networks.perceptual_weights import load_perceptual, lpips
+from train.weights.infer import PublishedFileError
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from eval.cautions import generation_cautions, reconstruction_cautions, require_published_size
-from eval.generation_plan import plan_of
+from eval.generate.plan import plan_of
+from eval.metrics.cautions import generation_cautions, reconstruction_cautions, require_published_size
+from eval.metrics.results import markdown_table
 from eval.protocols import PROTOCOLS
-from eval.results import markdown_table
 from eval.settings import GenerationSettings
 from shards.errors import UsageError
 

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from eval.generation_plan import plan_of
-from eval.generation_run import generate as generate_by_plan
-from eval.reconstruction_run import reconstruct
-from eval.samples_file import map_samples
+from eval.generate.plan import plan_of
+from eval.generate.run import generate as generate_by_plan
+from eval.images.samples_file import map_samples
+from eval.reconstruct.run import reconstruct
 from eval.settings import GenerationSettings, ReconstructionSettings
 from shards.errors import IdentityMismatchError, UsageError
-from shards.store import open_store
+from shards.reading.store import open_store
 from train.models.build import build_model
 from train.models.config import DiTDHConfig, decoder_config
-from train.models.infer import PublishedFileError
 from train.models.normalizer import LatentNormalizer
-from train.snapshot import SnapshotMeta, save_snapshot
+from train.weights.infer import PublishedFileError
+from train.weights.snapshot import SnapshotMeta, save_snapshot
 
 VARIANCE = torch.linspace(0.3, 0.9, 32).reshape(8, 2, 2)
 

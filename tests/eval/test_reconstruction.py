@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.pictures import to_uint8
-from eval.reconstruction_run import reconstruct
+from eval.images.pictures import to_uint8
+from eval.metrics.similarity import psnr, ssim
+from eval.reconstruct.run import reconstruct
 from eval.settings import ReconstructionSettings
-from eval.similarity import psnr, ssim
 from shards.errors import IdentityMismatchError, UserError
-from shards.store import open_store
-from train.snapshot import load_snapshot
+from shards.reading.store import open_store
+from train.weights.snapshot import load_snapshot
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "reconstruction.py"
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval.generation_plan import plan_of
-from eval.generation_run import generate
+from eval.generate.plan import plan_of
+from eval.generate.run import generate
 from eval.reference_statistics import main
 from eval.settings import GenerationSettings
 from shards.errors import UsageError

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from eval.sampler import LatentSampler
-from train.flow import time_shift
-from train.sampling import time_grid
+from eval.generate.sampler import LatentSampler
+from train.flow.integrators import time_grid
+from train.flow.path import time_shift
 
 SHAPE = (3, 2, 2)
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from skimage.metrics import structural_similarity
 
-from eval.similarity import psnr, ssim
+from eval.metrics.similarity import psnr, ssim
 
 
 def _noise(seed, size=24, count=2):

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from eval.feature_moments import FeatureMoments
-from eval.generation_plan import plan_of
-from eval.generation_run import generate
-from eval.metrics import frechet_distance
-from eval.networks import decoder_of, load_decoder
-from eval.sampler import LatentSampler
-from eval.samples_file import map_samples
+from eval.generate.plan import plan_of
+from eval.generate.run import generate
+from eval.generate.sampler import LatentSampler
+from eval.generate.small_sample import SmallSampleFid
+from eval.images.samples_file import map_samples
+from eval.metrics.feature_moments import FeatureMoments
+from eval.metrics.set_distances import frechet_distance
+from eval.networks.decoder import decoder_of, load_decoder
 from eval.settings import GenerationSettings
-from eval.small_sample import SmallSampleFid
-from train.arithmetic import allow_tf32
 from train.distributed import Team
-from train.snapshot import load_snapshot
+from train.engine.arithmetic import allow_tf32
+from train.weights.snapshot import load_snapshot
 
 CPU = torch.device("cpu")
 

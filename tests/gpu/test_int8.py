@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.tokens import TokenStorage
-from shards.quantize import fit_code
+from pipeline.encode.tokens import TokenStorage
+from shards.values.quantize import fit_code
+from train.engine.stored_tokens import StoredTokens, latents_of
 from train.models.normalizer import LatentNormalizer
-from train.stored_tokens import StoredTokens, latents_of
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from pipeline.cli import main
-from shards.store import open_store
+from shards.reading.store import open_store
 
 pytestmark = [
     pytest.mark.gpu,

@@ -19,13 +19,13 @@ import zarr
 from PIL import Image
 
 import eval.command
-import train.commandline
+import train.settings.commandline
 from eval.settings import GenerationSettings, ReconstructionSettings
 from pipeline import cli
-from shards.atomic import publish_bytes
-from shards.location import as_location
-from shards.testing import StoreKind, build_store
-from train.presets import DECODER_DEFAULT, DIT_DEFAULT, decoder_settings, dit_settings
+from shards.storage.atomic import publish_bytes
+from shards.storage.location import as_location
+from shards.testing.contract import StoreKind, build_store
+from train.settings.presets import DECODER_DEFAULT, DIT_DEFAULT, decoder_settings, dit_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -141,9 +141,11 @@ def read_script(words):
     script, *rest = words
     assert (ROOT / script).is_file(), script
     if script == "train/dit.py":
-        train.commandline.parse(rest, preset=dit_settings, default=DIT_DEFAULT, script=script, presets="")
+        train.settings.commandline.parse(
+            rest, preset=dit_settings, default=DIT_DEFAULT, script=script, presets=""
+        )
     elif script == "train/decoder.py":
-        train.commandline.parse(
+        train.settings.commandline.parse(
             rest, preset=decoder_settings, default=DECODER_DEFAULT, script=script, presets=""
         )
     elif script == "eval/generation.py":

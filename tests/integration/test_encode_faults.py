@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.store import open_store
-from shards.verify import verify_store
+from shards.integrity.verify import verify_store
+from shards.reading.store import open_store
 
 NURSERY = """
 import errno, json, os, signal, sys
-import pipeline.encode
+import pipeline.operations.encode
 from pipeline.cli import main
 
 CALLS = ("writev", "fsync", "link", "rename", "replace", "unlink", "rmdir", "mkdir")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.store import open_store
-from shards.verify import verify_store
+from shards.integrity.verify import verify_store
+from shards.reading.store import open_store
 
 ENCODER = [
     "--encoder",

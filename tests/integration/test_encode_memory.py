@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.store import open_store
+from shards.reading.store import open_store
 
 COUNT = 600
 SIDE = 256

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.location import object_names
-from shards.store import open_store
-from shards.verify import verify_store
+from shards.integrity.verify import verify_store
+from shards.reading.store import open_store
+from shards.storage.location import object_names
 
 pytestmark = pytest.mark.slow
 

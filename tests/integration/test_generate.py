@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from eval.generation_plan import plan_of
-from eval.generation_run import generate
+from eval.generate.plan import plan_of
+from eval.generate.run import generate
 from eval.settings import GenerationSettings
-from shards.identity import EncoderIdentity
+from shards.metadata.identity import EncoderIdentity
 from train.models.build import build_model
 from train.models.config import DiTConfig, ViTDecoderConfig
 from train.models.normalizer import LatentNormalizer
-from train.snapshot import SnapshotMeta, save_snapshot
+from train.weights.snapshot import SnapshotMeta, save_snapshot
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from train.models.build import build_model
 from train.models.config import ViTDecoderConfig
-from train.models.infer import config_from_reference
+from train.weights.infer import config_from_reference
 
 OWN_FOLDER = Path(__file__).parents[1] / "fixtures" / "rae"
 FOLDER = Path(os.environ.get("RAE_FIXTURES", OWN_FOLDER))

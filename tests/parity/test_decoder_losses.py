@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from train.diffaug import augment
-from train.losses import (
+from train.models.discriminator import DinoConfig, DinoFeatures, Discriminator
+from train.models.perceptual import Perceptual
+from train.tasks.diffaug import augment
+from train.tasks.losses import (
     adaptive_weight,
     discriminator_loss,
     generator_loss,
@@ -22,8 +24,6 @@ from train.losses import (
     to_8_bit,
     to_symmetric,
 )
-from train.models.discriminator import DinoConfig, DinoFeatures, Discriminator
-from train.models.perceptual import Perceptual
 
 
 @cache

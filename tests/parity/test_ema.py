@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.ema import WeightAverages
+from train.engine.ema import WeightAverages
 
 
 def as_module(weights):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline.encoders import create_encoder
+from pipeline.encoders.encoder import create_encoder
 
 FAMILY_NAMES = {
     "Dinov2": "vit_base_patch14_reg4_dinov2",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from train.flow import draw_time, interpolate, per_sample_loss, shift_time, time_shift, velocity_target
+from train.flow.path import draw_time, interpolate, per_sample_loss, shift_time, time_shift, velocity_target
 
 
 def parse(distribution):

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from train.config import OptimizerSettings
-from train.lr import learning_rate
-from train.presets import decoder_settings, dit_settings
+from train.engine.lr import learning_rate
+from train.settings.config import OptimizerSettings
+from train.settings.presets import decoder_settings, dit_settings
 
 NUMBER = r"([\d.e+-]+)"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.guidance import ALWAYS, auto_guidance, classifier_free, unguided
+from train.flow.guidance import ALWAYS, auto_guidance, classifier_free, unguided
+from train.flow.integrators import integrate, time_grid
 from train.models.build import build_model
-from train.models.infer import config_from_reference
-from train.sampling import integrate, time_grid
+from train.weights.infer import config_from_reference
 
 
 @pytest.mark.recorded("ode_time_grids*")

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from train.config import DiTNetwork, DiTSettings, OptimizerSettings
 from train.distributed import Team
-from train.feed import MicroBatch
-from train.flow import draw_time, interpolate, per_sample_loss, velocity_target
-from train.loop import Trainer
+from train.engine.feed import MicroBatch
+from train.engine.loop import Trainer
+from train.engine.signals import StopRequest
+from train.engine.task import Losses, Task
+from train.flow.path import draw_time, interpolate, per_sample_loss, velocity_target
 from train.models.build import build_model
-from train.models.infer import config_from_reference
-from train.signals import StopRequest
-from train.task import Losses, Task
+from train.settings.config import DiTNetwork, DiTSettings, OptimizerSettings
+from train.weights.infer import config_from_reference
 
 
 class RecordedDraws(Task):

@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
-from train.guidance import auto_guidance, classifier_free
+from train.flow.guidance import auto_guidance, classifier_free
 from train.models.build import build_model
-from train.models.infer import config_from_reference
+from train.weights.infer import config_from_reference
 
 
 def interval_of(name):

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shards.added_fields import finished_fields
-from shards.manifest import Manifest
-from shards.store import open_store
+from shards.metadata.manifest import Manifest
+from shards.reading.store import open_store
+from shards.writing.added_fields import finished_fields
 
 OTHER = ("--encoder", "test_vit", "--weights", "random:5", "--input-size", "48", "--encoder-args", "depth=1")
 

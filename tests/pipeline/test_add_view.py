@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from shards.shard_writer import ShardWriter
-from shards.store import open_store
+from shards.reading.store import open_store
+from shards.writing.shard_writer import ShardWriter
 
 
 @pytest.fixture

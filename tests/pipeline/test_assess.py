@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from shards.store import open_store
+from shards.reading.store import open_store
 from train.models.build import build_model
 from train.models.config import ViTDecoderConfig
-from train.snapshot import SnapshotMeta, save_snapshot
+from train.weights.snapshot import SnapshotMeta, save_snapshot
 
 
 @pytest.fixture

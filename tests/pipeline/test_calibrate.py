@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.calibrate import Calibration, fit_and_judge
-from pipeline.tokens import TokenStorage
+from pipeline.encode.calibrate import Calibration, fit_and_judge
+from pipeline.encode.tokens import TokenStorage
 from shards.errors import UserError
-from shards.quantize import fit_code
-from shards.store import open_store
+from shards.reading.store import open_store
+from shards.values.quantize import fit_code
 
 
 @pytest.fixture

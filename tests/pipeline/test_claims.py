@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from pipeline.claims import Claims, Failures, Task
-from pipeline.leases import Leases, Owner
+from pipeline.encode.claims import Claims, Failures, Task
+from pipeline.encode.leases import Leases, Owner
 
 
 def owner(name):
@@ -41,7 +41,7 @@ def test_the_lease_of_a_dead_process_of_this_host_is_taken_at_once(tmp_path):
         [
             sys.executable,
             "-c",
-            "import sys, os, signal; from pathlib import Path; from pipeline.leases import Leases, Owner\n"
+            "import sys, os, signal; from pathlib import Path; from pipeline.encode.leases import Leases, Owner\n"
             "leases = Leases(Path(sys.argv[1]), Owner.this_process('child')); leases.__enter__(); leases.take('a')\n"
             "os.kill(os.getpid(), signal.SIGKILL)",
             str(tmp_path),

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.cli import main
-from shards.copying import copy_rows
-from shards.store import open_store
-from shards.testing import StoreKind, build_store, tiny_encoder
-from shards.verify import verify_store
+from shards.integrity.verify import verify_store
+from shards.reading.store import open_store
+from shards.testing.contract import StoreKind, build_store, tiny_encoder
+from shards.writing.copying import copy_rows
 
 KIND = StoreKind(num_images=11, num_shards=3, bad={4: "bad"}, views=("center", "flip"))
 
@@ -187,7 +187,8 @@ def test_what_cannot_be_merged_is_refused_with_the_list(stores, tmp_path, pipeli
 
 def test_another_encoder_is_refused(stores, tmp_path, pipeline, monkeypatch):
     monkeypatch.setattr(
-        "shards.testing.tiny_encoder", lambda grid, width: replace(tiny_encoder(grid, width), name="another")
+        "shards.testing.contract.tiny_encoder",
+        lambda grid, width: replace(tiny_encoder(grid, width), name="another"),
     )
     build_store(tmp_path / "another", replace(KIND, prefix="c/"))
     code, _, err = pipeline("merge", stores[0].path, tmp_path / "another", "--out", tmp_path / "new")
@@ -198,7 +199,7 @@ def test_int8_stores_of_other_codes_are_merged_on_request(tmp_path, pipeline, mo
     one = build_store(tmp_path / "one", replace(KIND, dtype="int8"))
     wider = replace(one.code, table=one.code.table * np.float32(1.5))
     with monkeypatch.context() as patch:
-        patch.setattr("shards.testing.tiny_code", lambda width: wider)
+        patch.setattr("shards.testing.contract.tiny_code", lambda width: wider)
         other = build_store(tmp_path / "other", replace(KIND, dtype="int8", prefix="b/"))
     arguments = ("merge", one.path, other.path, "--out", tmp_path / "new")
     code, _, err = pipeline(*arguments)

@@ -8,7 +8,7 @@ from PIL import Image
 from pipeline.demo.figures import NAME_WIDTH, class_rows, loss_curves
 from pipeline.demo.page import DemoFolders, write_page
 from shards.errors import UsageError
-from shards.testing import StoreKind, build_store
+from shards.testing.contract import StoreKind, build_store
 
 
 @pytest.fixture

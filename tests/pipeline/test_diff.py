@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from pipeline.operations.difference import compare_stores
-from pipeline.operations.settings import DiffConfig
-from shards.dtypes import storage_type, to_storage
-from shards.layout import fields_of
-from shards.plan import Plan
-from shards.store import Store, open_store
-from shards.testing import StoreKind, copy_store, make_recipe, tiny_records
-from shards.writing import StoreWriter
+from pipeline.settings.operations import DiffConfig
+from shards.metadata.layout import fields_of
+from shards.metadata.plan import Plan
+from shards.reading.store import Store, open_store
+from shards.testing.contract import StoreKind, copy_store, make_recipe, tiny_records
+from shards.values.dtypes import storage_type, to_storage
+from shards.writing.store_writer import StoreWriter
 
 NAMES = ("cat", "dog", "größe")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.encoders import create_encoder
+from pipeline.encoders.encoder import create_encoder
 from shards.images import center_crop
-from shards.store import open_store
+from shards.reading.store import open_store
 
 
 def read_all(store, view, field):
@@ -343,7 +343,7 @@ def test_tokens_are_the_same_where_no_crops_are_stored(folder, tmp_path, tiny, p
 
 
 def test_processes_of_one_machine_divide_its_cores(folder, tmp_path, tiny, pipeline, monkeypatch):
-    monkeypatch.setattr("pipeline.job.usable_cores", lambda: 96)
+    monkeypatch.setattr("pipeline.encode.job.usable_cores", lambda: 96)
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
     arguments = ("encode", folder, "--out", tmp_path / "store", "--shards", 2, "--engine", "static", *tiny)

@@ -8,9 +8,9 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.encoders import create_encoder
-from pipeline.families import family_of
-from pipeline.weights import digest, resize_positions, to_timm_layout
+from pipeline.encoders.encoder import create_encoder
+from pipeline.encoders.families import family_of
+from pipeline.encoders.weights import digest, resize_positions, to_timm_layout
 from shards.errors import UsageError, UserError
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 4}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from shards.layout import fields_of
-from shards.testing import StoreKind, build_store
+from shards.metadata.layout import fields_of
+from shards.testing.contract import StoreKind, build_store
 
 
 @pytest.fixture

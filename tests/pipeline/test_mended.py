@@ -2,7 +2,7 @@
 
 import pytest
 
-from shards.store import open_store
+from shards.reading.store import open_store
 
 MENDED = "class 1/04.png"
 

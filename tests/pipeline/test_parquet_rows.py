@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.sources import parquet_rows
-from pipeline.sources.parquet_rows import ParquetRows
+from shards.sources import parquet_rows
+from shards.sources.parquet_rows import ParquetRows
 
 IMAGES = [np.random.default_rng(number).bytes(50 + number) for number in range(60)]
 

@@ -11,14 +11,14 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import crop, resize
 
-from pipeline.config import StoreConfig
-from pipeline.encoders import create_encoder
+from pipeline.encoders.encoder import create_encoder
+from pipeline.settings.config import StoreConfig
 from pipeline.sources.listing import list_source
 from shards.draws import integers_below
 from shards.errors import UsageError
 from shards.images import random_crops
-from shards.plan import Plan
-from shards.store import open_store
+from shards.metadata.plan import Plan
+from shards.reading.store import open_store
 
 VIEWS = "center,flip,crop:3"
 

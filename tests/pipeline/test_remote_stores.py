@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.sources.listing import list_source
-from pipeline.sources.reading import BadImageError, SourceReader
 from shards.errors import UsageError
-from shards.location import as_location, object_names, read_objects
-from shards.store import open_store
+from shards.reading.store import open_store
+from shards.sources.reading import BadImageError, SourceReader
+from shards.storage.location import as_location, object_names, read_objects
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_store_on_a_server_is_encoded_inspected_verified_and_converted_like_an
 
 
 def test_a_server_that_refuses_is_one_line(s3, folder, encode, monkeypatch):
-    from shards.remote.file_systems import forget_connections
+    from shards.storage.file_systems import forget_connections
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
     forget_connections()

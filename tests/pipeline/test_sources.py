@@ -13,9 +13,9 @@ from PIL import Image
 
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
-from pipeline.sources.reading import BadImageError, SourceGoneError, SourceReader
 from shards.errors import UsageError
-from shards.plan import SourceRecord
+from shards.metadata.plan import SourceRecord
+from shards.sources.reading import BadImageError, SourceGoneError, SourceReader
 
 
 def png(seed):

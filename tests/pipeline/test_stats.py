@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.statistics_file import read_statistics
-from shards.testing import StoreKind, build_store
-from train.published import load_statistics
+from pipeline.encode.statistics_file import read_statistics
+from shards.testing.contract import StoreKind, build_store
+from train.weights.published import load_statistics
 
 SHAPE = (5, 2, 3)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from pipeline.statistics_file import read_statistics
+from pipeline.encode.statistics_file import read_statistics
 from shards.errors import UsageError
-from shards.store import open_store
-from shards.testing import copy_store
-from shards.verify import verify_store
+from shards.integrity.verify import verify_store
+from shards.reading.store import open_store
+from shards.testing.contract import copy_store
 
 SHAPE = (64, 2, 2)
 

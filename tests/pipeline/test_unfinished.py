@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.claims import Failures
+from pipeline.encode.claims import Failures
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from pipeline.leases import Leases, Owner
-from shards.store import open_store
-from shards.testing import flip_bit
+from pipeline.encode.leases import Leases, Owner
+from shards.reading.store import open_store
+from shards.testing.contract import flip_bit
 
 
 def lasting(store):

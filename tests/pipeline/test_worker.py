@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli import parse
-from pipeline.decoding import batch_length
-from pipeline.encoders import Encoder
+from pipeline.encode.decoding import batch_length
+from pipeline.encode.job import Job, run_job
+from pipeline.encode.progress import Progress, ShardFailed
+from pipeline.encoders.encoder import Encoder
 from pipeline.engines.local import _follow
-from pipeline.job import Job, run_job
-from pipeline.progress import Progress, ShardFailed
 from shards.errors import UserError
-from shards.store import open_store
+from shards.reading.store import open_store
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shards.atomic import (
+from shards.storage.atomic import (
     is_temporary,
     publish_bytes,
     publish_once,
@@ -16,7 +16,7 @@ from shards.atomic import (
     temporary_path,
     write_temporary,
 )
-from shards.output import OutputFile
+from shards.storage.output import OutputFile
 
 
 def test_the_first_publication_wins_and_the_loser_is_dropped(tmp_path):

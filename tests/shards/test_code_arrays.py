@@ -8,10 +8,10 @@ import pytest
 import zarr
 
 from shards.errors import IdentityMismatchError, StoreDamagedError, UsageError
-from shards.layout import CODE_TABLE, field_of
-from shards.quantize import Int8Code, fit_code
-from shards.store import open_store
-from shards.testing import (
+from shards.integrity.verify import verify_store
+from shards.metadata.layout import CODE_TABLE, field_of
+from shards.reading.store import open_store
+from shards.testing.contract import (
     StoreKind,
     build_store,
     copy_store,
@@ -23,8 +23,8 @@ from shards.testing import (
     tiny_code,
     write_shard,
 )
-from shards.verify import verify_store
-from shards.writing import StoreWriter
+from shards.values.quantize import Int8Code, fit_code
+from shards.writing.store_writer import StoreWriter
 
 KIND = StoreKind(dtype="int8", num_images=40, bad={4: "cannot be decoded"})
 

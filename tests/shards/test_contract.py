@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shards.testing import ALL_KINDS, StoreContract, StoreKind
+from shards.testing.contract import ALL_KINDS, StoreContract, StoreKind
 
 
 class TestEveryKind(StoreContract):

@@ -13,16 +13,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shards.commit import CommitRecord
-from shards.copying import begin_copy, copied_recipe, copy_rows
 from shards.errors import StoreDamagedError, UsageError
-from shards.index import Index
-from shards.layout import commit_path, field_of, fields_of
-from shards.revisions import begin_revision
-from shards.selection import Part, dealt_anew, every_row
-from shards.stock_readers import stock_rows
-from shards.store import open_store
-from shards.testing import (
+from shards.integrity.verify import verify_store
+from shards.metadata.commit import CommitRecord
+from shards.metadata.index import Index
+from shards.metadata.layout import commit_path, field_of, fields_of
+from shards.reading.store import open_store
+from shards.testing.contract import (
     StoreKind,
     build_store,
     copy_store,
@@ -32,8 +29,11 @@ from shards.testing import (
     same_bits,
     write_shard,
 )
-from shards.verify import verify_store
-from shards.writing import StoreWriter
+from shards.testing.stock_readers import stock_rows
+from shards.writing.copying import begin_copy, copied_recipe, copy_rows
+from shards.writing.revisions import begin_revision
+from shards.writing.selection import Part, dealt_anew, every_row
+from shards.writing.store_writer import StoreWriter
 
 KIND = StoreKind(num_images=11, num_shards=3, bad={4: "bad"})
 
@@ -203,10 +203,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import numpy as np
-from shards.copying import begin_copy, copied_recipe, copy_rows
-from shards.revisions import begin_revision
-from shards.selection import Part, dealt_anew
-from shards.store import open_store
+from shards.writing.copying import begin_copy, copied_recipe, copy_rows
+from shards.writing.revisions import begin_revision
+from shards.writing.selection import Part, dealt_anew
+from shards.reading.store import open_store
 store = open_store(sys.argv[1])
 selection = dealt_anew([Part(store, np.arange(store.plan.num_images))], store.class_names, 7, 0)
 writer, _ = begin_copy(selection, Path(sys.argv[2]), copied_recipe(selection))

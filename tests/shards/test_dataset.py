@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.dataset import SampleDataset, StreamBatchSampler
 from shards.errors import UsageError
-from shards.loader import Loader
-from shards.store import Store
-from shards.testing import StoreKind, build_store, same_bits
+from shards.reading.dataset import SampleDataset, StreamBatchSampler
+from shards.reading.loader import Loader
+from shards.reading.store import Store
+from shards.testing.contract import StoreKind, build_store, same_bits
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "accelerate_loader.py"
 
@@ -73,7 +73,7 @@ def test_shards_can_be_imported_and_read_without_torch(store):
         "import sys, pkgutil, importlib, shards\n"
         "names = [m.name for m in pkgutil.iter_modules(shards.__path__) if m.name != 'testing']\n"
         "[importlib.import_module(f'shards.{name}') for name in names]\n"
-        "from shards.dataset import SampleDataset\n"
+        "from shards.reading.dataset import SampleDataset\n"
         "SampleDataset(sys.argv[1], seed=0)[0]\n"
         "assert 'torch' not in sys.modules and 'webdataset' not in sys.modules and 'zarr' not in sys.modules\n"
     )

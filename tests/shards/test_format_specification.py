@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.identity import Recipe
-from shards.plan import Plan, SourceRecord
-from shards.stock_readers import stock_rows
-from shards.testing import StoreKind, build_store, tiny_encoder
-from shards.writing import StoreWriter
+from shards.metadata.identity import Recipe
+from shards.metadata.plan import Plan, SourceRecord
+from shards.testing.contract import StoreKind, build_store, tiny_encoder
+from shards.testing.stock_readers import stock_rows
+from shards.writing.store_writer import StoreWriter
 
 PAGE = Path(__file__).parents[2] / "docs" / "store-format.md"
 ABSENT = 2**64 - 1

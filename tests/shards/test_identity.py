@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from shards.errors import IdentityMismatchError
-from shards.identity import EncoderIdentity, Recipe
+from shards.metadata.identity import EncoderIdentity, Recipe
 
 ENCODER = EncoderIdentity(
     name="vit",

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from shards.errors import StoreDamagedError, UsageError
-from shards.layout import field_of
-from shards.loader import Loader, page_aligned
-from shards.store import Store, open_store
-from shards.testing import StoreKind, build_store, expected_row, flip_bit
+from shards.metadata.layout import field_of
+from shards.reading.loader import Loader, page_aligned
+from shards.reading.store import Store, open_store
+from shards.testing.contract import StoreKind, build_store, expected_row, flip_bit
 
 BATCH = 12
 
@@ -219,8 +219,8 @@ def test_threads_start_when_reading_begins_and_end_when_the_loader_is_closed_or_
 def test_a_program_that_ends_while_reading_ends(store):
     script = (
         "import sys\n"
-        "from shards.loader import Loader\n"
-        "from shards.store import open_store\n"
+        "from shards.reading.loader import Loader\n"
+        "from shards.reading.store import open_store\n"
         "loader = Loader(open_store(sys.argv[1]), seed=0, global_batch_size=4)\n"
         "batches = iter(loader)\n"
         "next(batches)\n"

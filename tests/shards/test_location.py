@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from shards.location import object_names
+from shards.storage.location import object_names
 
 
 def make(root, *names):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.dtypes import (
+from shards.errors import StoreDamagedError
+from shards.values.dtypes import (
     HALF_SCALE,
     bfloat16_to_float32,
     fill_array,
@@ -18,8 +19,7 @@ from shards.dtypes import (
     to_float64,
     to_storage,
 )
-from shards.errors import StoreDamagedError
-from shards.moments import Moments, RowSums
+from shards.values.moments import Moments, RowSums
 
 DTYPES = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 
@@ -69,7 +69,7 @@ def test_a_small_variance_survives_a_large_mean():
 
 
 def test_moments_of_a_row_wider_than_a_tile_are_numpys(monkeypatch):
-    monkeypatch.setattr("shards.moments._TILE", 3)
+    monkeypatch.setattr("shards.values.moments._TILE", 3)
     rows = rows_of("float16", 7)
     np.testing.assert_allclose(moments_of(rows, "float16").mean, rows.astype(np.float64).mean(0), rtol=1e-13)
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from shards.nearest import Intervals
+from shards.values.nearest import Intervals
 
 
 def searched(boundaries, values):

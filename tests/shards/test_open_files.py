@@ -8,15 +8,15 @@ import sys
 
 import pytest
 
-from shards.open_files import OpenFiles, file_limit
-from shards.testing import StoreKind, build_store
+from shards.reading.open_files import OpenFiles, file_limit
+from shards.testing.contract import StoreKind, build_store
 
 NUM_SHARDS = 70
 
 READS_ALL = """
 import resource, sys
 import numpy as np
-from shards.store import open_store
+from shards.reading.store import open_store
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))
 store = open_store(sys.argv[1])
 readers = [store.reader(view, name) for view, name in (("center", "tokens"), ("center", "image"), ("flip", "tokens"))]
@@ -62,7 +62,7 @@ def test_a_limit_that_is_high_enough_stays(path):
 
 
 class Reader:
-    """Keeps shards open, as `shards.reader.StoredReader` does, without files."""
+    """Keeps shards open, as `shards.reading.reader.StoredReader` does, without files."""
 
     def __init__(self, files):
         self.open = 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shards.draws import choices, permutation, raw_bits, shuffled_within
 from shards.errors import UsageError
-from shards.order import RowOrder, share, shuffle_quality
+from shards.reading.order import RowOrder, share, shuffle_quality
 
 
 def test_the_first_rows_of_the_stream_are_frozen():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from shards.quantize import MAX_ERROR, Int8Code, fit_code, fit_levels
+from shards.values.quantize import MAX_ERROR, Int8Code, fit_code, fit_levels
 
 
 def draw(kind, count, seed):

@@ -12,13 +12,13 @@ import time
 import numpy as np
 import pytest
 
-import shards.remote.range_cache
+import shards.storage.range_cache
 from shards.errors import UsageError
-from shards.layout import field_of
-from shards.reader import StoredReader
-from shards.remote.range_cache import RESTING_SECONDS, RangeCache, range_cache
-from shards.store import open_store
-from shards.testing import StoreKind, build_store, expected_row, flip_bit, same_bits
+from shards.metadata.layout import field_of
+from shards.reading.reader import StoredReader
+from shards.reading.store import open_store
+from shards.storage.range_cache import RESTING_SECONDS, RangeCache, range_cache
+from shards.testing.contract import StoreKind, build_store, expected_row, flip_bit, same_bits
 
 DIGEST = "ab" * 32
 
@@ -105,7 +105,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(shards.remote.range_cache, "time", clock)
+    monkeypatch.setattr(shards.storage.range_cache, "time", clock)
     return clock
 
 
@@ -173,7 +173,7 @@ def test_several_processes_together_stay_below_the_limit(tmp_path):
     program = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from shards.remote.range_cache import RangeCache\n"
+        "from shards.storage.range_cache import RangeCache\n"
         "cache = RangeCache(Path(sys.argv[1]), 400_000)\n"
         "for number in range(600):\n"
         "    cache.add('ab' * 32, int(sys.argv[2]) * 1000 + number, np.full(1000, number % 256, np.uint8))\n"
@@ -188,7 +188,7 @@ def test_a_killed_process_poisons_nothing_and_locks_nobody_out(tmp_path):
     program = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from shards.remote.range_cache import RangeCache\n"
+        "from shards.storage.range_cache import RangeCache\n"
         "cache = RangeCache(Path(sys.argv[1]), 10**9)\n"
         "number = 0\n"
         "while True:\n"

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import shards.shard_file
+import shards.reading.shard_file
 from shards.errors import StoreDamagedError, UsageError
-from shards.layout import field_of
-from shards.open_files import OpenFiles
-from shards.shard_file import READ_MODES
-from shards.store import Store, open_store
-from shards.testing import StoreKind, build_store, expected_row, flip_bit, same_bits, store_kinds
+from shards.metadata.layout import field_of
+from shards.reading.open_files import OpenFiles
+from shards.reading.shard_file import READ_MODES
+from shards.reading.store import Store, open_store
+from shards.testing.contract import StoreKind, build_store, expected_row, flip_bit, same_bits, store_kinds
 
 
 @pytest.fixture(
@@ -52,9 +52,9 @@ def test_any_rows_go_to_any_places(store, data):
 @pytest.mark.parametrize("replacement", ["pread instead of preadv", "no word on the cache"])
 def test_systems_without_preadv_or_nowait_read_the_same(store, monkeypatch, replacement):
     if replacement == "pread instead of preadv":
-        monkeypatch.setattr(shards.shard_file, "_read_at", shards.shard_file._pread)
+        monkeypatch.setattr(shards.reading.shard_file, "_read_at", shards.reading.shard_file._pread)
         monkeypatch.delattr(os, "preadv")
-    monkeypatch.setattr(shards.shard_file, "_NOWAIT", None)
+    monkeypatch.setattr(shards.reading.shard_file, "_NOWAIT", None)
     for mode in ("auto", "pread"):
         reader = store.reader("center", "tokens", mode=mode, verify="always")
         out = np.zeros((len(store.valid_rows), *reader.row_shape), reader.dtype)
@@ -64,7 +64,7 @@ def test_systems_without_preadv_or_nowait_read_the_same(store, monkeypatch, repl
 
 def test_a_read_that_comes_in_parts_is_put_together(store, monkeypatch):
     monkeypatch.setattr(
-        shards.shard_file,
+        shards.reading.shard_file,
         "_read_at",
         lambda descriptor, out, offset: os.preadv(descriptor, [out[:7]], offset),
     )

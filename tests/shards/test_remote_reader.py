@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from shards.errors import StoreDamagedError, StoreError, UsageError
-from shards.layout import field_of
-from shards.loader import Loader
-from shards.location import as_location, object_names
-from shards.remote import calls
-from shards.remote.file_systems import forget_connections
-from shards.store import open_store
-from shards.testing import StoreKind, build_store, expected_row, same_bits
-from shards.verify import verify_store
+from shards.integrity.verify import verify_store
+from shards.metadata.layout import field_of
+from shards.reading.loader import Loader
+from shards.reading.store import open_store
+from shards.storage import remote_calls as calls
+from shards.storage.file_systems import forget_connections
+from shards.storage.location import as_location, object_names
+from shards.testing.contract import StoreKind, build_store, expected_row, same_bits
 
 KIND = StoreKind(num_images=24, num_shards=3, bad={4: "bad"})
 TARS = StoreKind(num_images=24, num_shards=3, format="webdataset")

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from shards.errors import StoreDamagedError, StoreError, UsageError
-from shards.layout import field_of
-from shards.location import Location, as_location, object_names
-from shards.remote import calls
-from shards.remote.file_systems import forget_connections
-from shards.remote.path import RemotePath
-from shards.store import open_store
-from shards.testing import (
+from shards.integrity.verify import verify_store
+from shards.metadata.layout import field_of
+from shards.reading.store import open_store
+from shards.storage import remote_calls as calls
+from shards.storage.file_systems import forget_connections
+from shards.storage.location import Location, as_location, object_names
+from shards.storage.remote_path import RemotePath
+from shards.testing.contract import (
     ALL_KINDS,
     StoreContract,
     StoreKind,
@@ -26,8 +27,7 @@ from shards.testing import (
     make_recipe,
     write_shard,
 )
-from shards.verify import verify_store
-from shards.writing import StoreWriter
+from shards.writing.store_writer import StoreWriter
 
 FAST = StoreKind()
 OTHERS = [kind for kind in ALL_KINDS if kind != FAST]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from shards.errors import IdentityMismatchError, StoreDamagedError
-from shards.manifest import Manifest
-from shards.revisions import begin_revision, give_up_unfinished, newest_revision, superseded
-from shards.store import open_store
-from shards.testing import ALL_KINDS, StoreKind, build_store, write_shard
-from shards.verify import verify_store
-from shards.writing import StoreWriter
+from shards.integrity.verify import verify_store
+from shards.metadata.manifest import Manifest
+from shards.reading.store import open_store
+from shards.testing.contract import ALL_KINDS, StoreKind, build_store, write_shard
+from shards.writing.revisions import begin_revision, give_up_unfinished, newest_revision, superseded
+from shards.writing.store_writer import StoreWriter
 
 KIND = StoreKind(num_images=11, num_shards=3, views=("center",), bad={4: "bad"})
 ADDED = ("center", "flip", "crop0")
@@ -90,7 +90,7 @@ def test_statistics_of_untouched_rows_are_carried_over_and_of_others_computed_ag
     for view, shard in writer.pending():
         write_shard(writer, view, shard, bad=KIND.bad)
     shutil.copytree(tmp_path / "store", tmp_path / "other")
-    monkeypatch.setattr("shards.finalize.shard_moments", None)  # reading shards again would fail
+    monkeypatch.setattr("shards.writing.finalize.shard_moments", None)  # reading shards again would fail
     writer.finalize()
     monkeypatch.undo()
     whole = build_store(tmp_path / "whole", replace(KIND, views=ADDED, bad={4: "bad", 7: "bad"}))

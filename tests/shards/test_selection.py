@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import UsageError
-from shards.plan import Plan
-from shards.selection import Part, dealt_anew, every_row
-from shards.testing import StoreKind, build_store, tiny_records
+from shards.metadata.plan import Plan
+from shards.testing.contract import StoreKind, build_store, tiny_records
+from shards.writing.selection import Part, dealt_anew, every_row
 
 
 @pytest.fixture(scope="module")

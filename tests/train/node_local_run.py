@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
-from train.commandline import run
 from train.dit import main
+from train.settings.commandline import run
 
 if __name__ == "__main__":
     place = sys.argv.index("--out") + 1

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from train import launch
-from train.commandline import run
 from train.distributed import Team
 from train.dit import main
+from train.engine import launch
+from train.settings.commandline import run
 
 
 class ShardedTeam(Team):

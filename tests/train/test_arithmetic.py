@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.arithmetic import allow_tf32, whole_float32
+from train.engine.arithmetic import allow_tf32, whole_float32
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from shards.errors import UserError
-from train.checkpoint import (
+from train.distributed import Team
+from train.engine.checkpoint import (
     checkpoints,
     newest_of_all,
     open_part,
@@ -17,7 +18,6 @@ from train.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from train.distributed import Team
 
 PARTS = {"model": {"a": torch.arange(3.0)}, "optimizer": {"b": torch.ones(2, 2, dtype=torch.bfloat16)}}
 

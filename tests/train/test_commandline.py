@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UsageError, UserError
-from train import commandline
-from train.presets import DECODER_DEFAULT, DIT_DEFAULT, decoder_settings, dit_settings
+from train.settings import commandline
+from train.settings.presets import DECODER_DEFAULT, DIT_DEFAULT, decoder_settings, dit_settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UsageError, UserError
-from train.config import OptimizerSettings
-from train.presets import DECODER_PRESETS, DIT_PRESETS, decoder_settings, dit_settings
-from train.saved_settings import changed_settings, from_json, load_settings, require_same_run, to_json
+from train.settings.config import OptimizerSettings
+from train.settings.presets import DECODER_PRESETS, DIT_PRESETS, decoder_settings, dit_settings
+from train.settings.saved_settings import (
+    changed_settings,
+    from_json,
+    load_settings,
+    require_same_run,
+    to_json,
+)
 
 ALL = [*(dit_settings(name) for name in DIT_PRESETS), *(decoder_settings(name) for name in DECODER_PRESETS)]
 

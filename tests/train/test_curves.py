@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from train.curves import Axis, draw_curves, spread
+from train.report.curves import Axis, draw_curves, spread
 
 
 @pytest.mark.parametrize(

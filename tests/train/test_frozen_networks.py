@@ -7,8 +7,8 @@ import timm
 import torch
 import torchvision
 
-from train.frozen_networks import linear_weights, load_dino_features, load_perceptual
-from train.models.infer import PublishedFileError
+from train.tasks.frozen_networks import linear_weights, load_dino_features, load_perceptual
+from train.weights.infer import PublishedFileError
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from train.diffaug import NUM_DRAWS, augment
-from train.losses import adaptive_weight, gradient_at, last_layer_gradients, to_8_bit
+from train.tasks.diffaug import NUM_DRAWS, augment
+from train.tasks.losses import adaptive_weight, gradient_at, last_layer_gradients, to_8_bit
 
 
 def test_the_balanced_backward_pass_gives_the_gradients_of_the_written_out_loss():

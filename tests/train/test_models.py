@@ -20,8 +20,8 @@ from train.models.config import (
 )
 from train.models.cost import forward_flops, num_parameters
 from train.models.embeddings import RotaryEncoding, sincos_table
-from train.models.infer import PublishedFileError, config_from_reference
 from train.models.layers import SwiGLU
+from train.weights.infer import PublishedFileError, config_from_reference
 
 DIT_DH = DiTDHConfig(
     token_width=8, grid=(4, 4), num_classes=5, width=16, depth=2, num_heads=2, head_width=24, head_depth=1,

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 
 from shards.errors import UsageError
-from shards.store import open_store
+from shards.reading.store import open_store
 from train.models.config import DiTConfig, DiTDHConfig
-from train.networks import LEAST_HEAD_WIDTH, LEAST_WIDTH, decoder_config, dit_config, widest_layer
-from train.presets import decoder_settings, dit_settings
+from train.settings.networks import LEAST_HEAD_WIDTH, LEAST_WIDTH, decoder_config, dit_config, widest_layer
+from train.settings.presets import decoder_settings, dit_settings
 
 
 @pytest.fixture

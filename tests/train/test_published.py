@@ -9,9 +9,9 @@ import torch
 
 from train.models.build import build_model
 from train.models.config import DiTConfig, DiTDHConfig, ViTDecoderConfig, decoder_config
-from train.models.infer import PublishedFileError
 from train.models.normalizer import LatentNormalizer
-from train.published import (
+from train.weights.infer import PublishedFileError
+from train.weights.published import (
     load_decoder,
     load_dit,
     load_statistics,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.config import TokenNoise
-from train.reconstruction_task import noise_scale, noisy
+from train.settings.config import TokenNoise
+from train.tasks.reconstruction_task import noise_scale, noisy
 
 POSITIONS = torch.arange(4000)
 

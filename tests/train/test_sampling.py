@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from shards.errors import UsageError
-from train.flow import MAX_TIME, draw_time, shift_time
-from train.guidance import auto_guidance, classifier_free
-from train.sampling import ADAPTIVE_METHODS, METHODS, integrate, time_grid
+from train.flow.guidance import auto_guidance, classifier_free
+from train.flow.integrators import ADAPTIVE_METHODS, METHODS, integrate, time_grid
+from train.flow.path import MAX_TIME, draw_time, shift_time
 
 
 def growth(x, _t):

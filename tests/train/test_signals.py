@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from train import signals
-from train.signals import StopRequest
+from train.engine import signals
+from train.engine.signals import StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -37,7 +37,7 @@ def test_a_second_interrupt_after_a_while_is_obeyed(monkeypatch):
 CHILD = """
 import os, sys, time
 sys.path[:0] = [{root!r}]
-from train.signals import StopRequest, die_with_launcher
+from train.engine.signals import StopRequest, die_with_launcher
 with StopRequest() as stop:
     die_with_launcher()
     print(os.getpid(), flush=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from shards.errors import UsageError, UserError
-from train.fine_tuning import LABEL_TABLE
-from train.published import save_state_dict
-from train.snapshot import load_snapshot
+from train.engine.fine_tuning import LABEL_TABLE
+from train.weights.published import save_state_dict
+from train.weights.snapshot import load_snapshot
 
 
 @pytest.fixture

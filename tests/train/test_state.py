@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from train.checkpoint import open_part, save_checkpoint
-from train.config import OptimizerSettings
-from train.ema import WeightAverages
-from train.state import make_optimizer, restore_parts, state_parts
+from train.engine.checkpoint import open_part, save_checkpoint
+from train.engine.ema import WeightAverages
+from train.engine.state import make_optimizer, restore_parts, state_parts
+from train.settings.config import OptimizerSettings
 
 
 class Watched(Mapping):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from shards.quantize import fit_code
-from shards.store import open_store
-from train.metrics_file import read_metrics
+from shards.reading.store import open_store
+from shards.values.quantize import fit_code
+from train.engine.stored_tokens import StoredTokens, latents_of, stored_tensor
 from train.models.normalizer import LatentNormalizer
-from train.stored_tokens import StoredTokens, latents_of, stored_tensor
+from train.report.metrics_file import read_metrics
 
 
 def test_int8_is_decoded_as_the_store_decodes_it():

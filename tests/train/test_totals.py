@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 
-from train.metrics_file import read_metrics
-from train.totals import Window
+from train.engine.totals import Window
+from train.report.metrics_file import read_metrics
 
 
 def test_means_are_weighted_and_metrics_without_samples_left_out():

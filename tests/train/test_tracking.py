@@ -8,7 +8,7 @@ import struct
 import pytest
 from PIL import Image
 
-from train.metrics_file import read_metrics
+from train.report.metrics_file import read_metrics
 
 MEASURED = "--held-out 6 --evaluate-every 2 --sample-every 2"
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from shards.errors import UsageError
-from train.frozen_networks import load_dino_features, load_perceptual
-from train.metrics_file import read_metrics
 from train.models.discriminator import DINO_SIZES, DinoConfig, DinoFeatures
 from train.models.perceptual import Perceptual
+from train.report.metrics_file import read_metrics
+from train.tasks.frozen_networks import load_dino_features, load_perceptual
 
 ROOT = Path(__file__).parents[2]
 TINY_DINO = DinoConfig(patch_size=56, width=16, depth=2, num_heads=2, key_depths=(0, 1))

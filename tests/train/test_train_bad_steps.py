@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from shards.errors import UserError
-from train.config import DiTNetwork, DiTSettings, OptimizerSettings
 from train.distributed import Team
-from train.feed import MicroBatch
-from train.loop import Trainer
-from train.signals import StopRequest
-from train.task import Losses, Task
+from train.engine.feed import MicroBatch
+from train.engine.loop import Trainer
+from train.engine.signals import StopRequest
+from train.engine.task import Losses, Task
+from train.settings.config import DiTNetwork, DiTSettings, OptimizerSettings
 
 
 class Spiky(Task):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from shards.errors import IdentityMismatchError, UsageError
-from train.metrics_file import read_metrics
+from train.report.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

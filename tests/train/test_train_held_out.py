@@ -11,10 +11,10 @@ import pytest
 
 from eval.reconstruction import main as evaluate
 from shards.errors import IdentityMismatchError, UsageError
-from shards.loader import Loader
-from shards.store import open_store
-from train.held_out import split_rows
-from train.metrics_file import read_metrics
+from shards.reading.loader import Loader
+from shards.reading.store import open_store
+from train.engine.held_out import split_rows
+from train.report.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[2]
 MEASURED = "--held-out 6 --evaluate-every 2"

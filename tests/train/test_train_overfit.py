@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from train.metrics_file import read_metrics
 from train.models.normalizer import LatentNormalizer
-from train.published import save_statistics
+from train.report.metrics_file import read_metrics
+from train.weights.published import save_statistics
 
 TOKEN_WIDTH = 32
 

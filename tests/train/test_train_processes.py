@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UsageError
-from train.checkpoint import checkpoints, read_state
-from train.metrics_file import read_metrics
+from train.engine.checkpoint import checkpoints, read_state
+from train.report.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

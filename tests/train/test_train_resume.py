@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from shards.errors import UsageError, UserError
-from train.checkpoint import checkpoints
-from train.metrics_file import read_metrics
+from train.engine.checkpoint import checkpoints
+from train.report.metrics_file import read_metrics
 
 EXACT = "--checkpoint-every 100 --snapshot-every 100"
 
@@ -91,9 +91,9 @@ def test_a_checkpoint_the_run_was_continued_from_is_not_written_again(tmp_path, 
     path = tmp_path / "checkpoints/step-00000002"
     before = path.stat().st_ino
     # Told to stop before its first step, a continued run has nothing new to save.
-    monkeypatch.setattr("train.loop.Trainer.due", lambda self, every: False)
-    monkeypatch.setattr("train.loop.Trainer.learn", None)
-    monkeypatch.setattr("train.launch.finished", lambda *run: False)
+    monkeypatch.setattr("train.engine.loop.Trainer.due", lambda self, every: False)
+    monkeypatch.setattr("train.engine.loop.Trainer.learn", None)
+    monkeypatch.setattr("train.engine.launch.finished", lambda *run: False)
     assert train_here("dit", tmp_path, "--max-steps 2") == 0
     assert path.stat().st_ino == before
     assert checkpoints(tmp_path / "checkpoints") == [path]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from train.loop import Trainer
+from train.engine.loop import Trainer
 from train.models.discriminator import DINO_SIZES, DinoConfig, DinoFeatures
 
 # 22 images in batches of 8 are 2 steps an epoch: the adversary learns from the first step, and plays from the third.

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from train.config import DiTNetwork, DiTSettings, FlowSettings
-from train.feed import MicroBatch
-from train.flow import time_shift
+from train.engine.feed import MicroBatch
+from train.engine.stored_tokens import StoredTokens
+from train.flow.path import time_shift
 from train.models.build import build_model
 from train.models.config import DiTConfig
 from train.models.normalizer import LatentNormalizer
-from train.stored_tokens import StoredTokens
-from train.velocity_task import NUM_BANDS, VelocityTask, by_band
+from train.settings.config import DiTNetwork, DiTSettings, FlowSettings
+from train.tasks.velocity_task import NUM_BANDS, VelocityTask, by_band
 
 LOGIT_NORMAL = FlowSettings()
 

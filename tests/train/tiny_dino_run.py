@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from train.commandline import run
 from train.decoder import main
 from train.models.discriminator import DINO_SIZES, DinoConfig
+from train.settings.commandline import run
 
 TINY_DINO = DinoConfig(patch_size=56, width=16, depth=2, num_heads=2, key_depths=(0, 1))
 

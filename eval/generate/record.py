@@ -1,0 +1,71 @@
+"""What the samples in a folder depend on, kept beside them: a continued run must agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eval.generate.plan import GenerationPlan
+from eval.generate.sampler import LatentSampler
+from eval.metrics.results import write_json
+from eval.networks.decoder import path_digest
+from shards.errors import UserError
+from shards.reading.store import Store
+
+FILE_NAME = "generation.json"
+
+
+def generation_record(plan: GenerationPlan, sampler: LatentSampler, store: Store | None) -> dict[str, Any]:
+    """Everything the samples depend on, as JSON values."""
+    settings = plan.settings
+    record = {
+        "snapshot": settings.snapshot.name,
+        "snapshot_sha256": path_digest(settings.snapshot),
+        "decoder_sha256": path_digest(settings.decoder),
+        "guide_sha256": None if settings.guide is None else path_digest(settings.guide),
+        "encoder_of": None if store is None else store.recipe.id,
+        "statistics_sha256": None if settings.statistics is None else path_digest(settings.statistics),
+        "protocol": settings.protocol,
+        "seed": settings.seed,
+        "classes": sampler.classes,
+        "guidance_interval": settings.guidance_interval,
+        "precision": settings.precision,
+        "rounding": settings.rounding,
+        "num": plan.num,
+        "labels": plan.labels,
+        "kind": plan.kind,
+        "points": plan.points,
+        "method": plan.method,
+        "shift_base": sampler.shift_base,
+        "guidance": plan.guidance,
+        "guidance_scale": plan.guidance_scale,
+        "deviations": plan.deviations,
+    }
+    values: dict[str, Any] = json.loads(json.dumps(record))
+    return values
+
+
+def open_folder(out: Path, record: dict[str, Any]) -> None:
+    """Make a folder for samples, or continue one that was begun with the same record.
+
+    Raises:
+        UserError: Its samples depend on other settings, each named, or were not made by this command.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / FILE_NAME
+    if not path.exists():
+        if (out / "samples.npz").exists():
+            raise UserError(f"{out}/samples.npz was not made by this command; give another --out")
+        write_json(path, record)
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    differences = [
+        f"{name} was {found.get(name)!r} and is {record.get(name)!r}"
+        for name in sorted(found.keys() | record.keys())
+        if found.get(name) != record.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"{out} holds samples of other settings ({'; '.join(differences)}); give another --out or remove it"
+        )

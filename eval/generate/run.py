@@ -1,0 +1,250 @@
+"""Generate samples and evaluate them: the steps of `eval/generation.py`, read top to bottom."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from eval.command import warn
+from eval.generate.labels import chosen_classes
+from eval.generate.plan import GenerationPlan
+from eval.generate.record import generation_record, open_folder
+from eval.generate.sample_loop import Producer
+from eval.generate.sampler import LatentSampler
+from eval.images.pictures import grid, save_png
+from eval.images.samples_file import SamplesFile, map_samples
+from eval.metrics.cautions import generation_cautions, require_published_size
+from eval.metrics.feature_pass import share
+from eval.metrics.results import device_name, markdown_table, versions, write_json
+from eval.metrics.scoring import compare
+from eval.networks.decoder import (
+    compile_network,
+    decoder_of,
+    load_decoder,
+    load_dit,
+    require_fitting_guide,
+    require_same_encoder,
+    set_precision,
+)
+from eval.protocols import PROTOCOLS
+from eval.settings import GenerationSettings
+from shards.errors import UsageError
+from shards.metadata.identity import EncoderIdentity
+from shards.reading.store import Store, open_store
+from train.distributed import Team
+from train.engine.signals import die_with_launcher
+from train.weights.snapshot import Snapshot, is_snapshot
+
+
+def generate(plan: GenerationPlan) -> dict[str, Any]:
+    """Sample, decode, write and, against a reference, evaluate.
+
+    Returns:
+        What results.json holds; complete on the leading process only.
+
+    Raises:
+        UserError: Networks, statistics or an earlier run in the same folder do not belong together.
+    """
+    die_with_launcher()
+    team = Team()
+    try:
+        return _generate(plan, team)
+    finally:
+        team.leave()
+
+
+def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
+    settings = plan.settings
+    set_precision(settings.precision)
+    _require_use_of_statistics(settings)
+    store = None if settings.encoder_of is None else open_store(settings.encoder_of)
+    model = load_dit(settings.snapshot, team.device, store, settings.statistics)
+    producer = _producer(plan, model, store, team)
+    require_published_size(settings.protocol, producer.decoder.image_size)
+    record = generation_record(plan, producer.sampler, store)
+    if team.leads:
+        open_folder(settings.out, record)
+    samples = SamplesFile(settings.out / "samples.npz", plan.num, producer.decoder.image_size)
+    seconds, made = _sample(samples, producer, team)
+    results: dict[str, Any] = {
+        **record,
+        "image_size": list(producer.decoder.image_size),
+        "encoder": model.meta.encoder,
+        "encoder_id": model.meta.encoder_id,
+        "step": model.meta.step,
+        "samples_seen": model.meta.samples_seen,
+        "ema_rate": model.meta.ema_rate,
+        "device": device_name(team.device),
+        "processes": team.world_size,
+        "versions": versions(),
+        "sampled_now": made,
+        "sampling_seconds": seconds,
+        "images_per_second": made / seconds if made else None,
+    }
+    if team.leads:
+        images = map_samples(samples.path)
+        _draw(images, plan, producer.sampler.classes, model.meta.class_names)
+    if plan.reference is not None:
+        results |= _evaluate(samples.path, plan.reference, plan, team)
+    if team.leads:
+        write_json(settings.out / "results.json", results)
+        if settings.protocol is not None:
+            _write_table(plan, results)
+    return results
+
+
+def _require_use_of_statistics(settings: GenerationSettings) -> None:
+    dits = [path for path in (settings.snapshot, settings.guide) if path is not None]
+    if settings.statistics is not None and all(is_snapshot(path) for path in dits):
+        raise UsageError(
+            f"--statistics is for a published DiT, {settings.snapshot} is a snapshot and holds its own; "
+            "leave --statistics out"
+        )
+
+
+def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: Team) -> Producer:
+    settings = plan.settings
+    decoder = load_decoder(settings.decoder, team.device, None if store is None else store.recipe.encoder)
+    identity = EncoderIdentity.from_dict(decoder.meta.encoder)
+    require_same_encoder(model, identity, f"the decoder {settings.decoder}")
+    guide = None
+    if settings.guide is not None:
+        guide = load_dit(settings.guide, team.device, store, settings.statistics)
+        require_fitting_guide(model, guide, settings.guide)
+    config = model.config
+    assert config.kind != "decoder"
+    if plan.guidance == "cfg" and not config.null_label:
+        raise UsageError(
+            "classifier-free guidance needs a model trained with label dropout, this snapshot has no null label"
+        )
+    labelled = bool(model.meta.class_names) or config.num_classes > 1
+    classes = chosen_classes(settings.classes, config.num_classes, labelled=labelled)
+    if settings.compile:
+        compile_network(model.model)
+        if guide is not None:
+            compile_network(guide.model)
+    sampler = LatentSampler(
+        model=model.model,
+        guide=None if guide is None else guide.model,
+        latent_shape=(config.token_width, *config.grid),
+        num_classes=config.num_classes,
+        classes=classes,
+        labels=plan.labels,
+        seed=settings.seed,
+        kind=plan.kind,
+        points=plan.points,
+        method=plan.method,
+        shift_base=settings.shift_base or model.meta.shift_base,
+        guidance=plan.guidance,
+        scale=plan.guidance_scale,
+        interval=settings.guidance_interval,
+        precision=settings.precision,
+    )
+    assert model.normalizer is not None
+    return Producer(
+        sampler=sampler,
+        normalizer=model.normalizer,
+        decoder=decoder_of(decoder, settings.precision),
+        device=team.device,
+        batch_size=settings.batch_size,
+        fill_batches=settings.compile,
+        rounding=settings.rounding,
+    )
+
+
+def _sample(samples: SamplesFile, producer: Producer, team: Team) -> tuple[float, int]:
+    """Make the samples that are missing; returns seconds and how many."""
+    if team.leads:
+        if samples.finished:
+            samples.drop_unfinished()
+        else:
+            samples.create()
+    team.wait()
+    if samples.finished:
+        return 0.0, 0
+    pending = samples.pending()
+    # Nobody writes before everybody has seen the same samples missing.
+    team.wait()
+    start, stop = share(len(pending), team)
+    began = time.perf_counter()
+    with (
+        samples,
+        tqdm(total=stop - start, desc="sampling", unit="image", disable=not team.leads) as progress,
+    ):
+        producer.produce(pending[start:stop], samples.write, progress)
+    team.wait()
+    seconds = time.perf_counter() - began
+    if team.leads:
+        samples.finish()
+    team.wait()
+    return seconds, len(pending)
+
+
+def _draw(
+    images: NDArray[np.uint8], plan: GenerationPlan, classes: tuple[int, ...], known: tuple[str, ...]
+) -> None:
+    """grid.png: with equal labels one row a class under its name, otherwise the first samples in order."""
+    settings = plan.settings
+    each = len(images) // len(classes)
+    if plan.labels == "equal" and each > 0:
+        rows, columns = min(len(classes), settings.grid_rows), min(each, settings.grid_columns)
+        numbers = np.arange(rows)[:, None] + np.arange(columns) * len(classes)
+        names = [known[label] if label < len(known) else "" for label in classes[:rows]]
+    else:
+        columns = min(settings.grid_columns, len(images))
+        numbers = np.arange(min(len(images), columns * settings.grid_rows))
+        names = []
+    save_png(grid(images[numbers.ravel()], columns, names if any(names) else ()), settings.out / "grid.png")
+    if settings.pngs:
+        folder = settings.out / "png"
+        folder.mkdir(exist_ok=True)
+        for number, image in enumerate(images):
+            save_png(image, folder / f"{number:06}.png")
+
+
+def _evaluate(samples: Path, reference: Path, plan: GenerationPlan, team: Team) -> dict[str, Any]:
+    settings = plan.settings
+    began = time.perf_counter()
+    comparison = compare(
+        samples,
+        reference,
+        plan.metrics,
+        team,
+        inception_weights=settings.feature_weights,
+        dinov2_weights=settings.dinov2_weights,
+    )
+    cautions = comparison.cautions + generation_cautions(
+        plan.num, comparison.reference_kind, comparison.reference_count, settings.protocol, reference.name
+    )
+    if team.leads:
+        for caution in cautions:
+            warn(caution)
+    return {
+        "metrics": comparison.metrics,
+        "reference": {
+            "name": reference.name,
+            "kind": comparison.reference_kind,
+            "count": comparison.reference_count,
+        },
+        "feature_networks": comparison.networks,
+        "warnings": cautions,
+        "evaluation_seconds": time.perf_counter() - began,
+    }
+
+
+def _write_table(plan: GenerationPlan, results: dict[str, Any]) -> None:
+    settings = plan.settings
+    assert settings.protocol is not None
+    changes = f"; {', '.join(plan.deviations)}" if plan.deviations else ""
+    table = markdown_table(
+        PROTOCOLS[settings.protocol].published,
+        settings.snapshot.stem + ("" if results["step"] is None else f", step {results['step']}"),
+        results["metrics"],
+        f"this run, {plan.num} samples{changes}",
+    )
+    (settings.out / "table.md").write_text(table, encoding="utf-8")

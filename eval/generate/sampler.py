@@ -1,0 +1,78 @@
+"""From sample numbers to latents: noise, label, guidance and integration of each sample, by its number alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from eval.generate.labels import labels_of
+from eval.networks.decoder import autocast
+from eval.settings import GridKind, Guidance, LabelRule, Precision
+from train.flow.guidance import Model, auto_guidance, classifier_free, unguided
+from train.flow.integrators import OnStep, Velocity, integrate, time_grid
+from train.flow.path import time_shift
+from train.tasks.randomness import normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSampler:
+    """Draws the latents of numbered samples.
+
+    Sample i is the same, up to the rounding of matrix products, for any batch it is computed in.
+    """
+
+    model: nn.Module
+    """The DiT, in evaluation mode."""
+    guide: nn.Module | None = None
+    """The weaker DiT, for autoguidance."""
+    latent_shape: tuple[int, int, int]
+    """Channels, rows and columns (D, h, w)."""
+    num_classes: int
+    """Also the label that means no class."""
+    classes: tuple[int, ...]
+    """Classes to show."""
+    labels: LabelRule = "equal"
+    seed: int = 0
+    kind: GridKind = "published"
+    points: int = 50
+    method: str = "euler"
+    shift_base: int = 4096
+    """Numbers in a latent for which times are not shifted; as in training."""
+    guidance: Guidance = "none"
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    precision: Precision = "fp32"
+
+    @torch.inference_mode()
+    def latents(self, numbers: Tensor, on_step: OnStep | None = None) -> Tensor:
+        """Normalised latents float32 [B, D, h, w] of samples `numbers`, int64 [B] on the device to use."""
+        noise = normal(self.seed, "generation", numbers, self.latent_shape)
+        labels = labels_of(numbers, self.classes, self.labels, self.seed)
+        grid = time_grid(self.points, time_shift(math.prod(self.latent_shape), self.shift_base), self.kind)
+        return integrate(self._velocity(labels), noise, grid, self.method, on_step=on_step)
+
+    def evaluations(self) -> int:
+        """Calls of the model that one sample costs with a solver of fixed steps; a guide's are extra."""
+        return (self.points - 1) * (2 if self.method == "heun" else 1)
+
+    def _velocity(self, labels: Tensor) -> Velocity:
+        model = self._called(self.model)
+        if self.guidance == "cfg":
+            return classifier_free(
+                model, labels, self.scale, null_label=self.num_classes, interval=self.interval
+            )
+        if self.guidance == "autoguidance":
+            assert self.guide is not None, "autoguidance needs a guide"
+            return auto_guidance(model, self._called(self.guide), labels, self.scale, interval=self.interval)
+        return unguided(model, labels)
+
+    def _called(self, network: nn.Module) -> Model:
+        def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            with autocast(x.device, self.precision):
+                velocity: Tensor = network(x, t, y)
+            return velocity.float()
+
+        return model

@@ -1,0 +1,1 @@
+"""Image sets to evaluate, and files of samples."""

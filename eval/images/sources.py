@@ -1,0 +1,199 @@
+"""Where pictures to compare come from: a folder of images, a store, or an .npz of samples.
+
+Each answers the same question, images `start` to `stop` as uint8 [n, H, W, 3] of one size, so that a feature
+pass does not care which it reads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.images.samples_file import map_samples
+from shards.cores import usable_cores
+from shards.errors import UsageError, UserError
+from shards.images import center_crop, decode_image
+from shards.reading.store import Store, open_store
+
+SourceKind = Literal["folder", "store", "samples"]
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+_MOST_THREADS = 16
+"""Threads a process decodes a folder with at most, on a machine of many cores."""
+
+
+class ImageSource(Protocol):
+    """A numbered set of images of one size."""
+
+    kind: SourceKind
+    path: Path
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Images `start` to `stop`, uint8 [stop − start, H, W, 3]."""
+        ...
+
+    def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images by their numbers, int64 [n]: uint8 [n, H, W, 3]."""
+        ...
+
+
+class FolderImages:
+    """Every image file under a folder, in the order of their names, centre-cropped to one size.
+
+    Several threads decode, because one would hold up the network the images are for.
+
+    Args:
+        path: The folder.
+        image_size: Height and width to crop to; both the same, as the crop is square.
+
+    Raises:
+        UsageError: No image file lies in it.
+    """
+
+    kind: SourceKind = "folder"
+
+    def __init__(self, path: Path, image_size: tuple[int, int]) -> None:
+        self.path = path
+        self.image_size = image_size
+        if image_size[0] != image_size[1]:
+            raise UsageError(
+                f"a folder is cropped to squares, but {image_size[0]}×{image_size[1]} was needed"
+            )
+        self._files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not self._files:
+            raise UsageError(
+                f"a folder of images must hold {', '.join(sorted(SUFFIXES))} files; {path} has none"
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Images `start` to `stop`, cropped.
+
+        Raises:
+            UserError: A file is not the image its name promises.
+        """
+        return self._decoded(self._files[start:stop])
+
+    def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images by their numbers, cropped.
+
+        Raises:
+            UserError: A file is not the image its name promises.
+        """
+        return self._decoded([self._files[number] for number in numbers])
+
+    def _decoded(self, files: Sequence[Path]) -> NDArray[np.uint8]:
+        with ThreadPoolExecutor(decoding_threads()) as pool:
+            return np.stack(list(pool.map(self._read, files)))
+
+    def _read(self, file: Path) -> NDArray[np.uint8]:
+        try:
+            return center_crop(decode_image(file.read_bytes()), self.image_size[0])
+        except (UserError, OSError, ValueError) as error:
+            raise UserError(f"{file} is not a readable image ({error}); repair or remove it") from error
+
+
+class StoreImages:
+    """The valid rows of a store, as stored for its centre view.
+
+    Raises:
+        UserError: The store keeps no images.
+    """
+
+    kind: SourceKind = "store"
+
+    def __init__(self, path: Path, rows: NDArray[np.int64] | None = None) -> None:
+        self.path = path
+        self.store: Store = open_store(path)
+        if not self.store.image_size:
+            raise UserError(f"{path} was encoded without images; encode it with --image-size")
+        self.image_size = (self.store.image_size, self.store.image_size)
+        self._rows = self.store.valid_rows if rows is None else rows
+        self._reader = self.store.reader("center", "image")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Images of valid rows `start` to `stop`."""
+        return self._images(self._rows[start:stop])
+
+    def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images of valid rows by their numbers."""
+        return self._images(self._rows[numbers])
+
+    def _images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        images = np.empty((len(rows), *self._reader.row_shape), np.uint8)
+        self._reader.read(rows, images)
+        return images
+
+
+class NpzImages:
+    """The samples in an .npz, mapped from disk."""
+
+    kind: SourceKind = "samples"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._images = map_samples(path)
+        self.image_size = (self._images.shape[1], self._images.shape[2])
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Images `start` to `stop`, copied out of the file."""
+        return np.array(self._images[start:stop])
+
+    def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images by their numbers, copied out of the file."""
+        return np.array(self._images[numbers])
+
+
+def decoding_threads() -> int:
+    """Threads a process decodes with: its share of the cores this machine's processes may use, at most 16."""
+    return max(1, min(_MOST_THREADS, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def open_images(path: Path, image_size: tuple[int, int]) -> ImageSource:
+    """Open a folder, a store or an .npz of samples whose images have this height and width.
+
+    Raises:
+        UsageError: The path is none of the three, or its images have another size.
+    """
+    source: ImageSource
+    if path.is_dir():
+        is_store = (path / "manifest.json").exists() or (path / "plan.parquet").exists()
+        source = StoreImages(path) if is_store else FolderImages(path, image_size)
+    elif path.suffix == ".npz" and path.is_file():
+        source = NpzImages(path)
+    else:
+        raise UsageError(f"images to compare with must be a folder, a store or an .npz file, got {path}")
+    if source.image_size != image_size:
+        theirs, ours = ("×".join(map(str, size)) for size in (source.image_size, image_size))
+        raise UsageError(
+            f"images to compare must have one size, {path} has {theirs} pixels and ours are {ours}"
+        )
+    return source
+
+
+def evenly_spread(count: int, total: int) -> NDArray[np.int64]:
+    """`count` of the numbers 0 … total − 1, ascending and evenly spread, int64 [min(count, total)]."""
+    chosen = min(count, total)
+    return np.arange(chosen, dtype=np.int64) * total // max(chosen, 1)
+
+
+def blocks(start: int, stop: int, size: int) -> Iterable[tuple[int, int]]:
+    """The range cut into consecutive blocks of at most `size`."""
+    return ((first, min(first + size, stop)) for first in range(start, stop, size))

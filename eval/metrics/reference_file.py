@@ -1,0 +1,108 @@
+"""Reference statistics in an .npz: the published layout, and ours, which adds what they were computed from.
+
+| array | holds | published | ours |
+|---|---|---|---|
+| `mu`, `sigma` | mean and covariance of the `pool` features | yes | yes |
+| `mu_s`, `sigma_s` | of the `spatial` features | yes | yes |
+| `arr_0` | images, uint8 [n, H, W, 3], for precision and recall | yes | no |
+| `manifold` | their `pool` features instead, float32 [n, 2048] | no | yes |
+| `network`, `kind`, `count` | digest of the network's weights; what the images were, and how many | no | yes |
+
+Source: github:openai/guided-diffusion evaluations/evaluator.py, Evaluator.read_statistics.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.metrics.feature_moments import Gaussian
+from eval.metrics.features import FeatureName
+from shards.errors import UsageError, UserError
+
+ARRAYS: dict[FeatureName, tuple[str, str]] = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+"""Names of a feature's mean and covariance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedStatistics:
+    """What such a file holds."""
+
+    gaussians: dict[FeatureName, Gaussian]
+    has_images: bool = False
+    """Whether there are images for precision and recall."""
+    manifold: NDArray[np.float32] | None = None
+    """Their features, float32 [n, 2048]."""
+    network: str | None = None
+    """SHA-256 of the feature network's weights; None, here and below: a published file does not say."""
+    kind: str | None = None
+    """What the images were: folder, store or samples."""
+    count: int | None = None
+    """How many."""
+
+
+def holds_statistics(path: Path) -> bool:
+    """Whether a path is an .npz of statistics, not of samples.
+
+    Raises:
+        UserError: It is a broken .npz.
+    """
+    if path.suffix != ".npz" or not path.is_file():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "mu.npy" in archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is not a whole .npz ({error}); download or write it again") from error
+
+
+def read_statistics(path: Path, features: set[FeatureName]) -> SavedStatistics:
+    """Statistics of the named features.
+
+    Raises:
+        UsageError: There are none of a feature.
+        UserError: The file is damaged.
+    """
+    gaussians = {}
+    try:
+        with np.load(path) as archive:
+            for name in features:
+                keys = ARRAYS.get(name)
+                if keys is None or not set(keys) <= set(archive.files):
+                    raise UsageError(
+                        f"{path} holds {', '.join(archive.files)}, no statistics of {name} features; leave out "
+                        "their metric or give images as --reference"
+                    )
+                mean, covariance = (archive[key].astype(np.float64) for key in keys)
+                gaussians[name] = Gaussian(mean=mean, covariance=covariance, count=None)
+            ours = "network" in archive.files
+            return SavedStatistics(
+                gaussians=gaussians,
+                has_images="arr_0" in archive.files,
+                manifold=archive["manifold"] if ours else None,
+                network=str(archive["network"]) if ours else None,
+                kind=str(archive["kind"]) if ours else None,
+                count=int(archive["count"]) if ours else None,
+            )
+    except (zipfile.BadZipFile, ValueError, EOFError, KeyError) as error:
+        raise UserError(f"{path} is not a whole .npz ({error}); download or write it again") from error
+
+
+def write_statistics(path: Path, saved: SavedStatistics) -> None:
+    """Write such a file, whole or not at all; `saved` has everything but images."""
+    assert saved.manifold is not None
+    arrays: dict[str, Any] = {"manifold": saved.manifold}
+    for name, (mean, covariance) in ARRAYS.items():
+        gaussian = saved.gaussians[name]
+        arrays |= {mean: gaussian.mean, covariance: gaussian.covariance}
+    arrays |= {"network": saved.network, "kind": saved.kind, "count": saved.count}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    temporary.replace(path)

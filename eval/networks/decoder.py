@@ -1,0 +1,166 @@
+"""Load the networks of an evaluation and make sure that they belong together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from eval.networks.diffusers_layout import AUTOENCODER_FILES
+from eval.networks.published_files import published_decoder, published_dit
+from eval.settings import Precision
+from shards.errors import IdentityMismatchError, UsageError
+from shards.metadata.identity import EncoderIdentity
+from shards.reading.store import Store
+from train.engine.arithmetic import allow_tf32
+from train.models.normalizer import LatentNormalizer
+from train.models.vit_decoder import ViTDecoder
+from train.weights.snapshot import Snapshot, is_snapshot, load_snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """From latents or raw tokens to pixels, in the precision of the run."""
+
+    network: Callable[[Tensor], Tensor]
+    precision: Precision
+    image_size: tuple[int, int]
+
+    @torch.inference_mode()
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """Pixels float32 [B, 3, H, W], unclamped, of raw tokens [B, N, D]."""
+        with autocast(tokens.device, self.precision):
+            return self.network(tokens.float()).float()
+
+
+def load_dit(
+    path: Path, device: torch.device, store: Store | None = None, statistics: Path | None = None
+) -> Snapshot:
+    """A DiT's snapshot, or a published file made one.
+
+    Args:
+        path: The file.
+        device: Where the network goes.
+        store: What a published file belongs to; not used for a snapshot, which knows.
+        statistics: Published latent statistics of a published file, instead of the store's.
+
+    Raises:
+        UsageError: It is a decoder's snapshot, or a published file without a store.
+        UserError: It is broken or does not fit the store.
+    """
+    if not is_snapshot(path):
+        if store is None:
+            raise _no_origin(path)
+        return published_dit(path, store, statistics, device)
+    snapshot = load_snapshot(path, device)
+    if snapshot.kind != "dit" or snapshot.normalizer is None:
+        raise UsageError(f"a DiT's snapshot is needed to sample, {path} is a {snapshot.kind}'s")
+    return snapshot
+
+
+def load_decoder(path: Path, device: torch.device, encoder: EncoderIdentity | None = None) -> Snapshot:
+    """A decoder's snapshot, or a published file made one.
+
+    Args:
+        path: The file, or a folder in diffusers' layout.
+        device: Where the network goes.
+        encoder: What a published file belongs to; not used for a snapshot, which knows.
+
+    Raises:
+        UsageError: It is a DiT's snapshot, or a published file without an encoder.
+        UserError: It is broken or does not fit the encoder.
+    """
+    if not is_snapshot(path):
+        if encoder is None:
+            raise _no_origin(path)
+        return published_decoder(path, encoder, device)
+    snapshot = load_snapshot(path, device)
+    if snapshot.kind != "decoder":
+        raise UsageError(f"--decoder must be a decoder's snapshot, {path} is a {snapshot.kind}'s")
+    return snapshot
+
+
+def _no_origin(path: Path) -> UsageError:
+    return UsageError(
+        f"a published file does not say which encoder it belongs to, {path} is one; give --encoder-of STORE"
+    )
+
+
+def decoder_of(snapshot: Snapshot, precision: Precision) -> Decoder:
+    """The decoder of a snapshot, ready to use."""
+    network = snapshot.model
+    assert isinstance(network, ViTDecoder)
+    return Decoder(
+        network=network,
+        precision=precision,
+        image_size=network.config.image_size,
+    )
+
+
+def require_same_encoder(ours: Snapshot, theirs: EncoderIdentity, what: str) -> None:
+    """Refuse a network or store that belongs to another encoder.
+
+    Raises:
+        IdentityMismatchError: With one line for each difference.
+    """
+    EncoderIdentity.from_dict(ours.meta.encoder).require_same(theirs, what=what)
+
+
+def require_fitting_guide(model: Snapshot, guide: Snapshot, path: Path) -> None:
+    """Refuse a guide that does not see the same latents and classes as the model it guides.
+
+    Raises:
+        IdentityMismatchError: It comes from another encoder or its latents are normalised otherwise.
+        UsageError: It knows other classes.
+    """
+    require_same_encoder(model, EncoderIdentity.from_dict(guide.meta.encoder), f"the guide {path}")
+    if guide.meta.num_classes != model.meta.num_classes:
+        raise UsageError(
+            f"a guide must know the same classes, {path} has {guide.meta.num_classes} "
+            f"and the model {model.meta.num_classes}"
+        )
+    assert model.normalizer is not None
+    assert guide.normalizer is not None
+    if not _same_statistics(model.normalizer, guide.normalizer):
+        raise IdentityMismatchError(
+            f"a guide must see latents normalised alike, the statistics in {path} differ from the model's; "
+            "train both with the same statistics"
+        )
+
+
+def _same_statistics(a: LatentNormalizer, b: LatentNormalizer) -> bool:
+    state_a, state_b = a.state_dict(), b.state_dict()
+    return (
+        a.eps == b.eps
+        and state_a.keys() == state_b.keys()
+        and all(torch.equal(state_a[name], state_b[name]) for name in state_a)
+    )
+
+
+def set_precision(precision: Precision) -> None:
+    """Allow or forbid TensorFloat-32 in float32 matrix products and convolutions of this process."""
+    allow_tf32(allowed=precision == "tf32")
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """The context a network is called in."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile a network in place for one batch size; the caller fills up short batches."""
+    network.compile(dynamic=False)
+
+
+def path_digest(path: Path) -> str:
+    """SHA-256 of a file of weights; of a folder in diffusers' layout, that of its two files' digests."""
+    if path.is_dir():
+        parts = "".join(path_digest(path / name) for name in AUTOENCODER_FILES)
+        return hashlib.sha256(parts.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Decoding stored tokens, and comparing with the images they came from."""

@@ -1,0 +1,112 @@
+"""Originals beside their reconstructions, and what is measured of such pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval.images.pictures import to_uint8
+from eval.metrics.feature_pass import FeatureSet
+from eval.metrics.features import FeatureName, InceptionFeatures
+from eval.metrics.similarity import psnr, ssim
+from eval.networks.decoder import Decoder
+from eval.networks.perceptual_weights import load_perceptual, lpips
+from eval.settings import ReconstructionSettings
+from shards.reading.store import Store
+from train.engine.stored_tokens import StoredTokens, stored_tensor
+
+POOL: set[FeatureName] = {"pool"}
+"""Inception features of rFID."""
+
+
+@dataclass
+class Judged:
+    """What one process found out about its rows."""
+
+    rows: list[NDArray[np.int64]] = field(default_factory=list)
+    scores: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
+    """Metrics of the single pictures, by name."""
+    originals: FeatureSet = field(default_factory=FeatureSet)
+    reconstructions: FeatureSet = field(default_factory=FeatureSet)
+
+
+class Pairs:
+    """Originals of a store beside what the decoder makes of their tokens."""
+
+    def __init__(
+        self,
+        store: Store,
+        decoder: Decoder,
+        device: torch.device,
+        *,
+        rounding: bool = False,
+    ) -> None:
+        # A store of random crops alone has no other view.
+        view = "center" if "center" in store.views else store.views[0]
+        self.store = store
+        self._tokens = store.reader(view, "tokens")
+        self._stored = StoredTokens.of(store).to(device)
+        self._images = store.reader(view, "image")
+        self._decoder = decoder
+        self._device = device
+        self._rounding = rounding
+
+    def of(self, store: Store) -> Pairs:
+        """The same of another store."""
+        return Pairs(store, self._decoder, self._device, rounding=self._rounding)
+
+    def read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Originals and reconstructions of some rows, uint8 [B, 3, H, W] each, on the device."""
+        tokens = np.empty((len(rows), *self._tokens.row_shape), self._tokens.dtype)
+        images = np.empty((len(rows), *self._images.row_shape), np.uint8)
+        self._tokens.read(rows, tokens)
+        self._images.read(rows, images)
+        raw = self._stored(stored_tensor(tokens, self._tokens.logical_dtype).to(self._device))
+        made = to_uint8(self._decoder.pixels(raw), rounding=self._rounding)
+        original = torch.from_numpy(images).to(self._device)
+        return original.permute(0, 3, 1, 2), made.permute(0, 3, 1, 2)
+
+
+class Judge:
+    """Measures pairs of pictures, batch by batch."""
+
+    def __init__(self, settings: ReconstructionSettings, device: torch.device) -> None:
+        self.found = Judged()
+        self._metrics = settings.metrics
+        self._perceptual = (
+            load_perceptual(settings.lpips_weights, device) if "lpips" in settings.metrics else None
+        )
+        self.inception = (
+            InceptionFeatures(settings.feature_weights, device) if "rfid" in settings.metrics else None
+        )
+
+    def add(self, rows: NDArray[np.int64], originals: Tensor, made: Tensor) -> None:
+        """Measure a batch, uint8 [B, 3, H, W] each."""
+        self.found.rows.append(rows)
+        # PSNR also orders the page of best, median and worst.
+        scores = {"psnr": psnr(originals, made)}
+        if "ssim" in self._metrics:
+            scores["ssim"] = ssim(originals, made)
+        if self._perceptual is not None:
+            scores["lpips"] = lpips(self._perceptual, originals, made)
+        for name, values in scores.items():
+            self.found.scores.setdefault(name, []).append(values.cpu().numpy())
+        if self.inception is not None:
+            for side, pictures in ((self.found.originals, originals), (self.found.reconstructions, made)):
+                side.add(self.inception.features(pictures), moments=POOL, keep=set())
+
+
+def merged(parts: list[Judged]) -> Judged:
+    """What all processes found out, in the order of their ranks."""
+    whole = Judged()
+    for part in parts:
+        whole.rows.extend(part.rows)
+        for name, values in part.scores.items():
+            whole.scores.setdefault(name, []).extend(values)
+        whole.originals.merge(part.originals)
+        whole.reconstructions.merge(part.reconstructions)
+    return whole

@@ -1,0 +1,1 @@
+"""Encoding: plan, preflight, shard leases, decode and write threads, finish."""

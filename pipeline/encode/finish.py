@@ -1,0 +1,82 @@
+"""The end of an encode: counts that add up, then index, statistics and manifest."""
+
+import time
+from importlib.metadata import version
+
+from pipeline.console import say
+from pipeline.encode.claims import Failures
+from pipeline.encode.int8_error import report_measured
+from pipeline.encode.leases import Leases, Owner, remove_if_empty
+from pipeline.settings.config import EncodeConfig
+from shards.errors import UserError
+from shards.metadata.index import bad_rows
+from shards.metadata.layout import WORK_DIR
+from shards.metadata.plan import Plan
+from shards.reading.store import open_store
+from shards.storage.location import remove_tree
+from shards.writing.finalize import read_commits
+from shards.writing.store_writer import StoreWriter
+
+_NAMED_AT_MOST = 20
+
+
+def finish_once(config: EncodeConfig, writer: StoreWriter) -> None:
+    """Finishes the store; of several workers one does it and the others wait for it."""
+    if writer.finished():
+        finish(config, writer)
+        return
+    with Leases(writer.path, Owner.this_process("finish")) as leases:
+        while not leases.take("finish"):
+            if writer.finished():
+                return
+            time.sleep(0.5)
+        if not writer.finished():  # else somebody was done between the look and the lease
+            finish(config, writer)
+            return
+    remove_if_empty(writer.path / WORK_DIR)  # this one's lease made it anew
+
+
+def finish(config: EncodeConfig, writer: StoreWriter) -> None:
+    """Writes index, statistics and manifest once every shard is there, and says what the store holds.
+
+    Raises:
+        UserError: If shards are missing, more images are bad than allowed, or int8 has cost more than allowed.
+    """
+    if writer.pending():
+        _refuse_unfinished(config, writer)
+    commits = read_commits(writer.path, writer.recipe)
+    reasons = bad_rows(writer.recipe, writer.plan, commits)
+    _check_bad(config, writer.plan, reasons)
+    writer.finalize({name: version(name) for name in ("torch", "timm", "numpy", "pillow")})
+    remove_tree(writer.path / WORK_DIR)
+    store = open_store(writer.path)  # refuses what is damaged, before anything is said to be complete
+    num_images, num_bad = writer.plan.num_images, len(reasons)
+    say(
+        f"{writer.path} is complete: {num_images - num_bad} of {num_images} images in "
+        f"{writer.recipe.num_shards} shards, {num_bad} unusable"
+    )
+    report_measured(store, config.store.allow_error)
+
+
+def _check_bad(config: EncodeConfig, plan: Plan, reasons: dict[int, str]) -> None:
+    key_of = dict(zip(plan.rows.tolist(), plan.keys, strict=True)) if reasons else {}
+    for row in list(reasons)[:_NAMED_AT_MOST]:
+        say(f"  unusable: {key_of[row]}: {reasons[row]}")
+    if len(reasons) > _NAMED_AT_MOST:
+        say(f"  … and {len(reasons) - _NAMED_AT_MOST} more")
+    if len(reasons) > config.work.allowed_bad(plan.num_images):
+        raise UserError(
+            f"{len(reasons)} of {plan.num_images} images are unusable, more than --max-bad {config.work.max_bad}; "
+            f"mend them and add --retry-quarantined, or allow them with --max-bad {len(reasons)}"
+        )
+
+
+def _refuse_unfinished(config: EncodeConfig, writer: StoreWriter) -> None:
+    shards = {shard for _, shard in writer.pending()}
+    parked = Failures(writer.path, config.work.max_attempts).parked()
+    for shard, reason in parked.items():
+        say(f"  shard {shard} failed {config.work.max_attempts} times: {reason}")
+    raise UserError(
+        f"{len(shards)} of {writer.recipe.num_shards} shards are not done ({len(parked)} of them failed too often); "
+        "mend the cause and run the same command again"
+    )

@@ -1,0 +1,130 @@
+"""The beginning of an encode: which images go where, what the store will hold, and whether it may be continued."""
+
+import numpy as np
+
+from pipeline.encode.devices import named_devices, precision_for
+from pipeline.encode.statistics_file import read_statistics
+from pipeline.encoders.encoder import Encoder
+from pipeline.settings.config import EncodeConfig
+from pipeline.sources.labels import LabelTable
+from pipeline.sources.listing import list_source
+from pipeline.sources.picture_sources import is_store
+from pipeline.sources.pictures import default_crop
+from shards.errors import IdentityMismatchError, UsageError
+from shards.metadata.given_statistics import GivenStatistics
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import PLAN, ROOT
+from shards.metadata.mended import mended_images
+from shards.metadata.plan import Plan
+from shards.metadata.root import read_recipe
+from shards.reading.store import open_store as open_finished
+from shards.storage.location import Location, as_location
+from shards.values.quantize import Int8Code
+from shards.writing.finalize import found_commits
+from shards.writing.revisions import current_revision
+from shards.writing.selection import Part
+from shards.writing.store_writer import StoreWriter
+
+
+def make_plan(config: EncodeConfig) -> Plan:
+    """Lists the source and deals its images to the shards; a store's are those of its plan, by the same keys.
+
+    The plan of a store that was begun stands if nothing has changed since but images that were mended.
+    """
+    if is_store(config.source_path()):
+        return _store_plan(config)
+    labels = LabelTable.read(config.labels) if config.labels else None
+    listing = list_source(config.source_path(), labels)
+    plan = Plan.build(listing.records, listing.class_names, config.store.shards, config.store.seed)
+    return _plan_before_mending(config.store.out, plan) or plan
+
+
+def _plan_before_mending(path: Location, plan: Plan) -> Plan | None:
+    """The plan a store was begun with, if ``plan`` is the same with the sizes its images were mended to."""
+    if not ((path / ROOT).exists() and (path / PLAN).exists()):
+        return None
+    writer = StoreWriter.open(path)
+    begun = writer.plan
+    if begun.num_images != plan.num_images or (begun.nbytes == plan.nbytes).all():
+        return None
+    mended = mended_images(begun, found_commits(path, writer.recipe))
+    sizes = [
+        now if mended.get(key) == now else before
+        for key, before, now in zip(begun.keys, begun.nbytes.tolist(), plan.nbytes.tolist(), strict=True)
+    ]
+    return begun if begun.with_sizes(sizes) == plan else None
+
+
+def _store_plan(config: EncodeConfig) -> Plan:
+    if config.labels is not None:
+        raise UsageError(f"--labels are for files; the store {config.source_path()} names its own classes")
+    source = open_finished(as_location(config.source_path()))
+    part = Part(source, np.arange(source.plan.num_images))
+    return Plan.build(part.records(), source.class_names, config.store.shards, config.store.seed)
+
+
+def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:
+    """What the store will hold."""
+    store = config.store
+    devices = named_devices(config.work.devices)
+    image_size = _default_image_size(config, encoder) if store.image_size is None else store.image_size
+    return Recipe(
+        encoder=encoder.identity,
+        source_digest=plan.source_digest(),
+        num_images=plan.num_images,
+        num_shards=store.shards,
+        seed=store.seed,
+        views=store.view_names(),
+        dtype=store.dtype,
+        image_size=image_size,
+        precision=precision_for(devices, config.encoder.precision),
+        format=store.format,
+        compression=None if store.compression == "none" else store.compression,
+        image_compression=None if store.image_compression == "none" else store.image_compression,
+        calibration_rows=store.calibration_rows if store.dtype == "int8" else 0,
+        code_error=store.code_error if store.dtype == "int8" else 0.0,
+    )
+
+
+def _default_image_size(config: EncodeConfig, encoder: Encoder) -> int:
+    """Side of the stored pictures: a store's where they come from a store, else what fits the encoder."""
+    stored = 0
+    if is_store(config.source_path()):
+        stored = open_finished(as_location(config.source_path())).image_size
+    return stored or default_crop(encoder.identity)
+
+
+def given_statistics(config: EncodeConfig, recipe: Recipe) -> GivenStatistics | None:
+    """The statistics of `--stats-from`, which fit the tokens of `recipe`; None if it is not used."""
+    if config.store.stats_from is None:
+        return None
+    return read_statistics(config.store.stats_from, (recipe.encoder.width, *recipe.encoder.grid))
+
+
+def open_store(path: Location, recipe: Recipe, plan: Plan, code: Int8Code | None) -> StoreWriter:
+    """Begins the store, or continues it if it was begun with the same recipe.
+
+    Raises:
+        IdentityMismatchError: Naming every difference, also which images have changed.
+    """
+    if (path / ROOT).exists() and (path / PLAN).exists():
+        differences = read_recipe(path).diff(recipe)
+        if differences and read_recipe(path, current_revision(path)).diff(recipe):
+            changed = changed_images(Plan.read(path / PLAN), plan)
+            raise IdentityMismatchError(
+                f"{path} was begun with another recipe: {'; '.join(differences + changed)}; "
+                "give the settings it was begun with, or another --out"
+            )
+    return StoreWriter.create_or_continue(path, recipe, plan, code)
+
+
+def changed_images(before: Plan, after: Plan) -> list[str]:
+    """What has happened to the source between two listings, in a few words each."""
+    old = dict(zip(before.keys, zip(before.nbytes, before.labels, strict=True), strict=True))
+    new = dict(zip(after.keys, zip(after.nbytes, after.labels, strict=True), strict=True))
+    kinds = {
+        "are gone": sorted(old.keys() - new.keys()),
+        "are new": sorted(new.keys() - old.keys()),
+        "have another size or class": sorted(key for key in old.keys() & new.keys() if old[key] != new[key]),
+    }
+    return [f"{len(keys)} source images {what}, such as {keys[0]}" for what, keys in kinds.items() if keys]

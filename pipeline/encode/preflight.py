@@ -1,0 +1,119 @@
+"""`pipeline encode --dry-run`: what a run would read, write and take, before anything is written."""
+
+import sys
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.encode.claims import Task
+from pipeline.encode.decoding import Batch, BatchDecoder, batch_length
+from pipeline.encode.devices import named_devices
+from pipeline.encode.job import decode_threads_for
+from pipeline.encode.space import free_bytes, gigabytes
+from pipeline.encoders.encoder import Encoder
+from pipeline.settings.config import EncodeConfig
+from pipeline.sources.picture_sources import picture_source
+from shards.cores import usable_cores
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import field_of
+from shards.metadata.mended import as_mended
+from shards.metadata.plan import Plan, SourceRecord
+from shards.values.dtypes import TOKEN_DTYPES, storage_type
+
+_SAMPLE = 256
+_TIMED_SECONDS = 2.0
+_BAD_NAMED = 5
+
+
+def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder) -> None:
+    """Prints rows, classes, sampled decode errors, bytes against free space, and hours on this kind of device."""
+    device = named_devices(config.work.devices)[0]
+    sample = _sample_of(plan)
+    batches, decode_rate = _decode(config, recipe, plan, sample)
+    bad = [
+        (plan.keys[index], row.reason)
+        for batch in batches
+        for index, row in zip(sample[batch.first_place :], batch.rows(), strict=False)
+        if row.reason is not None
+    ]
+    encode_rate = _encode_rate(encoder.place(device, recipe.precision), batches[0].images[0], recipe)
+    lines = [
+        f"images      {plan.num_images} in {len(plan.class_names) or 'no'} classes, {plan.num_shards} shards of "
+        f"{plan.shard_size(0)} rows or one less",
+        f"unusable    {len(bad)} of {len(sample)} sampled images",
+        *(f"            {key}: {reason}" for key, reason in bad[:_BAD_NAMED]),
+        *_sizes(config, recipe),
+        f"speed       this device encodes {encode_rate:.1f} images/s in all views; "
+        f"{usable_cores()} cores decode {decode_rate:.1f} images/s",
+        "time        "
+        + ", ".join(f"{count} devices {_hours(plan, encode_rate, count)}" for count in (1, 8, 64)),
+        f"            to keep one device busy takes {encode_rate / decode_rate * usable_cores():.1f} such cores",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _sample_of(plan: Plan) -> NDArray[np.int64]:
+    """Places of up to `_SAMPLE` images spread evenly over the plan, which is shuffled."""
+    return np.unique(np.linspace(0, plan.num_images - 1, min(_SAMPLE, plan.num_images)).astype(np.int64))
+
+
+def _decode(
+    config: EncodeConfig, recipe: Recipe, plan: Plan, sample: NDArray[np.int64]
+) -> tuple[list[Batch], float]:
+    """The decoded sample, and images decoded a second on all cores."""
+    source = picture_source(config.source_path(), recipe, recipe.views)
+    decoder = BatchDecoder(
+        source,
+        length=batch_length(len(sample), config.work.batch_size),
+        threads=decode_threads_for(config, 1),
+    )
+    columns = (plan.keys, plan.labels, plan.uris, plan.offsets, plan.nbytes)
+    records = [
+        SourceRecord(*values) for values in zip(*(column[sample].tolist() for column in columns), strict=True)
+    ]
+    began = time.perf_counter()
+    batches = list(decoder.batches(Task(0, recipe.views), as_mended(records, source.mended)))
+    for batch in batches:
+        batch.rows()
+    seconds = time.perf_counter() - began
+    decoder.close()
+    source.close()
+    return batches, len(records) / seconds
+
+
+def _encode_rate(encoder: Encoder, images: Tensor, recipe: Recipe) -> float:
+    """Images a second through the encoder in all views, on batches that are ready."""
+    pixels = images.permute(0, 3, 1, 2).to(encoder.get_buffer("mean").device)
+    encoder.encode(pixels).cpu()
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < _TIMED_SECONDS:
+        encoder.encode(pixels).cpu()
+        count += len(images)
+    return count / (time.perf_counter() - began) / len(recipe.views)
+
+
+def _sizes(config: EncodeConfig, recipe: Recipe) -> list[str]:
+    values = recipe.encoder.num_tokens * recipe.encoder.width
+    tokens = {name: values * storage_type(name).numpy.itemsize * recipe.num_images for name in TOKEN_DTYPES}
+    images = sum(
+        field_of(recipe, view, "image").row_nbytes * recipe.num_images
+        for view in recipe.views
+        if "image" in recipe.fields(view)
+    )
+    needed = tokens[recipe.dtype] * len(recipe.views) + images
+    free = free_bytes(config.store.out)
+    if free is None:
+        room = "a server does not say how much is free"
+    else:
+        room = f"free {gigabytes(free)}: {'enough' if needed < free else 'NOT ENOUGH'}"
+    return [
+        "a view      " + ", ".join(f"{name} {gigabytes(size)}" for name, size in tokens.items()),
+        f"store       {len(recipe.views)} views as {recipe.dtype} and images of {recipe.image_size} px: "
+        f"{gigabytes(needed)}; {room}",
+    ]
+
+
+def _hours(plan: Plan, rate: float, devices: int) -> str:
+    return f"{plan.num_images / rate / devices / 3600:.3g} h"

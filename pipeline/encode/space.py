@@ -1,0 +1,66 @@
+"""Room on the disk, asked for before long work is begun."""
+
+import shutil
+from collections.abc import Collection
+
+from shards.errors import UserError
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import commit_path, fields_of
+from shards.metadata.plan import Plan
+from shards.storage.location import Location, object_sizes
+from shards.storage.remote_path import RemotePath
+
+
+def free_bytes(path: Location) -> int | None:
+    """Bytes that can still be written where ``path`` is, or will be; None on a server, which does not say."""
+    if isinstance(path, RemotePath):
+        return None
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def require_space(path: Location, nbytes: int) -> None:
+    """Refuses to begin what will not fit.
+
+    Args:
+        path: Folder that will be written, or is begun.
+        nbytes: What is still to be written.
+
+    Raises:
+        UserError: If less than that is free.
+    """
+    free = free_bytes(path)
+    if free is not None and nbytes > free:
+        raise UserError(
+            f"{path} needs {gigabytes(nbytes)} more, and {gigabytes(free)} are free there; "
+            "free space or name another folder"
+        )
+
+
+def missing_nbytes(
+    path: Location, recipe: Recipe, plan: Plan, names: Collection[str] = ("tokens", "image")
+) -> int:
+    """Bytes of the rows of a store that nobody has written yet; of compressed ones nobody can know before.
+
+    Args:
+        path: The store, begun or not.
+        recipe: What it will hold.
+        plan: Which image goes where.
+        names: Arrays of a view that count.
+    """
+    records = [commit_path(view, shard) for view in recipe.views for shard in range(recipe.num_shards)]
+    done = object_sizes(path, records)
+    return sum(
+        plan.shard_size(shard) * field.row_nbytes
+        for view in recipe.views
+        for field in fields_of(recipe, view)
+        for shard in range(recipe.num_shards)
+        if field.name in names and field.compression is None and commit_path(view, shard) not in done
+    )
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes in three digits."""
+    return f"{size / 1e9:,.3g} GB" if size < 1e12 else f"{size / 1e12:,.3g} TB"

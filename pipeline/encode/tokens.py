@@ -1,0 +1,88 @@
+"""Tokens between the device and the store: torch on one side, numpy storage types on the other."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shards.values.quantize import Int8Code
+
+_STORED_AS = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "int8": torch.int8,
+}
+
+
+@dataclass(frozen=True)
+class StoredTokens:
+    """Tokens of some rows in their storage type.
+
+    Attributes:
+        values: [B, N, D]; int8 as codes.
+        square_error: What int8 loses: each row's sum over tokens of squared errors, float64 [B, D]; None for other
+            storage types.
+    """
+
+    values: Tensor
+    square_error: Tensor | None
+
+    def copy_(self, other: "StoredTokens", *, non_blocking: bool = False) -> None:
+        """Takes over what another holds, from any device; pinned memory may be filled after this returns."""
+        self.values.copy_(other.values, non_blocking=non_blocking)
+        if self.square_error is not None and other.square_error is not None:
+            self.square_error.copy_(other.square_error, non_blocking=non_blocking)
+
+    def as_numpy(self) -> NDArray[Any]:
+        """`values` as numpy and the store see the same memory; bfloat16 as its bits, uint16."""
+        if self.values.dtype is torch.bfloat16:
+            return self.values.view(torch.int16).numpy().view(np.uint16)
+        return self.values.numpy()
+
+
+class TokenStorage:
+    """Brings tokens into a store's type, on the device where they are: fewer bytes then cross to the host.
+
+    Args:
+        dtype: Storage type.
+        code: What int8 numbers stand for.
+    """
+
+    def __init__(self, dtype: str, code: Int8Code | None) -> None:
+        self.dtype = _STORED_AS[dtype]
+        self._code = code
+        self._boundaries, self._levels = torch.empty(0), torch.empty(0)
+        if code is not None:
+            self._boundaries = torch.from_numpy(code.boundaries)
+            self._levels = torch.from_numpy(code.table[:, 1:].copy())
+
+    def empty(self, shape: tuple[int, int, int], *, pin_memory: bool) -> StoredTokens:
+        """Memory on the host for rows [B, N, D]."""
+        square_error = None
+        if self._code is not None:
+            square_error = torch.empty((shape[0], shape[2]), dtype=torch.float64, pin_memory=pin_memory)
+        return StoredTokens(torch.empty(shape, dtype=self.dtype, pin_memory=pin_memory), square_error)
+
+    def __call__(self, tokens: Tensor) -> StoredTokens:
+        """Tokens float32 [B, N, D] as they will be stored."""
+        if self._code is None:
+            return StoredTokens(tokens.to(self.dtype), None)
+        if tokens.device.type == "cpu":
+            codes, square_error = self._code.encode_rows(tokens.numpy())
+            return StoredTokens(torch.from_numpy(codes), torch.from_numpy(square_error))
+        return self.code_on_device(tokens)
+
+    def code_on_device(self, tokens: Tensor) -> StoredTokens:
+        """int8 codes by torch alone, the same numbers as `shards.values.quantize` gives."""
+        self._boundaries = self._boundaries.to(tokens.device)
+        self._levels = self._levels.to(tokens.device)
+        rows, num_tokens, width = tokens.shape
+        by_channel = tokens.reshape(-1, width).T.contiguous()
+        entries = torch.searchsorted(self._boundaries, by_channel)
+        error = (self._levels.gather(1, entries) - by_channel).T.view(rows, num_tokens, width)
+        codes = (entries - 127).to(torch.int8).T.reshape(rows, num_tokens, width)
+        return StoredTokens(codes, error.square().sum(dim=1, dtype=torch.float64))

@@ -1,0 +1,1 @@
+"""Frozen encoders: families, weights, preprocessing."""

@@ -1,0 +1,110 @@
+"""Running an engine over the shards of a store that are still to come, and finishing the store."""
+
+import sys
+from collections.abc import Sequence
+
+from pipeline.console import say
+from pipeline.encode.claims import Failures
+from pipeline.encode.devices import named_devices
+from pipeline.encode.finish import finish_once
+from pipeline.encode.progress import Progress
+from pipeline.encoders.encoder import Encoder
+from pipeline.engines import slurm
+from pipeline.engines.local import run_local
+from pipeline.engines.ray import run_ray
+from pipeline.engines.static import Place, place_from_environment, require_single_process
+from pipeline.settings.config import EncodeConfig, WorkConfig
+from pipeline.sources.picture_sources import holds_pictures, is_store
+from shards.reading.store import open_store
+from shards.storage.location import as_location
+from shards.writing.store_writer import StoreWriter
+
+
+def find_place(work: WorkConfig, arguments: Sequence[str]) -> Place | None:
+    """Which of how many equal workers this process is; None if it has only made the script of a SLURM array.
+
+    Args:
+        work: The engine that was asked for.
+        arguments: The command's own arguments, for engines that run it elsewhere.
+    """
+    if work.engine == "local":
+        require_single_process()
+    elif work.engine == "static":
+        return place_from_environment()
+    elif work.engine == "slurm":
+        if slurm.inside_array():
+            return slurm.place_in_array()
+        script = slurm.array_script(work, arguments)
+        if work.slurm_submit:
+            say(slurm.submit(script))
+        else:
+            sys.stdout.write(script)
+        return None
+    return Place(0, 1, None)
+
+
+def run(config: EncodeConfig, writer: StoreWriter, encoder: Encoder | None, place: Place) -> None:
+    """Encodes what is still to come, with whoever else is at work on it, and finishes the store.
+
+    Args:
+        config: Settings; the engines hand them to their workers.
+        writer: The store, begun.
+        encoder: The encoder on the CPU, if it has been built already.
+        place: Which of how many equal workers this process is.
+
+    Raises:
+        UserError: If it cannot be done, or is not done completely.
+    """
+    if writer.pending():
+        if place.rank == 0:
+            Failures(writer.path, config.work.max_attempts).clear()
+            _say_state(config, writer)
+        _encode_pending(config, writer, encoder, place)
+    finish_once(config, writer)
+
+
+def _say_state(config: EncodeConfig, writer: StoreWriter) -> None:
+    pending = writer.pending()
+    views = dict.fromkeys(view for view, _ in pending)
+    unfinished = {shard for _, shard in pending}
+    if len(pending) < len(views) * writer.plan.num_shards:
+        finished = writer.plan.num_shards - len(unfinished)
+        say(f"continuing {writer.path}: {finished} of {writer.plan.num_shards} shards are there")
+    source = config.source_path()
+    if is_store(source):
+        stored = holds_pictures(open_store(as_location(source)), writer.recipe, views)
+        say(
+            f"reading the pictures that {source} holds"
+            if stored
+            else f"reading the image files that {source} was made from: it does not hold what {', '.join(views)} show"
+        )
+
+
+def _encode_pending(config: EncodeConfig, writer: StoreWriter, encoder: Encoder | None, place: Place) -> None:
+    devices = [str(device) for device in named_devices(config.work.devices)]
+    if place.local_rank is not None:
+        devices = [devices[place.local_rank % len(devices)]]
+    with Progress(
+        config.log_dir(),
+        num_rows=writer.plan.num_images,
+        rows_done=lambda: _rows_done(writer),
+        quiet=place.rank > 0,
+    ) as progress:
+        if config.work.engine == "ray":
+            run_ray(config, progress)
+        else:
+            run_local(
+                config,
+                devices,
+                encoder,
+                progress,
+                machine=place.rank,
+                machines=place.world_size,
+                processes=len(devices) * place.local_world_size,
+            )
+
+
+def _rows_done(writer: StoreWriter) -> int:
+    """Images of the shards that are finished in every view."""
+    unfinished = {shard for _, shard in writer.pending()}
+    return writer.plan.num_images - sum(writer.plan.shard_size(shard) for shard in unfinished)

@@ -1,0 +1,64 @@
+"""Settings of the commands that add to a finished store: frozen dataclasses, free of heavy imports."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import tyro
+
+from pipeline.settings.config import EncoderConfig, StoreConfig, WorkConfig
+from pipeline.settings.location_argument import LocationArgument
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddViewConfig:
+    """Encode further views of a finished store's images into it, with the same encoder.
+
+    Whoever has the store open reads on undisturbed. Run again, it continues.
+    """
+
+    store: tyro.conf.Positional[LocationArgument]
+    """Folder of the finished store."""
+    views: str
+    """Views to add, comma-separated: flip, crop:K. flip is made of stored images; crops need the image files."""
+    encoder: str | None = None
+    """timm vision transformer. Default: the one the store names."""
+    weights: str | None = None
+    """Weights of that encoder; they are compared with the store's. Default: where the store's came from."""
+    encoder_args: str | None = None
+    """Further arguments of the timm model. Default: those the store names."""
+    compile: bool = False
+    """Run the encoder through torch.compile."""
+    allow_error: float = 0.02
+    """int8: see `pipeline encode`."""
+    work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
+
+    def view_names(self) -> tuple[str, ...]:
+        """`views` as names.
+
+        Raises:
+            UsageError: If one is unknown.
+        """
+        return StoreConfig(shards=1, views=self.views).view_names()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddFieldConfig:
+    """Encode a finished store's images with another encoder into STORE/fields/NAME, a store of the same rows.
+
+    Whoever has the store open reads on undisturbed. Run again, it continues.
+    """
+
+    store: tyro.conf.Positional[LocationArgument]
+    """Folder of the finished store."""
+    name: str
+    """Name of the field: a plain word, such as siglip2."""
+    encoder: tyro.conf.OmitArgPrefixes[EncoderConfig] = field(default_factory=EncoderConfig)
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    """Storage type of the tokens."""
+    calibration_rows: int = 1024
+    """int8: see `pipeline encode`."""
+    code_error: float = 0.0
+    """int8: see `pipeline encode`."""
+    allow_error: float = 0.02
+    """int8: see `pipeline encode`."""
+    work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)

@@ -1,0 +1,232 @@
+"""Settings of `pipeline encode`: frozen dataclasses, read from the command line, free of heavy imports."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pipeline.settings.location_argument import LocationArgument
+from shards.errors import UsageError
+
+DEFAULT_SOURCE = "data/imagenet/train"
+DEFAULT_ENCODER = "vit_base_patch14_reg4_dinov2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The frozen encoder."""
+
+    encoder: str = DEFAULT_ENCODER
+    """timm vision transformer, such as vit_base_patch14_reg4_dinov2, vit_base_patch16_siglip_256.v2_webli,
+    vit_base_patch16_224.mae or test_vit."""
+    weights: str = "pretrained"
+    """`pretrained` (from the HuggingFace hub or its cache), `random:SEED`, or a file or folder of weights in timm,
+    HuggingFace or original layout."""
+    input_size: int | None = None
+    """Side in pixels that the encoder sees. Default: 224 for DINOv2, 256 for SigLIP and MAE, else timm's."""
+    encoder_args: str = ""
+    """Further arguments of the timm model, comma-separated KEY=VALUE: embed_dim=64,depth=4."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 on a CPU."""
+    compile: bool = False
+    """Run the encoder through torch.compile."""
+
+    def model_args(self) -> dict[str, int | float | bool | str]:
+        """`encoder_args` as a table.
+
+        Raises:
+            UsageError: If one of them is not KEY=VALUE.
+        """
+        table: dict[str, int | float | bool | str] = {}
+        for text in filter(None, self.encoder_args.split(",")):
+            key, equals, value = text.partition("=")
+            if not (key and equals and value):
+                raise UsageError(f"--encoder-args takes KEY=VALUE, got {text!r}; such as depth=4")
+            table[key] = _plain_value(value)
+        return table
+
+
+def _plain_value(text: str) -> int | float | bool | str:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """The store that is written."""
+
+    out: LocationArgument = Path("data/store")
+    """Folder or URL of the store; run the same command again to continue it."""
+    shards: int
+    """Exact number of shards."""
+    views: str = "center,flip"
+    """Ways of showing an image to the encoder, comma-separated: center (crop), flip (its mirror image), crop:K
+    (K random crops, each with its own stored image, for decoders)."""
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    """Storage type of the tokens."""
+    image_size: int | None = None
+    """Side of the stored centre crop, in pixels; 0 stores none. Default: 16 for each token of a row."""
+    format: Literal["zarr", "webdataset"] = "zarr"
+    """Form of the store."""
+    compression: Literal["none", "blosc", "zstd"] = "none"
+    """zarr's own compression of the tokens, for cold storage only: readers then leave the fast path."""
+    image_compression: Literal["none", "blosc", "zstd"] = "none"
+    """zarr's own compression of the images, lossless; blosc makes photographs about half as large."""
+    seed: int = 0
+    """Seed that spreads the images over the shards and places random crops."""
+    stats_from: Path | None = None
+    """Published statistics (.pt, .npz or .safetensors with var and, if any, mean) that readers of the store normalise
+    by. Default: the exact ones of its tokens, which are kept in any case."""
+    calibration_rows: int = 1024
+    """int8: images the code is fitted to and judged on before the first shard."""
+    code_error: float = 0.0
+    """int8: error to aim at, RMS as a share of a channel's deviation, such as 0.018. More than the smallest possible
+    gives codes that compress to fewer bits; 0 is the smallest possible."""
+    allow_error: float = 0.02
+    """int8: largest share of its deviation that a channel may lose. If calibration finds more, encode stops before the
+    first shard; if all rows together turn out to have lost more, it ends in an error, with the store complete."""
+
+    def check_int8(self) -> None:
+        """Refuses settings of int8 that make no sense.
+
+        Raises:
+            UsageError: Naming the setting.
+        """
+        if self.calibration_rows < 1:
+            raise UsageError(f"--calibration-rows must be at least 1, got {self.calibration_rows}")
+        if not 0 <= self.code_error < 1:
+            raise UsageError(
+                f"--code-error must be a share from 0 to below 1, got {self.code_error}; such as 0.018"
+            )
+        if not self.allow_error > 0:
+            raise UsageError(f"--allow-error must be a share above 0, got {self.allow_error}; such as 0.03")
+
+    def view_names(self) -> tuple[str, ...]:
+        """`views` as names; `crop:K` is crop0 to crop{K-1}, and each of these may be named by itself.
+
+        Raises:
+            UsageError: If one is unknown.
+        """
+        names: list[str] = []
+        for text in filter(None, (part.strip() for part in self.views.split(","))):
+            kind, _, count = text.partition(":")
+            if kind == "crop" and count.isdecimal() and int(count) > 0:
+                names += [f"crop{number}" for number in range(int(count))]
+            elif text in ("center", "flip") or (text.startswith("crop") and text[4:].isdecimal()):
+                names.append(text)
+            else:
+                raise UsageError(
+                    f"--views must be made of center, flip and crop:K, got {text!r}; such as center,flip,crop:2"
+                )
+        return tuple(names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkConfig:
+    """Who does the work, and how it is shown."""
+
+    engine: Literal["local", "ray", "slurm", "static"] = "local"
+    """Who takes which shard: local (a process a device), ray, slurm (array job), static (RANK and WORLD_SIZE)."""
+    devices: str = "auto"
+    """Devices of this machine, comma-separated: cpu, cuda:0, cuda:1, mps; `cpu,cpu` is two processes. auto is
+    every visible GPU, or one process on the CPU."""
+    batch_size: int = 64
+    """Images the encoder sees at once, at most; a shard is cut into equal batches of no more than this."""
+    decode_threads: int | None = None
+    """Threads that decode images in each process. Default: the cores divided among the processes."""
+    max_attempts: int = 3
+    """After so many failures a shard is set aside, and named at the end."""
+    max_bad: str = "100%"
+    """Share (0.1%) or number of images that may be undecodable; more of them fail the run at its end."""
+    log_dir: Path | None = None
+    """Folder for progress.jsonl and worker errors. Default: the store's name with .logs behind it."""
+    ray_address: str | None = None
+    """Ray cluster to join; by default a Ray of this machine is started."""
+    ray_actors: int | None = None
+    """Ray actors that encode. Default: one for each GPU of the cluster, or one on the CPU."""
+    slurm_tasks: int = 8
+    """Tasks of the SLURM array."""
+    slurm_args: str = ""
+    """Further options for sbatch, such as `--gres=gpu:1 --time=4:00:00`."""
+    slurm_submit: bool = False
+    """Hand the script to sbatch instead of printing it."""
+
+    def check_counts(self) -> None:
+        """Refuses numbers of things that must be there.
+
+        Raises:
+            UsageError: Naming the setting.
+        """
+        for name in ("batch_size", "decode_threads", "max_attempts", "ray_actors", "slurm_tasks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+    def allowed_bad(self, num_images: int) -> int:
+        """How many of `num_images` may be undecodable.
+
+        Raises:
+            UsageError: If `max_bad` is neither a share from 0% to 100% nor a number from 0.
+        """
+        text = self.max_bad.strip()
+        try:
+            if text.endswith("%"):
+                share = float(text[:-1])
+                if 0 <= share <= 100:
+                    return int(share / 100 * num_images)
+            elif int(text) >= 0:
+                return int(text)
+        except ValueError:
+            pass
+        raise UsageError(
+            f"--max-bad must be a share from 0% to 100% or a number from 0, got {text!r}; such as 0.1% or 50"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Encode an image set into a store; run the same command again to continue it."""
+
+    source: Annotated[str | None, tyro.conf.Positional] = None
+    """Images: a folder (class sub-folders or none), tar, parquet or csv files, or the URL of one of them.
+    Default: $IMAGENET, else data/imagenet/train."""
+    encoder: tyro.conf.OmitArgPrefixes[EncoderConfig] = field(default_factory=EncoderConfig)
+    store: tyro.conf.OmitArgPrefixes[StoreConfig]
+    work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
+    retry_quarantined: bool = False
+    """Try the unusable images of a store again, once they are mended, and finish it anew."""
+    dry_run: bool = False
+    """Count, sample and time, and write nothing."""
+    labels: Path | None = None
+    """File that fixes class names and their ids, or a store to take them from."""
+
+    def check(self) -> None:
+        """Reads every setting that is more than a plain value once, before anything is begun.
+
+        Raises:
+            UsageError: For the first one that cannot be read.
+        """
+        self.store.view_names()
+        self.store.check_int8()
+        self.encoder.model_args()
+        self.work.allowed_bad(0)
+        self.work.check_counts()
+
+    def source_path(self) -> str:
+        """Where the images are."""
+        return self.source or os.environ.get("IMAGENET") or DEFAULT_SOURCE
+
+    def log_dir(self) -> Path:
+        """Where progress and errors are written."""
+        if self.work.log_dir is not None:
+            return self.work.log_dir
+        out, name = self.store.out, f"{self.store.out.name}.logs"
+        return out.with_name(name) if isinstance(out, Path) else Path(name)

@@ -1,0 +1,20 @@
+"""A folder of this machine or a URL, as an argument of a command."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from shards.storage.location import Location, as_location
+from shards.storage.remote_path import RemotePath
+
+LocationArgument = Annotated[
+    Location,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH|URL",
+        instance_from_str=lambda words: as_location(words[0]),
+        is_instance=lambda value: isinstance(value, Path | RemotePath),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]

@@ -1,0 +1,74 @@
+"""What each view shows the encoder: the centre crop of an image, its mirror image, or a random crop."""
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shards.images import center_crop, decode_image, random_crops
+from shards.metadata.identity import MIRRORED_VIEWS, EncoderIdentity, Recipe
+from shards.sources.reading import BadImageError
+
+Images = NDArray[np.uint8]
+
+_PIXELS_PER_TOKEN = 16
+_LONGEST = 100
+"""A picture longer than this, in units of its shorter side, would take gigabytes when that side is scaled up."""
+
+
+def default_crop(encoder: EncoderIdentity) -> int:
+    """Side of the crop that fits an encoder: what a decoder with patches of 16 pixels gives back."""
+    return _PIXELS_PER_TOKEN * encoder.grid[0]
+
+
+class Pictures:
+    """The pictures of a store's views.
+
+    Attributes:
+        names: The views with a picture of their own (V of them): all but the mirrored ones.
+        size: Side P of a picture in pixels, also where pictures are not stored: tokens do not depend on that.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.names = tuple(view for view in recipe.views if view not in MIRRORED_VIEWS)
+        self.size = recipe.image_size or default_crop(recipe.encoder)
+        self._seed = recipe.seed
+
+    def draw(self, content: bytes, key: str, views: Collection[str], out: Images) -> None:
+        """Decodes an image file and cuts what some views show.
+
+        Args:
+            content: The file's bytes.
+            key: The image's key; with the recipe's seed and the view's name it decides where a random crop lies.
+            views: Views that are needed; pictures that none of them shows are left as they are.
+            out: uint8 [V, P, P, 3], takes the pictures.
+
+        Raises:
+            UndecodableImageError: If it is not one whole image.
+            BadImageError: If it is too long and thin.
+        """
+        image = decode_image(content)
+        shorter, longer = sorted(image.size)
+        if longer > _LONGEST * shorter:
+            raise BadImageError(f"{longer} pixels are more than {_LONGEST} times the other side's {shorter}")
+        needed = {MIRRORED_VIEWS.get(view, view) for view in views}
+        if "center" in needed:
+            out[self.names.index("center")] = center_crop(image, self.size)
+        crops = [name for name in self.names if name in needed and name != "center"]
+        if crops:
+            streams = [f"{name}/{key}" for name in crops]
+            for name, crop in zip(
+                crops, random_crops(image, self.size, streams, seed=self._seed), strict=True
+            ):
+                out[self.names.index(name)] = crop
+
+    def stored(self, pictures: Images, view: str) -> Images:
+        """What is stored of a view that is not mirrored, of pictures uint8 [V, …]."""
+        image: Images = pictures[self.names.index(view)]
+        return image
+
+    def shown(self, pictures: Tensor, view: str) -> Tensor:
+        """What a view shows the encoder, uint8 [b, 3, P, P], of pictures [V, b, P, P, 3]."""
+        pixels = pictures[self.names.index(MIRRORED_VIEWS.get(view, view))].permute(0, 3, 1, 2)
+        return pixels.flip(-1) if view in MIRRORED_VIEWS else pixels

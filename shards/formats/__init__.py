@@ -1,0 +1,1 @@
+"""The storage formats: one protocol, a module a format."""

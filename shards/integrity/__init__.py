@@ -1,0 +1,1 @@
+"""Checking every byte, naming damage, removing damaged shards."""

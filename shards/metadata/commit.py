@@ -1,0 +1,140 @@
+"""The record that a shard of a view is finished: what was published, byte for byte."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import StoreDamagedError
+from shards.metadata.layout import checked_path
+
+COMMIT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ObjectRecord:
+    """One object of a store.
+
+    Attributes:
+        path: Name inside the store.
+        nbytes: Length.
+        sha256: Digest in hexadecimal digits.
+    """
+
+    path: str
+    nbytes: int
+    sha256: str
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """Read back one entry of a record or manifest.
+
+        Raises:
+            StoreDamagedError: If it is not one, or its path leaves the store.
+        """
+        if not isinstance(values, dict) or set(values) != {"path", "nbytes", "sha256"}:
+            raise StoreDamagedError(f"an object's entry must have path, nbytes and sha256, found {values!r}")
+        if not isinstance(values["nbytes"], int) or not isinstance(values["sha256"], str):
+            raise StoreDamagedError(f"an object's entry holds values of the wrong type: {values!r}")
+        return cls(checked_path(values["path"]), values["nbytes"], values["sha256"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRecord:
+    """What one worker published for one shard of one view.
+
+    Attributes:
+        view: Way the images were shown to the encoder.
+        shard: Number of the shard.
+        num_rows: Rows present in every field.
+        objects: The shard's objects in the store, in order of field.
+        moments: Its partial sums, which are removed once the store is finished.
+        bad: Reason by place, for each image of the shard that is not present.
+        crc32c: By field, CRC32C of each row's uncompressed bytes by place, uint32[capacity]; 0 where absent.
+        offsets: By field, first byte of each row in its object, int64[capacity], -1 where absent; only for
+            forms whose objects have no index of their own.
+        square_error: Of an int8 store, the sum over rows and tokens of the squared error of each channel,
+            float64[D], NaN where a shard was described from its bytes alone; otherwise None.
+        seconds: Time from opening the shard to publishing it.
+        attempts: How often the shard had been begun.
+        mended: Size in bytes by place, of each image file that was mended after the plan was made and has another
+            size now.
+    """
+
+    view: str
+    shard: int
+    num_rows: int
+    objects: tuple[ObjectRecord, ...]
+    moments: ObjectRecord
+    bad: dict[int, str]
+    crc32c: dict[str, NDArray[np.uint32]]
+    offsets: dict[str, NDArray[np.int64]]
+    square_error: NDArray[np.float64] | None
+    seconds: float
+    attempts: int
+    mended: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """As the JSON file that is published."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["objects"] = [dataclasses.asdict(o) for o in self.objects]
+        values["moments"] = dataclasses.asdict(self.moments)
+        values["bad"] = {str(place): reason for place, reason in sorted(self.bad.items())}
+        values["crc32c"] = {name: _pack(a, "<u4") for name, a in self.crc32c.items()}
+        values["offsets"] = {name: _pack(a, "<i8") for name, a in self.offsets.items()}
+        if self.square_error is not None:
+            values["square_error"] = _pack(self.square_error, "<f8")
+        if self.mended:
+            values["mended"] = {str(place): nbytes for place, nbytes in sorted(self.mended.items())}
+        else:
+            del values["mended"]
+        return json.dumps({"version": COMMIT_VERSION, **values}, indent=1, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, *, path: object) -> Self:
+        """Read a published record.
+
+        Raises:
+            StoreDamagedError: Naming ``path``, if it is not a record of this version.
+        """
+        try:
+            values = json.loads(content)
+            version = values.pop("version")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(path, error) from error
+        if version != COMMIT_VERSION:
+            raise StoreDamagedError(f"{path} has version {version}; this program reads {COMMIT_VERSION}")
+        try:
+            values["objects"] = tuple(ObjectRecord.from_dict(o) for o in values["objects"])
+            values["moments"] = ObjectRecord.from_dict(values["moments"])
+            values["bad"] = {int(place): str(reason) for place, reason in values["bad"].items()}
+            values["crc32c"] = {name: _unpack(a, "<u4") for name, a in values["crc32c"].items()}
+            values["offsets"] = {name: _unpack(a, "<i8") for name, a in values["offsets"].items()}
+            if values["square_error"] is not None:
+                values["square_error"] = _unpack(values["square_error"], "<f8")
+            mended = values.get("mended", {}).items()
+            values["mended"] = {int(place): int(nbytes) for place, nbytes in mended}
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError, StoreDamagedError) as error:
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: object, error: Exception) -> StoreDamagedError:
+    return StoreDamagedError(
+        f"{path} is not a readable commit record ({error}); restore it, or, if the store is not finished, remove it "
+        "and run the command that was writing the store again"
+    )
+
+
+def _pack(values: NDArray[Any], dtype: str) -> str:
+    return base64.b64encode(values.astype(dtype).tobytes()).decode()
+
+
+def _unpack(text: str, dtype: str) -> NDArray[Any]:
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype)

@@ -1,0 +1,267 @@
+"""What a store's numbers are: the encoder they come from and the recipe they were made by.
+
+Two identities, each a digest of plain values: `EncoderIdentity` is what store, statistics, decoder and DiT
+must share; `Recipe` is what every worker that writes one store must share. Versions of libraries and names
+of hosts belong to neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from shards.errors import IdentityMismatchError, StoreDamagedError, UsageError
+from shards.values.dtypes import TOKEN_DTYPES
+
+FORMATS = ("zarr", "webdataset")
+COMPRESSIONS = ("blosc", "zstd")
+MIRRORED_VIEWS = {"flip": "center"}
+"""Views whose image is the left-right mirror of another view's, so that it is not stored twice."""
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value that digests are taken of: sorted keys, no spaces, UTF-8."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def digest_of(value: Any) -> str:
+    """First 32 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderIdentity:
+    """Everything that decides which tokens an image gets."""
+
+    name: str
+    """Architecture, in the encoder registry's words."""
+    weights: str
+    """Where the weights came from: ``pretrained``, a file's name, or ``random:SEED``; told, but no part of `id`."""
+    weights_digest: str
+    """SHA-256 over the weights themselves."""
+    preprocessing: dict[str, Any] = field(hash=False)
+    """From the stored image to the encoder's input, as plain JSON values."""
+    input_size: int
+    """Side of the encoder's input, in pixels."""
+    grid: tuple[int, int]
+    """Token rows and columns (h, w)."""
+    width: int
+    """Channels of a token (D)."""
+    prefix_tokens: int
+    """Class and register tokens in front of the grid, which are dropped."""
+    final_norm: str
+    """Rule of the last normalisation, for instance ``layernorm-no-affine``."""
+
+    @property
+    def id(self) -> str:
+        """Digest shared by everything that belongs to this encoder."""
+        return digest_of(self._deciding())
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the encoder was never trained."""
+        return self.weights.startswith("random:")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one image (N = h·w)."""
+        return self.grid[0] * self.grid[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**dataclasses.asdict(self), "grid": list(self.grid)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read back what `to_dict` gave; unknown and missing keys are refused.
+
+        Raises:
+            StoreDamagedError: If the keys are not exactly this class's fields.
+        """
+        _check_keys(cls, values)
+        return cls(**{**values, "grid": tuple(values["grid"])})
+
+    def _deciding(self) -> dict[str, Any]:
+        # The same weights may come by name or from a file: their digest decides.
+        return {name: value for name, value in self.to_dict().items() if name != "weights"}
+
+    def diff(self, other: EncoderIdentity) -> list[str]:
+        """One line for each field that decides about tokens in which ``other`` differs from this one."""
+        return _diff(self._deciding(), other._deciding())
+
+    def require_same(self, other: EncoderIdentity, *, what: str) -> None:
+        """Refuse ``other`` unless it is this encoder.
+
+        Raises:
+            IdentityMismatchError: Naming ``what`` and each field that differs.
+        """
+        differences = self.diff(other)
+        if differences:
+            raise IdentityMismatchError(f"{what} belongs to another encoder: {'; '.join(differences)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides which bytes a store holds."""
+
+    encoder: EncoderIdentity
+    source_digest: str
+    """Digest of the sorted source listing (`shards.metadata.plan.Plan.source_digest`)."""
+    num_images: int
+    num_shards: int
+    seed: int
+    """Seed of the plan that spreads the images over the shards."""
+    views: tuple[str, ...]
+    """Ways an image is shown to the encoder, for instance ``("center", "flip")``."""
+    dtype: str = "float16"
+    """Storage type of the tokens; one of `shards.values.dtypes.TOKEN_DTYPES`."""
+    image_size: int
+    """Side P of the stored image, in pixels; 0 stores no images."""
+    precision: str = "float32"
+    """Arithmetic of the encoder."""
+    format: str = "zarr"
+    """``zarr`` or ``webdataset``."""
+    compression: str | None = None
+    """Codec of the tokens: None, ``blosc`` or ``zstd`` (zarr only)."""
+    image_compression: str | None = None
+    """Codec of the images, likewise."""
+    code: str | None = None
+    """Digest of the int8 code (`shards.values.quantize.Int8Code.digest`); None for other storage types."""
+    calibration_rows: int = 0
+    """Images the code was fitted to; 0 for other storage types."""
+    code_error: float = 0.0
+    """Error the code was to aim at, as a share of a channel's deviation; 0 is the smallest possible."""
+
+    def __post_init__(self) -> None:
+        """Refuse values no store can have."""
+        if self.dtype not in TOKEN_DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(TOKEN_DTYPES)}, not {self.dtype!r}")
+        if self.format not in FORMATS:
+            raise UsageError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        for codec in filter(None, (self.compression, self.image_compression)):
+            if codec not in COMPRESSIONS:
+                raise UsageError(
+                    f"compression must be none or one of {', '.join(COMPRESSIONS)}, not {codec!r}"
+                )
+            if self.format != "zarr":
+                raise UsageError(f"compression is zarr's own; a {self.format} store is written without it")
+        self._check_code()
+        if not self.views or len(set(self.views)) != len(self.views):
+            raise UsageError(f"views must be named once each and at least one, not {self.views!r}")
+        for view in self.views:
+            if not (view.isidentifier() and view.isascii()) or view in RESERVED_NAMES:
+                raise UsageError(
+                    f"a view's name must be a plain word other than {sorted(RESERVED_NAMES)}, not {view!r}"
+                )
+            if view in MIRRORED_VIEWS and MIRRORED_VIEWS[view] not in self.views:
+                raise UsageError(
+                    f"view {view!r} mirrors {MIRRORED_VIEWS[view]!r}, so that view must be asked for too"
+                )
+        if not 1 <= self.num_shards <= self.num_images:
+            raise UsageError(
+                f"shards must be between 1 and the {self.num_images} images, not {self.num_shards}"
+            )
+        if self.image_size < 0:
+            raise UsageError(f"image size must be 0 or more pixels, not {self.image_size}")
+
+    def _check_code(self) -> None:
+        if self.dtype != "int8" and (self.code, self.calibration_rows, self.code_error) != (None, 0, 0.0):
+            raise UsageError(f"only int8 tokens have a code to calibrate, not {self.dtype}")
+        if self.calibration_rows < 0 or self.code_error < 0:
+            raise UsageError(
+                "calibration rows and the error aimed at must not be negative, got "
+                f"{self.calibration_rows} and {self.code_error}"
+            )
+
+    @property
+    def id(self) -> str:
+        """Digest shared by every worker that writes the same store."""
+        return digest_of(self._deciding())
+
+    @property
+    def capacity(self) -> int:
+        """Rows of every shard, spare ones included: ⌈n / N⌉."""
+        return -(-self.num_images // self.num_shards)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of every array of the store, spare ones included."""
+        return self.capacity * self.num_shards
+
+    def fields(self, view: str) -> tuple[str, ...]:
+        """Fields stored for a view; a mirrored view keeps its tokens only."""
+        has_image = self.image_size > 0 and view not in MIRRORED_VIEWS
+        return ("tokens", "image") if has_image else ("tokens",)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**dataclasses.asdict(self), "encoder": self.encoder.to_dict(), "views": list(self.views)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read back what `to_dict` gave; unknown and missing keys are refused.
+
+        Raises:
+            StoreDamagedError: If the keys are not exactly this class's fields.
+        """
+        _check_keys(cls, values)
+        encoder = EncoderIdentity.from_dict(values["encoder"])
+        return cls(**{**values, "encoder": encoder, "views": tuple(values["views"])})
+
+    def _deciding(self) -> dict[str, Any]:
+        return {**self.to_dict(), "encoder": self.encoder.id}
+
+    def extends(self, begun: Recipe) -> bool:
+        """Whether this is ``begun``, or ``begun`` with more views behind its own."""
+        return dataclasses.replace(self, views=begun.views).id == begun.id and (
+            self.views[: len(begun.views)] == begun.views
+        )
+
+    def diff(self, other: Recipe) -> list[str]:
+        """One line for each field that decides about bytes in which ``other`` differs from this one."""
+        own, others = ({**recipe.to_dict(), "encoder": None} for recipe in (self, other))
+        return [f"encoder.{line}" for line in self.encoder.diff(other.encoder)] + _diff(own, others)
+
+
+RESERVED_NAMES = frozenset(
+    {
+        "c",
+        "code",
+        "commits",
+        "fields",
+        "index",
+        "label",
+        "manifest",
+        "moments",
+        "plan",
+        "revisions",
+        "stats",
+        "valid",
+    }
+)
+"""First path components a store uses itself, which no view may have as its name."""
+
+
+def _check_keys(cls: type, values: Any) -> None:
+    expected = {f.name for f in dataclasses.fields(cls)}
+    if not isinstance(values, dict) or set(values) != expected:
+        found = sorted(values) if isinstance(values, dict) else type(values).__name__
+        raise StoreDamagedError(
+            f"{cls.__name__} must have exactly the keys {sorted(expected)}, found {found}"
+        )
+
+
+def _diff(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    lines: list[str] = []
+    for key in sorted(mine.keys() | theirs.keys()):
+        a, b = mine.get(key), theirs.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += _diff(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key} is {a!r}, the other has {b!r}")
+    return lines

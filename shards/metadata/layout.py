@@ -1,0 +1,104 @@
+"""Where each object of a store lies, and the shape and type of what it holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from shards.errors import StoreDamagedError
+from shards.metadata.identity import Recipe
+from shards.values.dtypes import StorageType, storage_type
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PLAN = "plan.parquet"
+INDEX = "index.parquet"
+ROOT = "zarr.json"
+REVISIONS = "revisions"
+FIELDS = "fields"
+WORK_DIR = ".work"
+"""Folder inside a store for what is of use only while it is written."""
+CODE_TABLE = "code/table/c/0/0"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a store: a view's tokens or its images.
+
+    Attributes:
+        view: Way the image was shown to the encoder.
+        name: ``tokens`` or ``image``.
+        row_shape: Shape of one row.
+        dtype: How its numbers are stored.
+        compression: Codec of each row, ``blosc`` or ``zstd``; None stores rows as they are.
+    """
+
+    view: str
+    name: str
+    row_shape: tuple[int, ...]
+    dtype: StorageType
+    compression: str | None = None
+
+    @property
+    def path(self) -> str:
+        """Name of the array inside the store, ``view/field``."""
+        return f"{self.view}/{self.name}"
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one uncompressed row."""
+        return math.prod(self.row_shape) * self.dtype.numpy.itemsize
+
+
+def field_of(recipe: Recipe, view: str, name: str) -> Field:
+    """The description of one array of a store made by ``recipe``."""
+    if name == "tokens":
+        encoder = recipe.encoder
+        shape = (encoder.num_tokens, encoder.width)
+        return Field(view, name, shape, storage_type(recipe.dtype), recipe.compression)
+    assert name == "image", name
+    side = recipe.image_size
+    return Field(view, name, (side, side, 3), storage_type("uint8"), recipe.image_compression)
+
+
+def fields_of(recipe: Recipe, view: str) -> tuple[Field, ...]:
+    """Every array stored for a view."""
+    return tuple(field_of(recipe, view, name) for name in recipe.fields(view))
+
+
+def commit_path(view: str, shard: int) -> str:
+    """Record that a shard of a view is finished."""
+    return f"commits/{view}/{shard:05d}.json"
+
+
+def derived_path(name: str, revision: int) -> str:
+    """Where a small object that is made anew with each revision of a store lies.
+
+    Args:
+        name: Its name in revision 0: the index, or something under ``label``, ``valid`` or ``stats``.
+        revision: Number of the revision.
+    """
+    return f"{REVISIONS}/{revision}/{name}" if revision else name
+
+
+def moments_path(view: str, shard: int) -> str:
+    """Partial sums of a shard of a view."""
+    return f"moments/{view}/{shard:05d}.npy"
+
+
+def checked_path(path: object) -> str:
+    """An object's name read from a file, if it stays inside the store.
+
+    Raises:
+        StoreDamagedError: If it is not a plain relative path.
+    """
+    parts = PurePosixPath(path).parts if isinstance(path, str) else ()
+    if (
+        not parts
+        or path != "/".join(parts)
+        or "\0" in str(path)
+        or any(part in ("/", "..", ".") for part in parts)
+    ):
+        raise StoreDamagedError(f"an object's name must be a relative path inside the store, found {path!r}")
+    return str(path)

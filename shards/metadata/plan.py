@@ -1,0 +1,248 @@
+"""Which image goes where: the table that is written before anything else.
+
+The images, sorted by key, are shuffled by a seed and dealt to exactly N shards, whose sizes differ by at
+most one. Every shard has room for ``capacity`` = ⌈n / N⌉ rows, so row = shard · capacity + place is an index
+on axis 0 of every array; the spare rows at the end of the smaller shards hold nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.draws import permutation
+from shards.errors import StoreDamagedError, UsageError
+from shards.storage.location import Location
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PLAN_VERSION = 1
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecord:
+    """One source image.
+
+    Attributes:
+        key: Name that is unique in the source and does not depend on where the source lies.
+        label: Class, or -1 where there is none.
+        uri: Where the bytes are: a path or an fsspec address.
+        offset: First byte inside ``uri`` (0 unless the image is a member of a larger file).
+        nbytes: Length in bytes.
+    """
+
+    key: str
+    label: int
+    uri: str
+    offset: int
+    nbytes: int
+
+
+def planned_rows(num_images: int, num_shards: int) -> NDArray[np.int64]:
+    """Row of each image, ascending, int64[n]: every row that is not spare."""
+    base, larger = divmod(num_images, num_shards)
+    capacity = base + (larger > 0)
+    rows = np.arange(capacity * num_shards, dtype=np.int64)
+    shard, place = np.divmod(rows, capacity)
+    return rows[place < base + (shard < larger)]
+
+
+class Plan:
+    """The images of a store in row order, and the classes they belong to."""
+
+    def __init__(self, table: pa.Table, class_names: tuple[str, ...], num_shards: int, seed: int) -> None:
+        self._table = table
+        self.class_names = class_names
+        self.num_shards = num_shards
+        self.seed = seed
+
+    @classmethod
+    def build(
+        cls, records: Iterable[SourceRecord], class_names: Sequence[str], num_shards: int, seed: int
+    ) -> Self:
+        """Deal the records to shards.
+
+        Args:
+            records: The source images, in any order.
+            class_names: Name of each label, by label.
+            num_shards: Exact number of shards.
+            seed: Seed of the deal; the same records and seed always give the same plan.
+
+        Raises:
+            UsageError: If there are no records, a key comes twice, or there are more shards than images.
+        """
+        import pyarrow as pa
+
+        listing = sorted(records, key=lambda record: record.key)
+        if not listing:
+            raise UsageError("a store needs at least one source image, found none")
+        for one, other in itertools.pairwise(listing):
+            if one.key == other.key:
+                raise UsageError(
+                    f"source keys must be unique, {one.key!r} comes twice: {one.uri} and {other.uri}"
+                )
+        if not 1 <= num_shards <= len(listing):
+            raise UsageError(f"shards must be between 1 and the {len(listing)} images, not {num_shards}")
+        dealt = [listing[i] for i in permutation(len(listing), seed=seed, stream="plan").tolist()]
+        table = pa.table(
+            {
+                "key": pa.array([r.key for r in dealt], pa.string()),
+                "label": pa.array([r.label for r in dealt], pa.int32()),
+                "uri": pa.array([r.uri for r in dealt], pa.string()),
+                "offset": pa.array([r.offset for r in dealt], pa.int64()),
+                "nbytes": pa.array([r.nbytes for r in dealt], pa.int64()),
+            }
+        )
+        return cls(table, tuple(class_names), num_shards, seed)
+
+    @property
+    def num_images(self) -> int:
+        """Images in the plan (n)."""
+        return int(self._table.num_rows)
+
+    @property
+    def capacity(self) -> int:
+        """Rows of every shard, spare ones included."""
+        return -(-self.num_images // self.num_shards)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of every array, spare ones included."""
+        return self.capacity * self.num_shards
+
+    def shard_size(self, shard: int) -> int:
+        """Images in a shard."""
+        base, larger = divmod(self.num_images, self.num_shards)
+        return base + (shard < larger)
+
+    def rows_of(self, shard: int) -> range:
+        """Rows of a shard that hold images, by place."""
+        first = shard * self.capacity
+        return range(first, first + self.shard_size(shard))
+
+    def records_of(self, shard: int) -> list[SourceRecord]:
+        """Images of a shard, by place."""
+        base, larger = divmod(self.num_images, self.num_shards)
+        part = self._table.slice(shard * base + min(shard, larger), self.shard_size(shard))
+        return [SourceRecord(**values) for values in part.to_pylist()]
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Row of each image, ascending, int64[n]."""
+        return planned_rows(self.num_images, self.num_shards)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int32]:
+        """Class of each image in row order, int32[n]; -1 where there is none."""
+        return self._numpy("label")
+
+    @cached_property
+    def keys(self) -> NDArray[np.object_]:
+        """Key of each image in row order."""
+        return self._numpy("key")
+
+    @cached_property
+    def uris(self) -> NDArray[np.object_]:
+        """Address of each image in row order."""
+        return self._numpy("uri")
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """First byte of each image inside its address, in row order."""
+        return self._numpy("offset")
+
+    @cached_property
+    def nbytes(self) -> NDArray[np.int64]:
+        """Length of each image in bytes, in row order."""
+        return self._numpy("nbytes")
+
+    def _numpy(self, column: str) -> NDArray[Any]:
+        values: NDArray[Any] = self._table[column].to_numpy()
+        return values
+
+    @property
+    def table(self) -> pa.Table:
+        """The columns key, label, uri, offset and nbytes in row order."""
+        return self._table
+
+    def with_sizes(self, nbytes: Sequence[int]) -> Self:
+        """The same plan with other lengths in bytes, in row order."""
+        import pyarrow as pa
+
+        column = self._table.column_names.index("nbytes")
+        table = self._table.set_column(column, "nbytes", pa.array(nbytes, pa.int64()))
+        return type(self)(table, self.class_names, self.num_shards, self.seed)
+
+    def source_digest(self) -> str:
+        """Digest of what was encoded: sorted keys with size and label, and class names."""
+        listing = self._table.sort_by("key")
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        columns = (listing[name].to_pylist() for name in ("key", "nbytes", "label"))
+        for key, nbytes, label in zip(*columns, strict=True):
+            digest.update(f"{key}\0{nbytes}\0{label}\n".encode())
+        return digest.hexdigest()[:32]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether every column and setting is the same."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        settings = ("class_names", "num_shards", "seed")
+        same = all(getattr(self, name) == getattr(other, name) for name in settings)
+        return same and bool(self._table.equals(other._table))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_bytes(self) -> bytes:
+        """Content of ``plan.parquet``; the same plan gives the same bytes under one version of pyarrow."""
+        import pyarrow.parquet as pq
+
+        settings = {
+            "version": PLAN_VERSION,
+            "num_shards": self.num_shards,
+            "seed": self.seed,
+            "class_names": list(self.class_names),
+        }
+        table = self._table.replace_schema_metadata({"shards.plan": json.dumps(settings, ensure_ascii=False)})
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        return buffer.getvalue()
+
+    @classmethod
+    def read(cls, path: Location) -> Self:
+        """Read ``plan.parquet``.
+
+        Raises:
+            StoreDamagedError: If the file is not a plan of this version.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(pa.BufferReader(path.read_bytes())).combine_chunks()
+            settings = json.loads((table.schema.metadata or {})[b"shards.plan"])
+            version = settings["version"]
+        except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError) as error:
+            raise StoreDamagedError(
+                f"{path} is not a readable plan ({error}); restore it or encode anew"
+            ) from error
+        if version != PLAN_VERSION:
+            raise StoreDamagedError(
+                f"{path} is a plan of version {version}; this program reads {PLAN_VERSION}"
+            )
+        return cls(
+            table.replace_schema_metadata(None),
+            tuple(settings["class_names"]),
+            int(settings["num_shards"]),
+            int(settings["seed"]),
+        )

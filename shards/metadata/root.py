@@ -1,0 +1,68 @@
+"""The store's ``zarr.json`` files: the first says what the store is, the others what each array is."""
+
+from __future__ import annotations
+
+import json
+
+from shards.errors import StoreDamagedError, UsageError
+from shards.formats.zarr_format import group_document, sharded_array_document
+from shards.metadata.code_arrays import code_documents
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import FORMAT_VERSION, ROOT, derived_path, fields_of
+from shards.storage.location import Location
+
+
+def root_document(recipe: Recipe) -> bytes:
+    """Content of the ``zarr.json`` of a store or revision; the same recipe gives the same bytes."""
+    return group_document({"format_version": FORMAT_VERSION, "recipe": recipe.to_dict()})
+
+
+def array_documents(recipe: Recipe) -> dict[str, bytes]:
+    """Content by path of every ``zarr.json`` inside a store that follows from its recipe."""
+    documents: dict[str, bytes] = {}
+    if recipe.format == "zarr":
+        for view in recipe.views:
+            documents[f"{view}/{ROOT}"] = group_document({})
+            for field in fields_of(recipe, view):
+                documents[f"{field.path}/{ROOT}"] = sharded_array_document(
+                    field, recipe.capacity, recipe.num_shards
+                )
+    if recipe.dtype == "int8":
+        documents |= code_documents(recipe.encoder.width)
+    return documents
+
+
+def root_documents(begun: Recipe, recipe: Recipe, revision: int) -> dict[str, bytes]:
+    """Content by path of the ``zarr.json`` files that name the recipes of a store.
+
+    Args:
+        begun: What the store was begun with.
+        recipe: What its revision is made with.
+        revision: Number of that revision.
+    """
+    return {ROOT: root_document(begun), derived_path(ROOT, revision): root_document(recipe)}
+
+
+def read_recipe(path: Location, revision: int = 0) -> Recipe:
+    """The recipe a store was begun with, or one of its revisions; finished or not.
+
+    Raises:
+        UsageError: If there is no store at ``path``.
+        StoreDamagedError: If its root is not readable or of another version.
+    """
+    name = derived_path(ROOT, revision)
+    try:
+        document = json.loads((path / name).read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{path} is not a store: it has no {name}; make one with `pipeline encode`"
+        ) from error
+    except ValueError as error:
+        raise StoreDamagedError(f"{path / name} is not readable JSON ({error})") from error
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    if not isinstance(attributes, dict) or "format_version" not in attributes or "recipe" not in attributes:
+        raise UsageError(f"{path} is a zarr group but not a store: its attributes name no recipe")
+    version = attributes["format_version"]
+    if version != FORMAT_VERSION:
+        raise StoreDamagedError(f"{path} has format version {version}; this program reads {FORMAT_VERSION}")
+    return Recipe.from_dict(attributes["recipe"])

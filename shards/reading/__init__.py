@@ -1,0 +1,1 @@
+"""Reading a finished store: rows, shuffled order, batches."""

@@ -1,0 +1,221 @@
+"""Rows of one field, out of any form of store, straight into a buffer of the caller's."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import StoreDamagedError
+from shards.metadata.compression import field_codec
+from shards.metadata.layout import Field
+from shards.reading.open_files import OpenFiles
+from shards.reading.shard_file import ShardFile
+from shards.storage.checksum import crc32c
+
+Verify = Literal["first", "always", "never"]
+"""When a row's CRC32C is checked: the first time this reader delivers it, every time, or never."""
+VERIFY_CHOICES: tuple[Verify, ...] = ("first", "always", "never")
+
+
+class RowReader(Protocol):
+    """Reads rows of one view of one field."""
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of a row."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type in which numpy sees the stored numbers; bfloat16 is ``uint16``."""
+
+    @property
+    def logical_dtype(self) -> str:
+        """What the stored numbers are, for instance ``bfloat16``."""
+
+    def read(
+        self, rows: NDArray[np.int64] | Sequence[int], out: NDArray[Any], at: Sequence[int] | None = None
+    ) -> None:
+        """Read rows into a buffer.
+
+        Args:
+            rows: Rows of the store, int64[b], in any order.
+            out: C-contiguous buffer [k, *row_shape] of `dtype`.
+            at: Index in ``out`` for each row; by default 0, 1, 2...
+
+        Raises:
+            StoreDamagedError: Naming shard, row and file, if the bytes are missing, truncated or not the ones
+                that were written.
+        """
+
+
+class CheckedReader(ABC):
+    """What reading a stored field has in common, wherever it lies; safe to be used by several threads at once.
+
+    Args:
+        field: The field.
+        capacity: Rows of a shard.
+        checksums: Gives the CRC32C of each row, uint32[num_rows].
+        verify: When they are compared.
+    """
+
+    def __init__(
+        self, field: Field, capacity: int, *, checksums: Callable[[], NDArray[np.uint32]], verify: Verify
+    ) -> None:
+        self.row_shape = field.row_shape
+        self.dtype = field.dtype.numpy
+        self.logical_dtype = field.dtype.logical
+        self._field = field
+        self._capacity = capacity
+        self._row_nbytes = field.row_nbytes
+        self._verify = verify
+        self._checksums = None if verify == "never" else checksums()
+        self._unverified = None if self._checksums is None else bytearray(b"\1") * len(self._checksums)
+
+    @abstractmethod
+    def _fill(self, rows: list[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
+        """Put each row's bytes into its place of the buffer, a uint8 vector."""
+
+    @abstractmethod
+    def _where(self, shard: int) -> str:
+        """The object that a shard lies in, in brackets, as far as it is known."""
+
+    def read(
+        self, rows: NDArray[np.int64] | Sequence[int], out: NDArray[Any], at: Sequence[int] | None = None
+    ) -> None:
+        """See `RowReader.read`."""
+        wanted = rows.tolist() if isinstance(rows, np.ndarray) else list(rows)
+        targets = range(len(wanted)) if at is None else at
+        if out.dtype != self.dtype or out.shape[1:] != self.row_shape or not out.flags.c_contiguous:
+            expected = f"a C-contiguous {self.dtype} buffer [k, {', '.join(map(str, self.row_shape))}]"
+            raise ValueError(f"{self._field.path} reads into {expected}, got {out.dtype} {out.shape}")
+        flat = np.frombuffer(out, np.uint8)  # the cheapest way to a flat view; single rows feel it
+        self._fill(wanted, targets, flat)
+        if self._checksums is not None:
+            self._check(wanted, targets, out)
+
+    def _check(self, rows: list[int], targets: Sequence[int], out: NDArray[Any]) -> None:
+        assert self._checksums is not None
+        assert self._unverified is not None
+        for row, target in zip(rows, targets, strict=True):
+            if self._verify == "first" and not self._unverified[row]:
+                continue
+            if crc32c(out[target]) != self._checksums[row]:
+                raise StoreDamagedError(f"{self._at(row)} fails its checksum; run `pipeline verify`")
+            self._unverified[row] = 0
+
+    def _at(self, row: int) -> str:
+        shard = row // self._capacity
+        return f"row {row} of shard {shard} of {self._field.path}{self._where(shard)}"
+
+
+class StoredReader(CheckedReader):
+    """Reads a field from files of this machine."""
+
+    def __init__(
+        self,
+        field: Field,
+        capacity: int,
+        open_shard: Callable[[int], ShardFile],
+        *,
+        checksums: Callable[[], NDArray[np.uint32]],
+        verify: Verify,
+        open_files: OpenFiles,
+    ) -> None:
+        super().__init__(field, capacity, checksums=checksums, verify=verify)
+        self._open_shard = open_shard
+        self._codec = field_codec(field)
+        self._open_files = open_files
+        self._files: dict[int, ShardFile] = {}
+        self._lock = threading.Lock()
+        open_files.join(self)
+
+    def _fill(self, rows: list[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
+        first = 0
+        while first < len(rows):
+            first += self._read_run(rows, targets, first, flat)
+
+    def _read_run(self, rows: list[int], targets: Sequence[int], first: int, flat: NDArray[np.uint8]) -> int:
+        """Read ``rows[first]`` and those after it that are its neighbours in the file and in the buffer."""
+        row, target, nbytes = rows[first], targets[first], self._row_nbytes
+        shard, place = divmod(row, self._capacity)
+        file = self._files.get(shard) or self._opened(shard, row)
+        offset, size = file.extent(place)
+        if offset < 0:
+            raise StoreDamagedError(f"{self._at(row)} holds no image: it is spare or quarantined, or damaged")
+        if self._codec is not None:
+            self._decode(file, row, offset, size, flat[target * nbytes : (target + 1) * nbytes])
+            return 1
+        length = 1
+        if first + 1 < len(rows):
+            most = min(len(rows) - first, self._capacity - place)
+            while (
+                length < most
+                and rows[first + length] == row + length
+                and targets[first + length] == target + length
+            ):
+                length += 1
+            if length > 1:
+                length = file.run_length(place, length)
+        try:
+            file.read_into(offset, flat[target * nbytes : (target + length) * nbytes])
+        except (StoreDamagedError, OSError) as error:
+            raise StoreDamagedError(f"{self._at(row)} cannot be read: {error}") from error
+        return length
+
+    def _decode(self, file: ShardFile, row: int, offset: int, size: int, out: NDArray[np.uint8]) -> None:
+        assert self._codec is not None
+        stored = np.empty(size, np.uint8)
+        try:
+            file.read_into(offset, stored)
+            self._codec.decode(stored, out)
+        except (StoreDamagedError, OSError, RuntimeError, ValueError) as error:
+            raise StoreDamagedError(f"{self._at(row)} cannot be decoded: {error}") from error
+
+    def _opened(self, shard: int, row: int) -> ShardFile:
+        with self._lock:
+            file = self._files.get(shard)
+            if file is None:
+                try:
+                    file = self._open_shard(shard)
+                except (StoreDamagedError, OSError) as error:
+                    raise StoreDamagedError(f"{self._at(row)} cannot be opened: {error}") from error
+                self._close_oldest(self._open_files.share() - 1)
+                self._files[shard] = file
+        return file
+
+    def keep(self, most: int) -> None:
+        """Close the shards that were opened first until at most ``most`` are open."""
+        with self._lock:
+            self._close_oldest(most)
+
+    def _close_oldest(self, most: int) -> None:
+        while len(self._files) > most:
+            # A thread that is reading from it holds it open until it is done.
+            del self._files[next(iter(self._files))]
+
+    def _where(self, shard: int) -> str:
+        file = self._files.get(shard)
+        return f" ({file.path})" if file is not None else ""
+
+
+class MirroredReader:
+    """Reads images and mirrors them left to right, for views whose image is not stored a second time."""
+
+    def __init__(self, source: RowReader) -> None:
+        self.row_shape = source.row_shape
+        self.dtype = source.dtype
+        self.logical_dtype = source.logical_dtype
+        self._source = source
+
+    def read(
+        self, rows: NDArray[np.int64] | Sequence[int], out: NDArray[Any], at: Sequence[int] | None = None
+    ) -> None:
+        """See `RowReader.read`."""
+        self._source.read(rows, out, at)
+        for target in range(len(rows)) if at is None else at:
+            out[target] = out[target, :, ::-1].copy()

@@ -1,0 +1,279 @@
+"""A finished store: `open_store` checks that it is whole, and its readers deliver rows.
+
+Opening looks at every object's existence and size, which takes milliseconds; digests are for `pipeline
+verify`, and a row's checksum is compared when the row is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import StoreDamagedError, UsageError
+from shards.formats.format import object_path
+from shards.metadata.code_arrays import read_code
+from shards.metadata.given_statistics import GIVEN, GivenStatistics, read_given
+from shards.metadata.identity import MIRRORED_VIEWS, Recipe
+from shards.metadata.index import Index
+from shards.metadata.layout import INDEX, PLAN, Field, field_of
+from shards.metadata.manifest import Manifest, missing_objects
+from shards.metadata.plan import Plan, planned_rows
+from shards.metadata.root import read_recipe
+from shards.metadata.statistics_arrays import Statistics, error_path, merged_statistics
+from shards.reading.open_files import OPEN_FILES
+from shards.reading.reader import MirroredReader, RowReader, StoredReader, Verify
+from shards.reading.remote_reader import RemoteReader
+from shards.reading.shard_file import ReadMode
+from shards.reading.shard_opening import RowLocator, ShardOpener
+from shards.storage.location import Location, as_location
+from shards.storage.range_cache import RangeCache
+from shards.storage.remote_path import RemotePath
+from shards.values.dtypes import bfloat16_to_float32
+from shards.values.quantize import Int8Code
+
+
+def open_store(path: str | Location, cache: RangeCache | None = None) -> Store:
+    """Open a finished store for reading.
+
+    Args:
+        path: Its folder or URL.
+        cache: Where rows from a server are kept on this machine.
+
+    Raises:
+        UsageError: If there is no store at ``path``, or a cache is given for one of this machine.
+        StoreIncompleteError: If it has no manifest yet.
+        StoreDamagedError: If an object is missing or of another size than the manifest says.
+    """
+    path = as_location(path)
+    if cache is not None and not isinstance(path, RemotePath):
+        raise UsageError(f"--cache is for stores on a server, and {path} lies on this machine; leave it out")
+    begun = read_recipe(path)
+    manifest = Manifest.read(path)
+    own = read_recipe(path, manifest.revision)
+    if manifest.recipe.id != own.id or not own.extends(begun):
+        differences = "; ".join(manifest.recipe.diff(own) or own.diff(begun))
+        raise StoreDamagedError(f"{path}: zarr.json and manifest.json name different recipes: {differences}")
+    problems = missing_objects(path, manifest.objects)
+    if problems:
+        more = f" and {len(problems) - 1} more objects are damaged" if len(problems) > 1 else ""
+        raise StoreDamagedError(f"{path}: {problems[0]}{more}; run `pipeline verify` for the whole list")
+    return Store(path, manifest, cache)
+
+
+class Store:
+    """A finished store.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it consists of.
+    """
+
+    def __init__(self, path: Location, manifest: Manifest, cache: RangeCache | None = None) -> None:
+        self.path = path
+        self._cache = cache
+        self.manifest = manifest
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the store was made by."""
+        return self.manifest.recipe
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies on a server, so that reading takes a journey."""
+        return isinstance(self.path, RemotePath)
+
+    @property
+    def num_rows(self) -> int:
+        """Length of axis 0 of every array, spare rows included."""
+        return self.recipe.num_rows
+
+    @property
+    def capacity(self) -> int:
+        """Rows of a shard: row = shard · capacity + place."""
+        return self.recipe.capacity
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Ways the images were shown to the encoder."""
+        return self.recipe.views
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token rows and columns (h, w)."""
+        return self.recipe.encoder.grid
+
+    @property
+    def width(self) -> int:
+        """Channels of a token (D)."""
+        return self.recipe.encoder.width
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image (N = h·w)."""
+        return self.recipe.encoder.num_tokens
+
+    @property
+    def image_size(self) -> int:
+        """Side P of the stored images in pixels; 0 if the store has none."""
+        return self.recipe.image_size
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Which image went where."""
+        self.object_bytes(PLAN)
+        return Plan.read(self.path / PLAN)
+
+    @cached_property
+    def mended(self) -> dict[str, int]:
+        """Size in bytes by key, of each image file that was mended after the plan was made and has another size now."""
+        nbytes = self.index.table("nbytes")["nbytes"].to_numpy()
+        changed = np.flatnonzero(nbytes != self.plan.nbytes)
+        return dict(zip(self.plan.keys[changed].tolist(), nbytes[changed].tolist(), strict=True))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label."""
+        return self.plan.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.class_names)
+
+    @cached_property
+    def index(self) -> Index:
+        """The plan with validity, reasons and checksums, by column."""
+        return Index(
+            self._derived_bytes(INDEX),
+            planned_rows(self.recipe.num_images, self.recipe.num_shards),
+            self.num_rows,
+            path=self.path / self.manifest.derived(INDEX),
+        )
+
+    @cached_property
+    def labels(self) -> NDArray[np.int32]:
+        """Class of each row, int32[num_rows]; -1 where there is none."""
+        return np.frombuffer(self._derived_bytes("label/c/0"), "<i4")
+
+    @cached_property
+    def valid_rows(self) -> NDArray[np.int64]:
+        """Rows that hold an image in every view, ascending, int64[k]."""
+        return np.flatnonzero(np.frombuffer(self._derived_bytes("valid/c/0"), np.bool_)).astype(np.int64)
+
+    @cached_property
+    def code(self) -> Int8Code | None:
+        """What the int8 numbers of the tokens stand for; None for other storage types."""
+        return read_code(self.object_bytes, self.recipe) if self.recipe.dtype == "int8" else None
+
+    def decode(self, tokens: NDArray[Any]) -> NDArray[np.float32]:
+        """The numbers that tokens as a reader delivers them stand for, exactly.
+
+        Args:
+            tokens: [..., D] of the storage type.
+        """
+        if self.code is not None:
+            return self.code.decode(tokens)
+        if self.recipe.dtype == "bfloat16":
+            return bfloat16_to_float32(tokens)
+        return tokens.astype(np.float32)
+
+    def code_error(self, view: str) -> NDArray[np.float64] | None:
+        """What int8 has cost each channel of a view, float64[D]; None for other storage types.
+
+        Measured on every row while encoding: RMS error as a share of the channel's own deviation.
+        """
+        self._require_views([view])
+        if self.recipe.dtype != "int8":
+            return None
+        return np.frombuffer(self._derived_bytes(error_path(view)), "<f8")
+
+    def object_bytes(self, path: str) -> bytes:
+        """Content of one of the store's small objects, compared with its digest in the manifest.
+
+        Raises:
+            StoreDamagedError: If it is missing or not the one that was written.
+        """
+        return self.manifest.object_bytes(self.path, path)
+
+    def _derived_bytes(self, name: str) -> bytes:
+        return self.object_bytes(self.manifest.derived(name))
+
+    @cached_property
+    def given_statistics(self) -> GivenStatistics | None:
+        """What readers normalise by in place of the tokens' own statistics, if a file was given for that."""
+        if GIVEN not in self.manifest.by_path:
+            return None
+        return read_given(self.object_bytes, (self.width, *self.grid))
+
+    def statistics(self, views: Iterable[str] | None = None, *, exact: bool = False) -> Statistics:
+        """Mean and variance to normalise the tokens of some views by, by default of all views together.
+
+        Args:
+            views: Some of `views`. Statistics that a file gave are one for all of them.
+            exact: The tokens' own, also where the store was given others.
+
+        Raises:
+            UsageError: If the store lacks one of the views.
+        """
+        views = self.views if views is None else tuple(views)
+        self._require_views(views)
+        if self.given_statistics is not None and not exact:
+            return self.given_statistics.statistics
+        return merged_statistics(self._derived_bytes, views, (self.width, *self.grid))
+
+    def _require_views(self, views: Iterable[str]) -> None:
+        for view in views:
+            if view not in self.views:
+                raise UsageError(f"{self.path} has the views {', '.join(self.views)}, not {view!r}")
+
+    def reader(
+        self, view: str, field: str, *, mode: ReadMode = "auto", verify: Verify = "first"
+    ) -> RowReader:
+        """A reader of one field of one view.
+
+        Args:
+            view: One of `views`. The image of a mirrored view is read from the view it mirrors.
+            field: ``tokens`` or ``image``.
+            mode: How bytes are read; see `shards.reading.shard_file`.
+            verify: When a row's checksum is compared; see `shards.reading.reader.Verify`.
+
+        Raises:
+            UsageError: If the store has no such view or field.
+        """
+        self._require_views([view])
+        if field == "image" and self.image_size and view in MIRRORED_VIEWS:
+            return MirroredReader(self.reader(MIRRORED_VIEWS[view], field, mode=mode, verify=verify))
+        if field not in self.recipe.fields(view):
+            raise UsageError(
+                f"{self.path} has no {field!r} for view {view!r}; encode with --image-size to store it"
+            )
+        return self._reader_of(field_of(self.recipe, view, field), mode, verify)
+
+    def _reader_of(self, field: Field, mode: ReadMode, verify: Verify) -> RowReader:
+        recipe = self.recipe
+        offsets = self.index.offsets(field.path) if recipe.format == "webdataset" else None
+        locator = RowLocator(recipe, field, offsets)
+        if isinstance(self.path, RemotePath):
+            return RemoteReader(
+                field,
+                self.capacity,
+                self.path,
+                lambda shard: self.manifest.by_path[object_path(recipe, field, shard)],
+                locator,
+                checksums=lambda: self.index.checksums(field.path),
+                verify=verify,
+                cache=self._cache,
+            )
+        return StoredReader(
+            field,
+            self.capacity,
+            ShardOpener(self.path, locator, mode),
+            checksums=lambda: self.index.checksums(field.path),
+            verify=verify,
+            open_files=OPEN_FILES,
+        )

@@ -1,0 +1,91 @@
+"""Making a file appear whole or not at all, and never twice.
+
+Bytes are written under a temporary name in the folder they will stay in, flushed to the disk, and then given
+their final name. `publish_once` uses ``link``, which refuses a name that is taken: the first publication
+wins for ever. `replace_atomically` uses ``rename``, for the few small files that have a newer version.
+A server of objects shows them whole or not at all anyway, and is asked to refuse a name that is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from pathlib import Path, PurePath
+
+from shards.storage.location import Location
+from shards.storage.remote_path import RemotePath
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+
+
+def temporary_path(final: Path) -> Path:
+    """A name nobody else uses, in the folder of ``final``."""
+    return final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
+
+
+def is_temporary(path: PurePath | RemotePath) -> bool:
+    """Whether a name was made by `temporary_path`."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def publish_once(temporary: Path, final: Path) -> bool:
+    """Give a finished temporary file its final name, unless that is taken; the temporary name goes.
+
+    Args:
+        temporary: A complete file in the folder of ``final``, already flushed to the disk.
+        final: The name to take.
+
+    Returns:
+        Whether this file is the one published; False if another had been published before.
+    """
+    try:
+        # link(2) fails on a name that exists, where rename(2) would replace it.
+        os.link(temporary, final)
+        won = True
+    except FileExistsError:
+        won = False
+    temporary.unlink()
+    if won:
+        fsync_dir(final.parent)
+    return won
+
+
+def write_temporary(final: Path, content: bytes) -> Path:
+    """Write ``content`` under a temporary name beside ``final``, flushed to the disk."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(final)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def publish_bytes(final: Location, content: bytes) -> bool:
+    """Write ``content`` as ``final`` unless that name is taken; see `publish_once`."""
+    if isinstance(final, RemotePath):
+        return final.create(content)
+    return publish_once(write_temporary(final, content), final)
+
+
+def replace_atomically(final: Location, content: bytes) -> None:
+    """Write ``content`` as ``final``; a reader sees the old file or the new one, whole."""
+    if isinstance(final, RemotePath):
+        final.write_bytes(content)
+        return
+    write_temporary(final, content).replace(final)
+    fsync_dir(final.parent)
+
+
+def fsync_dir(folder: Path) -> None:
+    """Flush a folder, so that names given in it outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,160 @@
+"""Exact, mergeable mean and variance of the tokens, per token and channel.
+
+A shard's moments are sums over its rows in order of place, so that their bits depend on the stored numbers
+only, not on how many workers wrote them in what batches. Shards are merged in order of shard.
+
+Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", The American Statistician 37
+(1983): shifted sums within a shard, the pairwise update between shards.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import StoreDamagedError
+from shards.values.dtypes import (
+    HALF_SCALE,
+    StorageType,
+    half_is_finite,
+    half_to_scaled_float32,
+    storage_type,
+    to_float64,
+)
+from shards.values.quantize import Int8Code
+
+# Columns worked on at a time: a tile of float64 stays in the second-level cache.
+_TILE = 16384
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of some rows.
+
+    Attributes:
+        count: Rows.
+        mean: float64[*row_shape]; zeros where there are no rows.
+        m2: Sum over rows of squared deviations from the mean, float64[*row_shape].
+    """
+
+    count: int
+    mean: NDArray[np.float64]
+    m2: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, row_shape: tuple[int, ...]) -> Self:
+        """Moments of no rows."""
+        return cls(0, np.zeros(row_shape), np.zeros(row_shape))
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Population variance, float64[*row_shape]."""
+        return self.m2 / max(self.count, 1)
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both sets of rows together."""
+        if not self.count or not other.count:
+            return other if not self.count else self
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        m2 = self.m2 + other.m2 + delta * delta * (self.count * (other.count / count))
+        return Moments(count, mean, m2)
+
+    def to_bytes(self) -> bytes:
+        """As an npy file: float64 of the count, then the means, then the m2."""
+        buffer = io.BytesIO()
+        vector = np.concatenate([[float(self.count)], self.mean.ravel(), self.m2.ravel()])
+        np.save(buffer, vector, allow_pickle=False)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, row_shape: tuple[int, ...]) -> Self:
+        """Read back what `to_bytes` gave.
+
+        Raises:
+            StoreDamagedError: If it is not such a file.
+        """
+        try:
+            vector = np.load(io.BytesIO(content), allow_pickle=False)
+            mean, m2 = vector[1:].reshape(2, *row_shape)
+            return cls(int(vector[0]), mean, m2)
+        except (ValueError, EOFError, OSError, IndexError) as error:
+            raise StoreDamagedError(f"partial sums cannot be read: {error}") from error
+
+
+class RowSums:
+    """Adds up rows one after another into `Moments`.
+
+    Args:
+        row_shape: Shape of a row.
+        dtype: How its numbers are stored.
+        code: What int8 numbers stand for.
+    """
+
+    def __init__(self, row_shape: tuple[int, ...], dtype: StorageType, code: Int8Code | None = None) -> None:
+        self._row_shape = row_shape
+        self._code = code
+        self._dtype = dtype if code is None else storage_type("float32")
+        self._half = self._dtype.logical == "float16"
+        size = int(np.prod(row_shape))
+        self._count = 0
+        self._shift = np.zeros(size)
+        self._sum = np.zeros(size)
+        self._squares = np.zeros(size)
+
+    def update(self, rows: NDArray[Any]) -> None:
+        """Add rows [k, *row_shape] of the storage type, in order of place."""
+        if not len(rows):
+            return
+        flat: NDArray[Any] = (rows if self._code is None else self._code.decode(rows)).reshape(len(rows), -1)
+        if self._half and not half_is_finite(flat):
+            self._sum[:] = np.nan
+        if not self._count and not self._half:
+            # Deviations from any one row keep a large common mean from drowning a small variance. Half precision
+            # cannot tell deviations that small from none, so it goes without.
+            self._shift = to_float64(flat[0], self._dtype)
+        for start in range(0, flat.shape[1], _TILE):
+            tile = slice(start, start + _TILE)
+            self._add(flat[:, tile], self._shift[tile], self._sum[tile], self._squares[tile])
+        self._count += len(rows)
+
+    def _add(
+        self,
+        rows: NDArray[Any],
+        shift: NDArray[np.float64],
+        total: NDArray[np.float64],
+        squares: NDArray[np.float64],
+    ) -> None:
+        # Row by row: a sum over the axis would round differently for every batch size.
+        with np.errstate(invalid="ignore"):  # infinities are for `finite` to find
+            for row in rows:
+                if self._half:
+                    deviations = half_to_scaled_float32(row).astype(np.float64)
+                else:
+                    deviations = to_float64(row, self._dtype)
+                    deviations -= shift
+                total += deviations
+                deviations *= deviations
+                squares += deviations
+
+    @property
+    def finite(self) -> bool:
+        """Whether no row held NaN or infinity."""
+        return all(bool(np.isfinite(part).all()) for part in (self._shift, self._sum, self._squares))
+
+    def moments(self) -> Moments:
+        """Moments of the rows added so far, which must be `finite`."""
+        if not self._count:
+            return Moments.empty(self._row_shape)
+        mean = self._sum / self._count
+        m2 = np.maximum(self._squares - self._sum * mean, 0.0)
+        if self._half:
+            mean *= HALF_SCALE
+            m2 *= HALF_SCALE**2
+        mean += self._shift
+        return Moments(self._count, mean.reshape(self._row_shape), m2.reshape(self._row_shape))

@@ -1,0 +1,1 @@
+"""Writing a store: shards, the commit protocol, finishing, revisions, copies."""

@@ -1,0 +1,74 @@
+"""Fields added to a store: the same rows through another encoder, each a whole store of its own in ``fields/NAME``.
+
+A field has its own recipe, shards, statistics and manifest, so that whatever takes a store takes it. The store it was
+added to lists it in its manifest by name and encoder, not by bytes: a field may get revisions of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from shards.formats.zarr_format import shard_path
+from shards.metadata.identity import MIRRORED_VIEWS
+from shards.metadata.layout import FIELDS, MANIFEST, field_of
+from shards.metadata.manifest import Manifest
+from shards.reading.store import Store
+from shards.storage.atomic import replace_atomically
+from shards.storage.location import Location
+
+
+def field_path(store: Location, name: str) -> Location:
+    """Folder of a field of a store."""
+    return store / FIELDS / name
+
+
+def publish_fields(store: Location) -> Manifest:
+    """Bring a finished store's list of its finished fields up to date; one process at a time may do it."""
+    manifest = Manifest.read(store)
+    found = dataclasses.replace(manifest, fields=finished_fields(store))
+    if found != manifest:
+        replace_atomically(store / MANIFEST, found.to_bytes())
+    return found
+
+
+def finished_fields(store: Location) -> dict[str, str]:
+    """Identity of the encoder of each field that is finished, by name."""
+    if not (store / FIELDS).is_dir():
+        return {}
+    folders = {folder.name: folder for folder in (store / FIELDS).iterdir()}
+    return {
+        name: Manifest.read(folders[name]).recipe.encoder.id
+        for name in sorted(folders)
+        if (folders[name] / MANIFEST).exists()
+    }
+
+
+def link_images(store: Store, field: Location) -> bool:
+    """Give a field that has been begun the store's images, as further names of the same files.
+
+    Whoever writes a shard of the field finds its images published, and takes them as they are.
+
+    Args:
+        store: In zarr form; its images are those the field will have.
+        field: The field, begun with the store's plan.
+
+    Returns:
+        Whether the file system can do that.
+    """
+    if not (isinstance(store.path, Path) and isinstance(field, Path)):
+        return False
+    for view in store.views:
+        if view in MIRRORED_VIEWS:
+            continue
+        for shard in range(store.recipe.num_shards):
+            name = shard_path(field_of(store.recipe, view, "image"), shard)
+            (field / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(store.path / name, field / name)
+            except FileExistsError:
+                continue
+            except OSError:
+                return False  # another device, or a file system without links
+    return True

@@ -1,0 +1,217 @@
+"""Finishing a store: index, labels, statistics and, last of all, the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import StoreDamagedError, StoreIncompleteError
+from shards.formats.zarr_format import group_document, plain_array_document
+from shards.metadata.code_arrays import relative_error
+from shards.metadata.commit import CommitRecord, ObjectRecord
+from shards.metadata.given_statistics import given_objects
+from shards.metadata.identity import Recipe
+from shards.metadata.index import bad_rows, build_index, index_bytes
+from shards.metadata.layout import (
+    CODE_TABLE,
+    INDEX,
+    MANIFEST,
+    PLAN,
+    ROOT,
+    commit_path,
+    derived_path,
+    fields_of,
+)
+from shards.metadata.manifest import Manifest
+from shards.metadata.plan import NO_LABEL, Plan
+from shards.metadata.root import array_documents
+from shards.metadata.statistics_arrays import error_objects, statistics_objects
+from shards.storage.atomic import replace_atomically
+from shards.storage.location import Location, read_objects, remove_tree
+from shards.storage.parallel import ahead
+from shards.values.moments import Moments
+from shards.writing.added_fields import finished_fields
+from shards.writing.published import object_record, shard_moments
+
+Commits = dict[tuple[str, int], CommitRecord]
+
+
+def finalize_store(
+    root: Location, recipe: Recipe, plan: Plan, provenance: dict[str, str], revision: int = 0
+) -> Manifest:
+    """Bring a store whose shards are all published to its final state; see `StoreWriter.finalize`."""
+    commits = read_commits(root, recipe)
+    manifest = Manifest.read(root) if (root / MANIFEST).exists() else None
+    if manifest is None or manifest.revision < revision:
+        manifest = _write_manifest(root, recipe, plan, commits, provenance, revision, manifest)
+    # The partial sums have served; whoever needs them again computes them from the shards.
+    remove_tree(root / "moments")
+    return manifest
+
+
+def read_commits(root: Location, recipe: Recipe) -> Commits:
+    """Every commit record of a store.
+
+    Raises:
+        StoreIncompleteError: Naming how many shards have none.
+    """
+    commits = found_commits(root, recipe)
+    expected = len(recipe.views) * recipe.num_shards
+    if len(commits) < expected:
+        raise StoreIncompleteError(
+            f"{root} has {len(commits)} of {expected} shards; run the command that was writing it again to continue"
+        )
+    return commits
+
+
+def found_commits(root: Location, recipe: Recipe) -> Commits:
+    """The commit records that are there: of every shard that is published."""
+    names = [commit_path(view, shard) for view in recipe.views for shard in range(recipe.num_shards)]
+    contents = read_objects(root, names)
+    commits: Commits = {}
+    for view in recipe.views:
+        for shard in range(recipe.num_shards):
+            name = commit_path(view, shard)
+            if name not in contents:
+                continue
+            path = root / name
+            record = CommitRecord.from_bytes(contents[name], path=path)
+            if (record.view, record.shard) != (view, shard):
+                raise StoreDamagedError(f"{path} describes shard {record.shard} of view {record.view}")
+            commits[view, shard] = record
+    return commits
+
+
+def _write_manifest(
+    root: Location,
+    recipe: Recipe,
+    plan: Plan,
+    commits: Commits,
+    provenance: dict[str, str],
+    revision: int,
+    previous: Manifest | None,
+) -> Manifest:
+    valid = valid_mask(recipe, plan, commits)
+    files = {INDEX: index_bytes(build_index(recipe, plan, commits)), **small_objects(recipe, plan, commits)}
+    files["stats/zarr.json"] = group_document({})
+    for view in recipe.views:
+        files |= _carried_statistics(root, view, previous, files["valid/c/0"]) or _statistics(
+            root, recipe, view, commits, valid
+        )
+    files = {derived_path(path, revision): content for path, content in files.items()}
+    for path, content in files.items():
+        replace_atomically(root / path, content)
+    fixed = {PLAN, ROOT, derived_path(ROOT, revision), *array_documents(recipe)}
+    if recipe.dtype == "int8":
+        fixed.add(CODE_TABLE)
+    objects = [_record_of(path, content) for path, content in files.items()]
+    objects += [o for record in commits.values() for o in record.objects]
+    objects += [object_record(root, path) for path in [*fixed, *given_objects(root)]]
+    objects += [object_record(root, commit_path(view, shard)) for view, shard in commits]
+    manifest = Manifest(
+        recipe=recipe,
+        num_valid=int(valid.sum()),
+        num_bad=plan.num_images - int(valid.sum()),
+        provenance=provenance if previous is None else {**previous.provenance, **provenance},
+        objects=tuple(sorted(objects, key=lambda o: o.path)),
+        revision=revision,
+        fields=finished_fields(root),
+    )
+    replace_atomically(root / MANIFEST, manifest.to_bytes())
+    return manifest
+
+
+def _carried_statistics(
+    root: Location, view: str, previous: Manifest | None, valid: bytes
+) -> dict[str, bytes] | None:
+    """What is under ``stats/view`` of the previous revision, if it was computed from the rows that are valid now."""
+    if previous is None or view not in previous.recipe.views:
+        return None
+    if previous.object_bytes(root, previous.derived("valid/c/0")) != valid:
+        return None
+    inside = previous.derived(f"stats/{view}/")
+    names = [path.removeprefix(inside) for path in previous.by_path if path.startswith(inside)]
+    return {f"stats/{view}/{name}": previous.object_bytes(root, inside + name) for name in names}
+
+
+def _statistics(
+    root: Location, recipe: Recipe, view: str, commits: Commits, valid: NDArray[np.bool_]
+) -> dict[str, bytes]:
+    moments = _merged_moments(root, recipe, view, commits, valid)
+    files = statistics_objects(view, moments, recipe.encoder.grid)
+    if recipe.dtype == "int8":
+        files |= error_objects(view, _merged_error(recipe, view, commits, moments))
+    return files
+
+
+def valid_mask(recipe: Recipe, plan: Plan, commits: Commits) -> NDArray[np.bool_]:
+    """Whether each row holds an image in every view, bool[num_rows]."""
+    valid = np.zeros(recipe.num_rows, np.bool_)
+    valid[plan.rows] = True
+    valid[list(bad_rows(recipe, plan, commits))] = False
+    return valid
+
+
+def small_objects(recipe: Recipe, plan: Plan, commits: Commits) -> dict[str, bytes]:
+    """Content by path of the arrays ``label`` and ``valid``."""
+    labels = np.full(recipe.num_rows, NO_LABEL, np.int32)
+    labels[plan.rows] = plan.labels
+    valid = valid_mask(recipe, plan, commits)
+    return {
+        "label/zarr.json": plain_array_document(labels.shape, labels.dtype, NO_LABEL),
+        "label/c/0": labels.astype("<i4").tobytes(),
+        "valid/zarr.json": plain_array_document(valid.shape, valid.dtype, fill=False),
+        "valid/c/0": valid.tobytes(),
+    }
+
+
+def _record_of(path: str, content: bytes) -> ObjectRecord:
+    return ObjectRecord(path, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _merged_moments(
+    root: Location, recipe: Recipe, view: str, commits: Commits, valid: NDArray[np.bool_]
+) -> Moments:
+    field = fields_of(recipe, view)[0]
+    merged = Moments.empty(field.row_shape)
+    records = [commits[view, shard] for shard in range(recipe.num_shards)]
+    contents = ahead(lambda record: _content(root / record.moments.path), records)
+    for shard, (record, content) in enumerate(zip(records, contents, strict=True)):
+        places = valid[shard * recipe.capacity : (shard + 1) * recipe.capacity]
+        part = None
+        if record.num_rows == int(places.sum()):
+            part = _stored_moments(content, record, field.row_shape)
+        # A row that is bad in another view counts in none, and lost sums are computed again.
+        merged = merged.merge(part or shard_moments(root, recipe, view, shard, places))
+    return merged
+
+
+def _merged_error(recipe: Recipe, view: str, commits: Commits, moments: Moments) -> NDArray[np.float64]:
+    """Of every row whose error is known, relative to the deviation of the rows that are valid in all views."""
+    total = np.zeros(recipe.encoder.width)
+    num_rows = 0
+    for shard in range(recipe.num_shards):
+        record = commits[view, shard]
+        assert record.square_error is not None, (view, shard)
+        if np.isfinite(record.square_error).all():
+            total += record.square_error
+            num_rows += record.num_rows
+    share = moments.count / num_rows if num_rows else np.nan
+    return relative_error(total * share, moments)
+
+
+def _content(path: Location) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _stored_moments(
+    content: bytes | None, record: CommitRecord, row_shape: tuple[int, ...]
+) -> Moments | None:
+    if content is None or hashlib.sha256(content).hexdigest() != record.moments.sha256:
+        return None
+    return Moments.from_bytes(content, row_shape)

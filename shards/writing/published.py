@@ -1,0 +1,139 @@
+"""Describing a published shard from nothing but its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import StoreDamagedError
+from shards.formats.format import object_path, scan_extents
+from shards.metadata.code_arrays import published_code
+from shards.metadata.commit import CommitRecord, ObjectRecord
+from shards.metadata.compression import unpack_row
+from shards.metadata.extents import ABSENT
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import Field, fields_of, moments_path
+from shards.metadata.plan import Plan
+from shards.storage.checksum import crc32c
+from shards.storage.location import Location
+from shards.storage.object_reader import blocks_of, open_object
+from shards.values.moments import Moments, RowSums
+
+
+def object_record(root: Location, path: str) -> ObjectRecord:
+    """Size and digest of an object as it lies there.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+    """
+    digest = hashlib.sha256()
+    with open_object(root / path) as source:
+        for block in blocks_of(source):
+            digest.update(block)
+        return ObjectRecord(path, source.size, digest.hexdigest())
+
+
+def published_rows(
+    root: Location, recipe: Recipe, field: Field, shard: int
+) -> Iterator[tuple[int, NDArray[Any] | None]]:
+    """Every place of a shard with its row, or None where there is none, in order.
+
+    The row's array is reused for the next one.
+
+    Raises:
+        StoreDamagedError: Naming the place, if the object is damaged.
+    """
+    extents = scan_extents(root, recipe, field, shard)
+    path = root / object_path(recipe, field, shard)
+    row = np.empty(field.row_shape, field.dtype.numpy)
+    with open_object(path) as source:
+        if extents.end > source.size:
+            raise StoreDamagedError(
+                f"{path} ends at byte {source.size}, its rows at {extents.end}: truncated"
+            )
+        for place, (offset, size) in enumerate(
+            zip(extents.offsets.tolist(), extents.sizes.tolist(), strict=True)
+        ):
+            if offset == ABSENT:
+                yield place, None
+                continue
+            stored = np.frombuffer(source.read(size, offset), np.uint8)
+            try:
+                unpack_row(field, stored, row)
+            except (RuntimeError, ValueError) as error:
+                raise StoreDamagedError(f"{path}: place {place} cannot be decoded: {error}") from error
+            yield place, row
+
+
+def shard_moments(
+    root: Location, recipe: Recipe, view: str, shard: int, places: NDArray[np.bool_]
+) -> Moments:
+    """Moments of the tokens at some places of a published shard, bool[capacity]."""
+    field = fields_of(recipe, view)[0]
+    sums = RowSums(field.row_shape, field.dtype, published_code(root, recipe))
+    for place, row in published_rows(root, recipe, field, shard):
+        if row is not None and places[place]:
+            sums.update(row[None])
+    return sums.moments()
+
+
+def describe_shard(
+    root: Location,
+    recipe: Recipe,
+    plan: Plan,
+    view: str,
+    shard: int,
+    *,
+    reasons: Mapping[int, str],
+    square_error: NDArray[np.float64] | None,
+) -> tuple[CommitRecord, Moments]:
+    """The commit record and moments of a shard whose objects are all published.
+
+    Args:
+        root: The store.
+        recipe: Its recipe.
+        plan: Its plan.
+        view: Way the images were shown to the encoder.
+        shard: Number of the shard.
+        reasons: What is known about places that have no row.
+        square_error: Error of the int8 code over these rows, as whoever else encoded them measured it.
+    """
+    size = plan.shard_size(shard)
+    present = np.ones(recipe.capacity, np.bool_)
+    present[size:] = False
+    checksums: dict[str, NDArray[np.uint32]] = {}
+    offsets: dict[str, NDArray[np.int64]] = {}
+    fields = fields_of(recipe, view)
+    for field in fields:
+        sums = np.zeros(recipe.capacity, np.uint32)
+        for place, row in published_rows(root, recipe, field, shard):
+            if row is None:
+                present[place] = False
+            else:
+                sums[place] = crc32c(row)
+        checksums[field.name] = sums
+        if recipe.format == "webdataset":
+            offsets[field.name] = scan_extents(root, recipe, field, shard).offsets
+    moments = shard_moments(root, recipe, view, shard, present)
+    unknown = "the worker that published this shard wrote no row"
+    bad = {int(place): reasons.get(int(place), unknown) for place in np.flatnonzero(~present[:size])}
+    paths = dict.fromkeys(object_path(recipe, field, shard) for field in fields)
+    content = moments.to_bytes()
+    record = CommitRecord(
+        view=view,
+        shard=shard,
+        num_rows=int(present.sum()),
+        objects=tuple(object_record(root, path) for path in paths),
+        moments=ObjectRecord(moments_path(view, shard), len(content), hashlib.sha256(content).hexdigest()),
+        bad=bad,
+        crc32c=checksums,
+        offsets=offsets,
+        square_error=square_error,
+        seconds=0.0,
+        attempts=0,
+    )
+    return record, moments

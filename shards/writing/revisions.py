@@ -1,0 +1,115 @@
+"""Adding to a finished store without disturbing whoever has it open.
+
+Shards, commit records and plan never move. The small objects that follow from them – index, labels, statistics – are
+made anew for each revision, in a folder of its own, and the manifest, replaced last, says which revision holds. A
+revision is begun by its ``zarr.json``, which names the recipe it is made with, and finished by the manifest.
+"""
+
+from __future__ import annotations
+
+from shards.errors import IdentityMismatchError, StoreIncompleteError
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import FIELDS, INDEX, MANIFEST, REVISIONS, ROOT, WORK_DIR, derived_path
+from shards.metadata.manifest import Manifest
+from shards.metadata.root import array_documents, read_recipe, root_document
+from shards.storage.atomic import publish_bytes
+from shards.storage.location import Location, lists_objects, object_names
+
+_DERIVED = (INDEX, "label", "valid", "stats")
+
+
+def newest_revision(path: Location) -> int:
+    """The highest revision of a store that has been begun; 0 if it was never added to."""
+    if not lists_objects(path):
+        return Manifest.read(
+            path
+        ).revision  # where nothing is listed, finished stores are read and nothing else
+    folders = (document.parent.name for document in (path / REVISIONS).glob(f"*/{ROOT}"))
+    return max((int(name) for name in folders if name.isdecimal()), default=0)
+
+
+def current_revision(path: Location) -> int:
+    """The revision a store shows to its readers, or will show once it is finished."""
+    try:
+        return Manifest.read(path).revision
+    except StoreIncompleteError:
+        return newest_revision(path)
+
+
+def begin_revision(path: Location, recipe: Recipe) -> int:
+    """Begin the revision after the published one, or join the work on it.
+
+    Args:
+        path: A store.
+        recipe: What its next revision is made with: the present one, or that and more views.
+
+    Returns:
+        The revision's number. A store that is not finished has nobody to disturb, and keeps the number it has.
+
+    Raises:
+        IdentityMismatchError: If the next revision was begun with another recipe.
+    """
+    present = current_revision(path)
+    revision = present + (path / MANIFEST).exists()
+    publish_bytes(path / derived_path(ROOT, revision), root_document(recipe))
+    begun = read_recipe(path, revision)
+    if begun.id != recipe.id:
+        differences = "; ".join(begun.diff(recipe))
+        raise IdentityMismatchError(
+            f"{path} is being added to in another way: {differences}; finish that first, or give it up with "
+            "`pipeline clean --give-up`"
+        )
+    for name, content in array_documents(recipe).items():
+        publish_bytes(path / name, content)
+    return revision
+
+
+def superseded(path: Location, manifest: Manifest) -> list[str]:
+    """Names of small objects of earlier revisions, sorted: nobody who opens the store now reads them."""
+    folders = tuple(derived_path("", revision) for revision in range(1, manifest.revision))
+    tops = _DERIVED if manifest.revision else ()
+    return [
+        name
+        for name in object_names(path)
+        if name not in manifest.by_path and (name.startswith(folders) or name.partition("/")[0] in tops)
+    ]
+
+
+def belongs_to_another(name: str, manifest: Manifest, newest: Recipe) -> bool:
+    """Whether a file beside a finished store's objects belongs to a field, a superseded revision or one in the making.
+
+    Args:
+        name: Its path in the store.
+        manifest: The published manifest.
+        newest: Recipe of the newest revision that has been begun.
+    """
+    top, *inside = name.split("/")
+    if top == REVISIONS:
+        return not inside or inside[0] != str(manifest.revision)
+    if top in (FIELDS, WORK_DIR) or (manifest.revision and top in _DERIVED):
+        return True
+    view = inside[0] if top in ("commits", "moments") and inside else top
+    return view in newest.views and view not in manifest.recipe.views
+
+
+def give_up_unfinished(path: Location) -> int:
+    """Remove what there is of a revision that was begun after the published one; nobody may be at work on it.
+
+    Returns:
+        How many files that were. The revision's own document goes last, so that this may be interrupted too.
+    """
+    manifest = Manifest.read(path)
+    revision = newest_revision(path)
+    if revision == manifest.revision:
+        return 0
+    added = set(read_recipe(path, revision).views) - set(manifest.recipe.views)
+    document = derived_path(ROOT, revision)
+    unfinished = [
+        name
+        for name in object_names(path)
+        if name.startswith(derived_path("", revision))
+        or added & set(name.split("/")[: 1 + name.startswith(("commits/", "moments/"))])
+    ]
+    for name in sorted(unfinished, key=lambda name: name == document):
+        (path / name).unlink(missing_ok=True)
+    return len(unfinished)

@@ -1,0 +1,83 @@
+"""Which rows of which finished stores make up a new store, and where they go in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.metadata.plan import NO_LABEL, Plan, SourceRecord
+from shards.reading.store import Store
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows of finished stores in the order of a new plan.
+
+    Attributes:
+        stores: Where the rows come from; tokens and images of all have one shape.
+        plan: Which image goes where in the new store.
+        store_of: For each image of the plan, its store's place in `stores`, int64[n].
+        row_of: For each image of the plan, its row there, int64[n].
+    """
+
+    stores: tuple[Store, ...]
+    plan: Plan
+    store_of: NDArray[np.int64]
+    row_of: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of one store.
+
+    Attributes:
+        store: A finished store.
+        images: Their indices in its plan, int64[k].
+        labels: The new label of each old one, int64[classes]; None keeps them.
+    """
+
+    store: Store
+    images: NDArray[np.int64]
+    labels: NDArray[np.int64] | None = None
+
+    def records(self) -> list[SourceRecord]:
+        """The images as a new plan takes them, with their new labels."""
+        plan, images = self.store.plan, self.images
+        labels = plan.labels[images]
+        if self.labels is not None:
+            # The entry behind the last is that of label -1.
+            labels = np.append(self.labels, NO_LABEL)[labels]
+        columns = (plan.keys[images], labels, plan.uris[images], plan.offsets[images], plan.nbytes[images])
+        return [SourceRecord(*values) for values in zip(*(c.tolist() for c in columns), strict=True)]
+
+
+def every_row(store: Store) -> Selection:
+    """All images of a store, each in its old place."""
+    plan = store.plan
+    return Selection((store,), plan, np.zeros(plan.num_images, np.int64), plan.rows)
+
+
+def dealt_anew(parts: Sequence[Part], class_names: Sequence[str], num_shards: int, seed: int) -> Selection:
+    """Images dealt to shards as an encode of the same images, shards and seed would deal them.
+
+    Args:
+        parts: Images, with no key twice.
+        class_names: Name of each new label.
+        num_shards: Exact number of shards.
+        seed: Seed of the deal.
+
+    Raises:
+        UsageError: If there are no images, or more shards than images.
+    """
+    records = [part.records() for part in parts]
+    plan = Plan.build([r for own in records for r in own], class_names, num_shards, seed)
+    origin: dict[str, tuple[int, int]] = {}
+    for index, (part, own) in enumerate(zip(parts, records, strict=True)):
+        rows = part.store.plan.rows[part.images].tolist()
+        origin |= {record.key: (index, row) for record, row in zip(own, rows, strict=True)}
+    places = np.array([origin[key] for key in plan.keys], np.int64).reshape(-1, 2)
+    stores = tuple(part.store for part in parts)
+    return Selection(stores, plan, np.ascontiguousarray(places[:, 0]), np.ascontiguousarray(places[:, 1]))

@@ -1,0 +1,249 @@
+"""Writing one shard of one view, from the first row to the commit record."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import StoreError
+from shards.formats.format import object_path, open_outputs
+from shards.metadata.commit import CommitRecord, ObjectRecord
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import commit_path, fields_of, moments_path
+from shards.metadata.plan import Plan
+from shards.storage.atomic import publish_bytes
+from shards.storage.checksum import crc32c_rows
+from shards.storage.location import Location
+from shards.values.moments import Moments, RowSums
+from shards.values.quantize import Int8Code
+from shards.writing.published import describe_shard
+
+
+class ShardWriter:
+    """Takes the rows of one shard of one view in order of place and publishes them.
+
+    Use as a context manager; leaving it without `publish` removes what was written.
+    """
+
+    def __init__(
+        self,
+        root: Location,
+        recipe: Recipe,
+        plan: Plan,
+        view: str,
+        shard: int,
+        attempts: int,
+        code: Int8Code | None = None,
+    ) -> None:
+        self._root = root
+        self._recipe = recipe
+        self._plan = plan
+        self.view = view
+        self.shard = shard
+        self._attempts = attempts
+        self._fields = fields_of(recipe, view)
+        self._begun = time.monotonic()
+        self._next_place = 0
+        self._bad: dict[int, str] = {}
+        self._mended: dict[int, int] = {}
+        self._crc32c = {field.name: np.zeros(recipe.capacity, np.uint32) for field in self._fields}
+        self._written = np.zeros(recipe.capacity, np.bool_)
+        self._sums = RowSums(self._fields[0].row_shape, self._fields[0].dtype, code)
+        self._square_error: NDArray[np.float64] | None = None
+        self._error_unknown = False
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(3, thread_name_prefix="shard-writer")
+        try:
+            self._outputs = open_outputs(
+                self._root, self._recipe, self._plan, self.view, self.shard, self._pool
+            )
+        except BaseException:
+            self._pool.shutdown()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+        for file in self._outputs.files:
+            file.discard()
+        if isinstance(error, OSError):
+            remedy = "free space or mend the disk and run the same command again"
+            raise StoreError(
+                f"shard {self.shard} of {self._root} cannot be written: {error}; {remedy}"
+            ) from error
+
+    def write(self, place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write one row: by field, an array of the field's row shape and storage type."""
+        self.write_block(place, {name: array[None] for name, array in arrays.items()})
+
+    def write_block(self, first_place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write rows of consecutive places.
+
+        Args:
+            first_place: Place of the first row; places must ascend from call to call.
+            arrays: By field, the rows, an array [k, *row_shape] of the storage type. They may be reused when
+                this returns.
+
+        Raises:
+            ValueError: If a field is missing, has another shape or type, or a place is not to be written.
+        """
+        rows = {field.name: self._checked(field.name, arrays) for field in self._fields}
+        count = len(rows["tokens"])
+        end = first_place + count
+        if first_place < self._next_place or end > self._plan.shard_size(self.shard):
+            limits = f"{self._next_place} to {self._plan.shard_size(self.shard)}"
+            raise ValueError(f"places must ascend and stay within {limits}, got {first_place} to {end}")
+        if set(arrays) != set(rows) or any(len(array) != count for array in rows.values()):
+            raise ValueError(f"a block needs the same number of rows of each of {sorted(rows)}")
+        self._next_place = end
+        self._written[first_place:end] = True
+        side_work = self._pool.submit(self._account, first_place, rows)
+        try:
+            self._outputs.write(first_place, rows)
+        finally:
+            side_work.result()
+
+    def _checked(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        field = next(field for field in self._fields if field.name == name)
+        if name not in arrays:
+            raise ValueError(f"a row of view {self.view!r} needs the field {name!r}")
+        array = arrays[name]
+        if array.shape[1:] != field.row_shape or array.dtype != field.dtype.numpy:
+            expected = f"rows of {field.row_shape} {field.dtype.numpy}"
+            raise ValueError(f"{field.path} takes {expected}, got {array.shape[1:]} {array.dtype}")
+        return np.ascontiguousarray(array)
+
+    def _account(self, first_place: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        for name, array in rows.items():
+            self._crc32c[name][first_place : first_place + len(array)] = crc32c_rows(array)
+        self._sums.update(rows["tokens"])
+
+    def quarantine(self, place: int, reason: str) -> None:
+        """Say why the image at a place has no row."""
+        if not 0 <= place < self._plan.shard_size(self.shard):
+            raise ValueError(f"shard {self.shard} has no image at place {place}")
+        self._bad[place] = " ".join(reason.split())
+
+    def note_mended(self, sizes: Mapping[str, int]) -> None:
+        """Note which images of the shard were mended after the plan was made.
+
+        Args:
+            sizes: Size in bytes by key of mended images, also of such as lie in other shards.
+        """
+        if sizes:
+            keys = [record.key for record in self._plan.records_of(self.shard)]
+            self._mended = {place: sizes[key] for place, key in enumerate(keys) if key in sizes}
+
+    def add_square_error(self, square_error: NDArray[np.float64]) -> None:
+        """Account for what int8 tokens have lost; once or more often before `publish`, row by row in order.
+
+        Args:
+            square_error: Sum over some rows' tokens of each channel's squared error, float64[D].
+        """
+        if self._square_error is None:
+            self._square_error = np.zeros(len(square_error))
+        self._square_error += square_error
+
+    def leave_error_unknown(self) -> None:
+        """Say that nobody knows what int8 tokens have lost, in the place of `add_square_error`."""
+        self._error_unknown = True
+
+    def publish(self) -> CommitRecord:
+        """Give the objects their names and record it; if another worker was first, its shard stands.
+
+        Returns:
+            The record of what is published, whoever wrote it.
+
+        Raises:
+            ValueError: If a place was neither written nor quarantined, or both, or int8 tokens came without
+                their error.
+            StoreError: If the tokens hold NaN or infinity, which no later step could use.
+        """
+        self._require_complete()
+        square_error = self._checked_error()
+        if not (self._sums.finite and (self._square_error is None or np.isfinite(self._square_error).all())):
+            raise StoreError(
+                f"tokens of shard {self.shard} of view {self.view} hold NaN or infinity as "
+                f"{self._fields[0].dtype.logical}; float16 ends at 65504: store bfloat16 or float32"
+            )
+        moments = self._sums.moments()
+        digests = self._outputs.finish()
+        won = [file.publish() for file in self._outputs.files]
+        if self._outputs.all_new and all(won):
+            record = self._own_record(digests, moments, square_error)
+        else:
+            record, moments = describe_shard(
+                self._root,
+                self._recipe,
+                self._plan,
+                self.view,
+                self.shard,
+                reasons=self._bad,
+                square_error=square_error,
+            )
+            record = dataclasses.replace(
+                record, seconds=self._seconds(), attempts=self._attempts, mended=self._mended
+            )
+        publish_bytes(self._root / record.moments.path, moments.to_bytes())
+        path = self._root / commit_path(self.view, self.shard)
+        publish_bytes(path, record.to_bytes())
+        return CommitRecord.from_bytes(path.read_bytes(), path=path)
+
+    def _require_complete(self) -> None:
+        size = self._plan.shard_size(self.shard)
+        missing = [p for p in range(size) if self._written[p] == (p in self._bad)]
+        if missing:
+            raise ValueError(
+                f"each of the {size} images of shard {self.shard} must be either written or quarantined; "
+                f"place {missing[0]} is not"
+            )
+
+    def _checked_error(self) -> NDArray[np.float64] | None:
+        """The error of int8 tokens, NaN where nobody knows it; None for other storage types."""
+        known = self._square_error is not None or self._error_unknown
+        if known != (self._recipe.dtype == "int8" and bool(self._written.any())):
+            raise ValueError(
+                f"int8 tokens, and they alone, need add_square_error; these are {self._recipe.dtype}"
+            )
+        if self._error_unknown or (self._square_error is None and self._recipe.dtype == "int8"):
+            return np.full(self._recipe.encoder.width, np.nan)
+        return self._square_error
+
+    def _own_record(
+        self, digests: list[str], moments: Moments, square_error: NDArray[np.float64] | None
+    ) -> CommitRecord:
+        paths = dict.fromkeys(object_path(self._recipe, field, self.shard) for field in self._fields)
+        objects = tuple(
+            ObjectRecord(path, file.position, digest)
+            for path, file, digest in zip(paths, self._outputs.files, digests, strict=True)
+        )
+        content = moments.to_bytes()
+        path = moments_path(self.view, self.shard)
+        return CommitRecord(
+            view=self.view,
+            shard=self.shard,
+            num_rows=moments.count,
+            objects=objects,
+            moments=ObjectRecord(path, len(content), hashlib.sha256(content).hexdigest()),
+            bad=self._bad,
+            crc32c=self._crc32c,
+            offsets=self._outputs.offsets,
+            square_error=square_error,
+            seconds=self._seconds(),
+            attempts=self._attempts,
+            mended=self._mended,
+        )
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._begun, 3)

@@ -1,0 +1,219 @@
+"""Writing a store: begun by anybody, shard by shard by many, finished by anybody.
+
+Nothing here locks. Each object appears under its final name by a link that only the first can make, each step
+may be repeated by anybody at any time, and a worker that dies leaves temporary names and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Self
+
+from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
+from shards.metadata.code_arrays import code_bytes, published_code
+from shards.metadata.commit import CommitRecord
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import CODE_TABLE, FIELDS, PLAN, ROOT, commit_path
+from shards.metadata.manifest import Manifest
+from shards.metadata.mended import mended_images
+from shards.metadata.plan import Plan
+from shards.metadata.root import array_documents, read_recipe, root_document
+from shards.storage.atomic import is_temporary, publish_bytes
+from shards.storage.location import Location, object_names, read_objects
+from shards.storage.remote_path import RemotePath
+from shards.values.quantize import Int8Code
+from shards.writing.finalize import finalize_store
+from shards.writing.revisions import current_revision, newest_revision
+from shards.writing.shard_writer import ShardWriter
+
+
+class StoreWriter:
+    """A store that is being written.
+
+    Attributes:
+        path: The store's folder.
+        recipe: What is written into it.
+        plan: Which image goes where.
+        revision: Which of its revisions that makes; see `shards.writing.revisions`.
+    """
+
+    def __init__(self, path: Location, recipe: Recipe, plan: Plan, revision: int = 0) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.plan = plan
+        self.revision = revision
+
+    @cached_property
+    def code(self) -> Int8Code | None:
+        """What the store's int8 numbers stand for; None for other storage types."""
+        return published_code(self.path, self.recipe)
+
+    @classmethod
+    def open(cls, path: Location) -> Self:
+        """The newest revision of a store that has been begun, whoever began it.
+
+        Raises:
+            UsageError: If there is no store at ``path``.
+        """
+        read_recipe(path)
+        revision = newest_revision(path)
+        return cls(path, read_recipe(path, revision), Plan.read(path / PLAN), revision)
+
+    @classmethod
+    def create_or_continue(
+        cls, path: Location, recipe: Recipe, plan: Plan, code: Int8Code | None = None
+    ) -> Self:
+        """Begin a store, or join the work on one that was begun with the same recipe and plan.
+
+        Of a store that has been added to since, the writer is that of the revision its readers see.
+
+        Args:
+            path: The store's folder.
+            recipe: What is written into it.
+            plan: Which image goes where.
+            code: For int8 tokens. Of several begun at once the first is kept, for all of them.
+
+        Raises:
+            IdentityMismatchError: If another recipe or plan was begun there, with the differences.
+            UsageError: If the folder holds something else, or the plan is not the recipe's.
+        """
+        _require_fitting(recipe, plan, code)
+        if _holds_other_things(path):
+            raise UsageError(f"a store is written into a new or empty folder, and {path} holds other things")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _publish_plan(path, plan)
+            if code is not None:
+                recipe = _with_published_code(path, recipe, code)
+            publish_bytes(path / ROOT, root_document(recipe))
+            begun = read_recipe(path)
+            revision = current_revision(path)
+            present = read_recipe(path, revision)
+            if recipe.id not in (begun.id, present.id):
+                differences = "; ".join(begun.diff(recipe))
+                raise IdentityMismatchError(
+                    f"{path} was begun with another recipe: {differences}; name a new folder"
+                )
+            for name, content in array_documents(present).items():
+                publish_bytes(path / name, content)
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be written: {error}; free space or name another folder"
+            ) from error
+        return cls(path, present, plan, revision)
+
+    def pending(self) -> list[tuple[str, int]]:
+        """View and number of every shard without a commit record, in order of shard."""
+        done = set(object_names(self.path, "commits"))
+        return [
+            (view, shard)
+            for shard in range(self.recipe.num_shards)
+            for view in self.recipe.views
+            if commit_path(view, shard) not in done
+        ]
+
+    def mended(self, shard: int) -> dict[str, int]:
+        """Size in bytes by key of the mended images of a shard, as the records of its finished views have them."""
+        names = [commit_path(view, shard) for view in self.recipe.views]
+        found = read_objects(self.path, names)
+        commits = {
+            (view, shard): CommitRecord.from_bytes(found[name], path=self.path / name)
+            for view, name in zip(self.recipe.views, names, strict=True)
+            if name in found
+        }
+        return mended_images(self.plan, commits)
+
+    def finished(self) -> bool:
+        """Whether readers see this revision, or a later one."""
+        try:
+            return Manifest.read(self.path).revision >= self.revision
+        except StoreIncompleteError:
+            return False
+
+    def shard(self, view: str, shard: int, *, attempts: int = 1) -> ShardWriter:
+        """Begin a shard of a view; use as a context manager.
+
+        Args:
+            view: One of the recipe's views.
+            shard: Number of the shard.
+            attempts: How often this shard has been begun, for the record.
+        """
+        if view not in self.recipe.views or not 0 <= shard < self.recipe.num_shards:
+            raise ValueError(f"the recipe has no shard {shard} of view {view!r}")
+        return ShardWriter(self.path, self.recipe, self.plan, view, shard, attempts, self.code)
+
+    def finalize(self, provenance: dict[str, str] | None = None) -> Manifest:
+        """Write index, statistics and, last, the manifest; any process may do it, also twice.
+
+        Args:
+            provenance: Versions of libraries, hosts and the like; recorded, never compared.
+
+        Raises:
+            StoreIncompleteError: If shards are still pending.
+        """
+        return finalize_store(self.path, self.recipe, self.plan, provenance or {}, self.revision)
+
+
+def _holds_other_things(path: Location) -> bool:
+    """Whether there is anything in a folder, temporary files apart, and no store."""
+    if (path / PLAN).exists():
+        return False
+    if isinstance(path, RemotePath):  # where empty folders may be listed that nobody made
+        found = any(not is_temporary(PurePosixPath(name)) for name in path.object_names())
+    else:
+        found = path.is_dir() and not all(is_temporary(inside) for inside in path.iterdir())
+    # A store's plan comes first: what another worker has begun meanwhile has one by now.
+    return found and not (path / PLAN).exists()
+
+
+def stale_temporaries(path: Location) -> list[str]:
+    """Names of a store's files, not of its fields', that workers were writing when they died, or are now, sorted."""
+    names = (name for name in object_names(path) if name.partition("/")[0] != FIELDS)
+    return [name for name in names if is_temporary(PurePosixPath(name))]
+
+
+def _require_fitting(recipe: Recipe, plan: Plan, code: Int8Code | None) -> None:
+    if (recipe.dtype == "int8") != (code is not None):
+        raise UsageError(
+            f"int8 tokens, and they alone, are written with a code; the recipe asks for {recipe.dtype}"
+        )
+    if code is not None and code.width != recipe.encoder.width:
+        raise UsageError(f"the code has {code.width} channels, the encoder {recipe.encoder.width}")
+    asked = (recipe.num_images, recipe.num_shards, recipe.seed, recipe.source_digest)
+    given = (plan.num_images, plan.num_shards, plan.seed, plan.source_digest())
+    if asked != given:
+        raise UsageError(f"the recipe asks for images, shards, seed and source {asked}, the plan has {given}")
+
+
+def _with_published_code(path: Location, recipe: Recipe, code: Int8Code) -> Recipe:
+    publish_bytes(path / CODE_TABLE, code_bytes(code))
+    kept = published_code(path, dataclasses.replace(recipe, code=None))
+    assert kept is not None
+    return dataclasses.replace(recipe, code=kept.digest)
+
+
+def _publish_plan(path: Location, plan: Plan) -> None:
+    if not (path / PLAN).exists():
+        if isinstance(path, RemotePath):
+            path.require_first_creation_wins()
+        publish_bytes(path / PLAN, plan.to_bytes())
+    begun = Plan.read(path / PLAN)
+    if begun != plan and _same_deal(begun, plan):
+        raise IdentityMismatchError(
+            f"{path} was begun with the same source images at other places, such as {begun.uris[0]} and not "
+            f"{plan.uris[0]}; give the source by the path it was begun with, or name a new folder"
+        )
+    if begun != plan:
+        raise IdentityMismatchError(
+            f"{path} was begun with other source images or another seed; name a new folder"
+        )
+
+
+def _same_deal(one: Plan, other: Plan) -> bool:
+    """Whether two plans differ in nothing but where the images lie."""
+    settings = ("num_shards", "seed", "class_names")
+    same = all(getattr(one, name) == getattr(other, name) for name in settings)
+    columns = ["key", "label", "nbytes"]
+    return same and bool(one.table.select(columns).equals(other.table.select(columns)))

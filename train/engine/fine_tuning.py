@@ -1,0 +1,62 @@
+"""Start a run from the weights of another: a snapshot of ours or a published file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from shards.errors import UsageError
+from train.models.normalizer import LatentNormalizer
+from train.models.vit_decoder import ViTDecoder
+from train.weights.published import load_decoder, read_state_dict
+from train.weights.snapshot import load_snapshot
+from train.weights.tensor_files import open_tensors
+
+LABEL_TABLE = "y_embedder.embedding_table.weight"
+
+
+def start_from(model: nn.Module, path: Path) -> LatentNormalizer | None:
+    """Copy weights into a fresh model of the same shape.
+
+    With another number of classes the label table is not copied, except for its last row, which means no class.
+
+    Args:
+        model: the fresh model.
+        path: a snapshot of ours, or a published file.
+
+    Returns:
+        The normaliser the weights were trained with, if the file holds one.
+
+    Raises:
+        UserError: the file is missing, broken, or holds another network.
+    """
+    weights, normalizer = _read(model, path)
+    own = model.state_dict()
+    differing = sorted(
+        own.keys() ^ weights.keys()
+        | {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape}
+    )
+    if differing == [LABEL_TABLE]:
+        table = own[LABEL_TABLE].clone()
+        table[-1] = weights[LABEL_TABLE][-1]
+        weights[LABEL_TABLE] = table
+    elif differing:
+        raise UsageError(
+            f"{path} holds another network than the settings describe: {', '.join(differing[:5])} do not fit; "
+            "choose the preset it was trained with"
+        )
+    model.load_state_dict(weights)
+    return normalizer
+
+
+def _read(model: nn.Module, path: Path) -> tuple[dict[str, Tensor], LatentNormalizer | None]:
+    if path.suffix == ".safetensors":
+        with open_tensors(path) as (_, header):
+            ours = "config" in header
+        if ours:
+            snapshot = load_snapshot(path)
+            return dict(snapshot.model.state_dict()), snapshot.normalizer
+    if isinstance(model, ViTDecoder):
+        return dict(load_decoder(path, model.config).state_dict()), None
+    return read_state_dict(path), None

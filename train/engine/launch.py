@@ -1,0 +1,198 @@
+"""From settings to a finished run: what both trainers do around their own network and loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from shards.errors import UsageError
+from shards.reading.store import Store, open_store
+from shards.storage.atomic import replace_atomically
+from shards.storage.range_cache import range_cache
+from train.distributed import Team, resolve_precision
+from train.engine.arithmetic import allow_tf32
+from train.engine.checkpoint import newest_of_all, step_of
+from train.engine.feed import Feed
+from train.engine.held_out import split_rows
+from train.engine.loop import Trainer
+from train.engine.lr import steps_per_epoch
+from train.engine.signals import StopRequest, die_with_launcher
+from train.engine.summary import start_summary
+from train.engine.task import Task
+from train.report.tracking import Journal, resolve_tracker
+from train.settings.config import DecoderSettings, DiTSettings, Settings
+from train.settings.saved_settings import flat_values, load_settings, require_same_run, to_json
+from train.weights.snapshot import SnapshotMeta
+
+logger = logging.getLogger(__name__)
+
+_Settings = TypeVar("_Settings", DiTSettings, DecoderSettings)
+
+
+def launch(
+    settings: _Settings,
+    build: Callable[[_Settings, Store, Team], Task],
+    *,
+    fields: tuple[str, ...],
+    default_views: Callable[[tuple[str, ...]], tuple[str, ...]],
+) -> int:
+    """Begin or continue a run.
+
+    Args:
+        settings: as given on the command line.
+        build: makes the task; the same on every process, whose random state is the settings' seed.
+        fields: fields of the store the task reads.
+        default_views: which of a store's views the task draws from if none are named.
+
+    Returns:
+        Exit code: 0 when the run has reached `max_steps`, 128 + signal when it was told to stop.
+
+    Raises:
+        UserError: settings, store or checkpoint do not allow it.
+    """
+    die_with_launcher()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("train").setLevel(logging.INFO)
+    store = open_store(settings.store, range_cache(settings.cache, settings.cache_bytes))
+    settings = resolve(settings, store, default_views)
+    assert settings.out is not None
+    tracker = resolve_tracker(settings.tracker)
+    with StopRequest() as stop:
+        team = Team(sharding=settings.sharding, tracker=tracker, out=settings.out)
+        remember(settings, settings.out, team)
+        if finished(settings.out, settings.max_steps, team):
+            if team.leads:
+                logger.info(
+                    "%s has already reached step %d; train on with a larger --max-steps",
+                    settings.out,
+                    settings.max_steps,
+                )
+            return 0
+        allow_tf32(allowed=settings.precision != "fp32")
+        torch.manual_seed(settings.seed)
+        rows, _ = split_rows(store.valid_rows, settings.held_out, seed=settings.seed)
+        task = build(settings, store, team)
+        trainer = Trainer(
+            task,
+            settings,
+            team,
+            steps_per_epoch=steps_per_epoch(len(rows), settings.global_batch_size),
+            facts={"encoder": store.recipe.encoder.id, "recipe": store.recipe.id},
+        )
+        trainer.resume()
+        feed = Feed(
+            store,
+            team,
+            fields=fields,
+            views=settings.views or (),
+            rows=rows,
+            seed=settings.seed,
+            global_batch_size=settings.global_batch_size,
+            micro_batch_size=settings.micro_batch_size,
+            start_sample=trainer.samples_seen,
+            threads=settings.threads,
+        )
+        journal = Journal(
+            team,
+            settings.out,
+            step=trainer.step,
+            max_steps=settings.max_steps,
+            settings=flat_values(settings),
+            tracker=tracker,
+            facts=start_summary(task.config, settings, store, world_size=team.world_size, step=trainer.step),
+        )
+        try:
+            trainer.train(feed, journal, stop)
+        finally:
+            feed.close()
+            journal.close()
+            team.leave()
+    if trainer.step < settings.max_steps:
+        if team.leads:
+            logger.info(
+                "stopped at step %d with a checkpoint; run the same command again to continue", trainer.step
+            )
+        return 128 + int(stop.signal or 15)
+    return 0
+
+
+def resolve(
+    settings: _Settings, store: Store, default_views: Callable[[tuple[str, ...]], tuple[str, ...]]
+) -> _Settings:
+    """Settings with everything decided that was left open.
+
+    Raises:
+        UsageError: a view is not in the store, or the launcher was told otherwise.
+    """
+    views = settings.views or default_views(store.views)
+    missing = [view for view in views if view not in store.views]
+    if missing:
+        raise UsageError(
+            f"--views {' '.join(missing)}: the store {settings.store} has {', '.join(store.views)} only"
+        )
+    on_cuda = torch.cuda.is_available()
+    return dataclasses.replace(
+        settings,
+        views=views,
+        precision=resolve_precision(settings.precision),
+        compile=on_cuda if settings.compile is None else settings.compile,
+    )
+
+
+def remember(settings: Settings, out: Path, team: Team) -> None:
+    """Write RUN/config.json; a run that was begun is continued only with the same fixed settings.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    path = out / "config.json"
+    if path.is_file():
+        require_same_run(load_settings(path), settings)
+    team.wait()
+    if team.leads:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_atomically(path, to_json(settings).encode())
+    team.wait()
+
+
+def begun(out: Path, team: Team) -> bool:
+    """Whether a run has a checkpoint to continue from; every process must ask.
+
+    Raises:
+        UserError: the processes find different ones.
+    """
+    return newest_of_all(out / "checkpoints", team) is not None
+
+
+def finished(out: Path, max_steps: int, team: Team) -> bool:
+    """Whether the newest checkpoint has come to `max_steps`; every process must ask.
+
+    Raises:
+        UserError: the processes find different ones.
+    """
+    newest = newest_of_all(out / "checkpoints", team)
+    return newest is not None and step_of(newest) >= max_steps
+
+
+def snapshot_meta(settings: Settings, store: Store) -> Callable[[int, float], SnapshotMeta]:
+    """Makes the origin of a snapshot taken at (step, rate)."""
+
+    def meta(step: int, ema_rate: float) -> SnapshotMeta:
+        return SnapshotMeta(
+            encoder=store.recipe.encoder.to_dict(),
+            class_names=tuple(store.class_names),
+            num_classes=max(1, store.num_classes),
+            grid=store.grid,
+            width=store.width,
+            step=step,
+            samples_seen=step * settings.global_batch_size,
+            ema_rate=ema_rate,
+            **({"shift_base": settings.flow.shift_base} if isinstance(settings, DiTSettings) else {}),
+        )
+
+    return meta

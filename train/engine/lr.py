@@ -1,0 +1,40 @@
+"""The learning rate in force at a step: hold or warm up, decay, stay."""
+
+from __future__ import annotations
+
+import math
+
+from train.settings.config import OptimizerSettings
+
+
+def learning_rate(step: int, steps_per_epoch: int, settings: OptimizerSettings) -> float:
+    """Learning rate of optimizer step `step` (the first is 0).
+
+    With W = `hold_epochs` and E = `decay_end_epoch` in steps: `lr` (or, warming up, lr · (step + 1) / W)
+    before W, then linear or half a cosine from `lr` to `final_lr` at E, then `final_lr`.
+
+    Args:
+        step: optimizer steps taken before this one.
+        steps_per_epoch: floor(rows / global batch), at least 1.
+        settings: the schedule.
+
+    Source: github:bytetriper/RAE src/utils/optim_utils.py at a4d18c4 (which calls the held phase warm-up).
+    """
+    hold = round(settings.hold_epochs * steps_per_epoch)
+    if step < hold:
+        return settings.lr * (step + 1) / hold if settings.warm_up else settings.lr
+    if settings.schedule == "constant":
+        return settings.lr
+    end = round(settings.decay_end_epoch * steps_per_epoch)
+    done = min(1.0, (step - hold) / max(1, end - hold))
+    remaining = 1.0 - done if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return settings.final_lr + (settings.lr - settings.final_lr) * remaining
+
+
+def steps_per_epoch(num_rows: int, global_batch_size: int) -> int:
+    """Steps an epoch of a schedule has: floor(rows / batch), at least 1.
+
+    Source: github:bytetriper/RAE src/train.py at a4d18c4 drops an epoch's tail; 1,281,167 images at 1024 are
+    1251 steps.
+    """
+    return max(1, num_rows // global_batch_size)

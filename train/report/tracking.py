@@ -1,0 +1,153 @@
+"""What a run tells: metrics.jsonl, the trackers Accelerate knows, and a progress bar or, in a log, lines."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from shards.errors import UsageError
+from shards.storage.atomic import replace_atomically
+from train.distributed import Team
+from train.report.metrics_file import read_metrics
+from train.report.run_page import write_run_page
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_tracker(asked: str) -> str:
+    """The tracker to use: "auto" is TensorBoard if it is installed.
+
+    Raises:
+        UsageError: the tracker that was asked for is not installed.
+    """
+    if asked == "auto":
+        return "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+    if asked != "none" and importlib.util.find_spec(asked) is None:
+        raise UsageError(f"--tracker {asked} needs the package {asked}: pip install {asked}")
+    return asked
+
+
+def wandb_run(out: Path) -> dict[str, str]:
+    """What tells W&B that a continued run is the same one, and where it keeps its files."""
+    kept = out / "wandb-id"
+    if not kept.is_file():
+        replace_atomically(kept, uuid.uuid4().hex.encode())
+    return {"dir": str(out), "name": out.name, "id": kept.read_text(), "resume": "allow"}
+
+
+class Journal:
+    """Where a run's numbers go: on the leading process to a file, a bar and a tracker; elsewhere nowhere."""
+
+    def __init__(
+        self,
+        team: Team,
+        out: Path,
+        *,
+        step: int,
+        max_steps: int,
+        settings: dict[str, Any],
+        tracker: str,
+        facts: list[str],
+    ) -> None:
+        """Open the journal at `step`; lines of a killed run that came after it are dropped.
+
+        Args:
+            team: the processes.
+            out: the run's directory.
+            step: steps already taken.
+            max_steps: steps the run ends at.
+            settings: flat settings for the tracker.
+            tracker: "tensorboard", "wandb" or "none".
+            facts: lines about what is trained, for the person who watches and the run's page.
+        """
+        self._team, self._out, self._tracked, self._facts = team, out, tracker != "none", facts
+        self._path = out / "metrics.jsonl"
+        if team.leads:
+            kept = [line for line in read_metrics(self._path) if line["step"] <= step]
+            replace_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        if self._tracked:
+            team.accelerator.init_trackers(
+                "rae-latents" if tracker == "wandb" else out.name,
+                config=settings,
+                init_kwargs={"wandb": wandb_run(out)} if tracker == "wandb" and team.leads else {},
+            )
+        if team.leads:
+            sys.stderr.writelines(f"{line}\n" for line in facts)
+        # In a file the strokes of a bar would be one endless line; there, `record` writes lines instead.
+        self._max_steps, self._drawn = max_steps, team.leads and sys.stderr.isatty()
+        self._bar = tqdm(
+            total=max_steps,
+            initial=step,
+            unit="step",
+            disable=not self._drawn,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+
+    def advance(self) -> None:
+        """One more step was taken."""
+        self._bar.update()
+
+    def record(self, step: int, metrics: dict[str, Any]) -> None:
+        """Write one line of what training measured."""
+        self._write(step, metrics)
+        loss = "none" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+        status = (
+            f"loss {loss}, {metrics['images_per_second']:.1f} images/s, "
+            f"data wait {100 * metrics['data_wait']:.1f} %"
+        )
+        if self._drawn:
+            self._bar.set_postfix_str(status)
+        else:
+            left = tqdm.format_interval((self._max_steps - step) * metrics["step_seconds"])
+            self.say(f"step {step} of {self._max_steps}: {status}, {left} left")
+
+    def record_scores(self, step: int, scores: dict[str, float]) -> None:
+        """Write one line of what the averaged weights reach on images that are not trained on."""
+        self._write(step, scores)
+        self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+
+    def _write(self, step: int, numbers: dict[str, Any]) -> None:
+        if not self._team.leads:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **numbers}) + "\n")
+        if self._tracked:
+            self._team.accelerator.log({k: v for k, v in numbers.items() if v is not None}, step=step)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self._drawn:
+            self._bar.write(text, file=sys.stderr)
+        elif self._team.leads:
+            sys.stderr.write(f"{text}\n")
+
+    def show(self, step: int, path: Path) -> None:
+        """Hand a picture to the tracker."""
+        if not (self._team.leads and self._tracked):
+            return
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        for tracker in self._team.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"samples": pixels[None]}, step=step, dataformats="NHWC")
+            else:
+                tracker.log_images({"samples": [pixels]}, step=step)
+
+    def publish(self) -> None:
+        """Write the run's page."""
+        if self._team.leads:
+            write_run_page(self._out, title=self._out.name, facts=self._facts)
+
+    def close(self) -> None:
+        """Finish the progress bar."""
+        self._bar.close()

@@ -1,0 +1,300 @@
+"""Settings of the two trainers: frozen dataclasses whose field docstrings are the command line's help.
+
+A *free* setting may change whenever a run is continued; every other one is *fixed*, because another value
+would make another run (`train.settings.saved_settings` compares them). `None` stands for "decided when the run starts"
+and is replaced by what was decided before the settings are saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from shards.errors import UsageError
+
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
+FREE = {"free": True}
+"""Metadata of a field that may change when a run is continued."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTNetwork:
+    """Shape of a diffusion transformer; token width, grid and class count come from the store."""
+
+    width: int | Literal["auto"]
+    """Width of the deep part. auto: the token width, at least 128."""
+    depth: int
+    """Number of blocks of the deep part."""
+    num_heads: int
+    """Attention heads a block of the deep part."""
+    head_width: int | Literal["auto"] | None = None
+    """Width of DiT-DH's wide head. auto: the token width, at least 192. None: a plain DiT without a head."""
+    head_depth: int = 2
+    """Number of blocks of the wide head."""
+    head_num_heads: int = 16
+    """Attention heads a block of the wide head."""
+    patch_size: int = 1
+    """Side of the square of latent positions that becomes one token of the transformer."""
+    qk_norm: bool = False
+    """Normalise queries and keys a head; steadies training in bfloat16."""
+    grid: tuple[int, int] | None = None
+    """Token grid the store must have; None: whatever it has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderNetwork:
+    """Shape of a ViT decoder; token width, grid and image size come from the store."""
+
+    width: int
+    """Width of the residual stream."""
+    depth: int
+    """Number of blocks."""
+    num_heads: int
+    """Attention heads a block."""
+    mlp_width: int
+    """Hidden width of the MLPs."""
+    patch_size: int | None = None
+    """Pixels a side of the patch drawn for a token, which the store must have; None: image size / grid."""
+    grid: tuple[int, int] | None = None
+    """Token grid the store must have; None: whatever it has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW, gradient clipping and the schedule, whose epochs are floor(rows / global batch) steps."""
+
+    lr: float = 2e-4
+    """Learning rate before it decays."""
+    final_lr: float = 2e-5
+    """Learning rate after it has decayed."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the decay from `hold_epochs` to `decay_end_epoch`."""
+    hold_epochs: float = 0.0
+    """Epochs before the decay begins."""
+    warm_up: bool = False
+    """Rise linearly from zero during `hold_epochs`, rather than hold `lr`."""
+    decay_end_epoch: float = 0.0
+    """Epoch at which `final_lr` is reached; no schedule depends on --max-steps."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = 1e-8
+    """AdamW's guard against division by zero."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    clip_norm: float | None = 1.0
+    """Largest global norm of the gradient; None: no clipping."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no schedule can mean."""
+        if self.lr <= 0:
+            raise UsageError(f"--optimizer.lr must be positive; got {self.lr}")
+        if self.schedule != "constant" and self.decay_end_epoch <= self.hold_epochs:
+            raise UsageError(
+                f"a {self.schedule} schedule decays from --optimizer.hold-epochs to a later "
+                f"--optimizer.decay-end-epoch; got {self.hold_epochs:g} and {self.decay_end_epoch:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSettings:
+    """Flow matching: which times are trained on, and how often the label is withheld."""
+
+    time_distribution: Literal["uniform", "logit-normal"] = "logit-normal"
+    """Distribution of the time t before the shift; t = 0 is data, t = 1 is noise."""
+    mu: float = 0.0
+    """Mean of the logit-normal distribution's logit."""
+    sigma: float = 1.0
+    """Deviation of the logit-normal distribution's logit."""
+    shift_base: int = 4096
+    """The time shift is sqrt(numbers in a latent / this)."""
+    label_dropout: float = 0.1
+    """Probability of training a sample without its label, which classifier-free guidance needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenNoise:
+    """Noise added to the raw tokens a decoder learns from, so that it forgives a generator's errors."""
+
+    tau: float = 0.8
+    """Scale of the deviation drawn for each sample; 0: no noise."""
+    distribution: Literal["uniform", "half-normal"] = "uniform"
+    """uniform: U(0, tau), as published decoders were trained; half-normal: |N(0, tau²)|, as in the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarySettings:
+    """The discriminator a decoder is trained against; epochs are floor(rows / global batch) steps."""
+
+    size: Literal["S_8", "S_16", "B_16"] = "S_8"
+    """Frozen DINO it looks through."""
+    kernel_size: int = 9
+    """Tokens its heads' middle layer sees at once."""
+    loss: Literal["hinge", "non-saturating"] = "hinge"
+    """What the discriminator minimises."""
+    weight: float = 0.75
+    """Share of the adversarial loss, after it is balanced with the reconstruction."""
+    learns_from_epoch: float = 6.0
+    """Epoch from which the discriminator is trained."""
+    plays_from_epoch: float = 8.0
+    """Epoch from which the decoder is trained against it."""
+    augmentation: float = 1.0
+    """Probability of each augmentation of what the discriminator learns from."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """Its AdamW; its schedule counts its own updates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """What both trainers are told."""
+
+    store: str | Path = field(default="data/store", metadata=FREE)
+    """Store to train from: a folder or a URL."""
+    cache: Path | None = field(default=None, metadata=FREE)
+    """Folder of this machine that keeps what is read of a store on a server; other runs may use it too."""
+    cache_bytes: int | None = field(default=None, metadata=FREE)
+    """Bytes that --cache may hold."""
+    out: Path | None = field(default=None, metadata=FREE)
+    """Directory of the run; run the same command again to continue it. None: runs/PRESET."""
+    max_steps: int = field(default=100_000, metadata=FREE)
+    """Optimizer steps the run ends at; raise it to train a finished run longer."""
+    global_batch_size: int = 1024
+    """Samples an optimizer step learns from, over all processes."""
+    micro_batch_size: int | None = field(default=None, metadata=FREE)
+    """Most samples a process computes at once; gradients of several are summed. None: its whole share."""
+    seed: int = 0
+    """Decides the initial weights, the order of the samples and every draw."""
+    held_out: int = 0
+    """Images, drawn by the seed, that are never trained on; schedules count the others."""
+    views: tuple[str, ...] | None = None
+    """Views to draw from. None: center and flip for a DiT; the crops, or else center, for a decoder."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """AdamW and its schedule."""
+    ema_rates: tuple[float, ...] = (0.9995,)
+    """Rates of the averaged weights, at least one; the first is the one snapshots and samples use."""
+    init_from: Path | None = None
+    """Snapshot, ours or a published file, whose weights the run starts from."""
+    precision: Precision | None = None
+    """Arithmetic of the network: fp32, tf32 products, or bf16 autocast. None: bf16 on CUDA, fp32 on a CPU."""
+    compile: bool | None = None
+    """Compile the network. None: on CUDA only."""
+    activation_checkpointing: bool = field(default=False, metadata=FREE)
+    """Recompute each block's activations in the backward pass: less memory, about a third more computing."""
+    sharding: Literal["ddp", "fsdp"] = field(default="ddp", metadata=FREE)
+    """Several processes: ddp keeps all weights in each; fsdp spreads them (CUDA only)."""
+    log_every: int = field(default=50, metadata=FREE)
+    """Steps between two lines of metrics.jsonl, each the mean over the steps since the last."""
+    checkpoint_every: int = field(default=1000, metadata=FREE)
+    """Steps between two checkpoints; one is written at the end of every run as well."""
+    keep_checkpoints: int = field(default=2, metadata=FREE)
+    """Newest checkpoints kept."""
+    snapshot_every: int = field(default=1000, metadata=FREE)
+    """Steps between two updates of snapshots/latest.safetensors."""
+    milestone_every: int | None = field(default=None, metadata=FREE)
+    """Steps between two snapshots that are kept for ever. None: none are kept."""
+    sample_every: int | None = field(default=None, metadata=FREE)
+    """Steps between two pictures of what the run has learnt. None: none."""
+    max_bad_steps: int = field(default=20, metadata=FREE)
+    """Steps with a non-finite loss or gradient (they change nothing) after which the run stops."""
+    threads: int = field(default=2, metadata=FREE)
+    """Reading threads a process."""
+    tracker: Literal["auto", "tensorboard", "wandb", "none"] = field(default="auto", metadata=FREE)
+    """Where curves go besides metrics.jsonl. auto: TensorBoard if it is installed."""
+    allow_change: tuple[str, ...] = field(default=(), metadata=FREE)
+    """Fixed settings, by name, that may differ from the run that is continued."""
+
+    def __post_init__(self) -> None:
+        """Refuse values no run can have."""
+        self._require_at_least_one(
+            *("max_steps", "global_batch_size", "micro_batch_size", "log_every", "checkpoint_every"),
+            *("keep_checkpoints", "snapshot_every", "milestone_every", "sample_every", "threads"),
+        )
+        if self.held_out < 0:
+            raise UsageError(f"--held-out must be 0 or more; got {self.held_out}")
+        if not self.ema_rates or not all(0 <= rate < 1 for rate in self.ema_rates):
+            raise UsageError(f"--ema-rates needs one rate or more, each in [0, 1); got {self.ema_rates}")
+
+    def _require_at_least_one(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTSettings(TrainerSettings):
+    """Train a diffusion transformer on a store's tokens."""
+
+    model: DiTNetwork
+    """Shape of the network."""
+    flow: FlowSettings = FlowSettings()
+    """Flow matching."""
+    statistics: Path | None = None
+    """Published statistics (stat.pt or safetensors with var and, if any, mean) instead of the store's own."""
+    train_tables: bool = False
+    """Train the position table and the Fourier frequencies too, as the reference's script happens to do."""
+    decoder: Path | None = field(default=None, metadata=FREE)
+    """Decoder that draws for --sample-every and --fid-every: a snapshot, a published file or diffusers' folder."""
+    fid_every: int | None = field(default=None, metadata=FREE)
+    """Steps between two FIDs of a few unguided samples, comparable within a run. None: none."""
+    fid_samples: int = field(default=5000, metadata=FREE)
+    """Samples of each such FID, shared by the processes; the fewer, the larger the number."""
+    fid_reference: Path | None = field(default=None, metadata=FREE)
+    """What --fid-every compares with: image folder, store, .npz of images, or published statistics."""
+    fid_weights: str = field(default="public", metadata=FREE)
+    """Inception weights of --fid-every: public, a file, or random:SEED."""
+
+    def __post_init__(self) -> None:
+        """Refuse an FID without what it needs."""
+        super().__post_init__()
+        self._require_at_least_one("fid_every")
+        if self.fid_samples < 2:
+            raise UsageError(f"--fid-samples must be at least 2, for a covariance; got {self.fid_samples}")
+        if self.fid_every is not None and (self.fid_reference is None or not self.fid_reference.exists()):
+            raise UsageError(
+                "--fid-every needs images to compare with: give --fid-reference, a folder, a store or an .npz file; "
+                f"found {self.fid_reference}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSettings(TrainerSettings):
+    """Train a decoder that draws a store's images from its tokens."""
+
+    model: DecoderNetwork
+    """Shape of the network."""
+    noise: TokenNoise = TokenNoise()
+    """Noise on the tokens."""
+    perceptual: Literal["lpips", "none"] = "none"
+    """Perceptual distance added to L1."""
+    perceptual_weight: float = 1.0
+    """Weight of the perceptual distance."""
+    adversarial: bool = False
+    """Train against a discriminator as well."""
+    adversary: AdversarySettings = AdversarySettings()
+    """The discriminator."""
+    perceptual_weights: Path | None = field(default=None, metadata=FREE)
+    """VGG16's weights (torchvision's vgg16-397923af.pth). None: torch's cache, else downloaded."""
+    discriminator_weights: Path | None = field(default=None, metadata=FREE)
+    """DINO's weights (dino_deitsmall8_pretrain.pth and the like). None: torch's cache, else downloaded."""
+    evaluate_every: int | None = field(default=None, metadata=FREE)
+    """Steps between two measurements (PSNR, SSIM, and LPIPS if it is trained with) on images not trained on."""
+    evaluation_store: str | Path | None = field(default=None, metadata=FREE)
+    """Store of the same encoder to measure on. None: the --held-out images."""
+    evaluation_images: int = field(default=256, metadata=FREE)
+    """Most images measured, evenly spread over those there are."""
+
+    def __post_init__(self) -> None:
+        """Refuse measurements on images there are none of."""
+        super().__post_init__()
+        self._require_at_least_one("evaluate_every", "evaluation_images")
+        if self.evaluate_every is not None and self.evaluation_store is None and not self.held_out:
+            raise UsageError(
+                "--evaluate-every needs images that are not trained on: leave some out with --held-out N, "
+                "or give another store with --evaluation-store STORE"
+            )
+
+
+Settings = DiTSettings | DecoderSettings

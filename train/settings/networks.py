@@ -1,0 +1,112 @@
+"""From a network's settings and the store it will be trained on to the network's configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from shards.errors import UsageError
+from shards.metadata.identity import EncoderIdentity
+from shards.reading.store import Store
+from train.models.config import IMAGENET_MEAN, IMAGENET_STD, DiTConfig, DiTDHConfig, ViTDecoderConfig
+from train.settings.config import DecoderNetwork, DiTNetwork
+
+LEAST_WIDTH, LEAST_HEAD_WIDTH = 128, 192
+"""Narrowest "auto" widths; ours, for stores of narrow tokens."""
+
+
+def dit_config(network: DiTNetwork, store: Store) -> DiTConfig | DiTDHConfig:
+    """Configuration of the diffusion transformer that fits a store.
+
+    Raises:
+        UsageError: the store has another grid than the settings ask for.
+    """
+    _require_grid(network.grid, store)
+    width = _width(network.width, LEAST_WIDTH, store.width, network.num_heads)
+    # A store without labels is trained as one class, whose label is always withheld.
+    num_classes = max(1, store.num_classes)
+    if network.head_width is None:
+        return DiTConfig(
+            token_width=store.width,
+            grid=store.grid,
+            num_classes=num_classes,
+            width=width,
+            depth=network.depth,
+            num_heads=network.num_heads,
+            patch_size=network.patch_size,
+            qk_norm=network.qk_norm,
+        )
+    return DiTDHConfig(
+        token_width=store.width,
+        grid=store.grid,
+        num_classes=num_classes,
+        width=width,
+        depth=network.depth,
+        num_heads=network.num_heads,
+        head_width=_width(network.head_width, LEAST_HEAD_WIDTH, store.width, network.head_num_heads),
+        head_depth=network.head_depth,
+        head_num_heads=network.head_num_heads,
+        patch_size=network.patch_size,
+        qk_norm=network.qk_norm,
+    )
+
+
+def decoder_config(network: DecoderNetwork, store: Store) -> ViTDecoderConfig:
+    """Configuration of the decoder that draws a store's images from its tokens.
+
+    Raises:
+        UsageError: the store has no images, images its grid does not divide, or another grid or patch than asked for.
+    """
+    _require_grid(network.grid, store)
+    size, grid = store.image_size, store.grid
+    if not size:
+        raise UsageError(
+            "a decoder learns from images and this store has none; encode again with --image-size above 0"
+        )
+    patch = network.patch_size or size // grid[0]
+    if (patch * grid[0], patch * grid[1]) != (size, size):
+        raise UsageError(
+            f"patches of {patch} pixels on a grid of {grid[0]}×{grid[1]} make {patch * grid[0]}×{patch * grid[1]} "
+            f"pixels, but the store's images have {size}×{size}; choose --model.patch-size None or another preset"
+        )
+    mean, std = pixel_statistics(store.recipe.encoder)
+    return ViTDecoderConfig(
+        token_width=store.width,
+        grid=grid,
+        width=network.width,
+        depth=network.depth,
+        num_heads=network.num_heads,
+        mlp_width=network.mlp_width,
+        patch_size=patch,
+        pixel_mean=mean,
+        pixel_std=std,
+    )
+
+
+def widest_layer(config: DiTConfig | DiTDHConfig) -> int:
+    """Width of the part that predicts the velocity; below the token width it cannot (arXiv 2510.11690 section 4)."""
+    return config.head_width if isinstance(config, DiTDHConfig) else config.width
+
+
+def _width(asked: int | Literal["auto"], least: int, token_width: int, num_heads: int) -> int:
+    if asked != "auto":
+        return asked
+    # Rotary encoding needs heads whose width is a multiple of 4.
+    unit = 4 * num_heads
+    return -(-max(least, token_width) // unit) * unit
+
+
+def _require_grid(grid: tuple[int, int] | None, store: Store) -> None:
+    if grid is not None and grid != store.grid:
+        raise UsageError(
+            f"the preset is for tokens on a {grid[0]}×{grid[1]} grid and the store's are on {store.grid[0]}×"
+            f"{store.grid[1]}; choose another preset, or --model.grid None to take the store's"
+        )
+
+
+def pixel_statistics(
+    encoder: EncoderIdentity,
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation (RGB) of an encoder's pixels, which its decoders undo; ImageNet's unless it names others."""
+    mean = encoder.preprocessing.get("mean", IMAGENET_MEAN)
+    std = encoder.preprocessing.get("std", IMAGENET_STD)
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

@@ -1,0 +1,187 @@
+"""Named settings: one aligned row a preset, each with the source of its numbers. No torch.
+
+`python train/dit.py NAME` and `python train/decoder.py NAME` start from a row; every field can be overridden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, NamedTuple, TypeVar
+
+from shards.errors import UsageError
+from train.models.config import DECODER_MLP_WIDTHS, DECODER_SIZES, DH_HEAD, DIT_SIZES
+from train.settings.config import (
+    AdversarySettings,
+    DecoderNetwork,
+    DecoderSettings,
+    DiTNetwork,
+    DiTSettings,
+    FlowSettings,
+)
+from train.settings.config import OptimizerSettings as Adam
+
+STEPS_80_EPOCHS = 80 * 1251
+STEPS_800_EPOCHS = 800 * 1251
+STEPS_DECODER = 16 * 2502
+"""An ImageNet epoch has floor(1,281,167 / 1024) = 1251 steps; a decoder's, at 512 images, 2502."""
+
+
+class Recipe(NamedTuple):
+    """How a preset is trained, whatever its size."""
+
+    optimizer: Adam
+    ema_rate: float
+    batch: int
+    steps: int
+    flow: FlowSettings = FlowSettings()
+
+
+class DiTRow(NamedTuple):
+    """A preset of train/dit.py: network, side of its token grid, how it is trained, and who says so."""
+
+    kind: Literal["dit", "dit-dh"]
+    size: str
+    grid: int | None
+    recipe: Recipe
+    source: str
+
+
+class DecoderRow(NamedTuple):
+    """A preset of train/decoder.py: size, side of the grid, patch, how it is trained, and who says so."""
+
+    size: str
+    grid: int | None
+    patch: int | None
+    recipe: Recipe
+    source: str
+
+
+_DECAY = Adam(lr=2e-4, final_lr=2e-5, schedule="linear", hold_epochs=40, decay_end_epoch=800)
+_COSINE = Adam(schedule="cosine", hold_epochs=1, decay_end_epoch=16, warm_up=True, clip_norm=None)
+
+# fmt: off
+#                    optimizer                               ema     batch  steps
+_TINY      = Recipe(Adam(lr=2e-3),                           0.995,  32,    2000,
+                    FlowSettings(shift_base=512))  # 4096 would leave small latents unshifted
+_DH        = Recipe(_DECAY,                                  0.9995, 1024,  STEPS_800_EPOCHS)
+_DH_OLD    = Recipe(replace(_DECAY, warm_up=True),           0.9995, 1024,  STEPS_800_EPOCHS,
+                    FlowSettings(time_distribution="uniform"))
+_LIGHTNING = Recipe(Adam(lr=2e-4),                           0.9999, 1024,  STEPS_80_EPOCHS)
+_STAGE1    = Recipe(_COSINE,                                 0.9978, 512,   STEPS_DECODER)
+_TABLE12   = Recipe(replace(_COSINE, betas=(0.5, 0.9)),      0.9978, 512,   STEPS_DECODER)
+
+_OURS  = "ours: small pictures on a CPU"
+_YAML  = "bytetriper/RAE@a4d18c4 configs/stage2/training"
+_SIZE  = "sizes of arXiv 2212.09748, recipe of dit-dh-xl-256"
+_512   = "arXiv 2510.11690 section 6, recipe of dit-dh-xl-256"
+_OLD   = "bytetriper/RAE@d13c4be: uniform times, rate ramp"
+_PLAIN = "arXiv 2510.11690 section 4: LightningDiT recipe"
+_DEC   = "bytetriper/RAE@a4d18c4 configs/stage1/training"
+_T12   = "arXiv 2510.11690 table 12: betas 0.5, 0.9"
+_T9    = "arXiv 2510.11690 table 9: upsampling decoder"
+
+DIT_PRESETS = {
+    #                               network   size    grid  recipe      source
+    "dit-dh-tiny":           DiTRow("dit-dh", "tiny", None, _TINY,      _OURS),
+    "dit-tiny":              DiTRow("dit",    "tiny", None, _TINY,      _OURS),
+    "dit-dh-s-256":          DiTRow("dit-dh", "s",    16,   _DH,        _YAML),
+    "dit-dh-b-256":          DiTRow("dit-dh", "b",    16,   _DH,        _SIZE),
+    "dit-dh-l-256":          DiTRow("dit-dh", "l",    16,   _DH,        _SIZE),
+    "dit-dh-xl-256":         DiTRow("dit-dh", "xl",   16,   _DH,        _YAML),
+    "dit-dh-xl-256-uniform": DiTRow("dit-dh", "xl",   16,   _DH_OLD,    _OLD),
+    "dit-dh-s-512":          DiTRow("dit-dh", "s",    32,   _DH,        _512),
+    "dit-dh-b-512":          DiTRow("dit-dh", "b",    32,   _DH,        _512),
+    "dit-dh-l-512":          DiTRow("dit-dh", "l",    32,   _DH,        _512),
+    "dit-dh-xl-512":         DiTRow("dit-dh", "xl",   32,   _DH,        _512),
+    "dit-s-256":             DiTRow("dit",    "s",    16,   _LIGHTNING, _PLAIN),
+    "dit-b-256":             DiTRow("dit",    "b",    16,   _LIGHTNING, _PLAIN),
+    "dit-l-256":             DiTRow("dit",    "l",    16,   _LIGHTNING, _PLAIN),
+    "dit-xl-256":            DiTRow("dit",    "xl",   16,   _LIGHTNING, _PLAIN),
+    "dit-s-512":             DiTRow("dit",    "s",    32,   _LIGHTNING, _PLAIN),
+    "dit-b-512":             DiTRow("dit",    "b",    32,   _LIGHTNING, _PLAIN),
+    "dit-l-512":             DiTRow("dit",    "l",    32,   _LIGHTNING, _PLAIN),
+    "dit-xl-512":            DiTRow("dit",    "xl",   32,   _LIGHTNING, _PLAIN),
+}
+
+DECODER_PRESETS = {
+    #                                size    grid  patch recipe    source
+    "decoder-tiny":      DecoderRow("tiny", None, None, _TINY,    _OURS),
+    "decoder-b":         DecoderRow("b",    None, 16,   _STAGE1,  _DEC),
+    "decoder-l":         DecoderRow("l",    None, 16,   _STAGE1,  _DEC),
+    "decoder-xl":        DecoderRow("xl",   None, 16,   _STAGE1,  _DEC),
+    "decoder-xl-paper":  DecoderRow("xl",   None, 16,   _TABLE12, _T12),
+    "decoder-xl-512":    DecoderRow("xl",   32,   16,   _STAGE1,  _DEC),
+    "decoder-xl-512-up": DecoderRow("xl",   16,   32,   _STAGE1,  _T9),
+}
+# fmt: on
+
+_TINY_NETWORKS = {
+    "dit-dh": DiTNetwork(width=96, depth=4, num_heads=4, head_width="auto", head_num_heads=4),
+    "dit": DiTNetwork(width="auto", depth=6, num_heads=4),
+}
+
+DIT_DEFAULT = "dit-dh-xl-256"
+DECODER_DEFAULT = "decoder-xl"
+
+
+def dit_settings(name: str) -> DiTSettings:
+    """Settings of a preset of train/dit.py.
+
+    Raises:
+        UsageError: there is no preset of this name.
+    """
+    row = _row(DIT_PRESETS, name)
+    grid = None if row.grid is None else (row.grid, row.grid)
+    if row.size == "tiny":
+        model = _TINY_NETWORKS[row.kind]
+    else:
+        stack = DIT_SIZES[row.size]
+        head_width = DH_HEAD.width if row.kind == "dit-dh" else None
+        model = DiTNetwork(**stack._asdict(), head_width=head_width, grid=grid)
+    return DiTSettings(
+        model=model,
+        flow=row.recipe.flow,
+        optimizer=row.recipe.optimizer,
+        ema_rates=(row.recipe.ema_rate,),
+        global_batch_size=row.recipe.batch,
+        max_steps=row.recipe.steps,
+    )
+
+
+def decoder_settings(name: str) -> DecoderSettings:
+    """Settings of a preset of train/decoder.py.
+
+    Raises:
+        UsageError: there is no preset of this name.
+    """
+    row = _row(DECODER_PRESETS, name)
+    grid = None if row.grid is None else (row.grid, row.grid)
+    if row.size == "tiny":
+        model = DecoderNetwork(width=192, depth=3, num_heads=4, mlp_width=768)
+    else:
+        stack, mlp_width = DECODER_SIZES[row.size], DECODER_MLP_WIDTHS[row.size]
+        model = DecoderNetwork(**stack._asdict(), mlp_width=mlp_width, patch_size=row.patch, grid=grid)
+    return DecoderSettings(
+        model=model,
+        optimizer=row.recipe.optimizer,
+        ema_rates=(row.recipe.ema_rate,),
+        global_batch_size=row.recipe.batch,
+        max_steps=row.recipe.steps,
+        perceptual="none" if row.size == "tiny" else "lpips",
+        adversarial=row.size != "tiny",
+        adversary=AdversarySettings(optimizer=row.recipe.optimizer),
+    )
+
+
+def preset_list(rows: dict[str, DiTRow] | dict[str, DecoderRow]) -> str:
+    """The presets' names and sources, a line each, for --help."""
+    return "\n".join(f"  {name:<22} {row.source}" for name, row in rows.items())
+
+
+_Row = TypeVar("_Row", DiTRow, DecoderRow)
+
+
+def _row(rows: dict[str, _Row], name: str) -> _Row:
+    if name not in rows:
+        raise UsageError(f"no preset is called {name!r}; there are {', '.join(rows)}")
+    return rows[name]

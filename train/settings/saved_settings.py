@@ -1,0 +1,125 @@
+"""Settings as JSON: saved with a run, read back strictly, and compared when the run is continued."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UsageError, UserError
+from train.settings.config import DecoderSettings, DiTSettings, Settings
+
+VERSION = 1
+_TRAINERS: dict[str, type[Settings]] = {"dit": DiTSettings, "decoder": DecoderSettings}
+
+
+def to_json(settings: Settings) -> str:
+    """The settings as JSON text, with the name of their trainer and the version of this form."""
+    from pydantic import TypeAdapter
+
+    trainer = next(name for name, kind in _TRAINERS.items() if isinstance(settings, kind))
+    values = TypeAdapter(type(settings)).dump_python(settings, mode="json")
+    return json.dumps({"version": VERSION, "trainer": trainer, "settings": values}, indent=2) + "\n"
+
+
+def from_json(text: str, *, name: str) -> Settings:
+    """Read what `to_json` wrote.
+
+    Args:
+        text: JSON text.
+        name: what to call it in an error.
+
+    Raises:
+        UserError: it is not JSON, of another version, or has an unknown key, a missing key or a wrong type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        saved = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name} is not JSON: {error}") from error
+    if (
+        not isinstance(saved, dict)
+        or saved.get("version") != VERSION
+        or saved.get("trainer") not in _TRAINERS
+    ):
+        raise UserError(f"{name} does not hold settings of version {VERSION} of a trainer of ours")
+    try:
+        settings: Settings = TypeAdapter(_TRAINERS[saved["trainer"]]).validate_json(
+            json.dumps(saved["settings"]), strict=True
+        )
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UserError(f"{name} holds settings that do not fit: {found}") from error
+    # pydantic passes over unknown keys and fills in missing ones; what it made of the text shows both.
+    differences = sorted(set(_flat(json.loads(to_json(settings)))) ^ set(_flat(saved)))
+    if differences:
+        raise UserError(f"{name} has unknown or missing settings: {', '.join(differences)}")
+    return settings
+
+
+def load_settings(path: Path) -> Settings:
+    """Read RUN/config.json.
+
+    Raises:
+        UserError: it is not there or not valid.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no settings file {path}")
+    return from_json(path.read_text(), name=str(path))
+
+
+def changed_settings(before: Settings, now: Settings) -> dict[str, str]:
+    """Fixed settings that differ, by name: "before → now"."""
+    if type(before) is not type(now):
+        return {"trainer": f"{type(before).__name__} → {type(now).__name__}"}
+    fixed = [f.name for f in dataclasses.fields(now) if not f.metadata.get("free")]
+    old = _flat({name: getattr(before, name) for name in fixed})
+    new = _flat({name: getattr(now, name) for name in fixed})
+    return {
+        name: f"{old.get(name)} → {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    }
+
+
+def require_same_run(before: Settings, now: Settings) -> None:
+    """Refuse to continue a run with other fixed settings than it began with, unless they are allowed by name.
+
+    Raises:
+        UsageError: naming each difference, and how to insist.
+    """
+    allowed = {name.lstrip("-").replace("-", "_") for name in now.allow_change}
+    changes = changed_settings(before, now)
+    refused = {
+        name: change
+        for name, change in changes.items()
+        if name not in allowed and name.split(".")[0] not in allowed
+    }
+    if refused:
+        listed = "; ".join(f"{name}: {change}" for name, change in refused.items())
+        raise UsageError(
+            f"this run was begun with other settings ({listed}); continue it with its own, "
+            f"choose another --out, or insist with --allow-change {' '.join(refused)}"
+        )
+
+
+def flat_values(settings: Settings) -> dict[str, bool | int | float | str]:
+    """The settings with dotted names and values that any tracker takes: what is no number is written as text."""
+    return {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in _flat(settings).items()
+    }
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dataclasses and dictionaries as one dictionary with dotted names."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if not isinstance(value, dict):
+        return {prefix.removesuffix("."): value}
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat.update(_flat(item, f"{prefix}{name}."))
+    return flat

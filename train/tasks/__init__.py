@@ -1,0 +1,1 @@
+"""Training objectives: what one step computes."""

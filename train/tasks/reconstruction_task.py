@@ -1,0 +1,141 @@
+"""What a decoder is trained on: drawing the stored image from its tokens, made noisy so that it learns to forgive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from train.engine.feed import MicroBatch
+from train.engine.stored_tokens import StoredTokens
+from train.engine.task import Losses, Task, sum_and_count
+from train.models.config import ViTDecoderConfig
+from train.models.perceptual import Perceptual
+from train.models.vit_decoder import ViTDecoder
+from train.settings.config import DecoderSettings, TokenNoise
+from train.tasks.losses import pixel_loss, to_symmetric
+from train.tasks.randomness import normal, uniform
+from train.weights.snapshot import SnapshotMeta, save_snapshot
+
+
+class ReconstructionTask(Task):
+    """A decoder and its reconstruction loss; the `Task` of `train/decoder.py`."""
+
+    metric_names: ClassVar[tuple[str, ...]] = ("l1", "lpips", "psnr")
+    model: ViTDecoder
+
+    def __init__(
+        self,
+        model: ViTDecoder,
+        settings: DecoderSettings,
+        meta: Callable[[int, float], SnapshotMeta],
+        sampler: Callable[[Path], None] | None = None,
+        *,
+        stored: StoredTokens,
+        perceptual: Perceptual | None = None,
+        held_out: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
+        """Assemble the task.
+
+        Args:
+            model: the network, on its device.
+            settings: resolved settings.
+            meta: origin of a snapshot taken at (step, rate).
+            sampler: draws reconstructions of fixed rows by the network, as it is then.
+            stored: makes numbers of tokens as they are stored, on the same device.
+            perceptual: the perceptual distance; None: L1 alone.
+            held_out: measures the network, as it is then, on images it does not learn from.
+        """
+        self.model = model
+        self._settings, self._meta, self._sampler, self._perceptual = settings, meta, sampler, perceptual
+        self._stored, self._held_out = stored, held_out
+        self.evaluate_every = settings.evaluate_every
+
+    @property
+    def config(self) -> ViTDecoderConfig:
+        """The network's configuration."""
+        return self.model.config
+
+    def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
+        """L1 of the pixels on the [0, 1] scale and the perceptual distance, per sample."""
+        return self.compare(self.draw(model, batch), batch)
+
+    def draw(self, model: nn.Module, batch: MicroBatch) -> Tensor:
+        """Pixels [b, 3, H, W] of noisy tokens, nominally in [0, 1], not clamped."""
+        noise, seed = self._settings.noise, self._settings.seed
+        pixels: Tensor = model(noisy(self.tokens(batch), batch.positions, noise, seed))
+        return pixels
+
+    def compare(self, pixels: Tensor, batch: MicroBatch) -> Losses:
+        """How far pixels are from the stored images.
+
+        Source: github:bytetriper/RAE src/train_stage1.py at a4d18c4 (the reconstruction is not clamped).
+        """
+        target = target_pixels(batch)
+        loss = l1 = pixel_loss(pixels, target)
+        distance = torch.zeros(0, device=l1.device)
+        if self._perceptual is not None:
+            distance = self._perceptual(to_symmetric(target), to_symmetric(pixels)).float()
+            loss = l1 + self._settings.perceptual_weight * distance
+        with torch.no_grad():
+            psnr = -10 * torch.log10((pixels.float() - target).square().flatten(1).mean(dim=1))
+            metrics = torch.stack([sum_and_count(values.detach()) for values in (l1, distance, psnr)])
+        return Losses(loss, metrics)
+
+    def tokens(self, batch: MicroBatch) -> Tensor:
+        """Raw tokens float32 [b, N, D]."""
+        found: Tensor = self._stored(batch.fields["tokens"])
+        return found
+
+    def describe(self, positions: Tensor) -> str:
+        """The noise scales drawn for samples whose loss is not finite."""
+        scale = noise_scale(positions, self._settings.noise, self._settings.seed)
+        return f"noise {[round(value, 4) for value in scale.tolist()]}"
+
+    def save_snapshot(
+        self, path: Path, weights: dict[str, Tensor], *, step: int, ema_rate: float, write: bool = True
+    ) -> None:
+        """Write weights to use."""
+        save_snapshot(
+            path,
+            weights,
+            config=self.model.config,
+            normalizer=None,
+            meta=self._meta(step, ema_rate),
+            write=write,
+        )
+
+    def draw_samples(self, path: Path) -> None:
+        """Draw reconstructions of fixed rows."""
+        if self._sampler is not None:
+            self._sampler(path)
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure on held-out images."""
+        return {} if self._held_out is None else self._held_out()
+
+
+def target_pixels(batch: MicroBatch) -> Tensor:
+    """The stored images as pixels float32 [b, 3, H, W] in [0, 1]."""
+    return batch.fields["image"].permute(0, 3, 1, 2).float() / 255
+
+
+def noise_scale(positions: Tensor, noise: TokenNoise, seed: int) -> Tensor:
+    """Deviation of each sample's noise, float32 [b].
+
+    Source: uniform: github:bytetriper/RAE src/stage1/rae.py at a4d18c4; half-normal: arXiv 2510.11690 section 3.
+    """
+    if noise.distribution == "uniform":
+        return noise.tau * uniform(seed, "token noise scale", positions)
+    return noise.tau * normal(seed, "token noise scale", positions).abs()
+
+
+def noisy(tokens: Tensor, positions: Tensor, noise: TokenNoise, seed: int) -> Tensor:
+    """Raw tokens [b, N, D] plus normal noise of each sample's own deviation."""
+    if noise.tau == 0:
+        return tokens
+    scale = noise_scale(positions, noise, seed)
+    return tokens + scale[:, None, None] * normal(seed, "token noise", positions, tuple(tokens.shape[1:]))

@@ -1,0 +1,126 @@
+"""What a diffusion transformer is trained on: the velocity from data to noise at a random time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from train.engine.feed import MicroBatch
+from train.engine.stored_tokens import StoredTokens, latents_of
+from train.engine.task import Losses, Task
+from train.flow.path import draw_time, interpolate, per_sample_loss, time_shift, velocity_target
+from train.models.config import DiTConfig, DiTDHConfig
+from train.models.dit import DiT
+from train.models.dit_dh import DiTDH
+from train.models.normalizer import LatentNormalizer
+from train.settings.config import DiTSettings
+from train.tasks.randomness import normal, uniform
+from train.weights.snapshot import SnapshotMeta, save_snapshot
+
+NUM_BANDS = 10
+"""Bands of the time t in which the loss is logged apart, since its mean hides most of what happens."""
+
+
+class VelocityTask(Task):
+    """A diffusion transformer and its flow-matching loss; the `Task` of `train/dit.py`."""
+
+    metric_names: ClassVar[tuple[str, ...]] = tuple(
+        f"loss_t{band / NUM_BANDS:.1f}" for band in range(NUM_BANDS)
+    )
+    model: DiT | DiTDH
+
+    def __init__(
+        self,
+        model: DiT | DiTDH,
+        normalizer: LatentNormalizer,
+        settings: DiTSettings,
+        meta: Callable[[int, float], SnapshotMeta],
+        sampler: Callable[[DiT | DiTDH, LatentNormalizer, Path], None] | None = None,
+        *,
+        stored: StoredTokens,
+        fid: Callable[[DiT | DiTDH, LatentNormalizer], float] | None = None,
+    ) -> None:
+        """Assemble the task.
+
+        Args:
+            model: the network, on its device.
+            normalizer: between the store's tokens and latents, on the same device.
+            settings: resolved settings.
+            meta: origin of a snapshot taken at (step, rate).
+            sampler: draws a picture of what the network has learnt; None: there is no decoder to draw with.
+            stored: makes numbers of tokens as they are stored, on the same device.
+            fid: measures samples of what the network has learnt; every process must ask. None: nothing to compare with.
+        """
+        self.model, self.normalizer = model, normalizer
+        self._latents = latents_of(stored, normalizer)
+        self._settings, self._meta, self._sampler, self._fid = settings, meta, sampler, fid
+        self.evaluate_every = settings.fid_every
+        config = model.config
+        self._null_label = config.num_classes
+        self._shift = time_shift(
+            config.token_width * config.grid[0] * config.grid[1], settings.flow.shift_base
+        )
+
+    @property
+    def config(self) -> DiTConfig | DiTDHConfig:
+        """The network's configuration."""
+        return self.model.config
+
+    def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
+        """Squared error of the predicted velocity, per sample, and its sums by band of t."""
+        data = self._latents(batch.fields["tokens"])
+        noise = normal(self._settings.seed, "noise", batch.positions, tuple(data.shape[1:]))
+        t = self.times(batch.positions)
+        prediction = model(interpolate(data, noise, t), t, self.labels(batch))
+        per_sample = per_sample_loss(prediction, velocity_target(data, noise))
+        return Losses(per_sample, by_band(per_sample.detach(), t))
+
+    def times(self, positions: Tensor) -> Tensor:
+        """The times drawn for samples, float32 [b]."""
+        flow = self._settings.flow
+        u = uniform(self._settings.seed, "time", positions)
+        return draw_time(u, flow.time_distribution, mu=flow.mu, sigma=flow.sigma, shift=self._shift)
+
+    def labels(self, batch: MicroBatch) -> Tensor:
+        """Labels int64 [b]; the null label where there is none, or where it is withheld."""
+        u = uniform(self._settings.seed, "label dropout", batch.positions)
+        withheld = (batch.labels < 0) | (u < self._settings.flow.label_dropout)
+        return torch.where(withheld, self._null_label, batch.labels)
+
+    def describe(self, positions: Tensor) -> str:
+        """The times drawn for samples whose loss is not finite."""
+        return f"t {[round(t, 4) for t in self.times(positions).tolist()]}"
+
+    def save_snapshot(
+        self, path: Path, weights: dict[str, Tensor], *, step: int, ema_rate: float, write: bool = True
+    ) -> None:
+        """Write weights to use."""
+        save_snapshot(
+            path,
+            weights,
+            config=self.model.config,
+            normalizer=self.normalizer,
+            meta=self._meta(step, ema_rate),
+            write=write,
+        )
+
+    def draw_samples(self, path: Path) -> None:
+        """Draw generated images, if there is a decoder to draw with."""
+        if self._sampler is not None:
+            self._sampler(self.model, self.normalizer, path)
+
+    def evaluate(self) -> dict[str, float]:
+        """FID of a few samples."""
+        return {} if self._fid is None else {"fid": self._fid(self.model, self.normalizer)}
+
+
+def by_band(losses: Tensor, t: Tensor) -> Tensor:
+    """Sum and count of losses by band of t: float32 [NUM_BANDS, 2] of losses [b] and times [b]."""
+    band = (t * NUM_BANDS).long().clamp_(0, NUM_BANDS - 1)
+    member = torch.nn.functional.one_hot(band, NUM_BANDS).to(losses.dtype)
+    # Where a loss is not finite, 0 · inf would spoil every band; the whole step is left out anyway.
+    return torch.stack([member.T @ losses, member.sum(dim=0)], dim=1)

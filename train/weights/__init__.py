@@ -1,0 +1,1 @@
+"""Weights on disk: snapshots, published files, safetensors."""

@@ -1,0 +1,206 @@
+"""Read and write the files in which RAE's weights are published.
+
+| file | holds | read by | written by | |---|---|---|---| | `stage2_model.pt` | a DiT-DH or DiT, bare or
+under `ema` | `load_dit` | `save_state_dict` | | decoder `model.pt` | a ViT decoder, bare or under `ema`,
+there also as `decoder.*` | `load_decoder` | `save_state_dict` | | `stat.pt` | {mean, var} of the latent;
+the mean may be absent | `load_statistics` | `save_statistics` |
+
+None of these files says what network it belongs to, so its configuration is read from its keys and shapes.
+A key that is missing, too many or of another shape is an error that lists it. Nothing in a file can run
+code.
+
+Source: github:bytetriper/RAE src/utils/model_utils.py, src/stage1/rae.py, src/extract_decoder.py at a4d18c4.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from train.models.build import build_model
+from train.models.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DiTConfig,
+    DiTDHConfig,
+    ViTDecoderConfig,
+)
+from train.models.dit import DiT
+from train.models.dit_dh import DiTDH
+from train.models.normalizer import LatentNormalizer
+from train.models.vit_decoder import ViTDecoder
+from train.weights.infer import PublishedFileError, infer_decoder_config, infer_dit_config
+
+StateDict = dict[str, Tensor]
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that DistributedDataParallel and torch.compile put before every key."""
+
+
+def load_dit(path: Path, config: DiTConfig | DiTDHConfig | None = None) -> DiT | DiTDH:
+    """A DiT or DiT-DH from a published file, in evaluation mode.
+
+    Args:
+        path: `stage2_model.pt`, or a file of the same keys as .safetensors.
+        config: what the network must be; by default read from the file.
+
+    Raises:
+        PublishedFileError: the file cannot be read or does not fit.
+    """
+    state = read_state_dict(path)
+    model = build_model(config or infer_dit_config(state, path))
+    load_exactly(model, state, path)
+    return model.eval()
+
+
+def load_decoder(
+    path: Path,
+    config: ViTDecoderConfig | None = None,
+    *,
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,
+    pixel_std: tuple[float, float, float] = IMAGENET_STD,
+) -> ViTDecoder:
+    """A ViT decoder from a published file, in evaluation mode.
+
+    Args:
+        path: decoder `model.pt`, a training checkpoint with `decoder.*` keys, or .safetensors of the same
+        keys.
+        config: what the network must be; by default read from the file, for the published widths.
+        pixel_mean: mean of the encoder's pixels, which no published file holds; not used when `config` is
+        given.
+        pixel_std: their deviation; SigLIP2's mean and deviation are both 0.5.
+
+    Raises:
+        PublishedFileError: the file cannot be read or does not fit.
+    """
+    state = read_state_dict(path)
+    inside = {
+        key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")
+    }
+    state = inside or state
+    if config is None:
+        config = infer_decoder_config(state, path, pixel_mean=pixel_mean, pixel_std=pixel_std)
+    # The reference loads decoders without insisting on every key, and old files lack this one, which starts
+    # as 0.
+    state.setdefault("trainable_cls_token", torch.zeros(1, 1, config.width))
+    model = build_model(config)
+    load_exactly(model, state, path)
+    return model.eval()
+
+
+def load_statistics(path: Path) -> LatentNormalizer:
+    """Latent statistics from a published `stat.pt`, whose mean may be absent or None.
+
+    Raises:
+        PublishedFileError: the file cannot be read or holds something else.
+    """
+    values = _read(path)
+    unknown = sorted(set(values) - {"mean", "var"})
+    mean, variance = values.get("mean"), values.get("var")
+    if unknown or not isinstance(variance, Tensor) or not (mean is None or isinstance(mean, Tensor)):
+        raise PublishedFileError(
+            f"a statistics file must hold the tensor 'var' and, if any, 'mean'; {path} holds {sorted(values)}"
+        )
+    return LatentNormalizer(mean, variance)
+
+
+def save_statistics(normalizer: LatentNormalizer, path: Path) -> None:
+    """Write latent statistics as a published `stat.pt`; an absent mean is written as None."""
+    torch.save({"mean": normalizer.mean, "var": normalizer.variance}, path)
+
+
+def save_state_dict(model: nn.Module, path: Path) -> None:
+    """Write a model's weights in the published layout: a bare state dict, .safetensors or else PyTorch's own."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """The weights in a file: bare, or its section `ema`, without the prefixes of wrappers.
+
+    Raises:
+        PublishedFileError: the file cannot be read, or holds neither.
+    """
+    values = _read(path)
+    if isinstance(values.get("ema"), Mapping):
+        values = dict(values["ema"])
+    elif any(isinstance(value, Mapping) for value in values.values()):
+        raise PublishedFileError(
+            f"weights must be a bare state dict or under 'ema'; {path} has the sections {sorted(values)}"
+        )
+    others = sorted(key for key, value in values.items() if not isinstance(value, Tensor))
+    if others or not values:
+        raise PublishedFileError(
+            f"a state dict holds tensors only; {path} holds {_listed(others) or 'nothing'}"
+        )
+    return {_unwrapped(key): value for key, value in values.items()}
+
+
+def load_exactly(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Load weights where every key and shape must agree, and say which do not.
+
+    Args:
+        model: what to load into; untouched on failure.
+        state: the weights.
+        source: what to call them in an error.
+
+    Raises:
+        PublishedFileError: keys are missing, too many or of another shape.
+    """
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    extra = sorted(state.keys() - own.keys())
+    misshapen = [
+        f"{key} is {list(state[key].shape)}, must be {list(own[key].shape)}"
+        for key in sorted(own.keys() & state.keys())
+        if state[key].shape != own[key].shape
+    ]
+    found = [
+        f"{name}: {_listed(keys)}"
+        for name, keys in (("missing", missing), ("not known", extra), ("of another shape", misshapen))
+        if keys
+    ]
+    if found:
+        raise PublishedFileError(f"{source} does not fit a {type(model).__name__}; {'; '.join(found)}")
+    model.load_state_dict(dict(state))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What is in a file of ours (.safetensors) or of PyTorch's, without running anything in it."""
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise PublishedFileError(f"there is no file {path}: give the path of a published file") from error
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PublishedFileError(f"{path} cannot be read as weights only: {reason}") from error
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise PublishedFileError(
+            f"{path} must hold a dictionary with names; it holds a {type(values).__name__}"
+        )
+    return dict(values)
+
+
+def _unwrapped(key: str) -> str:
+    while key.startswith(WRAPPERS):
+        for wrapper in WRAPPERS:
+            key = key.removeprefix(wrapper)
+    return key
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    """Names with commas between, the first few where there are many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

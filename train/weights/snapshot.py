@@ -1,0 +1,154 @@
+"""Snapshots: weights to use, in one safetensors file with everything needed to use them.
+
+A snapshot holds a network's weights (a running average of those trained), its configuration, the normaliser of a DiT,
+and where it comes from. `train.engine.checkpoint` holds the state to resume; nothing reads one in place of the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from shards.errors import UserError
+from shards.metadata.identity import EncoderIdentity
+from train.models.build import build_model
+from train.models.config import ModelConfig, config_from_dict, config_to_dict
+from train.models.normalizer import LatentNormalizer
+from train.weights.tensor_files import open_tensors, save_tensors
+
+FORMAT = "rae-latents snapshot 1"
+_NORMALIZER = "normalizer."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotMeta:
+    """Where a snapshot comes from."""
+
+    encoder: dict[str, Any]
+    """The encoder's identity, as `EncoderIdentity.to_dict` gives it."""
+    class_names: tuple[str, ...]
+    """Names of the classes, by label; empty where the store has none."""
+    num_classes: int
+    """Number of classes."""
+    grid: tuple[int, int]
+    """Token rows and columns."""
+    width: int
+    """Token width."""
+    step: int | None
+    """Optimizer steps the weights come from; None, here and below: a published file, which does not say."""
+    samples_seen: int | None
+    """Samples those steps learnt from."""
+    ema_rate: float | None
+    """Rate of the running average the weights are; 0: the trained weights themselves."""
+    shift_base: int = 4096
+    """Numbers in a latent for which a DiT's times were not shifted, which sampling must share; as published."""
+
+    @property
+    def encoder_id(self) -> str:
+        """Digest of the encoder's identity."""
+        return EncoderIdentity.from_dict(self.encoder).id
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read back JSON values."""
+        lists = {"class_names": tuple(values["class_names"]), "grid": tuple(values["grid"])}
+        return cls(**{**values, **lists})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A snapshot in memory."""
+
+    model: nn.Module
+    """The network, in evaluation mode."""
+    config: ModelConfig
+    """Its shape."""
+    normalizer: LatentNormalizer | None
+    """Between raw tokens and latents; a decoder has none, it reads raw tokens."""
+    meta: SnapshotMeta
+    """Where it comes from."""
+
+    @property
+    def kind(self) -> Literal["dit", "decoder"]:
+        """Which of the two networks it is."""
+        return "decoder" if self.config.kind == "decoder" else "dit"
+
+
+def save_snapshot(
+    path: Path,
+    weights: dict[str, Tensor],
+    *,
+    config: ModelConfig,
+    normalizer: LatentNormalizer | None,
+    meta: SnapshotMeta,
+    write: bool = True,
+) -> None:
+    """Write a snapshot; a reader of `path` sees the old one or the new one.
+
+    Args:
+        path: the file.
+        weights: the network's state dict, by its published keys.
+        config: the network's shape.
+        normalizer: of a DiT; None for a decoder.
+        meta: where it comes from.
+        write: whether this process writes; where weights are sharded the others must help to gather.
+    """
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    statistics = {} if normalizer is None else normalizer.state_dict(prefix=_NORMALIZER)
+    header = {
+        "format": FORMAT,
+        "config": config_to_dict(config),
+        "meta": dataclasses.asdict(meta),
+        "eps": None if normalizer is None else normalizer.eps,
+    }
+    save_tensors(path, {**weights, **statistics}, header, write=write)
+
+
+def is_snapshot(path: Path) -> bool:
+    """Whether a file says in its header that it is a snapshot, of this version or another; a folder is none.
+
+    Raises:
+        UserError: there is nothing there, or it begins as a safetensors file and is not a whole one.
+    """
+    if path.is_dir():
+        return False
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    with path.open("rb") as start:
+        # A safetensors file is the length of its header, 8 bytes, then the header as a JSON object.
+        safetensors = start.read(9)[8:] == b"{"
+    if not safetensors:
+        return False
+    with open_tensors(path) as (_, header):
+        return "format" in header
+
+
+def load_snapshot(path: Path, device: torch.device | str = "cpu") -> Snapshot:
+    """Read a snapshot.
+
+    Raises:
+        UserError: there is no such file, or it is not a snapshot of this version.
+    """
+    with open_tensors(path, device) as (file, header):
+        if header.get("format") != FORMAT:
+            raise UserError(
+                f"{path} is not a snapshot: its header says format {header.get('format')!r}, not {FORMAT!r}; "
+                "give RUN/snapshots/latest.safetensors of a training run"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    config = config_from_dict(header["config"])
+    with torch.device(device):
+        model = build_model(config)
+    model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(_NORMALIZER)})
+    normalizer = None
+    if f"{_NORMALIZER}variance" in tensors:
+        mean = tensors.get(f"{_NORMALIZER}mean")
+        normalizer = LatentNormalizer(mean, tensors[f"{_NORMALIZER}variance"], header["eps"]).to(device)
+    meta = SnapshotMeta.from_dict(header["meta"])
+    return Snapshot(model=model.eval(), config=config, normalizer=normalizer, meta=meta)
