@@ -27,7 +27,7 @@ from eval.metrics.results import device_name, versions, write_json
 from eval.networks.decoder import autocast, set_precision
 from eval.settings import Precision
 from pipeline.encoders.encoder import create_encoder
-from shards.errors import UsageError
+from shards import UsageError
 from train.flow.guidance import unguided
 from train.flow.integrators import integrate, time_grid
 from train.flow.path import interpolate, per_sample_loss, time_shift, velocity_target

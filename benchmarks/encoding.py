@@ -32,11 +32,7 @@ from pipeline.encoders.encoder import Encoder, create_encoder
 from pipeline.sources.listing import list_source
 from pipeline.sources.picture_sources import ImageFiles
 from pipeline.sources.pictures import Pictures
-from shards.cores import usable_cores
-from shards.metadata.identity import Recipe
-from shards.metadata.plan import Plan
-from shards.sources.reading import SourceReader
-from shards.writing.store_writer import StoreWriter
+from shards import Plan, Recipe, SourceReader, StoreWriter, usable_cores
 
 VIEWS = ("center", "flip")
 

@@ -2,9 +2,9 @@
 
     python benchmarks/feed.py [--data DIR] [--rates 400,1500,5000] [--batch 64] [--seconds 5]
 
-Reads rows [256, 768] float16 (393 kB) through `train.engine.feed.Feed`, as the trainers do, and stands in for the device by
-sleeping until a step at the given rate would be over: a device computes without the processor. Prints the share of
-time spent waiting and writes JSON. The goal is under 1 %; the highest rate at which it holds is searched for.
+Reads rows [256, 768] float16 (393 kB) through `train.engine.feed.Feed`, as the trainers do, and stands in for the
+device by sleeping until a step at the given rate would be over: a device computes without the processor. Prints the
+share of time spent waiting and writes JSON. The goal is under 1 %; the highest rate at which it holds is searched for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from measuring import make_store, make_tokens
 
-from shards.reading.store import Store
+from shards import Store
 from train.distributed import Team
 from train.engine.feed import Feed
 

@@ -24,10 +24,7 @@ from PIL import Image
 from reading import OwnLoader, reader_results
 
 from pipeline.demo.photographs import PHOTOGRAPHS, open_photograph
-from shards.images import random_crops
-from shards.metadata.compression import row_codec
-from shards.reading.store import Store, open_store
-from shards.writing.store_writer import StoreWriter
+from shards import Store, StoreWriter, open_store, random_crops, row_codec
 
 SIDE = 256
 GREY = ("brick", "cameraman", "coins", "grass", "moon")

@@ -15,12 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import StoreIncompleteError, UsageError
-from shards.metadata.identity import EncoderIdentity, Recipe
-from shards.metadata.plan import Plan, SourceRecord
-from shards.reading.store import Store, open_store
-from shards.values.quantize import fit_code
-from shards.writing.store_writer import StoreWriter
+from shards import (
+    EncoderIdentity,
+    Plan,
+    Recipe,
+    SourceRecord,
+    Store,
+    StoreIncompleteError,
+    StoreWriter,
+    UsageError,
+    fit_code,
+    open_store,
+)
 
 GRID = (16, 16)
 WIDTH = 768

@@ -28,10 +28,10 @@ from measuring import Result, make_store, make_tokens, report, side_by_side
 from peers import PEERS
 from sparse_store import make_sparse_store
 
-from shards.reading.loader import Loader, page_aligned
+from shards import Loader, Store, open_store
+from shards.reading.loader import page_aligned
 from shards.reading.order import RowOrder, shuffle_quality
 from shards.reading.shard_file import ReadMode
-from shards.reading.store import Store, open_store
 
 BATCH = 64
 SECTIONS = ("reader", "cold", "checksum", "loader", "kinds", "opening", "order")

@@ -19,15 +19,12 @@ import fsspec
 import numpy as np
 from measuring import Result, make_store, make_tokens, report
 
+from shards import Loader, RemotePath, Store, as_location, open_store
 from shards.formats.format import scan_extents
 from shards.formats.zarr_format import shard_path
 from shards.metadata.layout import field_of
-from shards.reading.loader import Loader
-from shards.reading.store import Store, open_store
-from shards.storage.location import as_location
 from shards.storage.parallel import IN_FLIGHT
 from shards.storage.range_cache import RangeCache
-from shards.storage.remote_path import RemotePath
 
 _FIRST = 4  # batches before the measurement: as many as the loader has buffers
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from measuring import benchmark_plan, benchmark_recipe
 
-from shards.formats.zarr_format import group_document, shard_path
-from shards.metadata.commit import CommitRecord, ObjectRecord
+from shards import CommitRecord, Manifest, publish_bytes, replace_atomically
+from shards.formats.zarr_format import shard_path
+from shards.metadata.commit import ObjectRecord
 from shards.metadata.index import build_index, index_bytes
 from shards.metadata.layout import INDEX, MANIFEST, PLAN, commit_path, field_of
-from shards.metadata.manifest import Manifest
 from shards.metadata.root import array_documents, root_documents
 from shards.metadata.statistics_arrays import statistics_objects
-from shards.storage.atomic import publish_bytes, replace_atomically
+from shards.metadata.zarr_documents import group_document
 from shards.storage.checksum import crc32c
 from shards.values.moments import Moments
 from shards.writing.finalize import small_objects

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from shards.reading.store import Store, open_store
+from shards import Store, open_store
 from train.decoder import main as train_decoder
 from train.engine.stored_tokens import StoredTokens, stored_tensor
 from train.tasks.randomness import normal

@@ -4,8 +4,8 @@
     python benchmarks/step.py --with-encoder --batch 64 --precision bf16 --compile       # GPU: the real shapes
 
 In the loop means: decode JPEG files in threads, crop, encode with the frozen encoder without gradients, then step.
-From the store means: `train.engine.feed.Feed`, then the same step. Both run in turns in one process. What is compared is
-speed and memory; the tokens in the store are random.
+From the store means: `train.engine.feed.Feed`, then the same step. Both run in turns in one process. What is compared
+is speed and memory; the tokens in the store are random.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ from measuring import benchmark_plan, benchmark_recipe
 from PIL import Image
 
 from pipeline.encoders.encoder import Encoder, create_encoder
-from shards.images import center_crop, decode_image
-from shards.reading.store import Store, open_store
-from shards.writing.store_writer import StoreWriter
+from shards import Store, StoreWriter, center_crop, decode_image, open_store
 from train.distributed import Team
 from train.engine.feed import Feed, MicroBatch
 from train.engine.state import make_optimizer

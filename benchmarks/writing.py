@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from measuring import Result, benchmark_plan, benchmark_recipe, make_tokens, report
 
-from shards.writing.store_writer import StoreWriter
+from shards import StoreWriter
 
 BLOCK = 32
 

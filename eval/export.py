@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from eval.command import parse, run
-from shards.errors import UsageError
+from shards import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from eval.command import parse, run
 from eval.settings import ReconstructionSettings, require_decoder
-from shards.errors import UsageError
+from shards import UsageError, as_location
 from shards.metadata.root import read_recipe
-from shards.storage.location import as_location
 
 
 def require_inputs(settings: ReconstructionSettings) -> None:

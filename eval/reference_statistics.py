@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from eval.command import parse, run
 from eval.settings import ReferenceSettings
-from shards.errors import UsageError
+from shards import UsageError
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from shards.errors import UsageError
+from shards import UsageError
 
 Precision = Literal["fp32", "tf32", "bf16"]
 LabelRule = Literal["equal", "random"]

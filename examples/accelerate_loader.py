@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from shards.reading.dataset import SampleDataset, StreamBatchSampler
+from shards import SampleDataset, StreamBatchSampler
 
 
 def main(store: str, num_samples: int, batch_size: int = 4, seen: int = 0) -> None:

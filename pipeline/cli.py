@@ -26,7 +26,7 @@ from pipeline.settings.operations import (
     SubsetConfig,
     VerifyConfig,
 )
-from shards.errors import UserError
+from shards import UserError
 
 INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -1,1 +1,131 @@
-"""The store of encoder tokens: its format, its reader, its order and its loader."""
+"""The store of latents: what other packages and other people's trainers use of it.
+
+A name is loaded when it is first asked for, so that importing this package costs nothing; none of them loads torch.
+What is not listed here is internal.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shards.cores import usable_cores as usable_cores
+    from shards.draws import permutation as permutation
+    from shards.errors import IdentityMismatchError as IdentityMismatchError
+    from shards.errors import StoreDamagedError as StoreDamagedError
+    from shards.errors import StoreError as StoreError
+    from shards.errors import StoreIncompleteError as StoreIncompleteError
+    from shards.errors import UndecodableImageError as UndecodableImageError
+    from shards.errors import UsageError as UsageError
+    from shards.errors import UserError as UserError
+    from shards.formats.format import object_path as object_path
+    from shards.images import center_crop as center_crop
+    from shards.images import decode_image as decode_image
+    from shards.images import random_crops as random_crops
+    from shards.integrity.problem import Problem as Problem
+    from shards.integrity.verify import verify_store as verify_store
+    from shards.integrity.withdrawal import withdraw_damaged as withdraw_damaged
+    from shards.metadata.code_arrays import published_code as published_code
+    from shards.metadata.commit import CommitRecord as CommitRecord
+    from shards.metadata.compression import row_codec as row_codec
+    from shards.metadata.given_statistics import GivenStatistics as GivenStatistics
+    from shards.metadata.given_statistics import given_source as given_source
+    from shards.metadata.given_statistics import publish_given as publish_given
+    from shards.metadata.identity import MIRRORED_VIEWS as MIRRORED_VIEWS
+    from shards.metadata.identity import EncoderIdentity as EncoderIdentity
+    from shards.metadata.identity import Recipe as Recipe
+    from shards.metadata.index import bad_rows as bad_rows
+    from shards.metadata.manifest import Manifest as Manifest
+    from shards.metadata.mended import as_mended as as_mended
+    from shards.metadata.mended import mended_images as mended_images
+    from shards.metadata.plan import NO_LABEL as NO_LABEL
+    from shards.metadata.plan import Plan as Plan
+    from shards.metadata.plan import SourceRecord as SourceRecord
+    from shards.metadata.statistics_arrays import Statistics as Statistics
+    from shards.reading.dataset import SampleDataset as SampleDataset
+    from shards.reading.dataset import StreamBatchSampler as StreamBatchSampler
+    from shards.reading.loader import Batch as Batch
+    from shards.reading.loader import Loader as Loader
+    from shards.reading.reader import RowReader as RowReader
+    from shards.reading.store import Store as Store
+    from shards.reading.store import open_store as open_store
+    from shards.sources.find import find_images as find_images
+    from shards.sources.found import FoundImage as FoundImage
+    from shards.sources.reading import BadImageError as BadImageError
+    from shards.sources.reading import SourceReader as SourceReader
+    from shards.storage.atomic import publish_bytes as publish_bytes
+    from shards.storage.atomic import replace_atomically as replace_atomically
+    from shards.storage.location import Location as Location
+    from shards.storage.location import as_location as as_location
+    from shards.storage.range_cache import range_cache as range_cache
+    from shards.storage.remote_calls import RemoteError as RemoteError
+    from shards.storage.remote_path import RemotePath as RemotePath
+    from shards.values.dtypes import TOKEN_DTYPES as TOKEN_DTYPES
+    from shards.values.dtypes import storage_type as storage_type
+    from shards.values.dtypes import to_float64 as to_float64
+    from shards.values.dtypes import to_storage as to_storage
+    from shards.values.quantize import Int8Code as Int8Code
+    from shards.values.quantize import fit_code as fit_code
+    from shards.writing.published import published_rows as published_rows
+    from shards.writing.shard_writer import ShardWriter as ShardWriter
+    from shards.writing.store_writer import StoreWriter as StoreWriter
+    from shards.writing.store_writer import stale_temporaries as stale_temporaries
+
+_MODULES = {
+    "shards.cores": ["usable_cores"],
+    "shards.draws": ["permutation"],
+    "shards.errors": [
+        "IdentityMismatchError",
+        "StoreDamagedError",
+        "StoreError",
+        "StoreIncompleteError",
+        "UndecodableImageError",
+        "UsageError",
+        "UserError",
+    ],
+    "shards.formats.format": ["object_path"],
+    "shards.images": ["center_crop", "decode_image", "random_crops"],
+    "shards.integrity.problem": ["Problem"],
+    "shards.integrity.verify": ["verify_store"],
+    "shards.integrity.withdrawal": ["withdraw_damaged"],
+    "shards.metadata.code_arrays": ["published_code"],
+    "shards.metadata.commit": ["CommitRecord"],
+    "shards.metadata.compression": ["row_codec"],
+    "shards.metadata.given_statistics": ["GivenStatistics", "given_source", "publish_given"],
+    "shards.metadata.identity": ["EncoderIdentity", "MIRRORED_VIEWS", "Recipe"],
+    "shards.metadata.index": ["bad_rows"],
+    "shards.metadata.manifest": ["Manifest"],
+    "shards.metadata.mended": ["as_mended", "mended_images"],
+    "shards.metadata.plan": ["NO_LABEL", "Plan", "SourceRecord"],
+    "shards.metadata.statistics_arrays": ["Statistics"],
+    "shards.reading.dataset": ["SampleDataset", "StreamBatchSampler"],
+    "shards.reading.loader": ["Batch", "Loader"],
+    "shards.reading.reader": ["RowReader"],
+    "shards.reading.store": ["Store", "open_store"],
+    "shards.sources.find": ["find_images"],
+    "shards.sources.found": ["FoundImage"],
+    "shards.sources.reading": ["BadImageError", "SourceReader"],
+    "shards.storage.atomic": ["publish_bytes", "replace_atomically"],
+    "shards.storage.location": ["Location", "as_location"],
+    "shards.storage.range_cache": ["range_cache"],
+    "shards.storage.remote_calls": ["RemoteError"],
+    "shards.storage.remote_path": ["RemotePath"],
+    "shards.values.dtypes": ["TOKEN_DTYPES", "storage_type", "to_float64", "to_storage"],
+    "shards.values.quantize": ["Int8Code", "fit_code"],
+    "shards.writing.published": ["published_rows"],
+    "shards.writing.shard_writer": ["ShardWriter"],
+    "shards.writing.store_writer": ["StoreWriter", "stale_temporaries"],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

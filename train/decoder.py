@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from eval.reconstruct.pairs import Pairs
-    from shards.reading.store import Store
+    from shards import Store
     from train.distributed import Team
     from train.models.perceptual import Perceptual
     from train.settings.config import DecoderSettings
@@ -48,7 +48,7 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     """The network and its loss, on the process's device."""
     from eval.networks.decoder import Decoder
     from eval.reconstruct.pairs import Pairs
-    from shards.errors import UsageError
+    from shards import UsageError
     from train.engine.fine_tuning import start_from
     from train.engine.held_out import split_rows
     from train.engine.launch import begun, snapshot_meta
@@ -141,8 +141,7 @@ def held_out_scores(
         return None
     from eval.images.sources import evenly_spread
     from eval.reconstruct.held_out import HeldOutImages
-    from shards.errors import UsageError
-    from shards.reading.store import open_store
+    from shards import UsageError, open_store
 
     if settings.evaluation_store is not None:
         other = open_store(settings.evaluation_store)

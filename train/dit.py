@@ -15,7 +15,7 @@ from train.settings.presets import DIT_DEFAULT, DIT_PRESETS, dit_settings, prese
 if TYPE_CHECKING:
     from eval.generate.sampler import LatentSampler
     from eval.networks.decoder import Decoder
-    from shards.reading.store import Store
+    from shards import Store
     from train.distributed import Team
     from train.models.dit import DiT
     from train.models.dit_dh import DiTDH
@@ -91,7 +91,7 @@ def drawing_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder 
     if not asked:
         return None
     from eval.networks.decoder import decoder_of, load_decoder, require_same_encoder
-    from shards.errors import UsageError
+    from shards import UsageError
 
     if settings.decoder is None:
         name = asked[0].replace("_", "-")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from eval.settings import LabelRule
-from shards.errors import UsageError
+from shards import UsageError
 from train.tasks.randomness import uniform
 
 

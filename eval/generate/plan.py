@@ -15,7 +15,7 @@ from eval.settings import (
     SetMetric,
     require_decoder,
 )
-from shards.errors import UsageError
+from shards import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

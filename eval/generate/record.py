@@ -10,8 +10,7 @@ from eval.generate.plan import GenerationPlan
 from eval.generate.sampler import LatentSampler
 from eval.metrics.results import write_json
 from eval.networks.decoder import path_digest
-from shards.errors import UserError
-from shards.reading.store import Store
+from shards import Store, UserError
 
 FILE_NAME = "generation.json"
 

@@ -33,9 +33,7 @@ from eval.networks.decoder import (
 )
 from eval.protocols import PROTOCOLS
 from eval.settings import GenerationSettings
-from shards.errors import UsageError
-from shards.metadata.identity import EncoderIdentity
-from shards.reading.store import Store, open_store
+from shards import EncoderIdentity, Store, UsageError, open_store
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
 from train.weights.snapshot import Snapshot, is_snapshot

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from eval.generate.sampler import LatentSampler
 from eval.images.pictures import to_uint8
 from eval.networks.decoder import Decoder
-from shards.errors import UserError
+from shards import UserError
 from train.models.normalizer import LatentNormalizer
 
 Sink = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]

@@ -19,7 +19,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import UserError
+from shards import UserError
 
 _MEMBER = "arr_0.npy"
 _COPY_BYTES = 64 << 20

@@ -16,10 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.images.samples_file import map_samples
-from shards.cores import usable_cores
-from shards.errors import UsageError, UserError
-from shards.images import center_crop, decode_image
-from shards.reading.store import Store, open_store
+from shards import Store, UsageError, UserError, center_crop, decode_image, open_store, usable_cores
 
 SourceKind = Literal["folder", "store", "samples"]
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eval.protocols import PROTOCOLS
 from eval.settings import ProtocolName
-from shards.errors import UsageError
+from shards import UsageError
 
 PUBLISHED_COUNT = 50_000
 """Samples behind published scores. Source: arXiv 1706.08500 and every table since."""

@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import UsageError
+from shards import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

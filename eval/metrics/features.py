@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.networks.weight_sources import load_weights, randomise, read_state, seed_of, weights_digest
-from shards.errors import UserError
+from shards import UserError
 from train.engine.arithmetic import whole_float32
 
 FeatureName = Literal["pool", "spatial", "logits", "cls"]

@@ -19,7 +19,7 @@ from eval.metrics.reference_file import (
     read_statistics,
     write_statistics,
 )
-from shards.errors import UsageError
+from shards import UsageError
 from train.distributed import Team
 
 MANIFOLD_COUNT = 10_000

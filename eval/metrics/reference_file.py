@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from eval.metrics.feature_moments import Gaussian
 from eval.metrics.features import FeatureName
-from shards.errors import UsageError, UserError
+from shards import UsageError, UserError
 
 ARRAYS: dict[FeatureName, tuple[str, str]] = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 """Names of a feature's mean and covariance."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eval.metrics.feature_moments import Gaussian
-from shards.errors import UsageError
+from shards import UsageError
 
 INCEPTION_SCORE_SPLIT = 5000
 """Images a part of the Inception Score. Source: evaluator.py, compute_inception_score(split_size=5000)."""

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from eval.networks.diffusers_layout import AUTOENCODER_FILES
 from eval.networks.published_files import published_decoder, published_dit
 from eval.settings import Precision
-from shards.errors import IdentityMismatchError, UsageError
-from shards.metadata.identity import EncoderIdentity
-from shards.reading.store import Store
+from shards import EncoderIdentity, IdentityMismatchError, Store, UsageError
 from train.engine.arithmetic import allow_tf32
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shards.errors import UserError
+from shards import UserError
 from train.models.build import build_model
 from train.models.config import ViTDecoderConfig
 from train.models.embeddings import sincos_table

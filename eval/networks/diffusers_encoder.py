@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from eval.networks.diffusers_decoder import renamed
-from shards.errors import UserError
+from shards import UserError
 from train.weights.published import StateDict, read_state_dict
 
 _TRANSFORMERS_5 = {

@@ -29,7 +29,7 @@ from eval.networks.diffusers_decoder import (
     is_computed_table,
 )
 from eval.networks.diffusers_encoder import read_encoder
-from shards.errors import UserError
+from shards import UserError
 from train.models.config import ViTDecoderConfig
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from eval.networks.diffusers_layout import write_autoencoder
-from shards.errors import UsageError
-from shards.metadata.identity import EncoderIdentity
+from shards import EncoderIdentity, UsageError
 from train.models.vit_decoder import ViTDecoder
 from train.weights.published import save_state_dict, save_statistics
 from train.weights.snapshot import Snapshot

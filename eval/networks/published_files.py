@@ -1,10 +1,10 @@
 """Published files in the place of snapshots: what they do not say is taken from a store and its encoder.
 
 A published file holds weights alone. Its shape is read from its keys (`train.weights.infer`), every key must fit
-(`train.weights.published`), and the encoder, the pixels' statistics, the latents' and the names of the classes come from
-elsewhere. A folder in diffusers' layout (`eval.networks.diffusers_layout`) holds a decoder, its shape, the pixels' statistics
-and the latents'. Whether the weights were really trained for that encoder cannot be seen; only what they do say is
-checked.
+(`train.weights.published`), and the encoder, the pixels' statistics, the latents' and the names of the classes come
+from elsewhere. A folder in diffusers' layout (`eval.networks.diffusers_layout`) holds a decoder, its shape, the pixels'
+statistics and the latents'. Whether the weights were really trained for that encoder cannot be seen; only what they do say
+is checked.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from pathlib import Path
 import torch
 
 from eval.networks.diffusers_layout import read_autoencoder
-from shards.errors import IdentityMismatchError
-from shards.metadata.identity import EncoderIdentity
-from shards.reading.store import Store
-from shards.storage.location import Location
+from shards import EncoderIdentity, IdentityMismatchError, Location, Store
 from train.models.normalizer import LatentNormalizer
 from train.settings.networks import pixel_statistics
 from train.weights.infer import PublishedFileError

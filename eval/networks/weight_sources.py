@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from shards.errors import UsageError, UserError
+from shards import UsageError, UserError
 from train.weights.published import read_state_dict
 
 

@@ -16,7 +16,7 @@ from eval.metrics.similarity import psnr, ssim
 from eval.networks.decoder import Decoder
 from eval.networks.perceptual_weights import load_perceptual, lpips
 from eval.settings import ReconstructionSettings
-from shards.reading.store import Store
+from shards import Store
 from train.engine.stored_tokens import StoredTokens, stored_tensor
 
 POOL: set[FeatureName] = {"pool"}

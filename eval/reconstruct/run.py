@@ -19,8 +19,7 @@ from eval.metrics.set_distances import frechet_distance
 from eval.networks.decoder import decoder_of, load_decoder, path_digest, require_same_encoder, set_precision
 from eval.reconstruct.pairs import POOL, Judge, Judged, Pairs, merged
 from eval.settings import ReconstructionSettings
-from shards.errors import UserError
-from shards.reading.store import Store, open_store
+from shards import Store, UserError, open_store
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
 

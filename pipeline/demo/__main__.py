@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from shards.errors import UserError
+from shards import UserError
 
 
 def photographs(folder: tyro.conf.Positional[Path], *, per_class: int = 144, seed: int = 0) -> None:

@@ -15,8 +15,7 @@ from PIL import Image
 
 from pipeline.demo.figures import class_rows, loss_curves, save_picture, tile
 from pipeline.operations.token_pictures import principal_colours
-from shards.errors import UsageError
-from shards.reading.store import Store, open_store
+from shards import Store, UsageError, open_store
 from shards.writing.finalize import read_commits
 
 SAMPLES_SHOWN = 8  # a class

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from shards.errors import UsageError
+from shards import UsageError
 
 # Class name -> wheel, file, and the central share of the photograph's shorter side that the class shows: textures are
 # seen from nearer. The wheels' own README files name the photographers and the (free) licences.

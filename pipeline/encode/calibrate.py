@@ -22,12 +22,7 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
 from pipeline.sources.pictures import Pictures
-from shards.errors import UserError
-from shards.metadata.identity import Recipe
-from shards.metadata.mended import as_mended
-from shards.metadata.plan import Plan, SourceRecord
-from shards.reading.store import Store
-from shards.values.quantize import Int8Code, fit_code
+from shards import Int8Code, Plan, Recipe, SourceRecord, Store, UserError, as_mended, fit_code
 
 # Values a channel that are kept, of which the fit takes half: from 128 or more images they settle the worst trained
 # channel's error to 0.01 points (benchmarks/quantisation.py), and float32 [65536, 768] is 200 MB.

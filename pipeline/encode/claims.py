@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.encode.leases import Leases
+from shards import Location, replace_atomically
 from shards.metadata.layout import WORK_DIR
-from shards.storage.atomic import replace_atomically
-from shards.storage.location import Location
 
 
 @dataclass(frozen=True)

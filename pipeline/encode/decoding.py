@@ -11,9 +11,7 @@ from torch import Tensor
 from pipeline.encode.claims import Task
 from pipeline.sources.picture_sources import PictureSource
 from pipeline.sources.pictures import Images
-from shards.errors import UndecodableImageError
-from shards.metadata.plan import SourceRecord
-from shards.sources.reading import BadImageError
+from shards import BadImageError, SourceRecord, UndecodableImageError
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class Batch:
     Attributes:
         task: The shard they belong to.
         first_place: Place of the first row in its shard.
-        images: uint8 [V, b, P, P, 3], the pictures of all views (`pipeline.sources.pictures`), those the task needs filled by
-            the time `rows` returns; slots of unusable images and behind the last image hold zeros.
+        images: uint8 [V, b, P, P, 3], the pictures of all views (`pipeline.sources.pictures`), those the task needs
+            filled by the time `rows` returns; slots of unusable images and behind the last image hold zeros.
         last: Whether the shard ends with this batch.
         views_written: How many of the task's views the store has of it.
     """

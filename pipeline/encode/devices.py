@@ -2,7 +2,7 @@
 
 import torch
 
-from shards.errors import UsageError
+from shards import UsageError
 
 
 def named_devices(text: str) -> list[torch.device]:

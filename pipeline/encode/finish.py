@@ -8,14 +8,10 @@ from pipeline.encode.claims import Failures
 from pipeline.encode.int8_error import report_measured
 from pipeline.encode.leases import Leases, Owner, remove_if_empty
 from pipeline.settings.config import EncodeConfig
-from shards.errors import UserError
-from shards.metadata.index import bad_rows
+from shards import Plan, StoreWriter, UserError, bad_rows, open_store
 from shards.metadata.layout import WORK_DIR
-from shards.metadata.plan import Plan
-from shards.reading.store import open_store
 from shards.storage.location import remove_tree
 from shards.writing.finalize import read_commits
-from shards.writing.store_writer import StoreWriter
 
 _NAMED_AT_MOST = 20
 

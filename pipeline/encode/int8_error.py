@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.console import say
-from shards.errors import UserError
-from shards.reading.store import Store
+from shards import Store, UserError
 
 _NAMED_AT_MOST = 10
 

@@ -13,8 +13,7 @@ from pipeline.encode.worker import Worker
 from pipeline.encoders.encoder import Encoder, create_encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
-from shards.cores import usable_cores
-from shards.writing.store_writer import StoreWriter
+from shards import StoreWriter, usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)

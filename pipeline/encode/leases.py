@@ -18,11 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from shards.errors import UserError
+from shards import Location, RemoteError, UserError, publish_bytes
 from shards.metadata.layout import WORK_DIR
-from shards.storage.atomic import publish_bytes
-from shards.storage.location import Location, move
-from shards.storage.remote_calls import RemoteError
+from shards.storage.location import move
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,24 @@ from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
 from pipeline.sources.picture_sources import is_store
 from pipeline.sources.pictures import default_crop
-from shards.errors import IdentityMismatchError, UsageError
-from shards.metadata.given_statistics import GivenStatistics
-from shards.metadata.identity import Recipe
+from shards import (
+    GivenStatistics,
+    IdentityMismatchError,
+    Int8Code,
+    Location,
+    Plan,
+    Recipe,
+    StoreWriter,
+    UsageError,
+    as_location,
+    mended_images,
+)
+from shards import open_store as open_finished
 from shards.metadata.layout import PLAN, ROOT
-from shards.metadata.mended import mended_images
-from shards.metadata.plan import Plan
 from shards.metadata.root import read_recipe
-from shards.reading.store import open_store as open_finished
-from shards.storage.location import Location, as_location
-from shards.values.quantize import Int8Code
 from shards.writing.finalize import found_commits
 from shards.writing.revisions import current_revision
 from shards.writing.selection import Part
-from shards.writing.store_writer import StoreWriter
 
 
 def make_plan(config: EncodeConfig) -> Plan:

@@ -15,12 +15,8 @@ from pipeline.encode.space import free_bytes, gigabytes
 from pipeline.encoders.encoder import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
-from shards.cores import usable_cores
-from shards.metadata.identity import Recipe
+from shards import TOKEN_DTYPES, Plan, Recipe, SourceRecord, as_mended, storage_type, usable_cores
 from shards.metadata.layout import field_of
-from shards.metadata.mended import as_mended
-from shards.metadata.plan import Plan, SourceRecord
-from shards.values.dtypes import TOKEN_DTYPES, storage_type
 
 _SAMPLE = 256
 _TIMED_SECONDS = 2.0

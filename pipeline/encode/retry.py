@@ -18,19 +18,22 @@ from pipeline.console import say
 from pipeline.encode.tokens import StoredTokens, TokenStorage
 from pipeline.encoders.encoder import Encoder
 from pipeline.sources.pictures import Images, Pictures
-from shards.errors import UndecodableImageError
-from shards.formats.format import object_path
-from shards.metadata.commit import CommitRecord
+from shards import (
+    BadImageError,
+    CommitRecord,
+    ShardWriter,
+    SourceReader,
+    SourceRecord,
+    StoreWriter,
+    UndecodableImageError,
+    mended_images,
+    object_path,
+    published_rows,
+)
 from shards.metadata.layout import MANIFEST, WORK_DIR, commit_path, fields_of
-from shards.metadata.mended import mended_images
-from shards.metadata.plan import SourceRecord
-from shards.sources.reading import BadImageError, SourceReader
 from shards.storage.location import move, remove_tree
 from shards.writing.finalize import Commits, read_commits
-from shards.writing.published import published_rows
 from shards.writing.revisions import begin_revision
-from shards.writing.shard_writer import ShardWriter
-from shards.writing.store_writer import StoreWriter
 
 _STAGING = f"{WORK_DIR}/retry"
 

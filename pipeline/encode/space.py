@@ -3,12 +3,9 @@
 import shutil
 from collections.abc import Collection
 
-from shards.errors import UserError
-from shards.metadata.identity import Recipe
+from shards import Location, Plan, Recipe, RemotePath, UserError
 from shards.metadata.layout import commit_path, fields_of
-from shards.metadata.plan import Plan
-from shards.storage.location import Location, object_sizes
-from shards.storage.remote_path import RemotePath
+from shards.storage.location import object_sizes
 
 
 def free_bytes(path: Location) -> int | None:

@@ -20,10 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from shards.errors import UsageError
-from shards.metadata.given_statistics import GivenStatistics
-from shards.metadata.statistics_arrays import Statistics
-from shards.storage.atomic import replace_atomically
+from shards import GivenStatistics, Statistics, UsageError, replace_atomically
 
 _UNREADABLE = (
     OSError,

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shards.values.quantize import Int8Code
+from shards import Int8Code
 
 _STORED_AS = {
     "float16": torch.float16,

@@ -25,10 +25,7 @@ from pipeline.encode.progress import BatchEncoded, BatchWritten, Event, ShardFai
 from pipeline.encode.tokens import StoredTokens, TokenStorage
 from pipeline.encoders.encoder import Encoder
 from pipeline.sources.picture_sources import PictureSource
-from shards.errors import UserError
-from shards.metadata.mended import as_mended
-from shards.writing.shard_writer import ShardWriter
-from shards.writing.store_writer import StoreWriter
+from shards import ShardWriter, StoreWriter, UserError, as_mended
 
 # What a device, a library or a source may raise for one shard while others still succeed. Anything else is a
 # fault of the program and ends the worker.

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.encoders.families import Family, Triple, family_of
 from pipeline.encoders.weights import State, digest, read_weights, resize_positions, to_timm_layout
-from shards.errors import UsageError, UserError
-from shards.metadata.identity import EncoderIdentity
+from shards import EncoderIdentity, UsageError, UserError
 
 _SEED_DIGITS = 19  # all such numbers are seeds of torch, which end below 2**64
 _REFUSALS = (

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from shards.errors import UsageError
+from shards import UsageError
 
 State = dict[str, Tensor]
 

@@ -12,7 +12,7 @@ from pipeline.encode.progress import Event, Progress, WorkerGaveUp
 from pipeline.encode.worker import WorkerGivesUpError
 from pipeline.encoders.encoder import Encoder
 from pipeline.settings.config import EncodeConfig
-from shards.errors import UserError
+from shards import UserError
 
 _STOP_SECONDS = 20.0
 _LOOK_SECONDS = 0.5

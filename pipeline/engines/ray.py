@@ -9,7 +9,7 @@ from pipeline.encode.job import Job, run_job
 from pipeline.encode.progress import Event, Progress
 from pipeline.encode.worker import WorkerGivesUpError
 from pipeline.settings.config import EncodeConfig
-from shards.errors import UsageError, UserError
+from shards import UsageError, UserError
 
 _RESTARTS = 3
 

@@ -15,9 +15,7 @@ from pipeline.engines.ray import run_ray
 from pipeline.engines.static import Place, place_from_environment, require_single_process
 from pipeline.settings.config import EncodeConfig, WorkConfig
 from pipeline.sources.picture_sources import holds_pictures, is_store
-from shards.reading.store import open_store
-from shards.storage.location import as_location
-from shards.writing.store_writer import StoreWriter
+from shards import StoreWriter, as_location, open_store
 
 
 def find_place(work: WorkConfig, arguments: Sequence[str]) -> Place | None:

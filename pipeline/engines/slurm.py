@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pipeline.engines.static import Place
 from pipeline.settings.config import WorkConfig
-from shards.errors import UsageError, UserError
+from shards import UsageError, UserError
 
 
 def inside_array() -> bool:

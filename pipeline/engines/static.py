@@ -6,7 +6,7 @@ Each process knows its number and how many there are; it begins with the shards 
 import os
 from dataclasses import dataclass
 
-from shards.errors import UsageError
+from shards import UsageError
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,8 @@ from pipeline.engines.running import find_place, run
 from pipeline.operations.encode import begin_or_await
 from pipeline.settings.additions import AddFieldConfig
 from pipeline.settings.config import EncodeConfig, StoreConfig
-from shards.errors import IdentityMismatchError, UsageError
+from shards import IdentityMismatchError, Location, Store, UsageError, open_store
 from shards.metadata.layout import WORK_DIR
-from shards.reading.store import Store, open_store
-from shards.storage.location import Location
 from shards.writing.added_fields import field_path, link_images, publish_fields
 
 

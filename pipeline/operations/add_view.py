@@ -10,11 +10,8 @@ from pipeline.engines.running import find_place, run
 from pipeline.operations.encode import warn_untrained
 from pipeline.settings.additions import AddViewConfig
 from pipeline.settings.config import EncodeConfig, EncoderConfig, StoreConfig
-from shards.errors import UsageError
-from shards.metadata.identity import EncoderIdentity, Recipe
-from shards.reading.store import Store, open_store
+from shards import EncoderIdentity, Recipe, Store, StoreWriter, UsageError, open_store
 from shards.writing.revisions import begin_revision
-from shards.writing.store_writer import StoreWriter
 
 
 def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:

@@ -14,12 +14,18 @@ from pipeline.encode.calibrate import fit_and_judge, sample_stored
 from pipeline.encode.int8_error import describe_error
 from pipeline.operations.convert import recoded_recipe
 from pipeline.settings.operations import AssessConfig
-from shards.errors import UsageError, UserError
-from shards.metadata.compression import row_codec
+from shards import (
+    Int8Code,
+    Store,
+    UsageError,
+    UserError,
+    open_store,
+    row_codec,
+    storage_type,
+    to_float64,
+    to_storage,
+)
 from shards.metadata.layout import field_of
-from shards.reading.store import Store, open_store
-from shards.values.dtypes import storage_type, to_float64, to_storage
-from shards.values.quantize import Int8Code
 from shards.writing.copying import begin_copy, copied_recipe, copy_rows
 from shards.writing.selection import Part, dealt_anew
 

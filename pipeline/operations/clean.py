@@ -6,12 +6,12 @@ from pipeline.console import say
 from pipeline.encode.claims import Failures
 from pipeline.encode.leases import Leases, Owner, remove_if_empty, require_nobody_at_work
 from pipeline.settings.operations import CleanConfig
+from shards import Location, stale_temporaries
 from shards.metadata.layout import MANIFEST, WORK_DIR
 from shards.metadata.root import read_recipe
-from shards.storage.location import Location, object_sizes
+from shards.storage.location import object_sizes
 from shards.writing.added_fields import publish_fields
 from shards.writing.revisions import give_up_unfinished, superseded
-from shards.writing.store_writer import stale_temporaries
 
 
 def clean(config: CleanConfig) -> None:

@@ -9,13 +9,9 @@ from pipeline.encode.calibrate import fit_and_judge, sample_stored
 from pipeline.encode.int8_error import describe_error, report_measured
 from pipeline.operations.copying import copy
 from pipeline.settings.operations import ConvertConfig
-from shards.errors import UsageError
-from shards.metadata.code_arrays import published_code
-from shards.metadata.identity import Recipe
+from shards import Int8Code, Recipe, Store, UsageError, open_store, published_code
 from shards.metadata.layout import ROOT
 from shards.metadata.root import read_recipe
-from shards.reading.store import Store, open_store
-from shards.values.quantize import Int8Code
 from shards.writing.copying import copied_recipe
 from shards.writing.selection import every_row
 

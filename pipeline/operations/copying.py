@@ -6,10 +6,9 @@ from tqdm import tqdm
 
 from pipeline.console import say
 from pipeline.encode.space import require_space
-from shards.metadata.identity import Recipe
+from shards import Int8Code, Location, Recipe
 from shards.metadata.layout import fields_of
-from shards.storage.location import Location, object_names, object_sizes
-from shards.values.quantize import Int8Code
+from shards.storage.location import object_names, object_sizes
 from shards.writing.copying import begin_copy, copy_rows
 from shards.writing.selection import Selection
 

@@ -9,8 +9,7 @@ from tqdm import tqdm
 
 from pipeline.operations.difference import FieldDifference, NumberDifference, StoreDifference, compare_stores
 from pipeline.settings.operations import DiffConfig
-from shards.errors import UsageError
-from shards.reading.store import open_store
+from shards import UsageError, open_store
 
 _NAMED_AT_MOST = 5
 _ROW_LINES = {

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.operations.facts import bytes_by_part
+from shards import RowReader, Store
 from shards.metadata.layout import fields_of
-from shards.reading.reader import RowReader
-from shards.reading.store import Store
 
 _BLOCK = 64  # rows compared at a time
 

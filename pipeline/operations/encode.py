@@ -17,14 +17,9 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.engines.running import find_place, run
 from pipeline.engines.static import Place
 from pipeline.settings.config import EncodeConfig
-from shards.errors import UserError
-from shards.metadata.code_arrays import published_code
-from shards.metadata.given_statistics import publish_given
+from shards import Int8Code, Location, StoreWriter, UserError, publish_given, published_code
 from shards.metadata.layout import ROOT
 from shards.metadata.root import read_recipe
-from shards.storage.location import Location
-from shards.values.quantize import Int8Code
-from shards.writing.store_writer import StoreWriter
 
 _AWAIT_SECONDS = 1800.0
 

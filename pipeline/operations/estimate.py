@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.settings.config import StoreConfig
 from pipeline.settings.operations import EstimateConfig
-from shards.errors import UsageError
-from shards.metadata.identity import EncoderIdentity, Recipe
+from shards import EncoderIdentity, Recipe, UsageError
 from shards.metadata.layout import Field, fields_of
 from shards.metadata.root import read_recipe
 from shards.writing.revisions import newest_revision

@@ -10,16 +10,19 @@ import numpy as np
 from pipeline.operations.facts_text import as_text
 from pipeline.operations.unfinished import rate_history, unfinished_facts
 from pipeline.settings.operations import InspectConfig
-from shards.errors import StoreIncompleteError
-from shards.metadata.given_statistics import given_source
-from shards.metadata.identity import Recipe
+from shards import (
+    Location,
+    Recipe,
+    Statistics,
+    Store,
+    StoreIncompleteError,
+    StoreWriter,
+    given_source,
+    open_store,
+)
 from shards.metadata.layout import derived_path, fields_of
-from shards.metadata.statistics_arrays import Statistics
-from shards.reading.store import Store, open_store
-from shards.storage.location import Location
 from shards.writing.finalize import read_commits
 from shards.writing.revisions import newest_revision
-from shards.writing.store_writer import StoreWriter
 
 _WORST_CHANNELS = 5
 

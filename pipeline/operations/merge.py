@@ -10,8 +10,7 @@ from pipeline.console import named
 from pipeline.operations.copying import copy
 from pipeline.settings.operations import MergeConfig
 from pipeline.sources.labels import answers_of
-from shards.errors import IdentityMismatchError, UsageError
-from shards.reading.store import Store, open_store
+from shards import IdentityMismatchError, Store, UsageError, open_store
 from shards.writing.copying import copied_recipe
 from shards.writing.selection import Part, dealt_anew
 

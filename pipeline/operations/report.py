@@ -17,11 +17,8 @@ from pipeline.operations.facts import store_facts
 from pipeline.operations.facts_text import work_done
 from pipeline.operations.token_pictures import principal_colours
 from pipeline.settings.operations import ReportConfig
-from shards.errors import UsageError
-from shards.reading.store import Store, open_store
-from shards.storage.location import Location
+from shards import Location, Store, StoreWriter, UsageError, open_store
 from shards.writing.finalize import Commits, found_commits, read_commits
-from shards.writing.store_writer import StoreWriter
 
 _SAMPLES = 16
 _TILE = 128

@@ -4,8 +4,7 @@ import numpy as np
 
 from pipeline.operations.copying import copy
 from pipeline.settings.operations import ReshardConfig
-from shards.errors import UsageError
-from shards.reading.store import open_store
+from shards import UsageError, open_store
 from shards.writing.copying import copied_recipe
 from shards.writing.selection import Part, dealt_anew
 

@@ -11,8 +11,7 @@ from pipeline.console import say
 from pipeline.encode.statistics_file import read_statistics, write_statistics
 from pipeline.operations.facts import statistics_facts
 from pipeline.settings.operations import StatsConfig
-from shards.metadata.statistics_arrays import Statistics
-from shards.reading.store import Store, open_store
+from shards import Statistics, Store, open_store
 
 _WORST_CHANNELS = 5
 

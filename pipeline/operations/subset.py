@@ -10,10 +10,7 @@ from pipeline.console import named
 from pipeline.operations.copying import copy
 from pipeline.settings.operations import SubsetConfig
 from pipeline.sources.labels import LabelTable
-from shards.draws import permutation
-from shards.errors import UsageError
-from shards.metadata.plan import Plan
-from shards.reading.store import Store, open_store
+from shards import Plan, Store, UsageError, open_store, permutation
 from shards.writing.copying import copied_recipe
 from shards.writing.selection import Part, dealt_anew
 

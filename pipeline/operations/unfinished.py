@@ -4,10 +4,8 @@ from collections import Counter
 from typing import Any
 
 from pipeline.encode.claims import Failures
-from shards.metadata.given_statistics import given_source
-from shards.metadata.index import bad_rows
+from shards import StoreWriter, bad_rows, given_source
 from shards.writing.finalize import Commits, found_commits
-from shards.writing.store_writer import StoreWriter
 
 
 def unfinished_facts(writer: StoreWriter) -> dict[str, Any]:

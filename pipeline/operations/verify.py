@@ -7,12 +7,7 @@ from tqdm import tqdm
 from pipeline.console import say
 from pipeline.encode.leases import require_nobody_at_work
 from pipeline.settings.operations import VerifyConfig
-from shards.cores import usable_cores
-from shards.errors import StoreDamagedError
-from shards.integrity.problem import Problem
-from shards.integrity.verify import verify_store
-from shards.integrity.withdrawal import withdraw_damaged
-from shards.metadata.manifest import Manifest
+from shards import Manifest, Problem, StoreDamagedError, usable_cores, verify_store, withdraw_damaged
 
 
 def _withdraw(config: VerifyConfig, problems: list[Problem]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pipeline.settings.location_argument import LocationArgument
-from shards.errors import UsageError
+from shards import UsageError
 
 DEFAULT_SOURCE = "data/imagenet/train"
 DEFAULT_ENCODER = "vit_base_patch14_reg4_dinov2"

@@ -5,8 +5,7 @@ from typing import Annotated
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from shards.storage.location import Location, as_location
-from shards.storage.remote_path import RemotePath
+from shards import Location, RemotePath, as_location
 
 LocationArgument = Annotated[
     Location,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from shards.errors import UsageError
+from shards import UsageError
 
 _SHORT_NAME = re.compile(r"^(n\d{8}|\d+)[\s,]+\S")
 _LARGEST_LABEL = 100_000
@@ -69,7 +69,7 @@ class LabelTable:
             UsageError: If it is none of them, names no class, or is a file in which two classes answer to one name.
         """
         if path.is_dir():
-            from shards.metadata.plan import Plan
+            from shards import Plan
 
             if not (path / "plan.parquet").is_file():
                 raise UsageError(

@@ -8,12 +8,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.sources.pictures import Images, Pictures
-from shards.metadata.identity import MIRRORED_VIEWS, Recipe
+from shards import (
+    MIRRORED_VIEWS,
+    BadImageError,
+    Recipe,
+    SourceReader,
+    SourceRecord,
+    Store,
+    as_location,
+    open_store,
+)
 from shards.metadata.layout import PLAN, ROOT
-from shards.metadata.plan import SourceRecord
-from shards.reading.store import Store, open_store
-from shards.sources.reading import BadImageError, SourceReader
-from shards.storage.location import as_location
 
 
 class PictureSource(Protocol):

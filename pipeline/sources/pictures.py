@@ -6,9 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shards.images import center_crop, decode_image, random_crops
-from shards.metadata.identity import MIRRORED_VIEWS, EncoderIdentity, Recipe
-from shards.sources.reading import BadImageError
+from shards import (
+    MIRRORED_VIEWS,
+    BadImageError,
+    EncoderIdentity,
+    Recipe,
+    center_crop,
+    decode_image,
+    random_crops,
+)
 
 Images = NDArray[np.uint8]
 

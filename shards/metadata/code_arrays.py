@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
-from shards.formats.zarr_format import group_document, plain_array_document
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import CODE_TABLE
+from shards.metadata.zarr_documents import group_document, plain_array_document
 from shards.storage.location import Location
 from shards.values.moments import Moments
 from shards.values.quantize import NUM_LEVELS, Int8Code

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.errors import StoreDamagedError, UsageError
-from shards.formats.zarr_format import group_document, plain_array_document
 from shards.metadata.layout import MANIFEST
 from shards.metadata.statistics_arrays import Statistics
+from shards.metadata.zarr_documents import group_document, plain_array_document
 from shards.storage.atomic import publish_bytes
 from shards.storage.location import Location
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from shards.errors import StoreDamagedError, UsageError
-from shards.formats.zarr_format import group_document, sharded_array_document
 from shards.metadata.code_arrays import code_documents
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import FORMAT_VERSION, ROOT, derived_path, fields_of
+from shards.metadata.zarr_documents import group_document, sharded_array_document
 from shards.storage.location import Location
 
 

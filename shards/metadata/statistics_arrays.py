@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
-from shards.formats.zarr_format import group_document, plain_array_document
+from shards.metadata.zarr_documents import group_document, plain_array_document
 from shards.values.moments import Moments
 
 

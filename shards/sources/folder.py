@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-from pipeline.sources.listing import IMAGE_SUFFIXES, FoundImage
 from shards.errors import UsageError
+from shards.sources.found import IMAGE_SUFFIXES, FoundImage
 from shards.storage.location import Location
 from shards.storage.remote_path import RemotePath
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.sources.listing import FoundImage
 from shards.errors import UsageError
 from shards.sources.folder import whole_address
+from shards.sources.found import FoundImage
 from shards.storage.location import Location, as_location, file_size, object_sizes
 from shards.storage.remote_path import RemotePath, is_url
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipeline.sources.listing import IMAGE_SUFFIXES, FoundImage
 from shards.errors import UsageError
 from shards.sources.folder import whole_address
+from shards.sources.found import IMAGE_SUFFIXES, FoundImage
 from shards.storage.location import Location
 from shards.storage.object_reader import ObjectReader, open_object
 

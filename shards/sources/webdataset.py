@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from pipeline.console import say
-from pipeline.sources.listing import IMAGE_SUFFIXES, FoundImage
 from shards.sources.folder import whole_address
+from shards.sources.found import IMAGE_SUFFIXES, FoundImage
 from shards.sources.tars import Member, members
 from shards.storage.location import Location
 from shards.storage.object_reader import open_object
@@ -40,8 +39,8 @@ class _Sample:
         return next((member for suffix, member in self.images.items() if suffix in IMAGE_SUFFIXES), None)
 
 
-def find_in_webdataset(paths: list[Location]) -> list[FoundImage]:
-    """One image of each sample of webdataset tars; says how many other images the samples hold.
+def find_in_webdataset(paths: list[Location]) -> tuple[list[FoundImage], list[str]]:
+    """One image of each sample of webdataset tars, and lines about the other images that the samples hold.
 
     Its class is in the sample's `.cls` file or the `.json` file's `label`. Where no tar holds such a file and every
     image lies in a folder, its class is the first folder of its path, as in an image folder.
@@ -59,13 +58,14 @@ def find_in_webdataset(paths: list[Location]) -> list[FoundImage]:
             key = f"{path.stem}/{sample.name}"
             found.append(FoundImage(key, sample.class_name, whole_address(path), image.offset, image.nbytes))
             folders.append(_first_folder(sample.name))
+    notes = []
     if unused:
-        say(
+        notes = [
             f"left out {len(unused)} images such as {unused[0]}: each sample of a webdataset tar gives one image"
-        )
+        ]
     if says_classes or None in folders:
-        return found
-    return [replace(image, class_name=folder) for image, folder in zip(found, folders, strict=True)]
+        return found, notes
+    return [replace(image, class_name=folder) for image, folder in zip(found, folders, strict=True)], notes
 
 
 def _samples(path: Location) -> Iterator[_Sample]:

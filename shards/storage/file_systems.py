@@ -1,4 +1,4 @@
-"""fsspec's file systems: one a scheme and process, with attempts left to `shards.storage.remote_calls` and with time limits."""
+"""fsspec's file systems: one a scheme and process, with time limits; `shards.storage.remote_calls` retries."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Where a store or one of its objects lies: a path on this machine, or a URL.
 
 Most of the code says `root / name` and reads bytes, and does not care which it is. What is done differently for each
-lies here and in `shards.storage.atomic` (publishing once), `shards.storage.output` (writing) and `shards.storage.object_reader` (reading).
+lies here and in `shards.storage.atomic` (publishing once), `shards.storage.output` (writing) and
+`shards.storage.object_reader` (reading).
 """
 
 from __future__ import annotations

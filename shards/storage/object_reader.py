@@ -1,6 +1,7 @@
 """Bytes of one object at any place: what reading a shard's index, walking a tar and looking for damage need.
 
-Training rows take faster ways: `shards.reading.shard_file` on this machine, `shards.reading.remote_reader` from a server.
+Training rows take faster ways: `shards.reading.shard_file` on this machine, `shards.reading.remote_reader` from
+a server.
 """
 
 from __future__ import annotations

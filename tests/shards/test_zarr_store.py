@@ -14,8 +14,9 @@ import zarr.codecs
 
 from shards.errors import StoreDamagedError
 from shards.formats.format import scan_extents
-from shards.formats.zarr_format import ZarrShardFile, shard_path, sharded_array_document
+from shards.formats.zarr_format import ZarrShardFile, shard_path
 from shards.metadata.layout import field_of, fields_of
+from shards.metadata.zarr_documents import sharded_array_document
 from shards.testing.contract import StoreKind, build_store, expected_row, make_plan, make_recipe, same_bits
 
 KINDS = [

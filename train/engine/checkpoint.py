@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from shards.errors import UserError
+from shards import UserError
 from train.distributed import Team
 from train.weights.tensor_files import open_tensors, save_tensors, sync
 

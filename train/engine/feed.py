@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shards.reading.loader import Batch, Loader
-from shards.reading.store import Store
+from shards import Batch, Loader, Store
 from train.distributed import Team
 from train.engine.stored_tokens import stored_tensor
 

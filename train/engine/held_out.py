@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.draws import permutation
-from shards.errors import UsageError
+from shards import UsageError, permutation
 
 
 def split_rows(

@@ -10,10 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from shards.errors import UsageError
-from shards.reading.store import Store, open_store
-from shards.storage.atomic import replace_atomically
-from shards.storage.range_cache import range_cache
+from shards import Store, UsageError, open_store, range_cache, replace_atomically
 from train.distributed import Team, resolve_precision
 from train.engine.arithmetic import allow_tf32
 from train.engine.checkpoint import newest_of_all, step_of

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from shards.errors import UserError
+from shards import UserError
 from train.distributed import Team, full_tensor, gradients_stay_local
 from train.engine.checkpoint import newest_of_all, open_part, prune, read_part, read_state, save_checkpoint
 from train.engine.ema import WeightAverages

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from shards.errors import UsageError
-from shards.reading.store import Store
+from shards import Store, UsageError
 from train.models.normalizer import LatentNormalizer
 from train.weights.published import load_statistics
 from train.weights.tensor_files import open_tensors, save_tensors

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shards.reading.store import Store
+from shards import Store
 from train.models.normalizer import LatentNormalizer
 
 

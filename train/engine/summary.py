@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shards.reading.store import Store
+from shards import Store
 from train.engine.lr import steps_per_epoch
 from train.models.config import DiTConfig, DiTDHConfig, ModelConfig
 from train.models.cost import forward_flops, num_parameters

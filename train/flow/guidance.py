@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from shards.errors import UsageError
+from shards import UsageError
 from train.flow.integrators import Velocity
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shards.errors import UsageError
+from shards import UsageError
 from train.flow.path import MAX_TIME, shift_time
 
 Velocity = Callable[[Tensor, Tensor], Tensor]

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from shards.errors import UsageError
+from shards import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of the pixels DINOv2 and MAE see. Source: their Hugging Face image processors."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shards.errors import UsageError
+from shards import UsageError
 
 EPS = 1e-5
 """Added to the variance inside the root. Source: github:bytetriper/RAE src/stage1/rae.py at a4d18c4."""

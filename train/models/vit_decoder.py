@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from shards.errors import UsageError
+from shards import UsageError
 from train.models.config import ViTDecoderConfig
 from train.models.embeddings import sincos_table, unpatchify
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.storage.atomic import replace_atomically
+from shards import replace_atomically
 from train.report.curves import draw_curves, spread
 from train.report.metrics_file import read_metrics
 from train.settings.config import DiTSettings

@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from shards.errors import UsageError
-from shards.storage.atomic import replace_atomically
+from shards import UsageError, replace_atomically
 from train.distributed import Team
 from train.report.metrics_file import read_metrics
 from train.report.run_page import write_run_page

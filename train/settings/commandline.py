@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from shards.errors import UsageError, UserError
+from shards import UsageError, UserError
 from train.settings.config import DecoderSettings, DiTSettings
 
 _Settings = TypeVar("_Settings", DiTSettings, DecoderSettings)

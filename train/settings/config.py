@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from shards.errors import UsageError
+from shards import UsageError
 
 Precision = Literal["fp32", "tf32", "bf16"]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from shards.errors import UsageError
-from shards.metadata.identity import EncoderIdentity
-from shards.reading.store import Store
+from shards import EncoderIdentity, Store, UsageError
 from train.models.config import IMAGENET_MEAN, IMAGENET_STD, DiTConfig, DiTDHConfig, ViTDecoderConfig
 from train.settings.config import DecoderNetwork, DiTNetwork
 

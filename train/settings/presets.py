@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, NamedTuple, TypeVar
 
-from shards.errors import UsageError
+from shards import UsageError
 from train.models.config import DECODER_MLP_WIDTHS, DECODER_SIZES, DH_HEAD, DIT_SIZES
 from train.settings.config import (
     AdversarySettings,

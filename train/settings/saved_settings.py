@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UsageError, UserError
+from shards import UsageError, UserError
 from train.settings.config import DecoderSettings, DiTSettings, Settings
 
 VERSION = 1

@@ -13,7 +13,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from shards.errors import UsageError
+from shards import UsageError
 from train.models.discriminator import DINO_SIZES, DinoFeatures
 from train.models.perceptual import STAGES, Perceptual
 from train.weights.published import load_exactly, read_state_dict

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from shards.errors import UserError
+from shards import UserError
 from train.models.config import (
     DECODER_MLP_WIDTHS,
     DECODER_SIZES,

@@ -14,8 +14,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from shards.errors import UserError
-from shards.metadata.identity import EncoderIdentity
+from shards import EncoderIdentity, UserError
 from train.models.build import build_model
 from train.models.config import ModelConfig, config_from_dict, config_to_dict
 from train.models.normalizer import LatentNormalizer

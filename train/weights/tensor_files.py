@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from shards.errors import UserError
+from shards import UserError
 from train.distributed import full_tensor
 
 _HEADER = "rae-latents"
