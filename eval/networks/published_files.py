@@ -3,8 +3,8 @@
 A published file holds weights alone. Its shape is read from its keys (`train.weights.infer`), every key must fit
 (`train.weights.published`), and the encoder, the pixels' statistics, the latents' and the names of the classes come
 from elsewhere. A folder in diffusers' layout (`eval.networks.diffusers_layout`) holds a decoder, its shape, the pixels'
-statistics and the latents'. Whether the weights were really trained for that encoder cannot be seen; only what they do say
-is checked.
+statistics and the latents'. Whether the weights were really trained for that encoder cannot be seen; only what they do
+say is checked.
 """
 
 from __future__ import annotations
