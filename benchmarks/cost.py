@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eval.metrics.device_cost import Cost, measure
 from eval.metrics.results import device_name, versions, write_json
-from eval.networks.decoder import autocast, set_precision
+from eval.networks.load import autocast, set_precision
 from eval.settings import Precision
 from pipeline.encoders.encoder import create_encoder
 from shards import UsageError

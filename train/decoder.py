@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_task(settings: DecoderSettings, store: Store, team: Team) -> ReconstructionTask:
     """The network and its loss, on the process's device."""
-    from eval.networks.decoder import Decoder
+    from eval.networks.load import Decoder
     from eval.reconstruct.pairs import Pairs
     from shards import UsageError
     from train.engine.fine_tuning import start_from

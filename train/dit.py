@@ -14,7 +14,7 @@ from train.settings.presets import DIT_DEFAULT, DIT_PRESETS, dit_settings, prese
 
 if TYPE_CHECKING:
     from eval.generate.sampler import LatentSampler
-    from eval.networks.decoder import Decoder
+    from eval.networks.load import Decoder
     from shards import Store
     from train.distributed import Team
     from train.models.dit import DiT
@@ -90,7 +90,7 @@ def drawing_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder 
     asked = [name for name in ("sample_every", "fid_every") if getattr(settings, name) is not None]
     if not asked:
         return None
-    from eval.networks.decoder import decoder_of, load_decoder, require_same_encoder
+    from eval.networks.load import decoder_of, load_decoder, require_same_encoder
     from shards import UsageError
 
     if settings.decoder is None:

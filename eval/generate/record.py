@@ -9,7 +9,7 @@ from typing import Any
 from eval.generate.plan import GenerationPlan
 from eval.generate.sampler import LatentSampler
 from eval.metrics.results import write_json
-from eval.networks.decoder import path_digest
+from eval.networks.load import path_digest
 from shards import Store, UserError
 
 FILE_NAME = "generation.json"

@@ -13,16 +13,16 @@ from tqdm import tqdm
 from eval.command import warn
 from eval.generate.labels import chosen_classes
 from eval.generate.plan import GenerationPlan
+from eval.generate.producer import Producer
 from eval.generate.record import generation_record, open_folder
-from eval.generate.sample_loop import Producer
 from eval.generate.sampler import LatentSampler
 from eval.images.pictures import grid, save_png
-from eval.images.samples_file import SamplesFile, map_samples
+from eval.images.samples import SamplesFile, map_samples
 from eval.metrics.cautions import generation_cautions, require_published_size
-from eval.metrics.feature_pass import share
+from eval.metrics.extraction import share
 from eval.metrics.results import device_name, markdown_table, versions, write_json
 from eval.metrics.scoring import compare
-from eval.networks.decoder import (
+from eval.networks.load import (
     compile_network,
     decoder_of,
     load_decoder,

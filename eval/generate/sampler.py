@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.generate.labels import labels_of
-from eval.networks.decoder import autocast
+from eval.networks.load import autocast
 from eval.settings import GridKind, Guidance, LabelRule, Precision
 from train.flow.guidance import Model, auto_guidance, classifier_free, unguided
 from train.flow.integrators import OnStep, Velocity, integrate, time_grid

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from eval.command import warn
-from eval.generate.sample_loop import Producer
+from eval.generate.producer import Producer
 from eval.generate.sampler import LatentSampler
 from eval.metrics.cautions import sample_cautions
-from eval.metrics.feature_pass import FeatureSet, gathered
+from eval.metrics.extraction import FeatureSet, gathered
 from eval.metrics.features import FeatureName, FeatureNetwork
 from eval.metrics.reference import load_reference
 from eval.metrics.set_distances import frechet_distance
-from eval.networks.decoder import Decoder
+from eval.networks.load import Decoder
 from train.distributed import Team
 from train.models.normalizer import LatentNormalizer
 

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.images.samples_file import map_samples
+from eval.images.samples import map_samples
 from shards import Store, UsageError, UserError, center_crop, decode_image, open_store, usable_cores
 
 SourceKind = Literal["folder", "store", "samples"]

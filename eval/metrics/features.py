@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.networks.weight_sources import load_weights, randomise, read_state, seed_of, weights_digest
+from eval.networks.frozen import load_weights, randomise, read_state, seed_of, weights_digest
 from shards import UserError
 from train.engine.arithmetic import whole_float32
 

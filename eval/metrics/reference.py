@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.images.sources import ImageSource, NpzImages, evenly_spread, open_images
-from eval.metrics.feature_moments import Gaussian
-from eval.metrics.feature_pass import extract
+from eval.metrics.extraction import extract
 from eval.metrics.features import FeatureName, FeatureNetwork
+from eval.metrics.moments import Gaussian
 from eval.metrics.reference_file import (
     ARRAYS,
     SavedStatistics,

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.feature_moments import Gaussian
 from eval.metrics.features import FeatureName
+from eval.metrics.moments import Gaussian
 from shards import UsageError, UserError
 
 ARRAYS: dict[FeatureName, tuple[str, str]] = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from eval.images.sources import ImageSource, NpzImages
-from eval.metrics.feature_pass import FeatureSet, extract
+from eval.metrics.extraction import FeatureSet, extract
 from eval.metrics.features import DinoFeatures, FeatureName, InceptionFeatures
 from eval.metrics.reference import Reference, load_reference
 from eval.metrics.set_distances import frechet_distance, inception_score, precision_recall

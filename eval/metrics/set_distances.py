@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.metrics.feature_moments import Gaussian
+from eval.metrics.moments import Gaussian
 from shards import UsageError
 
 INCEPTION_SCORE_SPLIT = 5000

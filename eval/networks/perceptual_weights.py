@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eval.networks.weight_sources import randomise, seed_of
+from eval.networks.frozen import randomise, seed_of
 from train.engine.arithmetic import whole_float32
 from train.models.perceptual import Perceptual
 from train.tasks import frozen_networks

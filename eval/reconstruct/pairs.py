@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eval.images.pictures import to_uint8
-from eval.metrics.feature_pass import FeatureSet
+from eval.metrics.extraction import FeatureSet
 from eval.metrics.features import FeatureName, InceptionFeatures
 from eval.metrics.similarity import psnr, ssim
-from eval.networks.decoder import Decoder
+from eval.networks.load import Decoder
 from eval.networks.perceptual_weights import load_perceptual, lpips
 from eval.settings import ReconstructionSettings
 from shards import Store

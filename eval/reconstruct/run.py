@@ -12,11 +12,11 @@ from eval.command import warn
 from eval.images.pictures import grid, save_png, side_by_side
 from eval.images.sources import blocks, evenly_spread
 from eval.metrics.cautions import reconstruction_cautions
-from eval.metrics.feature_pass import share
+from eval.metrics.extraction import share
 from eval.metrics.reference import load_reference
 from eval.metrics.results import device_name, versions, write_json
 from eval.metrics.set_distances import frechet_distance
-from eval.networks.decoder import decoder_of, load_decoder, path_digest, require_same_encoder, set_precision
+from eval.networks.load import decoder_of, load_decoder, path_digest, require_same_encoder, set_precision
 from eval.reconstruct.pairs import POOL, Judge, Judged, Pairs, merged
 from eval.settings import ReconstructionSettings
 from shards import Store, UserError, open_store

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from eval.generate.plan import plan_of
 from eval.generate.run import generate
-from eval.images.samples_file import map_samples
-from eval.networks.decoder import load_decoder, load_dit, path_digest
+from eval.images.samples import map_samples
 from eval.networks.diffusers_layout import AUTOENCODER_FILES, CONFIG_FILE, WEIGHTS_FILE, read_autoencoder
+from eval.networks.load import load_decoder, load_dit, path_digest
 from eval.reconstruct.run import reconstruct
 from eval.settings import GenerationSettings, ReconstructionSettings
 from shards.errors import IdentityMismatchError, UsageError

@@ -10,8 +10,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from eval.metrics.feature_moments import FeatureMoments
 from eval.metrics.features import DinoFeatures, InceptionFeatures
+from eval.metrics.moments import FeatureMoments
 from eval.metrics.set_distances import frechet_distance, inception_score, precision_recall
 from shards.errors import UsageError, UserError
 from train.engine.arithmetic import allow_tf32

@@ -13,7 +13,7 @@ from PIL import Image
 
 from eval.generate.plan import plan_of
 from eval.generate.run import generate as generate_by_plan
-from eval.images.samples_file import SamplesFile, map_samples
+from eval.images.samples import SamplesFile, map_samples
 from eval.settings import GenerationSettings
 from shards.errors import IdentityMismatchError, UsageError, UserError
 

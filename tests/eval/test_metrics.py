@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load_file
 from scipy import linalg
 
-from eval.metrics.feature_moments import FeatureMoments, Gaussian
+from eval.metrics.moments import FeatureMoments, Gaussian
 from eval.metrics.set_distances import frechet_distance, inception_score, precision_recall
 from shards.errors import UsageError
 

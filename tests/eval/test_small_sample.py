@@ -8,10 +8,10 @@ from eval.generate.plan import plan_of
 from eval.generate.run import generate
 from eval.generate.sampler import LatentSampler
 from eval.generate.small_sample import SmallSampleFid
-from eval.images.samples_file import map_samples
-from eval.metrics.feature_moments import FeatureMoments
+from eval.images.samples import map_samples
+from eval.metrics.moments import FeatureMoments
 from eval.metrics.set_distances import frechet_distance
-from eval.networks.decoder import decoder_of, load_decoder
+from eval.networks.load import decoder_of, load_decoder
 from eval.settings import GenerationSettings
 from train.distributed import Team
 from train.engine.arithmetic import allow_tf32

@@ -11,7 +11,7 @@ import torch
 
 from eval.generate.plan import plan_of
 from eval.generate.run import generate as generate_by_plan
-from eval.images.samples_file import map_samples
+from eval.images.samples import map_samples
 from eval.reconstruct.run import reconstruct
 from eval.settings import GenerationSettings, ReconstructionSettings
 from shards.errors import IdentityMismatchError, UsageError

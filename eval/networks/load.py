@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.networks.diffusers_layout import AUTOENCODER_FILES
-from eval.networks.published_files import published_decoder, published_dit
+from eval.networks.published import published_decoder, published_dit
 from eval.settings import Precision
 from shards import EncoderIdentity, IdentityMismatchError, Store, UsageError
 from train.engine.arithmetic import allow_tf32

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.metrics.feature_moments import FeatureMoments
+from eval.metrics.moments import FeatureMoments
 from shards.errors import UsageError
 
 

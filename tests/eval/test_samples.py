@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from eval.images.samples_file import SamplesFile, map_samples
+from eval.images.samples import SamplesFile, map_samples
 from shards.errors import UserError
 
 
@@ -57,7 +57,7 @@ def test_several_processes_fill_one_file(tmp_path):
     file = SamplesFile(tmp_path / "samples.npz", 9, (4, 5))
     file.create()
     program = (
-        "import sys, numpy as np; from pathlib import Path; from eval.images.samples_file import SamplesFile\n"
+        "import sys, numpy as np; from pathlib import Path; from eval.images.samples import SamplesFile\n"
         "rank = int(sys.argv[2])\n"
         "with SamplesFile(Path(sys.argv[1]), 9, (4, 5)) as file:\n"
         "    for i in range(rank, 9, 3): file.write([i], np.full((1, 4, 5, 3), i, np.uint8))\n"

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from eval.generate.sample_loop import Producer
+from eval.generate.producer import Producer
 from eval.generate.sampler import LatentSampler
-from eval.networks.decoder import Decoder
+from eval.networks.load import Decoder
 from shards.errors import UserError
 from train.models.normalizer import LatentNormalizer
 

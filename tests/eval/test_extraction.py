@@ -20,7 +20,7 @@ from eval.images.sources import (
     evenly_spread,
     open_images,
 )
-from eval.metrics.feature_pass import FeatureSet, extract, gathered, share
+from eval.metrics.extraction import FeatureSet, extract, gathered, share
 from eval.metrics.reference import load_reference, save_reference
 from shards.errors import UsageError, UserError
 from shards.images import center_crop, decode_image

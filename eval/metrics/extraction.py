@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.images.sources import ImageSource, blocks
-from eval.metrics.feature_moments import FeatureMoments, Gaussian
 from eval.metrics.features import FeatureName, FeatureNetwork
+from eval.metrics.moments import FeatureMoments, Gaussian
 from train.distributed import Team
 
 BATCH_SIZE = 64

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from eval.generate.sampler import LatentSampler
 from eval.images.pictures import to_uint8
-from eval.networks.decoder import Decoder
+from eval.networks.load import Decoder
 from shards import UserError
 from train.models.normalizer import LatentNormalizer
 
