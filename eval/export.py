@@ -1,7 +1,7 @@
 """Write trained networks in the layouts other programs read.
 
-python eval/export.py SNAPSHOT --layout published --out DIR python eval/export.py DECODER_SNAPSHOT --layout
-diffusers --encoder model.safetensors [--dit SNAPSHOT] --out DIR
+    python eval/export.py SNAPSHOT --layout published --out DIR
+    python eval/export.py DECODER_SNAPSHOT --layout diffusers --encoder model.safetensors [--dit SNAPSHOT] --out DIR
 
 "published" gives RAE's own files: `stage2_model.pt` and `stat.pt` of a DiT, `model.pt` of a decoder.
 "diffusers" joins a decoder with its encoder's weights, a file in transformers' layout, to what
@@ -13,10 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from eval.command import parse, run
-from shards import UsageError
+from shards import EncoderIdentity, UsageError
+
+if TYPE_CHECKING:
+    from train.weights.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,6 @@ def main(arguments: Sequence[str]) -> int:
     for path in (settings.snapshot, settings.encoder, settings.dit):
         if path is not None and not path.is_file():
             raise UsageError(f"a file of weights is needed, found none at {path}")
-    from eval.networks.export_layouts import export_diffusers, export_published
     from train.weights.snapshot import load_snapshot
 
     snapshot = load_snapshot(settings.snapshot)
@@ -55,6 +57,46 @@ def main(arguments: Sequence[str]) -> int:
     dit = None if settings.dit is None else load_snapshot(settings.dit)
     export_diffusers(snapshot, settings.encoder, dit, settings.out, transformers=settings.transformers)
     return 0
+
+
+def export_published(snapshot: Snapshot, out: Path) -> None:
+    """Write `stage2_model.pt` and `stat.pt` of a DiT, or `model.pt` of a decoder, into a folder, which is made."""
+    from train.weights.published import save_state_dict, save_statistics
+
+    out.mkdir(parents=True, exist_ok=True)
+    if snapshot.kind == "decoder":
+        save_state_dict(snapshot.model, out / "model.pt")
+        return
+    save_state_dict(snapshot.model, out / "stage2_model.pt")
+    if snapshot.normalizer is not None:
+        save_statistics(snapshot.normalizer, out / "stat.pt")
+
+
+def export_diffusers(
+    snapshot: Snapshot, encoder: Path, dit: Snapshot | None, out: Path, *, transformers: Literal[4, 5]
+) -> None:
+    """Join a decoder's snapshot with its encoder's weights and, if given, a DiT's latent statistics.
+
+    Raises:
+        UsageError: The snapshot is not a decoder's.
+        IdentityMismatchError: The DiT belongs to another encoder.
+    """
+    from eval.networks.diffusers_layout import write_autoencoder
+    from train.models.vit_decoder import ViTDecoder
+
+    if not isinstance(snapshot.model, ViTDecoder):
+        raise UsageError("diffusers' layout of an autoencoder holds a decoder; the snapshot is a DiT's")
+    identity = EncoderIdentity.from_dict(snapshot.meta.encoder)
+    if dit is not None:
+        identity.require_same(EncoderIdentity.from_dict(dit.meta.encoder), what="the DiT's snapshot")
+    write_autoencoder(
+        out,
+        snapshot.model,
+        encoder,
+        None if dit is None else dit.normalizer,
+        input_size=identity.input_size,
+        transformers=transformers,
+    )
 
 
 if __name__ == "__main__":

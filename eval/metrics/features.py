@@ -9,16 +9,17 @@ weights are never compared.
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.networks.frozen import load_weights, randomise, read_state, seed_of, weights_digest
+from eval.networks.frozen import randomise, seed_of, state_in_file, weights_digest
 from shards import UserError
 from train.engine.arithmetic import whole_float32
+from train.models.config import IMAGENET_MEAN, IMAGENET_STD
+from train.weights.published import load_exactly
 
 FeatureName = Literal["pool", "spatial", "logits", "cls"]
 
@@ -27,9 +28,6 @@ SPATIAL_CHANNELS = 7
 
 DINOV2_MODEL = "vit_large_patch14_dinov2.lvd142m"
 """Backbone of FD-DINOv2. Source: Stein et al., arXiv 2306.04675, section 3."""
-
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class FeatureNetwork(Protocol):
@@ -70,10 +68,11 @@ class InceptionFeatures:
 
     def __init__(self, weights: str, device: torch.device) -> None:
         network = _inception_without_weights()
-        if seed := seed_of(weights):
-            randomise(network, int(seed))
+        seed = seed_of(weights)
+        if seed is not None:
+            randomise(network, seed)
         else:
-            load_weights(network, _inception_state(weights), weights)
+            load_exactly(network, _inception_state(weights), weights)
         self.digest = weights_digest(network)
         self._network = network.to(device).eval().requires_grad_(requires_grad=False)
         self._spatial: list[Tensor] = []
@@ -123,14 +122,14 @@ class DinoFeatures:
             raise UserError(
                 f"weights of {model} could not be fetched ({error}); give them as a file"
             ) from error
-        if seed:
-            randomise(network, int(seed))
+        if seed is not None:
+            randomise(network, seed)
         elif weights != "public":
-            load_weights(network, read_state(Path(weights)), weights)
+            load_exactly(network, state_in_file(weights), weights)
         self.digest = weights_digest(network)
         self._network = network.to(device).eval().requires_grad_(requires_grad=False)
-        self._mean = torch.tensor(_IMAGENET_MEAN, device=device).view(3, 1, 1)
-        self._std = torch.tensor(_IMAGENET_STD, device=device).view(3, 1, 1)
+        self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
+        self._std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> dict[FeatureName, Tensor]:
@@ -168,7 +167,7 @@ def _inception_without_weights() -> Any:
 
 def _inception_state(weights: str) -> dict[str, Tensor]:
     if weights != "public":
-        return read_state(Path(weights))
+        return state_in_file(weights)
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     # The name of the file ends in the start of its SHA-256, which is checked.

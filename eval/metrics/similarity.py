@@ -1,4 +1,4 @@
-"""How close reconstructions are to their originals, image by image: PSNR and SSIM.
+"""How close reconstructions are to their originals, image by image: PSNR, SSIM and LPIPS.
 
 Images come as uint8, so a figure here is about the pictures a user gets, rounding included.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from train.engine.arithmetic import whole_float32
+from train.models.perceptual import Perceptual
 
 PSNR_CEILING = 100.0
 """Decibels given to identical images. Source: github:bytetriper/RAE at a4d18c4, src/eval/ref_iqa.py."""
@@ -39,9 +42,9 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of each pair, with a Gaussian window of 11 pixels and deviation 1.5.
+    """Structural similarity of each pair, with a Gaussian window of 11 pixels and a standard deviation of 1.5.
 
-    Averaged over colours and places; the image is mirrored at its border.
+    Averaged over colours and positions; the image is mirrored at its border.
 
     Args:
         a: uint8 [B, 3, H, W], H and W at least 6.
@@ -62,6 +65,25 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return (luminance * structure).flatten(1).mean(dim=1)
+
+
+@torch.inference_mode()
+def lpips(network: Perceptual, a: Tensor, b: Tensor) -> Tensor:
+    """Perceptual distance of each pair, computed in float32 without TensorFloat-32 whatever the caller's arithmetic is.
+
+    Args:
+        network: LPIPS on a device.
+        a: uint8 [B, 3, H, W] on the same device.
+        b: uint8 [B, 3, H, W] on the same device.
+
+    Returns:
+        float64 [B]; 0 for equal images.
+
+    Source: Zhang et al., arXiv 1801.03924, equation 1.
+    """
+    with whole_float32(a.device):
+        distances: Tensor = network(a.float() / 127.5 - 1, b.float() / 127.5 - 1)
+    return distances.double()
 
 
 def _blur(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Weights of a frozen network from a file or from a seed, never by running a pickle.
+"""Weights of the frozen networks behind the metrics, never read by running a pickle.
 
-Feature networks take `public` (their published source), a file, or `random:SEED` (for tests).
+An option for weights takes `public` (where their authors publish them), a file, or `random:SEED` (for tests).
 """
 
 from __future__ import annotations
@@ -11,47 +11,37 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from shards import UsageError, UserError
-from train.weights.published import read_state_dict
+from shards import UsageError
+from train.models.perceptual import Perceptual
+from train.tasks import frozen_networks
+from train.weights.published import load_exactly, read_state_dict
 
 
-def seed_of(weights: str) -> str:
-    """The number in `random:SEED`, empty where weights come from elsewhere.
+def seed_of(weights: str) -> int | None:
+    """The number in `random:SEED`; None where weights come from elsewhere.
 
     Raises:
         UsageError: It is no number.
     """
     kind, _, seed = weights.partition(":")
     if kind != "random":
-        return ""
+        return None
     if not seed.isdigit():
         raise UsageError(f"random feature weights need a seed, as in random:0, got {weights}")
-    return seed
+    return int(seed)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def state_in_file(weights: str) -> dict[str, Tensor]:
     """A state dict from a safetensors or PyTorch file.
 
     Raises:
         UsageError: There is no such file.
-        UserError: It holds something else.
+        PublishedFileError: It holds something else.
     """
+    path = Path(weights)
     if not path.is_file():
         raise UsageError(f"feature weights must be `public`, `random:SEED` or a file, found no file {path}")
     return read_state_dict(path)
-
-
-def load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict, every key of it.
-
-    Raises:
-        UserError: It belongs to another network; the message names the first difference.
-    """
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"feature weights in {source} do not fit the network: {first}") from error
 
 
 def randomise(network: nn.Module, seed: int) -> None:
@@ -74,3 +64,27 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def load_perceptual(weights: str, device: torch.device) -> Perceptual:
+    """LPIPS, the trainers' perceptual distance, frozen.
+
+    Args:
+        weights: `public`, a file with VGG16's weights in torchvision's names, or `random:SEED` for random convolutions;
+            the published linear weights in any case.
+        device: Where to compute.
+
+    Raises:
+        UserError: The weights cannot be had or belong to another network.
+    """
+    seed = seed_of(weights)
+    if seed is not None:
+        network = Perceptual()
+        randomise(network, seed)
+        load_exactly(network, {**network.state_dict(), **frozen_networks.linear_weights()}, weights)
+    else:
+        network = frozen_networks.load_perceptual(
+            None if weights == "public" else Path(weights),
+            remedy=f"--perceptual-weights FILE ({frozen_networks.VGG16_URL}), or leave out the metric lpips",
+        )
+    return network.to(device).eval()

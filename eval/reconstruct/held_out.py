@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval.images.sources import blocks
-from eval.metrics.similarity import psnr, ssim
-from eval.networks.perceptual_weights import lpips
+from eval.metrics.similarity import lpips, psnr, ssim
 from eval.reconstruct.pairs import Pairs
 from train.distributed import Team
 from train.models.perceptual import Perceptual

@@ -12,9 +12,9 @@ from torch import Tensor
 from eval.images.pictures import to_uint8
 from eval.metrics.extraction import FeatureSet
 from eval.metrics.features import FeatureName, InceptionFeatures
-from eval.metrics.similarity import psnr, ssim
+from eval.metrics.similarity import lpips, psnr, ssim
+from eval.networks.frozen import load_perceptual
 from eval.networks.load import Decoder
-from eval.networks.perceptual_weights import load_perceptual, lpips
 from eval.settings import ReconstructionSettings
 from shards import Store
 from train.engine.stored_tokens import StoredTokens, stored_tensor

@@ -178,7 +178,7 @@ def test_the_digest_tells_weights_apart():
 
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
     save_file({"head": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="do not fit the network: Missing key"):
+    with pytest.raises(UserError, match="does not fit a VisionTransformer; missing: "):
         DinoFeatures(str(tmp_path / "other.safetensors"), CPU, model=TINY_VIT)
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.networks.perceptual_weights import load_perceptual, lpips
+from eval.metrics.similarity import lpips
+from eval.networks.frozen import load_perceptual
 from train.weights.infer import PublishedFileError
 
 CPU = torch.device("cpu")

@@ -85,7 +85,7 @@ NOT_RUN = {
     "make": "the demo has a slow test of its own, and the tests are what is running",
     "pip": "installs",
     "sbatch": "needs SLURM",
-    "model.pt": "needs published weights; tests/eval/test_published_files.py reads such files",
+    "model.pt": "needs published weights; tests/eval/test_published.py reads such files",
     "--protocol": "needs Inception's public weights; tests/eval/test_generation.py runs protocols with others",
     "--fid-every": "needs Inception's public weights; tests/train/test_train_fid.py measures with others",
 }
