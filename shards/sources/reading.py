@@ -5,10 +5,11 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 from urllib.parse import unquote_to_bytes
 
 from shards.errors import UserError
-from shards.metadata.plan import SourceRecord
 from shards.sources.parquet_rows import ParquetRows
 from shards.storage.location import Location
 from shards.storage.remote_path import RemotePath, is_url
@@ -24,8 +25,28 @@ class SourceGoneError(UserError):
     """The source as a whole is no longer there."""
 
 
+class ImagePlace(Protocol):
+    """Where the bytes of one image lie: a `FoundImage` of a listing, or a `SourceRecord` of a plan."""
+
+    @property
+    def key(self) -> str:
+        """Its name in the source."""
+
+    @property
+    def uri(self) -> str:
+        """The file or archive it lies in."""
+
+    @property
+    def offset(self) -> int:
+        """Its first byte in a tar, its row in a parquet file, else 0."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes when it was listed."""
+
+
 class SourceReader:
-    """Reads the bytes of records; may be used by several threads at once.
+    """Reads the bytes of images; may be used by several threads at once, and as a context manager.
 
     A record is a whole file (offset 0), a range of a tar (offset of its first byte), or a row of a parquet file
     (offset = number of the row).
@@ -43,7 +64,15 @@ class SourceReader:
                 os.close(descriptor)
             self._archives.clear()
 
-    def read(self, record: SourceRecord, *, any_size: bool = False) -> bytes:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def read(self, record: ImagePlace, *, any_size: bool = False) -> bytes:
         """All bytes of one image.
 
         Args:

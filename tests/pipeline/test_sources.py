@@ -15,6 +15,7 @@ from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
 from shards.errors import UsageError
 from shards.metadata.plan import SourceRecord
+from shards.sources.find import find_images
 from shards.sources.reading import BadImageError, SourceGoneError, SourceReader
 
 
@@ -68,6 +69,12 @@ def test_a_folder_s_classes_are_its_first_level_and_its_order_is_that_of_the_key
     assert [record.label for record in listing.records] == [0, 0, 1, 1]
     assert listing.class_names == ("a class", "zebra")
     assert contents(listing)["zebra/é ü.jpeg"] == png(2)
+
+
+def test_what_is_found_can_be_read_without_a_plan(folder):
+    found = find_images(str(folder))
+    with SourceReader() as reader:
+        assert [reader.read(image) for image in found.images] == [png(0), png(1), png(3), png(2)]
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):
