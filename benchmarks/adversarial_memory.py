@@ -22,8 +22,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from train.distributed import Team
+from train.engine.dequantize import Dequantizer
 from train.engine.feed import MicroBatch
-from train.engine.stored_tokens import StoredTokens
 from train.models.build import build_model
 from train.models.config import decoder_config
 from train.models.discriminator import DINO_SIZES, DinoFeatures, Discriminator
@@ -53,7 +53,7 @@ def make_task(size: str, device: torch.device) -> AdversarialTask:
         ),
         no_snapshot,
         None,
-        stored=StoredTokens(None),
+        dequantizer=Dequantizer(None),
         perceptual=Perceptual().to(device),
         features=DinoFeatures(DINO_SIZES["S_8"]).to(device),
         discriminator=Discriminator().to(device),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shards import Store, open_store
 from train.decoder import main as train_decoder
-from train.engine.stored_tokens import StoredTokens, stored_tensor
+from train.engine.dequantize import Dequantizer, stored_tensor
 from train.tasks.randomness import normal
 from train.weights.snapshot import load_snapshot
 
@@ -34,7 +34,7 @@ def psnr_by_noise(store: Store, snapshot: Path, num_images: int) -> list[float]:
     decoder = load_snapshot(snapshot).model
     rows = store.valid_rows[np.linspace(0, len(store.valid_rows) - 1, num_images).astype(np.int64)]
     stored, images = (read_rows(store, field, rows) for field in ("tokens", "image"))
-    tokens = StoredTokens.of(store)(stored_tensor(stored, store.recipe.dtype))
+    tokens = Dequantizer.of(store)(stored_tensor(stored, store.recipe.dtype))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     noise = normal(0, "noise on tokens", torch.arange(num_images), tuple(tokens.shape[1:]))
     found = []

@@ -30,9 +30,9 @@ from PIL import Image
 from pipeline.encoders.encoder import Encoder, create_encoder
 from shards import Store, StoreWriter, center_crop, decode_image, open_store
 from train.distributed import Team
+from train.engine.dequantize import Dequantizer
 from train.engine.feed import Feed, MicroBatch
 from train.engine.state import make_optimizer
-from train.engine.stored_tokens import StoredTokens
 from train.models.build import build_model
 from train.models.config import DiTDHConfig, dit_dh_config
 from train.models.cost import forward_flops
@@ -126,7 +126,7 @@ def trainer_of(
         model.compile()
     normalizer = LatentNormalizer(None, torch.ones(config.token_width, *config.grid)).to(device)
     settings = DiTSettings(model=DiTNetwork(width=8, depth=1, num_heads=1))
-    task = VelocityTask(model, normalizer, settings, no_snapshot, stored=StoredTokens(None))
+    task = VelocityTask(model, normalizer, settings, no_snapshot, dequantizer=Dequantizer(None))
     optimizer = make_optimizer(model, settings.optimizer)
 
     def step(batch: MicroBatch) -> None:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         size = (settings.image_size, settings.image_size)
         save_reference(settings.images, size, network, team, settings.out)
     finally:
-        team.leave()
+        team.close()
     return 0
 
 

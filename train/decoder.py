@@ -49,11 +49,11 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     from eval.networks.load import Decoder
     from eval.reconstruct.pairs import Pairs
     from shards import UsageError
+    from train.engine.dequantize import Dequantizer
     from train.engine.fine_tuning import start_from
     from train.engine.held_out import split_rows
     from train.engine.launch import begun, snapshot_meta
     from train.engine.lr import steps_per_epoch
-    from train.engine.stored_tokens import StoredTokens
     from train.models.build import build_model
     from train.models.discriminator import Discriminator
     from train.settings.networks import decoder_config
@@ -79,10 +79,10 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     if settings.perceptual == "lpips":
         perceptual = load_perceptual(settings.perceptual_weights).to(team.device)
     held_out = held_out_scores(settings, pairs, left_out, perceptual, team)
-    meta, stored = snapshot_meta(settings, store), StoredTokens.of(store).to(team.device)
+    meta, dequantizer = snapshot_meta(settings, store), Dequantizer.of(store).to(team.device)
     if not settings.adversarial:
         return ReconstructionTask(
-            model, settings, meta, sampler, stored=stored, perceptual=perceptual, held_out=held_out
+            model, settings, meta, sampler, dequantizer=dequantizer, perceptual=perceptual, held_out=held_out
         )
     if team.sharded:
         raise UsageError("the adversarial loss needs the decoder's last layer whole; leave --sharding at ddp")
@@ -94,7 +94,7 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
         settings,
         meta,
         sampler,
-        stored=stored,
+        dequantizer=dequantizer,
         perceptual=perceptual,
         held_out=held_out,
         features=features.to(team.device),
@@ -115,13 +115,13 @@ def reconstruction_grid(
 
     rows = rows[evenly_spread(SHEET_IMAGES, len(rows))]
 
-    def draw(path: Path) -> None:
+    def render(path: Path) -> None:
         originals, made = (side.permute(0, 2, 3, 1).cpu().numpy() for side in pairs.read(rows))
-        if team.leads:
+        if team.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_png(grid(side_by_side(originals, made), SHEET_IMAGES // 2), path)
 
-    return draw
+    return render
 
 
 def held_out_scores(

@@ -85,7 +85,7 @@ class Team:
             )
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
 
@@ -120,7 +120,7 @@ class Team:
         if self.world_size > 1:
             dist.barrier()
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Close the trackers and the connections of this process."""
         self.accelerator.end_training()
 

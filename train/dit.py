@@ -44,10 +44,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_task(settings: DiTSettings, store: Store, team: Team) -> VelocityTask:
     """The network, its normaliser and its loss, on the process's device."""
+    from train.engine.dequantize import Dequantizer
     from train.engine.fine_tuning import start_from
     from train.engine.launch import begun, snapshot_meta
     from train.engine.statistics_source import FILE_NAME, latent_normalizer, save_normalizer
-    from train.engine.stored_tokens import StoredTokens
     from train.models.build import build_model
     from train.settings.networks import dit_config
     from train.tasks.velocity_task import VelocityTask
@@ -61,7 +61,7 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> VelocityTask:
     normalizer = latent_normalizer(
         store, settings.views or (), published=settings.statistics, inherited=inherited, kept=kept
     )
-    if team.leads:
+    if team.is_main_process:
         save_normalizer(kept, normalizer)
     if settings.train_tables:
         model.requires_grad_(True)  # noqa: FBT003 - torch's own signature
@@ -69,19 +69,19 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> VelocityTask:
     model.to(team.device)
     if settings.compile:
         model.compile()
-    decoder = drawing_decoder(settings, store, team)
+    decoder = sample_decoder(settings, store, team)
     return VelocityTask(
         model,
         normalizer.to(team.device),
         settings,
         snapshot_meta(settings, store),
         sample_grid(settings, store, decoder, team),
-        stored=StoredTokens.of(store).to(team.device),
+        dequantizer=Dequantizer.of(store).to(team.device),
         fid=small_sample_fid(settings, store, decoder, team),
     )
 
 
-def drawing_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder | None:
+def sample_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder | None:
     """The decoder that draws what the network has learnt; None where nothing is to be drawn.
 
     Raises:
@@ -116,15 +116,15 @@ def sample_grid(
     # Sample i shows class i modulo the number of classes; the sheet has a row a class.
     numbers = torch.arange(len(classes) * SHEET_COLUMNS).view(SHEET_COLUMNS, len(classes)).T.flatten()
 
-    def draw(model: DiT | DiTDH, normalizer: LatentNormalizer, path: Path) -> None:
+    def render(model: DiT | DiTDH, normalizer: LatentNormalizer, path: Path) -> None:
         latents = latent_sampler(settings, model, classes).latents(numbers.to(team.device))
         images = to_uint8(decoder.pixels(normalizer.to_tokens(latents))).cpu().numpy()
-        if team.leads:
+        if team.is_main_process:
             names = [store.class_names[label] for label in classes if store.class_names]
             path.parent.mkdir(parents=True, exist_ok=True)
             save_png(grid(images, SHEET_COLUMNS, names), path)
 
-    return draw
+    return render
 
 
 def small_sample_fid(

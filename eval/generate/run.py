@@ -53,7 +53,7 @@ def generate(plan: GenerationPlan) -> dict[str, Any]:
     try:
         return _generate(plan, team)
     finally:
-        team.leave()
+        team.close()
 
 
 def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
     producer = _producer(plan, model, store, team)
     require_published_size(settings.protocol, producer.decoder.image_size)
     record = generation_record(plan, producer.sampler, store)
-    if team.leads:
+    if team.is_main_process:
         open_folder(settings.out, record)
     samples = SamplesFile(settings.out / "samples.npz", plan.num, producer.decoder.image_size)
     seconds, made = _sample(samples, producer, team)
@@ -84,12 +84,12 @@ def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
         "sampling_seconds": seconds,
         "images_per_second": made / seconds if made else None,
     }
-    if team.leads:
+    if team.is_main_process:
         images = map_samples(samples.path)
         _draw(images, plan, producer.sampler.classes, model.meta.class_names)
     if plan.reference is not None:
         results |= _evaluate(samples.path, plan.reference, plan, team)
-    if team.leads:
+    if team.is_main_process:
         write_json(settings.out / "results.json", results)
         if settings.protocol is not None:
             _write_table(plan, results)
@@ -157,7 +157,7 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
 
 def _sample(samples: SamplesFile, producer: Producer, team: Team) -> tuple[float, int]:
     """Make the samples that are missing; returns seconds and how many."""
-    if team.leads:
+    if team.is_main_process:
         if samples.finished:
             samples.drop_unfinished()
         else:
@@ -172,12 +172,12 @@ def _sample(samples: SamplesFile, producer: Producer, team: Team) -> tuple[float
     began = time.perf_counter()
     with (
         samples,
-        tqdm(total=stop - start, desc="sampling", unit="image", disable=not team.leads) as progress,
+        tqdm(total=stop - start, desc="sampling", unit="image", disable=not team.is_main_process) as progress,
     ):
         producer.produce(pending[start:stop], samples.write, progress)
     team.wait()
     seconds = time.perf_counter() - began
-    if team.leads:
+    if team.is_main_process:
         samples.finish()
     team.wait()
     return seconds, len(pending)
@@ -219,7 +219,7 @@ def _evaluate(samples: Path, reference: Path, plan: GenerationPlan, team: Team) 
     cautions = comparison.cautions + generation_cautions(
         plan.num, comparison.reference_kind, comparison.reference_count, settings.protocol, reference.name
     )
-    if team.leads:
+    if team.is_main_process:
         for caution in cautions:
             warn(caution)
     return {

@@ -51,7 +51,7 @@ class SmallSampleFid:
         side = load_reference(reference, decoder.image_size, network, team, features=_POOL, manifold=False)
         self._reference = side.gaussians["pool"]
         self._decoder, self._network, self._team, self._num = decoder, network, team, num
-        if team.leads:
+        if team.is_main_process:
             for caution in sample_cautions(num, "--fid-every: FID"):
                 warn(caution)
 

@@ -76,7 +76,9 @@ def extract(
     """Features of all images of a source; every process reads its share and gets the whole result."""
     start, stop = share(len(images), team)
     batches = _read_ahead(images, blocks(start, stop, BATCH_SIZE))
-    progress = tqdm(batches, total=-(-(stop - start) // BATCH_SIZE), desc=label, disable=not team.leads)
+    progress = tqdm(
+        batches, total=-(-(stop - start) // BATCH_SIZE), desc=label, disable=not team.is_main_process
+    )
     found = FeatureSet()
     for batch in progress:
         pixels = torch.from_numpy(batch).to(team.device).permute(0, 3, 1, 2)

@@ -98,7 +98,7 @@ def save_reference(
     if holds_statistics(images):
         raise UsageError(f"{images} holds statistics already; give it as --reference")
     found = load_reference(images, image_size, network, team, features=set(ARRAYS), manifold=True)
-    if team.leads:
+    if team.is_main_process:
         saved = SavedStatistics(
             gaussians=found.gaussians,
             manifold=found.manifold,

@@ -78,7 +78,7 @@ def compare(
             keep=needed_features(metrics),
             label="features of the samples",
         )
-        if team.leads:
+        if team.is_main_process:
             found.metrics |= inception_metrics(features, side, metrics, team.device)
         found.reference_kind, found.reference_count = side.kind, side.count
     if "fd_dinov2" in metrics:
@@ -124,7 +124,7 @@ def _add_dinov2(found: Comparison, images: ImageSource, reference: Path, team: T
     names: set[FeatureName] = {"cls"}
     side = load_reference(reference, images.image_size, network, team, features=names, manifold=False)
     features = extract(images, network, team, moments=names, keep=set(), label="DINOv2 of the samples")
-    if team.leads:
+    if team.is_main_process:
         found.metrics["fd_dinov2"] = frechet_distance(side.gaussians["cls"], features.gaussian("cls"))
     if not found.reference_kind:
         found.reference_kind, found.reference_count = side.kind, side.count

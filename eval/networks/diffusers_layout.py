@@ -137,7 +137,7 @@ def _latent_statistics(normalizer: LatentNormalizer | None) -> tuple[Tensor, Ten
     """Mean and deviation such that diffusers' (z − mean) / (std + 1e-5) is our (z − mean) / √(variance + eps)."""
     if normalizer is None:
         return None
-    std = normalizer.deviation - STD_EPS
+    std = normalizer.std - STD_EPS
     return torch.zeros_like(std) if normalizer.mean is None else normalizer.mean, std
 
 

@@ -17,7 +17,7 @@ from eval.networks.frozen import load_perceptual
 from eval.networks.load import Decoder
 from eval.settings import ReconstructionSettings
 from shards import Store
-from train.engine.stored_tokens import StoredTokens, stored_tensor
+from train.engine.dequantize import Dequantizer, stored_tensor
 
 POOL: set[FeatureName] = {"pool"}
 """Inception features of rFID."""
@@ -49,7 +49,7 @@ class Pairs:
         view = "center" if "center" in store.views else store.views[0]
         self.store = store
         self._tokens = store.reader(view, "tokens")
-        self._stored = StoredTokens.of(store).to(device)
+        self._dequantizer = Dequantizer.of(store).to(device)
         self._images = store.reader(view, "image")
         self._decoder = decoder
         self._device = device
@@ -65,7 +65,7 @@ class Pairs:
         images = np.empty((len(rows), *self._images.row_shape), np.uint8)
         self._tokens.read(rows, tokens)
         self._images.read(rows, images)
-        raw = self._stored(stored_tensor(tokens, self._tokens.logical_dtype).to(self._device))
+        raw = self._dequantizer(stored_tensor(tokens, self._tokens.logical_dtype).to(self._device))
         made = to_uint8(self._decoder.pixels(raw), rounding=self._rounding)
         original = torch.from_numpy(images).to(self._device)
         return original.permute(0, 3, 1, 2), made.permute(0, 3, 1, 2)

@@ -38,7 +38,7 @@ def reconstruct(settings: ReconstructionSettings) -> dict[str, Any]:
     try:
         return _reconstruct(settings, team)
     finally:
-        team.leave()
+        team.close()
 
 
 def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]:
@@ -62,7 +62,9 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
     judge = Judge(settings, team.device)
     start, stop = share(len(rows), team)
     size_at_once = settings.batch_size or _BATCH_SIZE.get(team.device.type, 16)
-    with tqdm(total=stop - start, desc="reconstructing", unit="image", disable=not team.leads) as progress:
+    with tqdm(
+        total=stop - start, desc="reconstructing", unit="image", disable=not team.is_main_process
+    ) as progress:
         for first, last in blocks(start, stop, size_at_once):
             batch = rows[first:last]
             judge.add(batch, *pairs.read(batch))
@@ -85,7 +87,7 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
     }
     if "rfid" in settings.metrics:
         results |= _rfid(found, judge, settings, size, team)
-    if team.leads:
+    if team.is_main_process:
         settings.out.mkdir(parents=True, exist_ok=True)
         _draw(found, pairs, settings)
         _draw_classes(found, pairs, store, settings)
@@ -107,7 +109,7 @@ def _rfid(
         side = load_reference(settings.reference, size, judge.inception, team, features=POOL, manifold=False)
         kind, reference_count, gaussian = side.kind, side.count, side.gaussians["pool"]
     cautions = reconstruction_cautions(count, kind, reference_count)
-    if not team.leads:
+    if not team.is_main_process:
         return {}
     for caution in cautions:
         warn(caution)

@@ -33,7 +33,7 @@ class Shares:
     """A process among several whose results are exchanged by hand."""
 
     def __init__(self, rank, world_size):
-        self.rank, self.world_size, self.leads = rank, world_size, rank == 0
+        self.rank, self.world_size, self.is_main_process = rank, world_size, rank == 0
         self.device = torch.device("cpu")
         self.results = []
 

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.encode.tokens import TokenStorage
 from shards.values.quantize import fit_code
-from train.engine.stored_tokens import StoredTokens, latents_of
+from train.engine.dequantize import Dequantizer, latents_of
 from train.models.normalizer import LatentNormalizer
 
 pytestmark = [
@@ -38,7 +38,7 @@ def test_the_device_codes_as_numpy_does(tokens, code):
 
 def test_the_device_decodes_bit_for_bit_and_normalises_in_the_same_pass(tokens, code):
     codes = code.encode(tokens)
-    stored = StoredTokens(torch.from_numpy(code.table)).cuda()
+    stored = Dequantizer(torch.from_numpy(code.table)).cuda()
     decoded = torch.from_numpy(code.decode(codes))
     assert torch.equal(stored(torch.from_numpy(codes).cuda()).cpu(), decoded)
     assert torch.equal(torch.compile(stored)(torch.from_numpy(codes).cuda()).cpu(), decoded)

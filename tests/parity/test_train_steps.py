@@ -45,7 +45,7 @@ class RecordedDraws(Task):
         y = torch.where(dropped, config["num_classes"], tensors["y"])
         prediction = model(interpolate(tensors["x1"], tensors["x0"], t), t, y)
         losses = per_sample_loss(prediction, velocity_target(tensors["x1"], tensors["x0"]))
-        return Losses(losses, torch.zeros(0, 2))
+        return Losses(losses, {})
 
     def describe(self, positions):
         return ""
@@ -53,7 +53,7 @@ class RecordedDraws(Task):
     def save_snapshot(self, path, weights, *, step, ema_rate):
         raise AssertionError
 
-    draw_samples = save_snapshot
+    render_samples = save_snapshot
 
 
 def number(text, name):
@@ -98,10 +98,11 @@ def test_steps_give_the_recorded_losses_norms_rates_weights_and_averages(case, a
             fields={},
             last_of_step=True,
         )
-        stop, bad, norm, [[total, weight]] = trainer.learn(iter([batch]), StopRequest()).read()
-        assert (stop, bad) == (False, False)
+        result = trainer.train_step(iter([batch]), StopRequest()).read()
+        assert (result.stop, result.skipped) == (False, False)
+        total, weight = result.metrics["loss"]
         assert total / weight == pytest.approx(expected["loss"], rel=1e-5)
-        assert norm == pytest.approx(expected["grad_norm_before_clip"], rel=1e-4)
+        assert result.gradient_norm == pytest.approx(expected["grad_norm_before_clip"], rel=1e-4)
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(expected["lr"], rel=1e-9)
         trainer.step += 1
     averages = trainer.averages.weights(case.meta["ema_decay"])

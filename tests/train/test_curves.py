@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from train.report.curves import Axis, draw_curves, spread
+from train.report.curves import Axis, render_curves, spread
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ def test_a_logarithmic_axis_names_powers_of_ten_at_equal_distances():
     axis = Axis(0.02, 200, 0, 80, log=True)
     assert axis.ticks() == pytest.approx([0.1, 1, 10, 100])
     assert (
-        axis.place(1) - axis.place(0.1)
-        == pytest.approx(axis.place(100) - axis.place(10))
+        axis.position(1) - axis.position(0.1)
+        == pytest.approx(axis.position(100) - axis.position(10))
         == pytest.approx(20)
     )
 
@@ -39,7 +39,7 @@ def test_each_metric_is_drawn_in_its_panel_and_others_in_none():
         {"step": 2, "loss": None, "loss_t0.1": 0.6, "adaptive_weight": 0.01, "discriminator_accuracy": 0.5},
         {"step": 3, "loss": 0.4, "adaptive_weight": 5.0, "held_out_psnr": 20.0},
     ]
-    figures = re.findall(r"<figure><b>(.*?)</b>.*?</figure>", draw_curves(metrics))
+    figures = re.findall(r"<figure><b>(.*?)</b>.*?</figure>", render_curves(metrics))
     assert figures == [
         "loss",
         "loss by time t",
@@ -47,5 +47,5 @@ def test_each_metric_is_drawn_in_its_panel_and_others_in_none():
         "share of the discriminator's verdicts that are right",
         "λ, weight of the adversarial loss",
     ]
-    assert "logarithmic" in draw_curves(metrics)
-    assert "samples_seen" not in draw_curves(metrics)
+    assert "logarithmic" in render_curves(metrics)
+    assert "samples_seen" not in render_curves(metrics)

@@ -11,8 +11,8 @@ from train.report.metrics_file import read_metrics
 
 def test_means_are_weighted_and_metrics_without_samples_left_out():
     window = Window(("loss", "psnr", "never"))
-    window.add(2.0, [[6.0, 4.0], [30.0, 1.0], [0.0, 0.0]])
-    window.add(4.0, [[2.0, 4.0], [10.0, 3.0], [0.0, 0.0]])
+    window.add(2.0, {"loss": (6.0, 4.0), "psnr": (30.0, 1.0), "never": (0.0, 0.0)})
+    window.add(4.0, {"loss": (2.0, 4.0), "psnr": (10.0, 3.0), "never": (0.0, 0.0)})
     assert window.means() == {"loss": 1.0, "psnr": 10.0, "gradient_norm": 3.0}
 
 
@@ -23,11 +23,11 @@ def test_a_window_of_bad_steps_alone_has_no_number():
 def test_a_window_continues_from_its_state_through_json():
     whole, first, second = (Window(("loss",)) for _ in range(3))
     for step, value in enumerate((0.1, 0.2, 0.7)):
-        whole.add(1.0 + step, [[value, 3.0]])
-    first.add(1.0, [[0.1, 3.0]])
+        whole.add(1.0 + step, {"loss": (value, 3.0)})
+    first.add(1.0, {"loss": (0.1, 3.0)})
     second.load(json.loads(json.dumps(first.state())))
-    second.add(2.0, [[0.2, 3.0]])
-    second.add(3.0, [[0.7, 3.0]])
+    second.add(2.0, {"loss": (0.2, 3.0)})
+    second.add(3.0, {"loss": (0.7, 3.0)})
     assert second.means() == whole.means()
     other = Window(("loss", "psnr"))
     other.load(first.state())

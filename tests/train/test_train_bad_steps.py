@@ -28,7 +28,7 @@ class Spiky(Task):
     def losses(self, model, batch):
         losses = model(torch.ones(len(batch), 1)).squeeze(1) ** 2
         scale = torch.where(torch.isin(torch.from_numpy(batch.rows), self.broken), torch.inf, 1.0)
-        return Losses(losses * scale, torch.zeros(0, 2))
+        return Losses(losses * scale, {})
 
     def describe(self, positions):
         return f"positions {positions.tolist()}"
@@ -36,13 +36,13 @@ class Spiky(Task):
     def save_snapshot(self, path, weights, *, step, ema_rate):
         raise AssertionError
 
-    draw_samples = save_snapshot
+    render_samples = save_snapshot
 
 
-class Said(list):
-    """A journal that keeps what is said."""
+class Log(list):
+    """A journal that keeps what is log."""
 
-    say = list.append
+    log = list.append
 
 
 def batch(*rows):
@@ -72,18 +72,18 @@ def trainer_of(task, tmp_path, **changes):
 
 def test_a_bad_step_changes_neither_weights_nor_moments_and_names_its_samples(tmp_path):
     trainer = trainer_of(Spiky(broken=(7,)), tmp_path)
-    said = Said()
-    assert not trainer.note(trainer.learn(iter([batch(1, 2)]), StopRequest()), said)
+    log = Log()
+    assert not trainer.record(trainer.train_step(iter([batch(1, 2)]), StopRequest()), log)
     weight = trainer.task.model.weight.clone()
     state = trainer.optimizer.state[trainer.task.model.weight]
     moments = {name: value.clone() for name, value in state.items()}
-    trainer.note(trainer.learn(iter([batch(3, 7)]), StopRequest()), said)
+    trainer.record(trainer.train_step(iter([batch(3, 7)]), StopRequest()), log)
     assert torch.equal(trainer.task.model.weight, weight)
     assert all(torch.equal(state[name], value) for name, value in moments.items())
     assert trainer.bad_steps == 1
-    assert "rows [7]" in said[0]
-    assert "positions [107]" in said[0]
-    trainer.note(trainer.learn(iter([batch(1, 2)]), StopRequest()), said)
+    assert "rows [7]" in log[0]
+    assert "positions [107]" in log[0]
+    trainer.record(trainer.train_step(iter([batch(1, 2)]), StopRequest()), log)
     assert not torch.equal(trainer.task.model.weight, weight)
     # The mean of the window is over the sound steps alone.
     assert np.isfinite(trainer.window.means()["loss"])
@@ -92,9 +92,9 @@ def test_a_bad_step_changes_neither_weights_nor_moments_and_names_its_samples(tm
 def test_too_many_bad_steps_stop_the_run(tmp_path):
     trainer = trainer_of(Spiky(broken=(7,)), tmp_path, max_bad_steps=2)
     for _ in range(2):
-        trainer.note(trainer.learn(iter([batch(7, 1)]), StopRequest()), Said())
+        trainer.record(trainer.train_step(iter([batch(7, 1)]), StopRequest()), Log())
     with pytest.raises(UserError, match="--max-bad-steps 2"):
-        trainer.note(trainer.learn(iter([batch(7, 1)]), StopRequest()), Said())
+        trainer.record(trainer.train_step(iter([batch(7, 1)]), StopRequest()), Log())
 
 
 def test_a_real_run_stops_when_it_diverges(tmp_path, train_here):

@@ -92,7 +92,7 @@ def test_a_checkpoint_the_run_was_continued_from_is_not_written_again(tmp_path, 
     before = path.stat().st_ino
     # Told to stop before its first step, a continued run has nothing new to save.
     monkeypatch.setattr("train.engine.loop.Trainer.due", lambda self, every: False)
-    monkeypatch.setattr("train.engine.loop.Trainer.learn", None)
+    monkeypatch.setattr("train.engine.loop.Trainer.train_step", None)
     monkeypatch.setattr("train.engine.launch.finished", lambda *run: False)
     assert train_here("dit", tmp_path, "--max-steps 2") == 0
     assert path.stat().st_ino == before

@@ -57,17 +57,17 @@ class Refused(TorchFunctionMode):
 
 
 def watch(monkeypatch, enter):
-    """Have every step after the warm-up learn within a context; returns the list of those steps."""
-    learn, watched = Trainer.learn, []
+    """Have every step after the warm-up run within a context; returns the list of those steps."""
+    train_step, watched = Trainer.train_step, []
 
     def watching(self, *arguments):
         if self.step < WARM_UP:
-            return learn(self, *arguments)
+            return train_step(self, *arguments)
         watched.append(self.step)
         with enter():
-            return learn(self, *arguments)
+            return train_step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "learn", watching)
+    monkeypatch.setattr(Trainer, "train_step", watching)
     return watched
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from train.engine.dequantize import Dequantizer
 from train.engine.feed import MicroBatch
-from train.engine.stored_tokens import StoredTokens
 from train.flow.path import time_shift
 from train.models.build import build_model
 from train.models.config import DiTConfig
 from train.models.normalizer import LatentNormalizer
 from train.settings.config import DiTNetwork, DiTSettings, FlowSettings
-from train.tasks.velocity_task import NUM_BANDS, VelocityTask, by_band
+from train.tasks.velocity_task import VelocityTask, loss_by_time
 
 LOGIT_NORMAL = FlowSettings()
 
@@ -34,7 +34,7 @@ def task_of(flow=LOGIT_NORMAL, seed=0):
     settings = DiTSettings(model=DiTNetwork(width=8, depth=1, num_heads=1), flow=flow, seed=seed)
     normalizer = LatentNormalizer(torch.full((4, 2, 2), 2.0), torch.full((4, 2, 2), 9.0))
     return VelocityTask(
-        build_model(config), normalizer, settings, lambda step, rate: None, stored=StoredTokens(None)
+        build_model(config), normalizer, settings, lambda step, rate: None, dequantizer=Dequantizer(None)
     )
 
 
@@ -61,7 +61,7 @@ def test_the_loss_is_the_error_of_noise_minus_data():
         losses.per_sample, (noise - data).square().flatten(1).mean(1), rtol=1e-3, atol=1e-3
     )
     assert abs(noise.std().item() - 1) < 0.1
-    assert losses.metrics.shape == (NUM_BANDS, 2)
+    assert list(losses.metrics) == [f"loss_t0.{band}" for band in range(10)]
 
 
 def test_times_are_shifted_by_the_latents_size():
@@ -107,8 +107,8 @@ def test_labels_are_withheld_as_often_as_asked_and_always_where_there_is_none(pr
 
 def test_bands_add_up_to_the_whole():
     t, losses = torch.rand(100), torch.rand(100)
-    bands = by_band(losses, t)
-    assert bands[:, 1].sum() == 100
-    torch.testing.assert_close(bands[:, 0].sum(), losses.sum())
-    torch.testing.assert_close(bands[3, 0], losses[(t >= 0.3) & (t < 0.4)].sum())
-    assert by_band(torch.ones(1), torch.ones(1))[-1].tolist() == [1, 1]
+    bands = loss_by_time(losses, t)
+    assert sum(count for _, count in bands.values()) == 100
+    torch.testing.assert_close(sum(total for total, _ in bands.values()), losses.sum())
+    torch.testing.assert_close(bands["loss_t0.3"][0], losses[(t >= 0.3) & (t < 0.4)].sum())
+    assert loss_by_time(torch.ones(1), torch.ones(1))["loss_t0.9"].tolist() == [1, 1]

@@ -63,7 +63,7 @@ def launch(
         team = Team(sharding=settings.sharding, tracker=tracker, out=settings.out)
         remember(settings, settings.out, team)
         if finished(settings.out, settings.max_steps, team):
-            if team.leads:
+            if team.is_main_process:
                 logger.info(
                     "%s has already reached step %d; train on with a larger --max-steps",
                     settings.out,
@@ -108,9 +108,9 @@ def launch(
         finally:
             feed.close()
             journal.close()
-            team.leave()
+            team.close()
     if trainer.step < settings.max_steps:
-        if team.leads:
+        if team.is_main_process:
             logger.info(
                 "stopped at step %d with a checkpoint; run the same command again to continue", trainer.step
             )
@@ -151,7 +151,7 @@ def remember(settings: Settings, out: Path, team: Team) -> None:
     if path.is_file():
         require_same_run(load_settings(path), settings)
     team.wait()
-    if team.leads:
+    if team.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         replace_atomically(path, to_json(settings).encode())
     team.wait()

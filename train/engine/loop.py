@@ -27,7 +27,7 @@ from train.engine.signals import StopRequest
 from train.engine.state import make_optimizer, restore_parts, state_parts
 from train.engine.summary import expected_hours
 from train.engine.task import Task, sum_and_count
-from train.engine.totals import Seen, StepTotals, Window
+from train.engine.totals import Seen, StepTotals, Window, stack_metrics
 from train.report.tracking import Journal
 from train.settings.config import Settings
 
@@ -57,7 +57,7 @@ class Trainer:
         self.wrapped = team.wrap(task.model)
         self.averages = WeightAverages(task.model, settings.ema_rates)
         self.optimizer = make_optimizer(task.model, settings.optimizer)
-        self._hours_said = False
+        self._logged_hours = False
         self._trained = [p for p in task.model.parameters() if p.requires_grad]
 
     @property
@@ -81,7 +81,7 @@ class Trainer:
                 "give the store it was begun with, or insist with --allow-change store"
             )
         restore_parts(partial(open_part, newest), self.task.model, self.averages, self.optimizer)
-        self.task.load_further_state({name: read_part(newest, name) for name in self.task.further_state()})
+        self.task.load_extra_state({name: read_part(newest, name) for name in self.task.extra_state()})
         self.step, self._saved_step, self.bad_steps = step, step, state["bad_steps"]
         self.window.load(state["window"])
 
@@ -97,14 +97,14 @@ class Trainer:
         pending: StepTotals | None = None
         stopping = False
         while self.step < settings.max_steps and not stopping:
-            measured = self.learn(batches, stop)
+            measured = self.train_step(batches, stop)
             self.step += 1
             journal.advance()
             # Read what the step before measured: this one keeps the device busy meanwhile.
-            stopping = self.note(pending, journal)
+            stopping = self.record(pending, journal)
             pending = measured
             if self.due(settings.log_every) or self.due(settings.checkpoint_every):
-                stopping |= self.note(pending, journal)
+                stopping |= self.record(pending, journal)
                 pending = None
             if self.due(settings.log_every):
                 self.report(feed, journal)
@@ -114,47 +114,48 @@ class Trainer:
             if self.due(settings.milestone_every):
                 self.snapshot(f"step-{self.step:08d}")
             if self.due(settings.sample_every):
-                self.draw_samples(journal)
+                self.render_samples(journal)
             if self.due(self.task.evaluate_every):
                 self.evaluate(journal)
             if self.due(settings.checkpoint_every):
                 self.checkpoint()
                 journal.publish()
-        self.note(pending, journal)
+        self.record(pending, journal)
         self.snapshot("latest")
         self.checkpoint()
         if self.step == settings.max_steps and not self.due(settings.log_every):
             self.report(feed, journal)
         journal.publish()
 
-    def learn(self, feed: Iterator[MicroBatch], stop: StopRequest) -> StepTotals:
+    def train_step(self, feed: Iterator[MicroBatch], stop: StopRequest) -> StepTotals:
         """One optimizer step: the gradient of the global batch, clip, update, average."""
         task = self.task
         # The gradient of the mean over the global batch, whatever this process's share: processes are averaged.
         scale = self.team.world_size / self.settings.global_batch_size
         batches: Iterable[MicroBatch] = one_step(feed)
         held: list[MicroBatch] = []
-        if task.looks_twice:
+        if task.needs_whole_step:
             batches = held = [batch.copied() for batch in batches]
             task.before_step(held, scale, self.autocast)
-        totals = torch.zeros(len(self.window.names), 2, device=self.team.device)
+        names = self.window.names
+        totals = torch.zeros(len(names), 2, device=self.team.device)
         seen: list[Seen] = []
         for batch in batches:
             with gradients_stay_local(self.wrapped, local=not batch.last_of_step):
                 losses = task.backward(self.wrapped, batch, scale, self.autocast)
             own = losses.per_sample.detach()
-            totals[0] += sum_and_count(own)
-            totals[1:] += losses.metrics
+            totals += stack_metrics(names, {"loss": sum_and_count(own), **losses.metrics}, totals)
             seen.append(Seen(rows=batch.rows, positions=batch.positions, losses=own))
         # Filled on the device: a tensor made of a Python number is copied there, and the host waits for the copy.
         told = totals.new_full((1,), float(stop.signal is not None))
         summed = self.team.sum(torch.cat([told, totals.flatten()]))
         totals = summed[1:].view_as(totals)
         norm, bad = self.update(totals[0, 0])
-        beside = task.after_update(held, scale, self.autocast) if task.looks_twice else None
-        if beside is not None:
-            totals[1:] += beside
-        return StepTotals(self.step, summed[0], bad, norm, totals, seen)
+        if task.needs_whole_step and (further := task.after_update(held, scale, self.autocast)):
+            totals += self.team.sum(stack_metrics(names, further, totals))
+        return StepTotals(
+            self.step, stop=summed[0], bad=bad, norm=norm, names=names, totals=totals, seen=seen
+        )
 
     def autocast(self) -> AbstractContextManager[object]:
         """The arithmetic the network is computed in."""
@@ -188,7 +189,7 @@ class Trainer:
         """Whether something done `every` steps is to be done now."""
         return every is not None and self.step % every == 0
 
-    def note(self, measured: StepTotals | None, journal: Journal) -> bool:
+    def record(self, measured: StepTotals | None, journal: Journal) -> bool:
         """Take in what a step measured; returns whether all processes agreed to stop.
 
         Raises:
@@ -196,22 +197,22 @@ class Trainer:
         """
         if measured is None:
             return False
-        stop, bad, norm, totals = measured.read()
+        result = measured.read()
         self.window.tick()
-        if not bad:
-            self.window.add(norm, totals)
-            return stop
+        if not result.skipped:
+            self.window.add(result.gradient_norm, result.metrics)
+            return result.stop
         self.bad_steps += 1
         rows, positions = measured.suspects()
         for text in self.team.gather(f"rows {rows[:8]}: {self.task.describe(positions[:8])}"):
-            journal.say(f"step {measured.step}: loss or gradient not finite, update skipped; {text}")
+            journal.log(f"step {measured.step}: loss or gradient not finite, update skipped; {text}")
         if self.bad_steps > self.settings.max_bad_steps:
             raise UserError(
                 f"{self.bad_steps} steps had a loss or gradient that is not finite, more than --max-bad-steps "
                 f"{self.settings.max_bad_steps}; continue with a smaller --optimizer.lr, --precision fp32 or "
                 "--model.qk-norm (with --allow-change), or raise the limit"
             )
-        return stop
+        return result.stop
 
     def report(self, feed: Feed, journal: Journal) -> None:
         """Write a line of metrics, the mean over the window."""
@@ -224,19 +225,19 @@ class Trainer:
         }
         self.window.start(feed.data_wait)
         journal.record(self.step, metrics)
-        if not self._hours_said:
-            self._hours_said = True
-            journal.say(expected_hours(self.settings.max_steps - self.step, metrics["step_seconds"]))
+        if not self._logged_hours:
+            self._logged_hours = True
+            journal.log(expected_hours(self.settings.max_steps - self.step, metrics["step_seconds"]))
 
     def checkpoint(self) -> None:
         """Write the state to resume, then remove old ones; nothing if this step's is there already."""
         if self._saved_step == self.step:
             return
-        parts = state_parts(self.task.model, self.averages, self.optimizer) | self.task.further_state()
+        parts = state_parts(self.task.model, self.averages, self.optimizer) | self.task.extra_state()
         state = {"facts": self.facts, "bad_steps": self.bad_steps, "window": self.window.state()}
         folder = self.out / "checkpoints"
-        save_checkpoint(folder, self.step, parts, state, write=self.team.leads)
-        if self.team.leads:
+        save_checkpoint(folder, self.step, parts, state, write=self.team.is_main_process)
+        if self.team.is_main_process:
             prune(folder, self.settings.keep_checkpoints)
         self._saved_step = self.step
         self.team.wait()
@@ -247,14 +248,16 @@ class Trainer:
             weights = self.task.model.state_dict() | self.averages.weights(rate)
             suffix = "" if rate == self.averages.rates[0] else f"-ema{rate:g}"
             path = self.out / "snapshots" / f"{name}{suffix}.safetensors"
-            self.task.save_snapshot(path, weights, step=self.step, ema_rate=rate, write=self.team.leads)
+            self.task.save_snapshot(
+                path, weights, step=self.step, ema_rate=rate, write=self.team.is_main_process
+            )
 
-    def draw_samples(self, journal: Journal) -> None:
+    def render_samples(self, journal: Journal) -> None:
         """Draw a picture with the averaged weights; sharded weights need every process for it."""
         path = self.out / "samples" / f"step-{self.step:08d}.png"
-        if self.team.leads or self.team.sharded:
+        if self.team.is_main_process or self.team.sharded:
             with self.averages.applied(self.averages.rates[0]):
-                self.task.draw_samples(path)
+                self.task.render_samples(path)
         journal.show(self.step, path)
 
     def evaluate(self, journal: Journal) -> None:

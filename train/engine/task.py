@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,13 @@ from train.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class Losses:
-    """What a task makes of a micro-batch of b samples."""
+    """What a task computes of a micro-batch of b samples."""
 
     per_sample: Tensor
     """float32 [b]: the loss of each sample."""
-    metrics: Tensor
-    """float32 [K, 2], without gradient: sum and weight of each of the task's metrics over the samples."""
+    metrics: Mapping[str, Tensor]
+    """By name, float32 [2] on the device, without gradient: sum and weight of a metric over the samples; a metric of
+    the task that is left out has no weight here."""
 
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -35,9 +36,9 @@ class Task(ABC):
     """A network and its loss."""
 
     metric_names: ClassVar[tuple[str, ...]] = ()
-    """Names of the metrics `losses` measures, in order."""
-    looks_twice: ClassVar[bool] = False
-    """Whether a step's micro-batches are needed together, before and after the update."""
+    """Names of all metrics that `losses` and `after_update` may return, in the order they are logged."""
+    needs_whole_step: ClassVar[bool] = False
+    """Whether `before_step` and `after_update` are called, for which all micro-batches of a step are kept."""
     evaluate_every: int | None = None
     """Steps between two calls of `evaluate`; None: it is never called."""
     model: nn.Module
@@ -54,20 +55,20 @@ class Task(ABC):
 
     @abstractmethod
     def describe(self, positions: Tensor) -> str:
-        """What was drawn for samples whose loss is not finite, for the report."""
+        """Random numbers of samples whose loss is not finite, for the log."""
 
     @abstractmethod
     def save_snapshot(
         self, path: Path, weights: dict[str, Tensor], *, step: int, ema_rate: float, write: bool = True
     ) -> None:
-        """Write weights to use, whole or sharded; every process must ask, and the one told to writes."""
+        """Write weights to use, whole or sharded; every process must call this, and the one with `write` writes."""
 
     @abstractmethod
-    def draw_samples(self, path: Path) -> None:
-        """Draw a picture of what the network, as it is now, has learnt."""
+    def render_samples(self, path: Path) -> None:
+        """Write a picture of what the network, as it is now, generates or reconstructs."""
 
     def evaluate(self) -> dict[str, float]:
-        """How well the network, as it is now, does beyond its training samples; every process must ask."""
+        """Scores of the network, as it is now, on other than its training samples; every process must call this."""
         return {}
 
     def backward(self, model: nn.Module, batch: MicroBatch, scale: float, autocast: Autocast) -> Losses:
@@ -77,25 +78,27 @@ class Task(ABC):
         (losses.per_sample.sum() * scale).backward()  # type: ignore[no-untyped-call]  # torch's own
         return losses
 
-    def before_step(  # noqa: B027 - most tasks have nothing to look at
+    def before_step(  # noqa: B027 - most tasks prepare nothing
         self, batches: Sequence[MicroBatch], scale: float, autocast: Autocast
     ) -> None:
-        """Look at all of a step's micro-batches before any gradient; called if the task `looks_twice`."""
+        """Prepare a step from all its micro-batches, before any gradient; called if the task `needs_whole_step`."""
 
-    def after_update(self, batches: Sequence[MicroBatch], scale: float, autocast: Autocast) -> Tensor | None:
-        """Train what stands beside the network, after its update; called if the task `looks_twice`.
+    def after_update(
+        self, batches: Sequence[MicroBatch], scale: float, autocast: Autocast
+    ) -> Mapping[str, Tensor]:
+        """Train further networks, after the update of `model`; called if the task `needs_whole_step`.
 
         Returns:
-            Sums and weights [K, 2] over all processes to add to the step's metrics, or None.
+            Metrics of this process's samples, as in `Losses.metrics`; none, or the same names on every process.
         """
-        return None
-
-    def further_state(self) -> Parts:
-        """Whole tensors, other than the network's, that a checkpoint must hold; by part and name."""
         return {}
 
-    def load_further_state(self, parts: Parts) -> None:  # noqa: B027 - most tasks have no further state
-        """Put back what `further_state` returned."""
+    def extra_state(self) -> Parts:
+        """Whole tensors, besides the network and its optimizer, that a checkpoint must hold; by part and name."""
+        return {}
+
+    def load_extra_state(self, parts: Parts) -> None:  # noqa: B027 - most tasks have none
+        """Put back what `extra_state` returned."""
 
 
 def sum_and_count(values: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,32 @@ class Seen:
     """float32 [b]: losses, without gradient."""
 
 
+def stack_metrics(names: Sequence[str], metrics: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """Metrics in the order of `names`, float32 [K, 2]: sum and weight, both 0 where a metric is left out.
+
+    Args:
+        names: all metrics.
+        metrics: some of them by name, float32 [2] each, on the device.
+        like: a tensor on that device.
+    """
+    assert metrics.keys() <= set(names), f"metrics {sorted(metrics.keys() - set(names))} are not declared"
+    absent = like.new_zeros(2)
+    return torch.stack([metrics.get(name, absent) for name in names])
+
+
+class StepResult(NamedTuple):
+    """What one step measured over all processes."""
+
+    stop: bool
+    """Whether any process was told to stop."""
+    skipped: bool
+    """Whether the loss or the gradient was not finite, so that the step changed nothing."""
+    gradient_norm: float
+    """Norm of the gradient before clipping."""
+    metrics: dict[str, tuple[float, float]]
+    """Sum and weight of each metric, the loss among them, by name."""
+
+
 class StepTotals:
     """What one step measured over all processes, on its way to the host.
 
@@ -31,7 +58,15 @@ class StepTotals:
     """
 
     def __init__(
-        self, step: int, stop: Tensor, bad: Tensor, norm: Tensor, totals: Tensor, seen: list[Seen]
+        self,
+        step: int,
+        *,
+        stop: Tensor,
+        bad: Tensor,
+        norm: Tensor,
+        names: Sequence[str],
+        totals: Tensor,
+        seen: list[Seen],
     ) -> None:
         """Start the copy.
 
@@ -40,22 +75,30 @@ class StepTotals:
             stop: float32 []: above 0 if any process was told to stop.
             bad: float32 []: 1 if the loss or the gradient was not finite, and the update was skipped.
             norm: float32 []: norm of the gradient before clipping.
-            totals: float32 [1 + K, 2]: sums and weights of the loss and of each metric.
+            names: the metrics, the loss among them.
+            totals: float32 [K, 2]: their sums and weights.
             seen: this process's samples.
         """
         self.step, self.seen = step, seen
+        self._names = names
         on_device = torch.cat([torch.stack([stop, bad, norm]), totals.flatten()])
         self._host = on_device.to("cpu", non_blocking=True)
         self._copied = torch.cuda.Event() if on_device.is_cuda else None  # type: ignore[no-untyped-call]
         if self._copied is not None:
             self._copied.record()
 
-    def read(self) -> tuple[bool, bool, float, list[list[float]]]:
-        """Whether to stop, whether the step was bad, the gradient's norm, and [sum, weight] of each metric."""
+    def read(self) -> StepResult:
+        """The numbers on the host; waits until the copy is complete."""
         if self._copied is not None:
             self._copied.synchronize()
-        stop, bad, norm, *rest = self._host.tolist()
-        return stop > 0, bad > 0, norm, [rest[i : i + 2] for i in range(0, len(rest), 2)]
+        stop, bad, norm, *numbers = self._host.tolist()
+        pairs = zip(numbers[::2], numbers[1::2], strict=True)
+        return StepResult(
+            stop=stop > 0,
+            skipped=bad > 0,
+            gradient_norm=norm,
+            metrics=dict(zip(self._names, pairs, strict=True)),
+        )
 
     def suspects(self) -> tuple[list[int], Tensor]:
         """Rows and positions of this process's samples with a non-finite loss, or of all where none has one."""
@@ -85,25 +128,31 @@ class Window:
 
     def clear(self) -> None:
         """Forget the sums."""
-        self._sums = [[0.0, 0.0] for _ in self.names]
+        self._sums = {name: [0.0, 0.0] for name in self.names}
         self._norm, self._steps = 0.0, 0
 
-    def add(self, norm: float, totals: list[list[float]]) -> None:
-        """Add a sound step."""
-        for held, (total, weight) in zip(self._sums, totals, strict=True):
+    def add(self, norm: float, metrics: Mapping[str, tuple[float, float]]) -> None:
+        """Add a step whose loss and gradient were finite.
+
+        Args:
+            norm: norm of the gradient before clipping.
+            metrics: sum and weight of every metric by name.
+        """
+        for name, (total, weight) in metrics.items():
+            held = self._sums[name]
             held[0] += total
             held[1] += weight
         self._norm += norm
         self._steps += 1
 
     def tick(self) -> None:
-        """Count a step for the rate, sound or not."""
+        """Count a step for the rates, whether or not its loss and gradient were finite."""
         self._timed_steps += 1
 
     def means(self) -> dict[str, float | None]:
         """Mean of each metric over the window; one that no sample belonged to is left out, the loss is None."""
         means: dict[str, float | None] = {"loss": None}
-        means.update((name, s / w) for name, (s, w) in zip(self.names, self._sums, strict=True) if w > 0)
+        means.update((name, total / weight) for name, (total, weight) in self._sums.items() if weight > 0)
         if self._steps:
             means["gradient_norm"] = self._norm / self._steps
         return means
@@ -120,10 +169,15 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         """The sums as JSON values."""
-        return {"names": list(self.names), "sums": self._sums, "norm": self._norm, "steps": self._steps}
+        return {
+            "names": list(self.names),
+            "sums": list(self._sums.values()),
+            "norm": self._norm,
+            "steps": self._steps,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Put back what `state` returned, unless the metrics have changed since."""
         if state["names"] == list(self.names):
-            self._sums = [list(pair) for pair in state["sums"]]
+            self._sums = {name: list(pair) for name, pair in zip(self.names, state["sums"], strict=True)}
             self._norm, self._steps = state["norm"], state["steps"]

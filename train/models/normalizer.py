@@ -45,7 +45,7 @@ class LatentNormalizer(nn.Module):
         self.register_buffer("variance", variance.float())
 
     @property
-    def deviation(self) -> Tensor:
+    def std(self) -> Tensor:
         """√(variance + eps), [D, h, w]."""
         return torch.sqrt(self.variance + self.eps)
 
@@ -59,11 +59,11 @@ class LatentNormalizer(nn.Module):
         latents = tokens.float().transpose(1, 2).reshape(len(tokens), *self.variance.shape)
         if self.mean is not None:
             latents = latents - self.mean
-        return latents / self.deviation
+        return latents / self.std
 
     def to_tokens(self, latents: Tensor) -> Tensor:
         """Normalised latents [B, D, h, w] → raw tokens float32 [B, h·w, D]."""
-        tokens: Tensor = latents.float() * self.deviation
+        tokens: Tensor = latents.float() * self.std
         if self.mean is not None:
             tokens = tokens + self.mean
         return tokens.flatten(2).transpose(1, 2)

@@ -49,7 +49,7 @@ _Thing = TypeVar("_Thing")
 
 
 class Axis(NamedTuple):
-    """From values to places between two edges."""
+    """From values to positions between two edges."""
 
     low: float
     high: float
@@ -57,7 +57,7 @@ class Axis(NamedTuple):
     end: float
     log: bool = False
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Where a value lies."""
         low, high = self.low, self.high
         if self.log:
@@ -80,7 +80,7 @@ class Axis(NamedTuple):
         return [number * step for number in range(first, last + 1)]
 
 
-def draw_curves(metrics: Sequence[dict[str, Any]]) -> str:
+def render_curves(metrics: Sequence[dict[str, Any]]) -> str:
     """A figure for each panel there are numbers for, as HTML.
 
     Args:
@@ -110,11 +110,13 @@ def _figure(panel: Panel, series: dict[str, list[tuple[int, float]]]) -> str:
     lines, legend = [], []
     for index, (name, points) in enumerate(series.items()):
         colour = f"hsl({(210 + 67 * index) % 360} 65% 42%)"
-        places = [(across.place(step), up.place(value)) for step, value in spread(points, _MOST_POINTS)]
-        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        positions = [
+            (across.position(step), up.position(value)) for step, value in spread(points, _MOST_POINTS)
+        ]
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
         lines.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        if len(places) <= _MARKED_POINTS:
-            lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in places]
+        if len(positions) <= _MARKED_POINTS:
+            lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in positions]
         legend.append(f'<span style="color:{colour}">{html.escape(name)} {points[-1][1]:.4g}</span>')
     return (
         f"<figure><b>{panel.title}</b>{' <small>logarithmic</small>' if log else ''}"
@@ -130,12 +132,12 @@ def _grid(across: Axis, up: Axis) -> str:
         f'<rect x="{_LEFT}" y="{_TOP}" width="{_RIGHT - _LEFT}" height="{_BOTTOM - _TOP}" class="area"/>'
     ]
     for tick in up.ticks():
-        y = f"{up.place(tick):.1f}"
+        y = f"{up.position(tick):.1f}"
         parts.append(f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{y}" y2="{y}" class="grid"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y}" text-anchor="end" dy="0.35em">{tick:.4g}</text>')
     for tick in across.ticks():
         if tick == round(tick):
-            x = f"{across.place(tick):.1f}"
+            x = f"{across.position(tick):.1f}"
             parts.append(f'<line x1="{x}" x2="{x}" y1="{_TOP}" y2="{_BOTTOM}" class="grid"/>')
             parts.append(f'<text x="{x}" y="{_BOTTOM + 14}" text-anchor="middle">{_brief(tick)}</text>')
     parts.append(f'<text x="{_RIGHT}" y="{_HEIGHT - 5}" text-anchor="end">step</text>')

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shards import replace_atomically
-from train.report.curves import draw_curves, spread
+from train.report.curves import render_curves, spread
 from train.report.metrics_file import read_metrics
 from train.settings.config import DiTSettings
 from train.settings.saved_settings import flat_values, load_settings
@@ -38,7 +38,7 @@ def write_run_page(out: Path, *, title: str, facts: Sequence[str]) -> None:
     last = {name: value for line in metrics for name, value in line.items()}
     pictures = spread(sorted((out / "samples").glob("*.png")), _MOST_PICTURES)
     sections = {
-        f"Curves to step {last.get('step', 0):,}": draw_curves(metrics),
+        f"Curves to step {last.get('step', 0):,}": render_curves(metrics),
         "Pictures over time": _pictures(pictures),
         "Last values": f'<div class="beside">{_table(last.items())}</div>' if last else "",
         "Settings": _settings(out / "config.json"),

@@ -70,19 +70,19 @@ class Journal:
         """
         self._team, self._out, self._tracked, self._facts = team, out, tracker != "none", facts
         self._path = out / "metrics.jsonl"
-        if team.leads:
+        if team.is_main_process:
             kept = [line for line in read_metrics(self._path) if line["step"] <= step]
             replace_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         if self._tracked:
             team.accelerator.init_trackers(
                 "rae-latents" if tracker == "wandb" else out.name,
                 config=settings,
-                init_kwargs={"wandb": wandb_run(out)} if tracker == "wandb" and team.leads else {},
+                init_kwargs={"wandb": wandb_run(out)} if tracker == "wandb" and team.is_main_process else {},
             )
-        if team.leads:
+        if team.is_main_process:
             sys.stderr.writelines(f"{line}\n" for line in facts)
         # In a file the strokes of a bar would be one endless line; there, `record` writes lines instead.
-        self._max_steps, self._drawn = max_steps, team.leads and sys.stderr.isatty()
+        self._max_steps, self._drawn = max_steps, team.is_main_process and sys.stderr.isatty()
         self._bar = tqdm(
             total=max_steps,
             initial=step,
@@ -108,31 +108,31 @@ class Journal:
             self._bar.set_postfix_str(status)
         else:
             left = tqdm.format_interval((self._max_steps - step) * metrics["step_seconds"])
-            self.say(f"step {step} of {self._max_steps}: {status}, {left} left")
+            self.log(f"step {step} of {self._max_steps}: {status}, {left} left")
 
     def record_scores(self, step: int, scores: dict[str, float]) -> None:
         """Write one line of what the averaged weights reach on images that are not trained on."""
         self._write(step, scores)
-        self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        self.log(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
 
     def _write(self, step: int, numbers: dict[str, Any]) -> None:
-        if not self._team.leads:
+        if not self._team.is_main_process:
             return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **numbers}) + "\n")
         if self._tracked:
             self._team.accelerator.log({k: v for k, v in numbers.items() if v is not None}, step=step)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line for the person who watches."""
         if self._drawn:
             self._bar.write(text, file=sys.stderr)
-        elif self._team.leads:
+        elif self._team.is_main_process:
             sys.stderr.write(f"{text}\n")
 
     def show(self, step: int, path: Path) -> None:
         """Hand a picture to the tracker."""
-        if not (self._team.leads and self._tracked):
+        if not (self._team.is_main_process and self._tracked):
             return
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
@@ -144,7 +144,7 @@ class Journal:
 
     def publish(self) -> None:
         """Write the run's page."""
-        if self._team.leads:
+        if self._team.is_main_process:
             write_run_page(self._out, title=self._out.name, facts=self._facts)
 
     def close(self) -> None:

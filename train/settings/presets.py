@@ -26,7 +26,7 @@ STEPS_DECODER = 16 * 2502
 """An ImageNet epoch has floor(1,281,167 / 1024) = 1251 steps; a decoder's, at 512 images, 2502."""
 
 
-class Recipe(NamedTuple):
+class Training(NamedTuple):
     """How a preset is trained, whatever its size."""
 
     optimizer: Adam
@@ -42,7 +42,7 @@ class DiTRow(NamedTuple):
     kind: Literal["dit", "dit-dh"]
     size: str
     grid: int | None
-    recipe: Recipe
+    recipe: Training
     source: str
 
 
@@ -52,7 +52,7 @@ class DecoderRow(NamedTuple):
     size: str
     grid: int | None
     patch: int | None
-    recipe: Recipe
+    recipe: Training
     source: str
 
 
@@ -61,14 +61,14 @@ _COSINE = Adam(schedule="cosine", hold_epochs=1, decay_end_epoch=16, warm_up=Tru
 
 # fmt: off
 #                    optimizer                               ema     batch  steps
-_TINY      = Recipe(Adam(lr=2e-3),                           0.995,  32,    2000,
+_TINY      = Training(Adam(lr=2e-3),                         0.995,  32,    2000,
                     FlowSettings(shift_base=512))  # 4096 would leave small latents unshifted
-_DH        = Recipe(_DECAY,                                  0.9995, 1024,  STEPS_800_EPOCHS)
-_DH_OLD    = Recipe(replace(_DECAY, warm_up=True),           0.9995, 1024,  STEPS_800_EPOCHS,
+_DH        = Training(_DECAY,                                0.9995, 1024,  STEPS_800_EPOCHS)
+_DH_OLD    = Training(replace(_DECAY, warm_up=True),         0.9995, 1024,  STEPS_800_EPOCHS,
                     FlowSettings(time_distribution="uniform"))
-_LIGHTNING = Recipe(Adam(lr=2e-4),                           0.9999, 1024,  STEPS_80_EPOCHS)
-_STAGE1    = Recipe(_COSINE,                                 0.9978, 512,   STEPS_DECODER)
-_TABLE12   = Recipe(replace(_COSINE, betas=(0.5, 0.9)),      0.9978, 512,   STEPS_DECODER)
+_LIGHTNING = Training(Adam(lr=2e-4),                         0.9999, 1024,  STEPS_80_EPOCHS)
+_STAGE1    = Training(_COSINE,                               0.9978, 512,   STEPS_DECODER)
+_TABLE12   = Training(replace(_COSINE, betas=(0.5, 0.9)),    0.9978, 512,   STEPS_DECODER)
 
 _OURS  = "ours: small pictures on a CPU"
 _YAML  = "bytetriper/RAE@a4d18c4 configs/stage2/training"

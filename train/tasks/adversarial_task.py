@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from train.distributed import Team
 from train.engine.checkpoint import Parts
+from train.engine.dequantize import Dequantizer
 from train.engine.feed import MicroBatch
 from train.engine.lr import learning_rate
 from train.engine.state import make_optimizer, optimizer_tensors, restore_optimizer
-from train.engine.stored_tokens import StoredTokens
 from train.engine.task import Autocast, Losses, sum_and_count
 from train.models.discriminator import DinoFeatures, Discriminator
 from train.models.perceptual import Perceptual
@@ -44,18 +44,18 @@ from train.tasks.reconstruction_task import ReconstructionTask, target_pixels
 from train.weights.snapshot import SnapshotMeta
 
 
-class Judged(NamedTuple):
-    """A micro-batch's reconstructions, and where both losses pull them."""
+class PixelGradients(NamedTuple):
+    """A micro-batch's reconstructions, both losses, and the losses' gradients at the pixels."""
 
     pixels: Tensor
     """[b, 3, H, W] with the decoder's graph."""
     reconstruction: Losses
     """The reconstruction loss."""
-    pull: Tensor
+    reconstruction_gradient: Tensor
     """Gradient of the scaled reconstruction loss, [b, 3, H, W]."""
     adversarial: Tensor
     """float32 [b]: the adversarial loss."""
-    push: Tensor
+    adversarial_gradient: Tensor
     """Gradient of the scaled adversarial loss, [b, 3, H, W]."""
 
 
@@ -69,16 +69,16 @@ class AdversarialTask(ReconstructionTask):
         "discriminator_loss",
         "discriminator_accuracy",
     )
-    looks_twice: ClassVar[bool] = True
+    needs_whole_step: ClassVar[bool] = True
 
     def __init__(
         self,
         model: ViTDecoder,
         settings: DecoderSettings,
         meta: Callable[[int, float], SnapshotMeta],
-        sampler: Callable[[Path], None] | None,
+        render: Callable[[Path], None] | None,
         *,
-        stored: StoredTokens,
+        dequantizer: Dequantizer,
         perceptual: Perceptual | None,
         held_out: Callable[[], dict[str, float]] | None = None,
         features: DinoFeatures,
@@ -92,8 +92,8 @@ class AdversarialTask(ReconstructionTask):
             model: the decoder, on its device.
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
-            sampler: draws reconstructions of fixed rows by the network, as it is then.
-            stored: makes numbers of tokens as they are stored, on the same device.
+            render: writes a picture of reconstructions of fixed rows by the network, as it is then.
+            dequantizer: makes numbers of tokens as they are stored, on the same device.
             perceptual: the perceptual distance, if there is one.
             held_out: measures the network, as it is then, on images it does not learn from.
             features: the frozen network the discriminator looks through.
@@ -102,95 +102,105 @@ class AdversarialTask(ReconstructionTask):
             steps_per_epoch: steps of an epoch of the schedules.
         """
         super().__init__(
-            model, settings, meta, sampler, stored=stored, perceptual=perceptual, held_out=held_out
+            model, settings, meta, render, dequantizer=dequantizer, perceptual=perceptual, held_out=held_out
         )
         self._features, self._discriminator, self._team = features, discriminator, team
         self._adversary, self._steps_per_epoch = settings.adversary, steps_per_epoch
-        self._learns_from = round(settings.adversary.learns_from_epoch * steps_per_epoch)
-        self._plays_from = round(settings.adversary.plays_from_epoch * steps_per_epoch)
+        self._discriminator_start = round(settings.adversary.learns_from_epoch * steps_per_epoch)
+        self._adversarial_start = round(settings.adversary.plays_from_epoch * steps_per_epoch)
         self._optimizer = make_optimizer(discriminator, settings.adversary.optimizer)
         self._shared_weight: Tensor | None = None
 
     def before_step(self, batches: Sequence[MicroBatch], scale: float, autocast: Autocast) -> None:
         """Where the step has several micro-batches, find the λ they share."""
         self._shared_weight = None
-        if batches[0].step < self._plays_from or len(batches) == 1:
+        if batches[0].step < self._adversarial_start or len(batches) == 1:
             return
         totals = [torch.zeros_like(self.model.last_weight) for _ in range(2)]
         for batch in batches:
-            judged = self._judge(self.model, batch, scale, autocast)
-            for total, gradient in zip(totals, self._at_last_layer(judged), strict=True):
+            found = self._pixel_gradients(self.model, batch, scale, autocast)
+            for total, gradient in zip(totals, self._at_last_layer(found), strict=True):
                 total += gradient
-        self._shared_weight = self._balance(totals)
+        self._shared_weight = self._adaptive_weight(totals)
 
     def backward(self, model: nn.Module, batch: MicroBatch, scale: float, autocast: Autocast) -> Losses:
         """Gradients of the reconstruction, and from its epoch on of the adversarial loss balanced with it."""
-        if batch.step < self._plays_from:
-            losses = super().backward(model, batch, scale, autocast)
-            return Losses(losses.per_sample, self._with_adversary(losses.metrics))
-        judged = self._judge(model, batch, scale, autocast)
-        strength = self._shared_weight
-        if strength is None:
-            strength = self._balance(self._at_last_layer(judged))
-        weight = self._adversary.weight * strength
-        torch.autograd.backward(judged.pixels, judged.pull + weight * judged.push)
-        metrics = self._with_adversary(judged.reconstruction.metrics)
-        metrics[-4] = sum_and_count(judged.adversarial)
-        metrics[-3] = sum_and_count(strength.expand(len(batch)))
-        return Losses(judged.reconstruction.per_sample.detach() + weight * judged.adversarial, metrics)
+        if batch.step < self._adversarial_start:
+            return super().backward(model, batch, scale, autocast)
+        found = self._pixel_gradients(model, batch, scale, autocast)
+        adaptive = self._shared_weight
+        if adaptive is None:
+            adaptive = self._adaptive_weight(self._at_last_layer(found))
+        weight = self._adversary.weight * adaptive
+        torch.autograd.backward(
+            found.pixels, found.reconstruction_gradient + weight * found.adversarial_gradient
+        )
+        metrics = {
+            **found.reconstruction.metrics,
+            "adversarial": sum_and_count(found.adversarial),
+            "adaptive_weight": sum_and_count(adaptive.expand(len(batch))),
+        }
+        return Losses(found.reconstruction.per_sample.detach() + weight * found.adversarial, metrics)
 
-    def after_update(self, batches: Sequence[MicroBatch], scale: float, autocast: Autocast) -> Tensor | None:
-        """Train the discriminator on what the updated decoder draws."""
+    def after_update(
+        self, batches: Sequence[MicroBatch], scale: float, autocast: Autocast
+    ) -> dict[str, Tensor]:
+        """Train the discriminator on reconstructions by the updated decoder."""
         step = batches[0].step
-        if step < self._learns_from:
-            return None
-        found = torch.zeros(len(self.metric_names), 2, device=self._team.device)
+        if step < self._discriminator_start:
+            return {}
+        totals = torch.zeros(2, 2, device=self._team.device)
         # One step of the spectral norms' power iteration an update, however many micro-batches there are.
         self._discriminator.train()
         for batch in batches:
             loss, accuracy = self._discriminate(batch, scale, autocast)
             self._discriminator.eval()
-            found[-2] += sum_and_count(loss)
-            found[-1] += sum_and_count(accuracy)
-        self._update_discriminator(step - self._learns_from)
-        return self._team.sum(found)
+            totals += torch.stack([sum_and_count(loss), sum_and_count(accuracy)])
+        self._update_discriminator(step - self._discriminator_start)
+        return dict(zip(("discriminator_loss", "discriminator_accuracy"), totals, strict=True))
 
-    def further_state(self) -> Parts:
+    def extra_state(self) -> Parts:
         """The discriminator with its spectral-norm vectors, and its optimizer."""
         return {
             "discriminator": self._discriminator.state_dict(),
             "discriminator_optimizer": optimizer_tensors(self._discriminator, self._optimizer),
         }
 
-    def load_further_state(self, parts: Parts) -> None:
+    def load_extra_state(self, parts: Parts) -> None:
         """Put both back."""
         self._discriminator.load_state_dict(parts["discriminator"])
         restore_optimizer(self._discriminator, self._optimizer, parts["discriminator_optimizer"])
 
-    def _judge(self, model: nn.Module, batch: MicroBatch, scale: float, autocast: Autocast) -> Judged:
-        """Draw, then ask the reconstruction loss and the discriminator in turn where they pull the pixels.
+    def _pixel_gradients(
+        self, model: nn.Module, batch: MicroBatch, scale: float, autocast: Autocast
+    ) -> PixelGradients:
+        """Decode, then compute each loss and its gradient at the pixels.
 
-        Each loss is gone back through, to the pixels, before the next begins, so that the activations of only one are
-        held; λ and the decoder's gradient follow from the pulls. Asking for the gradients at the last layer directly,
-        as the reference does, goes back through both twice and holds both.
+        The backward pass of one loss, down to the pixels, ends before the other loss is computed, so that only one's
+        activations are in memory; λ and the decoder's gradient follow from the gradients at the pixels. The reference
+        differentiates both losses at the last layer, which runs each backward pass twice and holds both.
         """
         with autocast():
-            pixels = self.draw(model, batch)
-            drawn = pixels.detach().requires_grad_()
-            reconstruction = self.compare(drawn, batch)
-        pull = gradient_at(drawn, reconstruction.per_sample, scale=scale)
+            pixels = self.decode(model, batch)
+            decoded = pixels.detach().requires_grad_()
+            reconstruction = self.compare(decoded, batch)
+        reconstruction_gradient = gradient_at(decoded, reconstruction.per_sample, scale=scale)
         # The heads stay as they are: their power iteration belongs to their own updates, as do their gradients.
         self._discriminator.eval().requires_grad_(requires_grad=False)
         with autocast():
-            adversarial = generator_loss(self._discriminator(self._features(to_symmetric(drawn))))
-        push = gradient_at(drawn, adversarial, scale=scale)
+            adversarial = generator_loss(self._discriminator(self._features(to_symmetric(decoded))))
+        adversarial_gradient = gradient_at(decoded, adversarial, scale=scale)
         self._discriminator.requires_grad_(requires_grad=True)
-        return Judged(pixels, reconstruction, pull, adversarial.detach(), push)
+        return PixelGradients(
+            pixels, reconstruction, reconstruction_gradient, adversarial.detach(), adversarial_gradient
+        )
 
-    def _at_last_layer(self, judged: Judged) -> list[Tensor]:
-        return last_layer_gradients(judged.pixels, self.model.last_weight, judged.pull, judged.push)
+    def _at_last_layer(self, found: PixelGradients) -> list[Tensor]:
+        return last_layer_gradients(
+            found.pixels, self.model.last_weight, found.reconstruction_gradient, found.adversarial_gradient
+        )
 
-    def _balance(self, gradients: Sequence[Tensor]) -> Tensor:
+    def _adaptive_weight(self, gradients: Sequence[Tensor]) -> Tensor:
         """λ of the gradients' mean over processes, and so the same on each."""
         return adaptive_weight(*(self._mean(gradient) for gradient in gradients))
 
@@ -198,9 +208,9 @@ class AdversarialTask(ReconstructionTask):
         """Add the discriminator's gradients of a micro-batch; its losses [b] and shares of right verdicts [b]."""
         with autocast():
             with torch.no_grad():
-                drawn = self.model(self.tokens(batch)).float()
+                decoded = self.model(self.tokens(batch)).float()
             real = self._augmented(to_symmetric(target_pixels(batch)), batch, "real")
-            fake = self._augmented(to_8_bit(to_symmetric(drawn)), batch, "fake")
+            fake = self._augmented(to_8_bit(to_symmetric(decoded)), batch, "fake")
             with torch.no_grad():
                 maps = self._features(torch.cat([real, fake]))
             real_logits, fake_logits = self._discriminator(maps).chunk(2)
@@ -229,7 +239,3 @@ class AdversarialTask(ReconstructionTask):
     def _mean(self, gradient: Tensor) -> Tensor:
         """The mean over processes, in place."""
         return self._team.sum(gradient).div_(self._team.world_size)
-
-    def _with_adversary(self, metrics: Tensor) -> Tensor:
-        """The reconstruction's metrics with empty places for the adversary's."""
-        return torch.cat([metrics, metrics.new_zeros(4, 2)])

@@ -1,4 +1,4 @@
-"""What a decoder is trained on: drawing the stored image from its tokens, made noisy so that it learns to forgive."""
+"""A decoder's reconstruction loss: the stored image from its tokens, which get noise so that it tolerates errors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from train.engine.dequantize import Dequantizer
 from train.engine.feed import MicroBatch
-from train.engine.stored_tokens import StoredTokens
 from train.engine.task import Losses, Task, sum_and_count
 from train.models.config import ViTDecoderConfig
 from train.models.perceptual import Perceptual
@@ -32,9 +32,9 @@ class ReconstructionTask(Task):
         model: ViTDecoder,
         settings: DecoderSettings,
         meta: Callable[[int, float], SnapshotMeta],
-        sampler: Callable[[Path], None] | None = None,
+        render: Callable[[Path], None] | None = None,
         *,
-        stored: StoredTokens,
+        dequantizer: Dequantizer,
         perceptual: Perceptual | None = None,
         held_out: Callable[[], dict[str, float]] | None = None,
     ) -> None:
@@ -44,14 +44,14 @@ class ReconstructionTask(Task):
             model: the network, on its device.
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
-            sampler: draws reconstructions of fixed rows by the network, as it is then.
-            stored: makes numbers of tokens as they are stored, on the same device.
+            render: writes a picture of reconstructions of fixed rows by the network, as it is then.
+            dequantizer: makes numbers of tokens as they are stored, on the same device.
             perceptual: the perceptual distance; None: L1 alone.
             held_out: measures the network, as it is then, on images it does not learn from.
         """
         self.model = model
-        self._settings, self._meta, self._sampler, self._perceptual = settings, meta, sampler, perceptual
-        self._stored, self._held_out = stored, held_out
+        self._settings, self._meta, self._render, self._perceptual = settings, meta, render, perceptual
+        self._dequantizer, self._held_out = dequantizer, held_out
         self.evaluate_every = settings.evaluate_every
 
     @property
@@ -61,9 +61,9 @@ class ReconstructionTask(Task):
 
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
         """L1 of the pixels on the [0, 1] scale and the perceptual distance, per sample."""
-        return self.compare(self.draw(model, batch), batch)
+        return self.compare(self.decode(model, batch), batch)
 
-    def draw(self, model: nn.Module, batch: MicroBatch) -> Tensor:
+    def decode(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         """Pixels [b, 3, H, W] of noisy tokens, nominally in [0, 1], not clamped."""
         noise, seed = self._settings.noise, self._settings.seed
         pixels: Tensor = model(noisy(self.tokens(batch), batch.positions, noise, seed))
@@ -82,12 +82,12 @@ class ReconstructionTask(Task):
             loss = l1 + self._settings.perceptual_weight * distance
         with torch.no_grad():
             psnr = -10 * torch.log10((pixels.float() - target).square().flatten(1).mean(dim=1))
-            metrics = torch.stack([sum_and_count(values.detach()) for values in (l1, distance, psnr)])
-        return Losses(loss, metrics)
+            measured = {"l1": l1, "lpips": distance, "psnr": psnr}
+        return Losses(loss, {name: sum_and_count(values.detach()) for name, values in measured.items()})
 
     def tokens(self, batch: MicroBatch) -> Tensor:
         """Raw tokens float32 [b, N, D]."""
-        found: Tensor = self._stored(batch.fields["tokens"])
+        found: Tensor = self._dequantizer(batch.fields["tokens"])
         return found
 
     def describe(self, positions: Tensor) -> str:
@@ -108,10 +108,10 @@ class ReconstructionTask(Task):
             write=write,
         )
 
-    def draw_samples(self, path: Path) -> None:
-        """Draw reconstructions of fixed rows."""
-        if self._sampler is not None:
-            self._sampler(path)
+    def render_samples(self, path: Path) -> None:
+        """Write a picture of reconstructions of fixed rows."""
+        if self._render is not None:
+            self._render(path)
 
     def evaluate(self) -> dict[str, float]:
         """Measure on held-out images."""
@@ -124,7 +124,7 @@ def target_pixels(batch: MicroBatch) -> Tensor:
 
 
 def noise_scale(positions: Tensor, noise: TokenNoise, seed: int) -> Tensor:
-    """Deviation of each sample's noise, float32 [b].
+    """Standard deviation of each sample's noise, float32 [b].
 
     Source: uniform: github:bytetriper/RAE src/stage1/rae.py at a4d18c4; half-normal: arXiv 2510.11690 section 3.
     """
@@ -134,7 +134,7 @@ def noise_scale(positions: Tensor, noise: TokenNoise, seed: int) -> Tensor:
 
 
 def noisy(tokens: Tensor, positions: Tensor, noise: TokenNoise, seed: int) -> Tensor:
-    """Raw tokens [b, N, D] plus normal noise of each sample's own deviation."""
+    """Raw tokens [b, N, D] plus normal noise of each sample's own standard deviation."""
     if noise.tau == 0:
         return tokens
     scale = noise_scale(positions, noise, seed)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from train.engine.dequantize import Dequantizer, latents_of
 from train.engine.feed import MicroBatch
-from train.engine.stored_tokens import StoredTokens, latents_of
 from train.engine.task import Losses, Task
 from train.flow.path import draw_time, interpolate, per_sample_loss, time_shift, velocity_target
 from train.models.config import DiTConfig, DiTDHConfig
@@ -22,15 +22,16 @@ from train.tasks.randomness import normal, uniform
 from train.weights.snapshot import SnapshotMeta, save_snapshot
 
 NUM_BANDS = 10
-"""Bands of the time t in which the loss is logged apart, since its mean hides most of what happens."""
+"""Bands of the time t whose loss is logged separately: it differs more between times than between steps."""
+
+METRIC_NAMES = tuple(f"loss_t{band / NUM_BANDS:.1f}" for band in range(NUM_BANDS))
+"""The loss in each band, by the time at which the band begins."""
 
 
 class VelocityTask(Task):
     """A diffusion transformer and its flow-matching loss; the `Task` of `train/dit.py`."""
 
-    metric_names: ClassVar[tuple[str, ...]] = tuple(
-        f"loss_t{band / NUM_BANDS:.1f}" for band in range(NUM_BANDS)
-    )
+    metric_names: ClassVar[tuple[str, ...]] = METRIC_NAMES
     model: DiT | DiTDH
 
     def __init__(
@@ -39,9 +40,9 @@ class VelocityTask(Task):
         normalizer: LatentNormalizer,
         settings: DiTSettings,
         meta: Callable[[int, float], SnapshotMeta],
-        sampler: Callable[[DiT | DiTDH, LatentNormalizer, Path], None] | None = None,
+        render: Callable[[DiT | DiTDH, LatentNormalizer, Path], None] | None = None,
         *,
-        stored: StoredTokens,
+        dequantizer: Dequantizer,
         fid: Callable[[DiT | DiTDH, LatentNormalizer], float] | None = None,
     ) -> None:
         """Assemble the task.
@@ -51,13 +52,13 @@ class VelocityTask(Task):
             normalizer: between the store's tokens and latents, on the same device.
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
-            sampler: draws a picture of what the network has learnt; None: there is no decoder to draw with.
-            stored: makes numbers of tokens as they are stored, on the same device.
-            fid: measures samples of what the network has learnt; every process must ask. None: nothing to compare with.
+            render: writes a picture of samples of the network; None: there is no decoder to render them with.
+            dequantizer: makes numbers of tokens as they are stored, on the same device.
+            fid: measures samples of the network; every process must call it. None: nothing to compare with.
         """
         self.model, self.normalizer = model, normalizer
-        self._latents = latents_of(stored, normalizer)
-        self._settings, self._meta, self._sampler, self._fid = settings, meta, sampler, fid
+        self._latents = latents_of(dequantizer, normalizer)
+        self._settings, self._meta, self._render, self._fid = settings, meta, render, fid
         self.evaluate_every = settings.fid_every
         config = model.config
         self._null_label = config.num_classes
@@ -77,7 +78,7 @@ class VelocityTask(Task):
         t = self.times(batch.positions)
         prediction = model(interpolate(data, noise, t), t, self.labels(batch))
         per_sample = per_sample_loss(prediction, velocity_target(data, noise))
-        return Losses(per_sample, by_band(per_sample.detach(), t))
+        return Losses(per_sample, loss_by_time(per_sample.detach(), t))
 
     def times(self, positions: Tensor) -> Tensor:
         """The times drawn for samples, float32 [b]."""
@@ -108,19 +109,20 @@ class VelocityTask(Task):
             write=write,
         )
 
-    def draw_samples(self, path: Path) -> None:
-        """Draw generated images, if there is a decoder to draw with."""
-        if self._sampler is not None:
-            self._sampler(self.model, self.normalizer, path)
+    def render_samples(self, path: Path) -> None:
+        """Write a picture of generated images, if there is a decoder to render them with."""
+        if self._render is not None:
+            self._render(self.model, self.normalizer, path)
 
     def evaluate(self) -> dict[str, float]:
         """FID of a few samples."""
         return {} if self._fid is None else {"fid": self._fid(self.model, self.normalizer)}
 
 
-def by_band(losses: Tensor, t: Tensor) -> Tensor:
-    """Sum and count of losses by band of t: float32 [NUM_BANDS, 2] of losses [b] and times [b]."""
+def loss_by_time(losses: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """Sum and count, float32 [2], of losses [b] at times [b] in each band of t, by the metric's name."""
     band = (t * NUM_BANDS).long().clamp_(0, NUM_BANDS - 1)
     member = torch.nn.functional.one_hot(band, NUM_BANDS).to(losses.dtype)
     # Where a loss is not finite, 0 · inf would spoil every band; the whole step is left out anyway.
-    return torch.stack([member.T @ losses, member.sum(dim=0)], dim=1)
+    sums_and_counts = torch.stack([member.T @ losses, member.sum(dim=0)], dim=1)
+    return dict(zip(METRIC_NAMES, sums_and_counts, strict=True))

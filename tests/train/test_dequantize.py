@@ -8,7 +8,7 @@ import torch
 
 from shards.reading.store import open_store
 from shards.values.quantize import fit_code
-from train.engine.stored_tokens import StoredTokens, latents_of, stored_tensor
+from train.engine.dequantize import Dequantizer, latents_of, stored_tensor
 from train.models.normalizer import LatentNormalizer
 from train.report.metrics_file import read_metrics
 
@@ -17,14 +17,14 @@ def test_int8_is_decoded_as_the_store_decodes_it():
     samples = np.random.default_rng(0).normal(size=(500, 6)) * [0.01, 0.1, 1, 2, 3, 10]
     code = fit_code(samples.astype(np.float32))
     codes = code.encode(samples[:32].astype(np.float32)).reshape(2, 16, 6)
-    tokens = StoredTokens(torch.from_numpy(code.table))(torch.from_numpy(codes))
+    tokens = Dequantizer(torch.from_numpy(code.table))(torch.from_numpy(codes))
     assert torch.equal(tokens, torch.from_numpy(code.decode(codes)))
 
 
 def test_every_code_of_every_channel_is_decoded_bit_for_bit():
     code = fit_code(np.random.default_rng(1).normal(size=(2000, 5)) * [0.07, 0.1, 1, 2, 3])
     codes = np.broadcast_to(np.arange(-127, 128, dtype=np.int8)[None, :, None], (2, 255, 5)).copy()
-    tokens = StoredTokens(torch.from_numpy(code.table))(torch.from_numpy(codes))
+    tokens = Dequantizer(torch.from_numpy(code.table))(torch.from_numpy(codes))
     assert tokens.numpy().tobytes() == code.decode(codes).tobytes()
 
 
@@ -34,7 +34,7 @@ def test_latents_are_the_decoded_and_normalised_tokens():
     code = fit_code(samples)
     codes = code.encode(samples[:32]).reshape(2, 16, 6)
     mean, variance = torch.randn(6, 4, 4), torch.rand(6, 4, 4) + 0.1
-    latents = latents_of(StoredTokens(torch.from_numpy(code.table)), LatentNormalizer(mean, variance))
+    latents = latents_of(Dequantizer(torch.from_numpy(code.table)), LatentNormalizer(mean, variance))
     decoded = torch.from_numpy(code.decode(codes)).transpose(1, 2).reshape(2, 6, 4, 4)
     assert torch.equal(latents(torch.from_numpy(codes)), (decoded - mean) / torch.sqrt(variance + 1e-5))
 
@@ -46,7 +46,7 @@ def test_floating_types_are_read_through_the_whole_trainer(dtype, tmp_path, make
     reader = store.reader("center", "tokens")
     rows = np.empty((9, *reader.row_shape), reader.dtype)
     reader.read(store.valid_rows, rows)
-    tokens = StoredTokens.of(store)(stored_tensor(rows, dtype))
+    tokens = Dequantizer.of(store)(stored_tensor(rows, dtype))
     # The store is of normal numbers; bits read as another type would be anything else.
     assert tokens.dtype == torch.float32
     assert abs(tokens.std().item() - 1) < 0.1

@@ -13,7 +13,7 @@ from shards import Store
 from train.models.normalizer import LatentNormalizer
 
 
-class StoredTokens(nn.Module):
+class Dequantizer(nn.Module):
     """Makes float32 of a store's tokens, whatever it stores them as.
 
     Only int8 is more than a cast: each channel has a table of what its 255 codes stand for.
@@ -34,7 +34,7 @@ class StoredTokens(nn.Module):
         self.register_buffer("first", None if first is None else first.int())
 
     @classmethod
-    def of(cls, store: Store) -> StoredTokens:
+    def of(cls, store: Store) -> Dequantizer:
         """Of a store's tokens."""
         code = store.code
         return cls(None if code is None else torch.from_numpy(code.table.copy()))
@@ -47,7 +47,7 @@ class StoredTokens(nn.Module):
         return self.levels.index_select(0, entries.flatten()).view(entries.shape)
 
 
-def latents_of(stored: StoredTokens, normalizer: LatentNormalizer) -> Callable[[Tensor], Tensor]:
+def latents_of(dequantizer: Dequantizer, normalizer: LatentNormalizer) -> Callable[[Tensor], Tensor]:
     """From tokens [b, N, D] as stored to normalised latents float32 [b, D, h, w].
 
     On CUDA decoding and normalising are compiled into one pass over the tokens, which reads each stored number once
@@ -55,7 +55,7 @@ def latents_of(stored: StoredTokens, normalizer: LatentNormalizer) -> Callable[[
     """
 
     def latents(tokens: Tensor) -> Tensor:
-        return normalizer.to_latents(stored(tokens))
+        return normalizer.to_latents(dequantizer(tokens))
 
     if normalizer.variance.device.type != "cuda":
         return latents
