@@ -1,6 +1,6 @@
 """Sample images from a snapshot and evaluate them.
 
-accelerate launch eval/generation.py SNAPSHOT --decoder SNAPSHOT --num 50000 --seed 0 --out DIR
+accelerate launch eval/generation.py SNAPSHOT --decoder SNAPSHOT --num-samples 50000 --seed 0 --out DIR
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class GenerationSettings:
     """Folder for samples.npz, grid.png and results.json."""
     protocol: ProtocolName | None = None
     """A published evaluation: sets number, labels, sampler, guidance, metrics and reference not given here."""
-    num: Annotated[int | None, arg(aliases=["--num-samples"])] = None
-    """Number of samples; 64 without a protocol. torchrun takes --num for its own: there say --num-samples."""
+    num_samples: Annotated[int | None, arg(aliases=["--num"])] = None
+    """Number of samples; 64 without a protocol. torchrun takes the short --num for an option of its own."""
     seed: int = 0
     """Seed of noise and random labels."""
     labels: LabelRule | None = None
@@ -92,8 +92,8 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, before anything heavy is loaded."""
-        if self.num is not None and self.num < 1:
-            raise UsageError(f"--num must be at least 1, got {self.num}")
+        if self.num_samples is not None and self.num_samples < 1:
+            raise UsageError(f"--num-samples must be at least 1, got {self.num_samples}")
         if self.points is not None and self.points < 2:
             raise UsageError(f"--points must be at least 2, a start and an end, got {self.points}")
         if self.shift_base is not None and self.shift_base < 1:
@@ -119,7 +119,7 @@ class ReconstructionSettings:
     """Snapshot of a decoder for the store's encoder; or a model.pt or diffusers' folder, taken to belong to it."""
     out: Path = Path("runs/reconstruction")
     """Folder for reconstruction.png and results.json."""
-    num: int | None = None
+    rows: Annotated[int | None, arg(aliases=["--num"])] = None
     """Rows to use, spread evenly over the store; default all."""
     metrics: tuple[PairMetric, ...] = ("psnr", "ssim")
     """psnr, ssim, lpips, rfid; the last two need network weights."""
@@ -135,13 +135,13 @@ class ReconstructionSettings:
     """Compare rFID with these images instead of the originals: image folder, store, .npz or statistics."""
     feature_weights: str = "public"
     """Inception weights for rfid: public, a file, or random:SEED."""
-    lpips_weights: str = "public"
+    perceptual_weights: Annotated[str, arg(aliases=["--lpips-weights"])] = "public"
     """VGG16 of LPIPS: public, a file in torchvision's names, or random:SEED."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, before anything heavy is loaded."""
-        if self.num is not None and self.num < 1:
-            raise UsageError(f"--num must be at least 1, got {self.num}")
+        if self.rows is not None and self.rows < 1:
+            raise UsageError(f"--rows must be at least 1, got {self.rows}")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.page_rows < 1:

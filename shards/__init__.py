@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from shards.sources.reading import SourceReader as SourceReader
     from shards.storage.atomic import publish_bytes as publish_bytes
     from shards.storage.atomic import replace_atomically as replace_atomically
+    from shards.storage.atomic import replacing as replacing
     from shards.storage.location import Location as Location
     from shards.storage.location import as_location as as_location
     from shards.storage.range_cache import range_cache as range_cache
@@ -104,7 +105,7 @@ _MODULES = {
     "shards.sources.find": ["find_images"],
     "shards.sources.found": ["FoundImage"],
     "shards.sources.reading": ["BadImageError", "SourceReader"],
-    "shards.storage.atomic": ["publish_bytes", "replace_atomically"],
+    "shards.storage.atomic": ["publish_bytes", "replace_atomically", "replacing"],
     "shards.storage.location": ["Location", "as_location"],
     "shards.storage.range_cache": ["range_cache"],
     "shards.storage.remote_calls": ["RemoteError"],

@@ -58,7 +58,7 @@ def plan_of(settings: GenerationSettings) -> GenerationPlan:
     sampler = SAMPLERS[settings.sampler or (protocol.sampler if protocol else "euler-50")]
     plan = GenerationPlan(
         settings=settings,
-        num=settings.num or (protocol.num if protocol else 64),
+        num=settings.num_samples or (protocol.num if protocol else 64),
         labels=settings.labels or (protocol.labels if protocol else "equal"),
         kind=sampler.kind,
         points=settings.points or sampler.points,
@@ -117,7 +117,7 @@ def _published_reference(protocol: Protocol) -> Path:
 
 def _deviations(settings: GenerationSettings, protocol: Protocol) -> tuple[str, ...]:
     published: dict[str, object] = {
-        "num": protocol.num,
+        "num_samples": protocol.num,
         "labels": protocol.labels,
         "sampler": protocol.sampler,
         "points": SAMPLERS[protocol.sampler].points,

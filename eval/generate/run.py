@@ -33,7 +33,7 @@ from eval.networks.load import (
 )
 from eval.protocols import PROTOCOLS
 from eval.settings import GenerationSettings
-from shards import EncoderIdentity, Store, UsageError, open_store
+from shards import EncoderIdentity, Store, UsageError, open_store, replace_atomically
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
 from train.weights.snapshot import Snapshot, is_snapshot
@@ -245,4 +245,4 @@ def _write_table(plan: GenerationPlan, results: dict[str, Any]) -> None:
         results["metrics"],
         f"this run, {plan.num} samples{changes}",
     )
-    (settings.out / "table.md").write_text(table, encoding="utf-8")
+    replace_atomically(settings.out / "table.md", table.encode())

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from shards import replacing
+
 _GAP = 2
 _PAPER = 255
 _INK = (20, 20, 20)
@@ -68,6 +70,5 @@ def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[n
 def save_png(picture: Image.Image | NDArray[np.uint8], path: Path) -> None:
     """Write a picture; the file appears whole or not at all."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    temporary = path.with_name(path.name + ".tmp")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    with replacing(path) as file:
+        image.save(file, format="PNG")

@@ -1,7 +1,7 @@
 """`samples.npz`, written in any order by any number of processes, interrupted and continued.
 
 The finished file is what the published evaluators read: one array `arr_0`, uint8 [n, H, W, 3], stored without
-compression. Until then the images lie in `samples.npz.partial` at their final places, and
+compression. Until then the images lie in `samples.npz.partial` at their final offsets, and
 `samples.npz.written` holds one byte an image that says whether it is there. Sample i never depends on who
 made it, so a continued run may share the rest out differently.
 """
@@ -19,7 +19,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import UserError
+from shards import UserError, replacing
 
 _MEMBER = "arr_0.npy"
 _COPY_BYTES = 64 << 20
@@ -107,7 +107,7 @@ class SamplesFile:
         """Turn the complete images into the final file and drop the unfinished ones. Call in one process."""
         missing = self.pending()
         assert len(missing) == 0, f"{len(missing)} samples are missing"
-        temporary = self.path.with_name(self.path.name + ".tmp")
+        self._drop_temporaries()
         header = {
             "descr": "|u1",
             "fortran_order": False,
@@ -115,16 +115,13 @@ class SamplesFile:
         }
         with (
             self._partial.open("rb") as images,
-            temporary.open("wb") as target,
+            replacing(self.path) as target,
             zipfile.ZipFile(target, "w") as archive,
             archive.open(_MEMBER, "w", force_zip64=True) as member,
         ):
             np.lib.format.write_array_header_1_0(member, header)
             while chunk := images.read(_COPY_BYTES):
                 member.write(chunk)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
         self.drop_unfinished()
 
     def drop_unfinished(self) -> None:
@@ -132,6 +129,12 @@ class SamplesFile:
         assert self.finished, self.path
         self._partial.unlink(missing_ok=True)
         self._written.unlink(missing_ok=True)
+        self._drop_temporaries()
+
+    def _drop_temporaries(self) -> None:
+        """Remove what a kill in `finish` left, which is as large as the final file."""
+        for path in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def map_samples(path: Path, array: str = "arr_0") -> NDArray[np.uint8]:

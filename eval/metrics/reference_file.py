@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from eval.metrics.features import FeatureName
 from eval.metrics.moments import Gaussian
-from shards import UsageError, UserError
+from shards import UsageError, UserError, replacing
 
 ARRAYS: dict[FeatureName, tuple[str, str]] = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 """Names of a feature's mean and covariance."""
@@ -101,8 +101,5 @@ def write_statistics(path: Path, saved: SavedStatistics) -> None:
         gaussian = saved.gaussians[name]
         arrays |= {mean: gaussian.mean, covariance: gaussian.covariance}
     arrays |= {"network": saved.network, "kind": saved.kind, "count": saved.count}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)
-    temporary.replace(path)

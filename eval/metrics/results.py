@@ -12,15 +12,14 @@ from typing import Any
 import torch
 
 from eval.protocols import PublishedRow
+from shards import replace_atomically
 
 _HEADER = ("model", "FID", "IS", "precision", "recall", "source")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON; the file appears whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def device_name(device: torch.device) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from eval.networks.diffusers_decoder import (
@@ -29,7 +29,7 @@ from eval.networks.diffusers_decoder import (
     is_computed_table,
 )
 from eval.networks.diffusers_encoder import read_encoder
-from shards import UserError
+from shards import UserError, replace_atomically
 from train.models.config import ViTDecoderConfig
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
@@ -106,7 +106,7 @@ def write_autoencoder(
     }
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    replace_atomically(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
     values = {
         "_class_name": CLASS_NAME,
         "encoder_type": shape.kind,
@@ -130,7 +130,7 @@ def write_autoencoder(
         "use_encoder_loss": False,
         "scaling_factor": 1.0,
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    replace_atomically(folder / CONFIG_FILE, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _latent_statistics(normalizer: LatentNormalizer | None) -> tuple[Tensor, Tensor] | None:

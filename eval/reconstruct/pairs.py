@@ -78,7 +78,7 @@ class Judge:
         self.found = Judged()
         self._metrics = settings.metrics
         self._perceptual = (
-            load_perceptual(settings.lpips_weights, device) if "lpips" in settings.metrics else None
+            load_perceptual(settings.perceptual_weights, device) if "lpips" in settings.metrics else None
         )
         self.inception = (
             InceptionFeatures(settings.feature_weights, device) if "rfid" in settings.metrics else None

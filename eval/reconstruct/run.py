@@ -55,8 +55,8 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
             "use the decoder trained from this store"
         )
     rows = store.valid_rows
-    if settings.num is not None:
-        rows = rows[evenly_spread(settings.num, len(rows))]
+    if settings.rows is not None:
+        rows = rows[evenly_spread(settings.rows, len(rows))]
     pairs = Pairs(store, decoder, team.device, rounding=settings.rounding)
     began = time.perf_counter()
     judge = Judge(settings, team.device)

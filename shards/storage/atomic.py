@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
 from shards.storage.location import Location
 from shards.storage.remote_path import RemotePath
@@ -51,18 +54,25 @@ def publish_once(temporary: Path, final: Path) -> bool:
     return won
 
 
-def write_temporary(final: Path, content: bytes) -> Path:
-    """Write ``content`` under a temporary name beside ``final``, flushed to the disk."""
+@contextmanager
+def _temporary(final: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file beside ``final``, flushed to the disk when the block ends; removed if the block fails."""
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(final)
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            yield temporary, file
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_temporary(final: Path, content: bytes) -> Path:
+    """Write ``content`` under a temporary name beside ``final``, flushed to the disk."""
+    with _temporary(final) as (temporary, file):
+        file.write(content)
     return temporary
 
 
@@ -79,6 +89,18 @@ def replace_atomically(final: Location, content: bytes) -> None:
         final.write_bytes(content)
         return
     write_temporary(final, content).replace(final)
+    fsync_dir(final.parent)
+
+
+@contextmanager
+def replacing(final: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the name ``final`` when the block ends, flushed to the disk.
+
+    For what is too large to be handed to `replace_atomically`. If the block fails, ``final`` stays as it was.
+    """
+    with _temporary(final) as (temporary, file):
+        yield file
+    temporary.replace(final)
     fsync_dir(final.parent)
 
 

@@ -88,7 +88,7 @@ def test_every_weight_of_the_decoder_is_diffusers_own(folder):
 
 def test_reconstruction_draws_what_diffusers_draws(folder, wide_store, tmp_path):
     path, autoencoder = folder
-    settings = ReconstructionSettings(store=wide_store, decoder=path, out=tmp_path / "out", num=4)
+    settings = ReconstructionSettings(store=wide_store, decoder=path, out=tmp_path / "out", rows=4)
     results = reconstruct(settings)
     assert results["decoder_sha256"] == path_digest(path)
     store = open_store(wide_store)
@@ -122,7 +122,7 @@ def test_generation_takes_decoder_and_statistics_from_the_folder(folder, wide_st
     save_snapshot(snapshot, model.state_dict(), config=config, normalizer=normalizer, meta=meta)
     given = GenerationSettings(
         snapshot=tmp_path / "stage2_model.pt", decoder=path, encoder_of=wide_store, statistics=path,
-        out=tmp_path / "published", num=3, points=3,
+        out=tmp_path / "published", num_samples=3, points=3,
     )  # fmt: skip
     results = generate(plan_of(given))
     own = replace(given, snapshot=snapshot, statistics=None, out=tmp_path / "own")

@@ -27,7 +27,7 @@ def generate(settings):
 @pytest.fixture
 def settings(dit, decoder, tmp_path):
     return GenerationSettings(
-        snapshot=dit, decoder=decoder, out=tmp_path / "out", num=9, points=4, batch_size=4
+        snapshot=dit, decoder=decoder, out=tmp_path / "out", num_samples=9, points=4, batch_size=4
     )
 
 
@@ -69,7 +69,7 @@ def test_each_row_of_the_grid_shows_one_class_under_its_name(settings):
 
 def test_samples_are_the_same_for_any_batch_size_and_number_of_samples(settings, tmp_path):
     generate(settings)
-    other = replace(settings, out=tmp_path / "other", num=11, batch_size=3)
+    other = replace(settings, out=tmp_path / "other", num_samples=11, batch_size=3)
     generate(other)
     one, more = map_samples(settings.out / "samples.npz"), map_samples(other.out / "samples.npz")
     assert _within_one_level(one, more[:9])
@@ -236,7 +236,13 @@ def test_choices_that_do_not_fit_together_are_refused(settings, changes, reason)
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num": 0}, {"points": 1}, {"batch_size": 0}, {"guidance_interval": (0.5, 0.2)}, {"grid_rows": 0}],
+    [
+        {"num_samples": 0},
+        {"points": 1},
+        {"batch_size": 0},
+        {"guidance_interval": (0.5, 0.2)},
+        {"grid_rows": 0},
+    ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_loaded(settings, changes):
     with pytest.raises(UsageError):
@@ -261,7 +267,7 @@ def test_help_answers_in_a_second_without_torch():
     ("arguments", "code", "message"),
     [
         (["missing.safetensors", "--decoder", "b"], 2, "error: a snapshot is a file"),
-        (["a", "--decoder", "b", "--num", "0"], 2, "error: --num must be at least 1, got 0"),
+        (["a", "--decoder", "b", "--num", "0"], 2, "error: --num-samples must be at least 1, got 0"),
     ],
 )
 def test_the_command_answers_mistakes_with_one_line_and_a_code(tmp_path, arguments, code, message):
@@ -293,7 +299,7 @@ def test_metrics_are_computed_against_a_reference_and_warned_about(settings, pic
             reference=pictures,
             metrics=("is", "precision_recall"),
             feature_weights="random:0",
-            num=6,
+            num_samples=6,
         )
     )
     assert set(results["metrics"]) == {"is", "precision", "recall"}
@@ -313,14 +319,14 @@ def test_a_protocol_writes_our_row_below_the_published_ones(settings, write_deco
             protocol="imagenet256-unguided",
             reference=pictures,
             feature_weights="random:0",
-            num=6,
+            num_samples=6,
         )
     )
     assert set(results["metrics"]) == {"fid", "sfid", "is", "precision", "recall"}
     assert all(np.isfinite(value) for value in results["metrics"].values())
     last = (settings.out / "table.md").read_text().splitlines()[-1]
     assert f"| {results['metrics']['fid']:.2f} |" in last
-    assert "num 6 instead of 50000" in last
+    assert "num samples 6 instead of 50000" in last
 
 
 def test_a_protocol_for_another_size_is_refused(settings, pictures):

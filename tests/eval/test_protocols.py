@@ -48,18 +48,20 @@ def test_what_differs_from_the_protocol_is_named(settings):
     other = Path("other.npz")
     other.touch()
     plan = plan_of(
-        replace(settings, protocol="imagenet256-unguided", num=100, precision="bf16", reference=other)
+        replace(settings, protocol="imagenet256-unguided", num_samples=100, precision="bf16", reference=other)
     )
     assert plan.num == 100
     assert plan.deviations == (
-        "num 100 instead of 50000",
+        "num samples 100 instead of 50000",
         "reference other.npz instead of VIRTUAL_imagenet256_labeled.npz",
         "precision bf16 instead of fp32 or tf32",
     )
 
 
 def test_what_a_protocol_fixes_and_the_user_repeats_is_no_deviation(settings):
-    plan = plan_of(replace(settings, protocol="imagenet256-unguided", num=50_000, points=50, labels="equal"))
+    plan = plan_of(
+        replace(settings, protocol="imagenet256-unguided", num_samples=50_000, points=50, labels="equal")
+    )
     assert plan.deviations == ()
 
 

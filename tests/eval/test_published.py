@@ -62,7 +62,7 @@ def files(tmp_path_factory, store):
 def published(files, store, tmp_path):
     return GenerationSettings(
         snapshot=files / "dit.pt", decoder=files / "decoder.pt", encoder_of=store,
-        statistics=files / "stat.pt", out=tmp_path / "published", num=5, points=3, batch_size=5,
+        statistics=files / "stat.pt", out=tmp_path / "published", num_samples=5, points=3, batch_size=5,
     )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_without_statistics_those_of_the_store_are_used(published, files, store,
 
 def test_a_published_decoder_reconstructs_like_a_snapshot_of_the_same_weights(files, store, tmp_path):
     found = [
-        reconstruct(ReconstructionSettings(store=store, decoder=files / name, out=tmp_path / name, num=6))
+        reconstruct(ReconstructionSettings(store=store, decoder=files / name, out=tmp_path / name, rows=6))
         for name in ("decoder.pt", "decoder.safetensors")
     ]
     assert found[0]["psnr"] == found[1]["psnr"]

@@ -69,8 +69,8 @@ def test_a_page_of_more_pictures_than_fit_a_line_keeps_its_parts_apart(settings)
 
 
 def test_a_number_of_rows_is_spread_over_the_store(settings):
-    assert reconstruct(replace(settings, num=4))["num"] == 4
-    assert reconstruct(replace(settings, num=400))["num"] == 25
+    assert reconstruct(replace(settings, rows=4))["num"] == 4
+    assert reconstruct(replace(settings, rows=400))["num"] == 25
 
 
 def test_the_batch_size_changes_nothing(settings):
@@ -102,10 +102,10 @@ def test_rfid_and_lpips_are_computed_on_request(settings):
     results = reconstruct(
         replace(
             settings,
-            num=6,
+            rows=6,
             metrics=("psnr", "lpips", "rfid"),
             feature_weights="random:0",
-            lpips_weights="random:0",
+            perceptual_weights="random:0",
         )
     )
     assert results["lpips"] > 0

@@ -26,7 +26,7 @@ def test_every_metric_is_the_same_against_images_and_against_their_saved_statist
     found = []
     for reference in (tmp_path / "real.npz", saved):
         settings = GenerationSettings(
-            snapshot=dit, decoder=decoder, num=6, points=3, out=tmp_path / reference.stem,
+            snapshot=dit, decoder=decoder, num_samples=6, points=3, out=tmp_path / reference.stem,
             reference=reference, feature_weights="random:0",
         )  # fmt: skip
         found.append(generate(plan_of(settings)))

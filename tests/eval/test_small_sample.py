@@ -52,7 +52,9 @@ def test_it_is_the_distance_of_the_samples_the_command_makes(dit, decoder, real,
         model=snapshot.model, latent_shape=(8, 2, 2), num_classes=3, classes=(0, 1, 2), points=4
     )
     found = small(sampler, snapshot.normalizer)
-    settings = GenerationSettings(snapshot=dit, decoder=decoder, num=33, points=4, out=tmp_path / "out")
+    settings = GenerationSettings(
+        snapshot=dit, decoder=decoder, num_samples=33, points=4, out=tmp_path / "out"
+    )
     generate(plan_of(settings))
     expected = frechet_distance(moments_of(real), moments_of(tmp_path / "out" / "samples.npz"))
     assert found == pytest.approx(expected, rel=1e-3)

@@ -43,7 +43,7 @@ SMALLER = [
     (r"(train/decoder\.py) decoder-\S+", r"\1 decoder-tiny"),
     (r"(train/dit\.py) dit-\S+", r"\1 dit-dh-tiny"),
     (r"^(python train/.*)", r"\1 --max-steps 2 --global-batch-size 8 --tracker none"),
-    (r"--num 50000", "--num 6 --points 4"),
+    (r"--num-samples 50000", "--num-samples 6 --points 4"),
     (r"^(pipeline reshard .*)--shards \d+", r"\1--shards 2"),
     (r"--shards \d\d+", "--shards 4"),
     (r"--sample 50000", "--sample 6"),

@@ -104,7 +104,7 @@ def alone(snapshots, tmp_path_factory):
     """Samples of one process, uint8 [n, H, W, 3]."""
     out = tmp_path_factory.mktemp("alone")
     settings = GenerationSettings(
-        snapshot=snapshots / "dit", decoder=snapshots / "decoder", num=NUM, points=3, seed=5, out=out
+        snapshot=snapshots / "dit", decoder=snapshots / "decoder", num_samples=NUM, points=3, seed=5, out=out
     )
     assert generate(plan_of(settings))["processes"] == 1
     return _images(out)

@@ -13,6 +13,7 @@ from shards.storage.atomic import (
     publish_bytes,
     publish_once,
     replace_atomically,
+    replacing,
     temporary_path,
     write_temporary,
 )
@@ -55,6 +56,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         replace_atomically(tmp_path / "object", b"other")
     assert (tmp_path / "object").read_bytes() == b"one"
     assert [p.name for p in tmp_path.iterdir()] == ["object"]
+
+
+def test_a_file_that_is_written_in_pieces_appears_whole_or_not_at_all(tmp_path):
+    with replacing(tmp_path / "folder" / "object") as file:
+        file.write(b"one")
+        assert not (tmp_path / "folder" / "object").exists()
+
+    def broken_off():
+        with replacing(tmp_path / "folder" / "object") as file:
+            file.write(b"half of the oth")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken_off()
+    assert (tmp_path / "folder" / "object").read_bytes() == b"one"
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["object"]
 
 
 def test_temporary_names_are_different_and_recognised(tmp_path):
