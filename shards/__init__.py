@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shards.cores import usable_cores as usable_cores
+    from shards.draws import even_spread as even_spread
     from shards.draws import permutation as permutation
     from shards.errors import IdentityMismatchError as IdentityMismatchError
     from shards.errors import StoreDamagedError as StoreDamagedError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from shards.metadata.plan import NO_LABEL as NO_LABEL
     from shards.metadata.plan import Plan as Plan
     from shards.metadata.plan import SourceRecord as SourceRecord
+    from shards.metadata.root import is_store as is_store
     from shards.metadata.statistics_arrays import Statistics as Statistics
     from shards.reading.dataset import SampleDataset as SampleDataset
     from shards.reading.dataset import StreamBatchSampler as StreamBatchSampler
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "shards.cores": ["usable_cores"],
-    "shards.draws": ["permutation"],
+    "shards.draws": ["even_spread", "permutation"],
     "shards.errors": [
         "IdentityMismatchError",
         "StoreDamagedError",
@@ -97,6 +99,7 @@ _MODULES = {
     "shards.metadata.manifest": ["Manifest"],
     "shards.metadata.mended": ["as_mended", "mended_images"],
     "shards.metadata.plan": ["NO_LABEL", "Plan", "SourceRecord"],
+    "shards.metadata.root": ["is_store"],
     "shards.metadata.statistics_arrays": ["Statistics"],
     "shards.reading.dataset": ["SampleDataset", "StreamBatchSampler"],
     "shards.reading.loader": ["Batch", "Loader"],

@@ -75,6 +75,22 @@ def integers_below(limits: Sequence[int], *, seed: int, stream: str) -> list[int
     return [((word >> 32) * limit) >> 32 for word, limit in zip(words, limits, strict=True)]
 
 
+def even_spread(count: int, total: int) -> NDArray[np.int64]:
+    """``count`` of the numbers 0 … total − 1, evenly spread, with both ends: ⌊i · (total − 1) / (count − 1)⌋.
+
+    Nothing here is random.
+
+    Args:
+        count: How many; more than ``total`` gives all.
+        total: Of how many.
+
+    Returns:
+        Ascending and different, int64[min(count, total)].
+    """
+    count = max(0, min(count, total))
+    return np.arange(count, dtype=np.int64) * (total - 1) // max(count - 1, 1)
+
+
 def choices(start: int, count: int, num_options: int, *, seed: int, stream: str) -> NDArray[np.int8]:
     """Draws ``start`` to ``start + count`` of a stream of even choices, int8[count] in [0, num_options)."""
     upper = raw_bits(start, count, seed=seed, stream=stream) >> np.uint64(32)

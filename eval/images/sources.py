@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.images.samples import map_samples
-from shards import Store, UsageError, UserError, center_crop, decode_image, open_store, usable_cores
+from shards import (
+    Store,
+    UsageError,
+    UserError,
+    center_crop,
+    decode_image,
+    is_store,
+    open_store,
+    usable_cores,
+)
 
 SourceKind = Literal["folder", "store", "samples"]
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
@@ -171,8 +180,7 @@ def open_images(path: Path, image_size: tuple[int, int]) -> ImageSource:
     """
     source: ImageSource
     if path.is_dir():
-        is_store = (path / "manifest.json").exists() or (path / "plan.parquet").exists()
-        source = StoreImages(path) if is_store else FolderImages(path, image_size)
+        source = StoreImages(path) if is_store(path) else FolderImages(path, image_size)
     elif path.suffix == ".npz" and path.is_file():
         source = NpzImages(path)
     else:

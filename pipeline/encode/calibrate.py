@@ -5,7 +5,6 @@ image is kept back from the fit, and the error is judged on those: a code is onl
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
 from pipeline.sources.pictures import Pictures
-from shards import Int8Code, Plan, Recipe, SourceRecord, Store, UserError, as_mended, fit_code
+from shards import Int8Code, Plan, Recipe, Store, UserError, as_mended, even_spread, fit_code
 
 # Values a channel that are kept, of which the fit takes half: from 128 or more images they settle the worst trained
 # channel's error to 0.01 points (benchmarks/quantisation.py), and float32 [65536, 768] is 200 MB.
@@ -115,7 +114,7 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
         UserError: If none can be decoded, or the encoder gives NaN or infinity.
     """
     count = min(recipe.calibration_rows, plan.num_images)
-    records = _records(plan, np.linspace(0, plan.num_images - 1, count).astype(np.int64))
+    records = plan.records(even_spread(count, plan.num_images))
     source = picture_source(config.source_path(), recipe, recipe.views)
     decoder = BatchDecoder(
         source,
@@ -138,13 +137,6 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
             "the encoder gives NaN or infinity, which no storage type keeps; use --precision float32"
         )
     return samples
-
-
-def _records(plan: Plan, places: NDArray[np.int64]) -> list[SourceRecord]:
-    columns: tuple[Any, ...] = (plan.keys, plan.labels, plan.uris, plan.offsets, plan.nbytes)
-    return [
-        SourceRecord(*values) for values in zip(*(column[places].tolist() for column in columns), strict=True)
-    ]
 
 
 def _some_tokens(

@@ -8,7 +8,6 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
-from pipeline.sources.picture_sources import is_store
 from pipeline.sources.pictures import default_crop
 from shards import (
     GivenStatistics,
@@ -20,6 +19,7 @@ from shards import (
     StoreWriter,
     UsageError,
     as_location,
+    is_store,
     mended_images,
 )
 from shards import open_store as open_finished

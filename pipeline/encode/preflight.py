@@ -15,7 +15,7 @@ from pipeline.encode.space import free_bytes, gigabytes
 from pipeline.encoders.encoder import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
-from shards import TOKEN_DTYPES, Plan, Recipe, SourceRecord, as_mended, storage_type, usable_cores
+from shards import TOKEN_DTYPES, Plan, Recipe, as_mended, even_spread, storage_type, usable_cores
 from shards.metadata.layout import field_of
 
 _SAMPLE = 256
@@ -52,7 +52,7 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
 
 def _sample_of(plan: Plan) -> NDArray[np.int64]:
     """Places of up to `_SAMPLE` images spread evenly over the plan, which is shuffled."""
-    return np.unique(np.linspace(0, plan.num_images - 1, min(_SAMPLE, plan.num_images)).astype(np.int64))
+    return even_spread(_SAMPLE, plan.num_images)
 
 
 def _decode(
@@ -65,10 +65,7 @@ def _decode(
         length=batch_length(len(sample), config.work.batch_size),
         threads=decode_threads_for(config, 1),
     )
-    columns = (plan.keys, plan.labels, plan.uris, plan.offsets, plan.nbytes)
-    records = [
-        SourceRecord(*values) for values in zip(*(column[sample].tolist() for column in columns), strict=True)
-    ]
+    records = plan.records(sample)
     began = time.perf_counter()
     batches = list(decoder.batches(Task(0, recipe.views), as_mended(records, source.mended)))
     for batch in batches:

@@ -14,8 +14,8 @@ from pipeline.engines.local import run_local
 from pipeline.engines.ray import run_ray
 from pipeline.engines.static import Place, place_from_environment, require_single_process
 from pipeline.settings.config import EncodeConfig, WorkConfig
-from pipeline.sources.picture_sources import holds_pictures, is_store
-from shards import StoreWriter, as_location, open_store
+from pipeline.sources.picture_sources import holds_pictures
+from shards import StoreWriter, as_location, is_store, open_store
 
 
 def find_place(work: WorkConfig, arguments: Sequence[str]) -> Place | None:

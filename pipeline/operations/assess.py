@@ -19,6 +19,7 @@ from shards import (
     Store,
     UsageError,
     UserError,
+    even_spread,
     open_store,
     row_codec,
     storage_type,
@@ -56,7 +57,7 @@ def assessment(config: AssessConfig) -> dict[str, Any]:
     count = min(config.rows, len(store.valid_rows))
     if count < 2:
         raise UsageError(f"{config.store} has {count} rows to assess; at least 2 are needed")
-    rows = store.valid_rows[np.linspace(0, len(store.valid_rows) - 1, count).astype(np.int64)]
+    rows = store.valid_rows[even_spread(count, len(store.valid_rows))]
     sample = sample_stored(store, rows)
     code = None
     if config.dtype == "int8":

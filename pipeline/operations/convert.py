@@ -2,14 +2,12 @@
 
 import dataclasses
 
-import numpy as np
-
 from pipeline.console import say
 from pipeline.encode.calibrate import fit_and_judge, sample_stored
 from pipeline.encode.int8_error import describe_error, report_measured
 from pipeline.operations.copying import copy
 from pipeline.settings.operations import ConvertConfig
-from shards import Int8Code, Recipe, Store, UsageError, open_store, published_code
+from shards import Int8Code, Recipe, Store, UsageError, even_spread, open_store, published_code
 from shards.metadata.layout import ROOT
 from shards.metadata.root import read_recipe
 from shards.writing.copying import copied_recipe
@@ -85,7 +83,7 @@ def _code(config: ConvertConfig, source: Store) -> Int8Code | None:
         if begun is not None:
             return begun
     rows = source.valid_rows
-    places = np.linspace(0, len(rows) - 1, min(config.calibration_rows, len(rows))).astype(np.int64)
+    places = even_spread(config.calibration_rows, len(rows))
     calibration = fit_and_judge(sample_stored(source, rows[places]), aim=config.code_error)
     calibration.require(config.allow_error)
     say(f"int8 {describe_error(calibration.error)}, on rows the code was not fitted to")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.operations.facts import bytes_by_part
-from shards import RowReader, Store
+from shards import RowReader, Store, even_spread
 from shards.metadata.layout import fields_of
 
 _BLOCK = 64  # rows compared at a time
@@ -231,9 +231,7 @@ class _Pair:
         return np.flatnonzero(checksums[0][self._rows[0]] != checksums[1][self._rows[1]])
 
     def _sampled(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        if self._most is None or self._most >= len(places):
-            return places
-        return places[np.linspace(0, len(places) - 1, self._most).astype(np.int64)]
+        return places if self._most is None else places[even_spread(self._most, len(places))]
 
     def _read(self, view: str, readers: list[RowReader], places: NDArray[np.int64]) -> NumberDifference:
         a = self._stores[0]

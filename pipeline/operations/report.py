@@ -17,7 +17,7 @@ from pipeline.operations.facts import store_facts
 from pipeline.operations.facts_text import work_done
 from pipeline.operations.token_pictures import principal_colours
 from pipeline.settings.operations import ReportConfig
-from shards import Location, Store, StoreWriter, UsageError, open_store
+from shards import Location, Store, StoreWriter, UsageError, even_spread, open_store
 from shards.writing.finalize import Commits, found_commits, read_commits
 
 _SAMPLES = 16
@@ -126,7 +126,7 @@ def _unfinished_lines(facts: dict[str, Any]) -> dict[str, str]:
 def _samples_section(store: Store) -> str:
     if store.image_size == 0 or not len(store.valid_rows):
         return ""
-    places = np.linspace(0, len(store.valid_rows) - 1, min(_SAMPLES, len(store.valid_rows))).astype(np.int64)
+    places = even_spread(_SAMPLES, len(store.valid_rows))
     rows = store.valid_rows[places]
     view = store.views[0]
     tokens = store.decode(_read(store, view, "tokens", rows))

@@ -16,9 +16,9 @@ from shards import (
     SourceRecord,
     Store,
     as_location,
+    is_store,
     open_store,
 )
-from shards.metadata.layout import PLAN, ROOT
 
 
 class PictureSource(Protocol):
@@ -112,11 +112,6 @@ class StoredImages:
 
     def close(self) -> None:
         """See `PictureSource.close`."""
-
-
-def is_store(source: str) -> bool:
-    """Whether images are to be read from a store instead of files."""
-    return all((as_location(source) / name).is_file() for name in (PLAN, ROOT))
 
 
 def holds_pictures(store: Store, recipe: Recipe, views: Collection[str]) -> bool:

@@ -137,6 +137,10 @@ class Plan:
         part = self._table.slice(shard * base + min(shard, larger), self.shard_size(shard))
         return [SourceRecord(**values) for values in part.to_pylist()]
 
+    def records(self, images: NDArray[np.int64]) -> list[SourceRecord]:
+        """Some images by their index in row order, int64[k]; see `rows` for the row of each."""
+        return [SourceRecord(**values) for values in self._table.take(images).to_pylist()]
+
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """Row of each image, ascending, int64[n]."""

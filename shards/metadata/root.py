@@ -7,9 +7,9 @@ import json
 from shards.errors import StoreDamagedError, UsageError
 from shards.metadata.code_arrays import code_documents
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import FORMAT_VERSION, ROOT, derived_path, fields_of
+from shards.metadata.layout import FORMAT_VERSION, PLAN, ROOT, derived_path, fields_of
 from shards.metadata.zarr_documents import group_document, sharded_array_document
-from shards.storage.location import Location
+from shards.storage.location import Location, as_location
 
 
 def root_document(recipe: Recipe) -> bytes:
@@ -41,6 +41,12 @@ def root_documents(begun: Recipe, recipe: Recipe, revision: int) -> dict[str, by
         revision: Number of that revision.
     """
     return {ROOT: root_document(begun), derived_path(ROOT, revision): root_document(recipe)}
+
+
+def is_store(path: str | Location) -> bool:
+    """Whether a store lies at a folder or URL, finished or not: it has the two objects that a store is begun with."""
+    root = as_location(path)
+    return all((root / name).is_file() for name in (PLAN, ROOT))
 
 
 def read_recipe(path: Location, revision: int = 0) -> Recipe:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.draws import choices, permutation, raw_bits, shuffled_within
+from shards.draws import choices, even_spread, permutation, raw_bits, shuffled_within
 from shards.errors import UsageError
 from shards.reading.order import RowOrder, share, shuffle_quality
 
@@ -145,3 +145,13 @@ def test_choices_are_even(num_options):
     assert len(counts) == num_options
     expected = 42_000 / num_options
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+
+@given(st.integers(0, 40), st.integers(0, 10**9))
+def test_an_even_spread_has_both_ends_and_steps_that_differ_by_at_most_one(count, total):
+    spread = even_spread(count, total)
+    assert len(spread) == min(count, total)
+    steps = np.diff(spread)
+    if len(spread) > 1:
+        assert (spread[0], spread[-1]) == (0, total - 1)
+        assert 1 <= steps.min() <= steps.max() <= steps.min() + 1

@@ -108,3 +108,9 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path, content):
     (tmp_path / "plan.parquet").write_bytes(content)
     with pytest.raises(StoreDamagedError, match="not a readable plan"):
         Plan.read(tmp_path / "plan.parquet")
+
+
+def test_records_by_index_are_those_of_the_shards_in_order():
+    plan = Plan.build(tiny_records(7), ["a", "b"], 3, seed=2)
+    every = [record for shard in range(3) for record in plan.records_of(shard)]
+    assert plan.records(np.array([5, 0, 6])) == [every[5], every[0], every[6]]
