@@ -87,6 +87,8 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     if team.sharded:
         raise UsageError("the adversarial loss needs the decoder's last layer whole; leave --sharding at ddp")
     features = load_dino_features(settings.discriminator_weights, settings.adversary.size)
+    if settings.compile:
+        features.compile()
     width, num_maps = features.config.width, len(features.config.key_depths) + 1
     discriminator = Discriminator(width, num_maps, settings.adversary.kernel_size)
     return AdversarialTask(

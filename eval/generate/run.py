@@ -23,7 +23,6 @@ from eval.metrics.extraction import share
 from eval.metrics.results import device_name, markdown_table, versions, write_json
 from eval.metrics.scoring import compare
 from eval.networks.load import (
-    compile_network,
     decoder_of,
     load_decoder,
     load_dit,
@@ -122,10 +121,12 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         )
     labelled = bool(model.meta.class_names) or config.num_classes > 1
     classes = chosen_classes(settings.classes, config.num_classes, labelled=labelled)
+    drawing = decoder_of(decoder, settings.precision)
     if settings.compile:
-        compile_network(model.model)
+        model.model.compile()
+        decoder.model.compile()
         if guide is not None:
-            compile_network(guide.model)
+            guide.model.compile()
     sampler = LatentSampler(
         model=model.model,
         guide=None if guide is None else guide.model,
@@ -147,7 +148,7 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
     return Producer(
         sampler=sampler,
         normalizer=model.normalizer,
-        decoder=decoder_of(decoder, settings.precision),
+        decoder=drawing,
         device=team.device,
         batch_size=settings.batch_size,
         fill_batches=settings.compile,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eval.networks.diffusers_layout import AUTOENCODER_FILES
 from eval.networks.published import published_decoder, published_dit
@@ -148,11 +148,6 @@ def set_precision(precision: Precision) -> None:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """The context a network is called in."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def compile_network(network: nn.Module) -> None:
-    """Compile a network in place for one batch size; the caller fills up short batches."""
-    network.compile(dynamic=False)
 
 
 def path_digest(path: Path) -> str:

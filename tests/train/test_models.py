@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from shards.errors import UsageError
 from train.models.build import build_model
@@ -118,21 +119,48 @@ def test_the_decoders_pixel_scale_is_its_encoders():
     assert "pixel_mean" not in model.state_dict()
 
 
-@pytest.mark.slow  # loads the compiler
-def test_a_compiled_decoder_keeps_its_last_layer_apart():
-    # The adversarial balance asks for that layer's gradient; one compiled piece would be gone back through whole.
-    model, graphs = build_model(DECODER), []
+def compiled_programs(model: nn.Module, *inputs: Tensor) -> list[str]:
+    """Code of each program that compiling a network makes; checks that its output stays the same."""
+    programs = []
 
     def backend(graph, inputs):
-        graphs.append(graph.code)
+        programs.append(graph.code)
         return graph.forward
 
-    tokens = torch.randn(2, 16, 8)
-    plain = model(tokens)
+    torch.compiler.reset()
+    plain = model(*inputs)
     model.compile(backend=backend)
-    assert torch.equal(model(tokens), plain)
-    assert any("decoder_layers" in code for code in graphs)
-    assert not any("decoder_pred" in code for code in graphs)
+    torch.testing.assert_close(model(*inputs), plain)  # rotary encoding is another formula in a program
+    return programs
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks
+@pytest.mark.parametrize(
+    ("config", "kinds"),
+    [(replace(DIT_DH, depth=3, head_depth=2), 3), (DIT, 2)],
+    ids=["deep, head, final layer", "blocks, final layer"],
+)
+def test_blocks_that_are_alike_are_compiled_once(config, kinds):
+    model = stirred(config)
+    x, t = torch.randn(2, config.token_width, *config.grid), torch.rand(2)
+    programs = compiled_programs(model, x, t, torch.zeros(2, dtype=torch.long))
+    assert len(model.blocks) + 1 > kinds
+    assert len(programs) == kinds
+
+
+def test_compiling_keeps_the_names_of_weights():
+    model = build_model(DIT_DH)
+    names = list(model.state_dict())
+    model.compile(backend="eager")
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks
+def test_a_compiled_decoder_keeps_its_last_layer_apart():
+    # The adversarial balance asks for that layer's gradient; one compiled piece would be gone back through whole.
+    programs = compiled_programs(stirred(DECODER), torch.randn(2, 16, 8))
+    assert len(programs) == 1
+    assert not any("decoder_pred" in code for code in programs)
 
 
 def test_the_decoder_refuses_tokens_on_no_square():

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
+from train.models.compilation import compile_blocks
 from train.models.config import IMAGENET_MEAN, IMAGENET_STD
 
 IMAGE_SIZE = 224
@@ -93,6 +95,10 @@ class DinoFeatures(nn.Module):
             if key.endswith("attn.qkv.bias"):
                 value.view(3, -1)[1] = 0
         self.vit.load_state_dict(state)
+
+    def compile(self, **options: Any) -> None:
+        """Compile block by block, in place of `nn.Module.compile`."""
+        compile_blocks(self.vit.blocks, **options)
 
     def train(self, mode: bool = True) -> DinoFeatures:  # noqa: FBT001, FBT002 - nn.Module's own signature
         """Stay in evaluation mode, whatever happens around it."""

@@ -6,8 +6,11 @@ a4d18c4.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from train.models.compilation import compile_blocks
 from train.models.config import DiTConfig
 from train.models.embeddings import (
     LabelEmbedding,
@@ -63,6 +66,10 @@ class DiT(nn.Module):
         for module in self.t_embedder.mlp:
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+
+    def compile(self, **options: Any) -> None:
+        """Compile block by block, in place of `nn.Module.compile`."""
+        compile_blocks([*self.blocks, self.final_layer], **options)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict the velocity, noise minus data.

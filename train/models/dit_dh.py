@@ -9,9 +9,12 @@ Source: arXiv 2510.11690 section 5; github:bytetriper/RAE src/stage2/models/DDT.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.models.compilation import compile_blocks
 from train.models.config import DiTDHConfig
 from train.models.embeddings import (
     LabelEmbedding,
@@ -64,6 +67,10 @@ class DiTDH(nn.Module):
         head = [Block(config, config.head_width, config.head_num_heads) for _ in range(config.head_depth)]
         self.blocks = nn.ModuleList([*deep, *head])
         self.final_layer = FinalLayer(config.head_width, patch_values, rms=config.rms_norm)
+
+    def compile(self, **options: Any) -> None:
+        """Compile block by block, in place of `nn.Module.compile`."""
+        compile_blocks([*self.blocks, self.final_layer], **options)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict the velocity, noise minus data.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from shards import UsageError
+from train.models.compilation import compile_blocks
 from train.models.config import ViTDecoderConfig
 from train.models.embeddings import sincos_table, unpatchify
 
@@ -84,7 +84,6 @@ class ViTDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.recompute_activations = False
-        self._trunk: Callable[[Tensor], Tensor] = self.features
         width = config.width
 
         self.decoder_embed = nn.Linear(config.token_width, width)
@@ -119,16 +118,16 @@ class ViTDecoder(nn.Module):
 
     def patches(self, tokens: Tensor) -> Tensor:
         """Values of each patch before they are laid out: [B, N, D] → [B, num_patches, p·p·3]."""
-        out: Tensor = self.decoder_pred(self._trunk(tokens))
+        out: Tensor = self.decoder_pred(self.features(tokens))
         return out
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile all but the last layer.
+    def compile(self, **options: Any) -> None:
+        """Compile block by block, in place of `nn.Module.compile`.
 
-        The adversarial balance asks for that layer's gradient by itself, and one compiled piece can only be gone back
-        through as a whole.
+        The last layer stays as it is: the adversarial balance asks for its gradient by itself, and a compiled piece can
+        only be gone back through as a whole.
         """
-        self._trunk = torch.compile(self.features, *args, **kwargs)
+        compile_blocks(self.decoder_layers, **options)
 
     def features(self, tokens: Tensor) -> Tensor:
         """What the last layer draws from: [B, N, D] → [B, num_patches, width]."""
