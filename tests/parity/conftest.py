@@ -93,7 +93,8 @@ def transformer() -> Callable[..., nn.Module]:
     """The DiT or DiT-DH of a recording, with its weights, ready to be used."""
 
     def build(case: Recording, prefix: str = "sd.", config: str = "config") -> nn.Module:
-        model = build_model(config_from_reference(case.meta[config]))
+        target = case.meta.get("class", "") if prefix != "sd_teacher." else ""
+        model = build_model(config_from_reference(case.meta[config], target))
         model.load_state_dict(case.state_dict(prefix), strict=True)
         return model.eval()
 

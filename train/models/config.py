@@ -84,6 +84,8 @@ class LatentTransformerConfig:
     """Adaptive normalisation shifts as well as scales."""
     null_label: bool = True
     """The label table has the row `num_classes` for no class, which classifier-free guidance needs."""
+    end_time: bool = False
+    """The network is also told the time r at which a jump ends and predicts the average velocity from t to r."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -221,8 +223,14 @@ def decoder_config(
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """The configuration as JSON-ready values, `kind` among them."""
-    return asdict(config)
+    """The configuration as JSON-ready values, `kind` among them.
+
+    `end_time` is written only where it is set, so that files of ordinary networks stay as they were before it existed.
+    """
+    values = asdict(config)
+    if not values.get("end_time"):
+        values.pop("end_time", None)
+    return values
 
 
 def config_from_dict(values: dict[str, Any]) -> ModelConfig:

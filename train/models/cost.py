@@ -43,8 +43,9 @@ def _linears(config: ModelConfig) -> Iterator[_Linear]:
         return
     tokens, width = config.token_grid[0] * config.token_grid[1], config.width
     patch_values = config.patch_size**2 * config.token_width
-    yield _Linear(2 * NUM_FREQUENCIES, width, 1)
-    yield _Linear(width, width, 1)
+    for _ in range(2 if config.end_time else 1):
+        yield _Linear(2 * NUM_FREQUENCIES, width, 1)
+        yield _Linear(width, width, 1)
     yield _Linear(patch_values, width, tokens)
     for _ in range(config.depth):
         yield from _block_linears(config, width, tokens, conditions=1)
@@ -111,4 +112,4 @@ def _other_parameters(config: ModelConfig) -> int:
         norms += depth * 2 * width if config.rms_norm else 0
         if config.qk_norm:
             norms += depth * (2 if config.rms_norm else 4) * (width // num_heads)
-    return NUM_FREQUENCIES + labels + table + norms
+    return NUM_FREQUENCIES * (2 if config.end_time else 1) + labels + table + norms

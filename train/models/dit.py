@@ -17,6 +17,8 @@ from train.models.embeddings import (
     PatchEmbedding,
     RotaryEncoding,
     TimeEmbedding,
+    embed_times,
+    end_time_embedding,
     sincos_table,
     unpatchify,
 )
@@ -39,6 +41,7 @@ class DiT(nn.Module):
 
         self.x_embedder = PatchEmbedding(config.token_width, config.width, config.patch_size)
         self.t_embedder = TimeEmbedding(config.width)
+        self.r_embedder = end_time_embedding(config.width) if config.end_time else None
         self.y_embedder = LabelEmbedding(config.num_classes, config.width, null_label=config.null_label)
         # A parameter, as in the published weights, whose training trains it too; frozen until the trainer
         # says so.
@@ -71,18 +74,21 @@ class DiT(nn.Module):
         """Compile block by block, in place of `nn.Module.compile`."""
         compile_blocks([*self.blocks, self.final_layer], **options)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict the velocity, noise minus data.
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, r: Tensor | None = None) -> Tensor:
+        """Predict the velocity, noise minus data; with an end time r its average between r and t.
+
+        The end time enters a plain DiT as it enters DiT-DH; there are no published weights of such a one.
 
         Args:
             x_t: noisy latents float [B, D, h, w].
             t: time float [B] in [0, 1]; 0 is data, 1 is noise.
             y: class int64 [B] in [0, num_classes]; num_classes is no class.
+            r: end of the jump from t, float [B], of a network with `end_time`; None: r = t.
 
         Returns:
             Velocity [B, D, h, w].
         """
-        c = (self.t_embedder(t) + self.y_embedder(y))[:, None]
+        c = (embed_times(self.t_embedder, self.r_embedder, t, r) + self.y_embedder(y))[:, None]
         x = self.x_embedder(x_t) + self.pos_embed
         x = run_blocks(self.blocks, x, c, self.feat_rope, recompute=self.recompute_activations)
         velocity = unpatchify(self.final_layer(x, c), self.config.token_grid, self.config.patch_size)

@@ -21,6 +21,8 @@ from train.models.embeddings import (
     PatchEmbedding,
     RotaryEncoding,
     TimeEmbedding,
+    embed_times,
+    end_time_embedding,
     sincos_table,
     unpatchify,
 )
@@ -44,6 +46,7 @@ class DiTDH(nn.Module):
         self.s_embedder = PatchEmbedding(config.token_width, config.width, config.patch_size)
         self.x_embedder = PatchEmbedding(config.token_width, config.head_width, config.patch_size)
         self.t_embedder = TimeEmbedding(config.width)
+        self.r_embedder = end_time_embedding(config.width) if config.end_time else None
         self.y_embedder = LabelEmbedding(config.num_classes, config.width, null_label=config.null_label)
         # A parameter, as in the published weights, whose training trains it too; frozen until the trainer
         # says so.
@@ -72,20 +75,21 @@ class DiTDH(nn.Module):
         """Compile block by block, in place of `nn.Module.compile`."""
         compile_blocks([*self.blocks, self.final_layer], **options)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict the velocity, noise minus data.
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, r: Tensor | None = None) -> Tensor:
+        """Predict the velocity, noise minus data; with an end time r its average between r and t.
 
         Args:
             x_t: noisy latents float [B, D, h, w].
             t: time float [B] in [0, 1]; 0 is data, 1 is noise.
             y: class int64 [B] in [0, num_classes]; num_classes is no class.
+            r: end of the jump from t, float [B], of a network with `end_time`; None: r = t.
 
         Returns:
             Velocity [B, D, h, w].
         """
         deep, head = self.blocks[: self.config.depth], self.blocks[self.config.depth :]
         recompute = self.recompute_activations
-        time = self.t_embedder(t)
+        time = embed_times(self.t_embedder, self.r_embedder, t, r)
         # SiLU here and again inside every modulation: so the published weights were trained.
         c = F.silu(time + self.y_embedder(y))[:, None]
 

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from shards import UsageError
+
 THETA = 10000.0
 """Base of the geometric series of wavelengths. Source: arXiv 1706.03762 section 3.5; arXiv 2104.09864."""
 
@@ -122,6 +124,57 @@ class TimeEmbedding(nn.Module):
         features = torch.cat([angles.sin(), angles.cos()], dim=-1)
         embedded: Tensor = self.mlp(features.to(self.W.dtype))
         return embedded
+
+
+def end_time_embedding(width: int) -> TimeEmbedding:
+    """The embedding of a jump's length t − r, whose last layer is zero.
+
+    So a network that is given one computes what it computed before, whatever r, until it is trained.
+    """
+    embedding = TimeEmbedding(width)
+    last = embedding.mlp[2]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return embedding
+
+
+def initialise_as_published(embedding: TimeEmbedding) -> None:
+    """Give an end-time embedding the values MF-RAE starts from: PyTorch's defaults, so nothing is zero.
+
+    Source: DiTwDDTHead_MF.initialize_weights in github:sony/mf-rae src/stage2/models/DDT.py at fffc544, which leaves
+    r_embedder out.
+    """
+    nn.init.normal_(embedding.W)
+    for module in embedding.mlp:
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+
+
+def embed_times(start: TimeEmbedding, length: TimeEmbedding | None, t: Tensor, r: Tensor | None) -> Tensor:
+    """Embed the time t and, in a network with an end time, the length t − r of the jump from t to r.
+
+    Times are not clamped: difference quotients ask for t a little above 1, and for r a little above t.
+
+    Source: DiTwDDTHead_MF.forward in github:sony/mf-rae src/stage2/models/DDT.py at fffc544; there an absent r means 0.
+
+    Args:
+        start: embeds t.
+        length: embeds t − r; None in a network without end time.
+        t: float [B].
+        r: float [B]; None means r = t, the instantaneous velocity.
+
+    Returns:
+        [B, width].
+
+    Raises:
+        UsageError: r is given to a network without end time.
+    """
+    if length is None:
+        if r is not None:
+            raise UsageError("an end time r needs a network with end_time; this one knows t alone")
+        return start(t)  # type: ignore[no-any-return]
+    return start(t) + length(torch.zeros_like(t) if r is None else t - r)  # type: ignore[no-any-return]
 
 
 class LabelEmbedding(nn.Module):

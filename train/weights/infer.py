@@ -94,11 +94,15 @@ def infer_decoder_config(
     )
 
 
-def config_from_reference(params: Mapping[str, Any]) -> DiTConfig | DiTDHConfig:
+def config_from_reference(params: Mapping[str, Any], target: str = "") -> DiTConfig | DiTDHConfig:
     """Our configuration for `stage_2.params` of one of the reference's YAML files.
 
     Source: the constructors of DiTwDDTHead and LightningDiT in github:bytetriper/RAE src/stage2/models at
-    a4d18c4.
+    a4d18c4, and of DiTwDDTHead_MF in github:sony/mf-rae src/stage2/models/DDT.py at fffc544.
+
+    Args:
+        params: the parameters.
+        target: `stage_2.target`, the class; one whose name ends in _MF is also told the end of a jump.
 
     Raises:
         PublishedFileError: a parameter is missing or unknown, or asks for what is not built.
@@ -113,6 +117,7 @@ def config_from_reference(params: Mapping[str, Any]) -> DiTConfig | DiTDHConfig:
     common["num_classes"] = rest.pop("num_classes", 1000)
     common["patch_size"] = _single(rest.pop("patch_size", 1))
     common["null_label"] = rest.pop("class_dropout_prob", 0.1) > 0
+    common["end_time"] = target.endswith("_MF")
     common["shift"] = not rest.pop("wo_shift", False)
     is_dit_dh = isinstance(widths, list | tuple)
     own = {"use_pos_embed": "position_table"} if is_dit_dh else {"learn_sigma": "predict_sigma"}
@@ -201,6 +206,7 @@ def _shared_config(state: Mapping[str, Tensor], width: int, num_tokens: int) -> 
         "rms_norm": "blocks.0.norm1.weight" in state,
         "rope": True,
         "shift": len(state["blocks.0.adaLN_modulation.1.bias"]) == 6 * width,
+        "end_time": "r_embedder.W" in state,
     }
 
 
