@@ -29,7 +29,7 @@ from train.models.config import decoder_config
 from train.models.discriminator import DINO_SIZES, DinoFeatures, Discriminator
 from train.models.perceptual import Perceptual
 from train.settings.config import AdversarySettings, DecoderNetwork, DecoderSettings
-from train.tasks.adversarial_task import AdversarialTask
+from train.tasks.adversarial import AdversarialTask
 
 PHASES = ("reconstruction alone", "discriminator learns", "decoder plays")
 """The phase of step 0, 1 and 2: schedules have one step an epoch."""

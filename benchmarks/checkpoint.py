@@ -23,7 +23,8 @@ import torch
 
 from train.engine.checkpoint import Parts, save_checkpoint
 from train.engine.ema import WeightAverages
-from train.engine.state import make_optimizer, state_parts
+from train.engine.optimizer import make_optimizer
+from train.engine.state import state_parts
 from train.models.build import build_model
 from train.models.config import dit_dh_config
 from train.settings.config import OptimizerSettings

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from shards import Store, open_store
 from train.decoder import main as train_decoder
 from train.engine.dequantize import Dequantizer, stored_tensor
-from train.tasks.randomness import normal
+from train.randomness import normal
 from train.weights.snapshot import load_snapshot
 
 LEVELS = tuple(round(0.1 * i, 1) for i in range(9))

@@ -32,13 +32,14 @@ from shards import Store, StoreWriter, center_crop, decode_image, open_store
 from train.distributed import Team
 from train.engine.dequantize import Dequantizer
 from train.engine.feed import Feed, MicroBatch
-from train.engine.state import make_optimizer
+from train.engine.optimizer import make_optimizer
 from train.models.build import build_model
 from train.models.config import DiTDHConfig, dit_dh_config
 from train.models.cost import forward_flops
 from train.models.normalizer import LatentNormalizer
 from train.settings.config import DiTNetwork, DiTSettings
-from train.tasks.velocity_task import VelocityTask
+from train.tasks.parts import DiTParts
+from train.tasks.velocity import VelocityTask
 
 NUM_IMAGES = 64
 JPEG_SIZE = (500, 375)
@@ -126,7 +127,15 @@ def trainer_of(
         model.compile()
     normalizer = LatentNormalizer(None, torch.ones(config.token_width, *config.grid)).to(device)
     settings = DiTSettings(model=DiTNetwork(width=8, depth=1, num_heads=1))
-    task = VelocityTask(model, normalizer, settings, no_snapshot, dequantizer=Dequantizer(None))
+    task = VelocityTask(
+        DiTParts(
+            model=model,
+            normalizer=normalizer,
+            settings=settings,
+            snapshot_meta=no_snapshot,
+            dequantizer=Dequantizer(None),
+        )
+    )
     optimizer = make_optimizer(model, settings.optimizer)
 
     def step(batch: MicroBatch) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from train.distributed import Team
     from train.models.perceptual import Perceptual
     from train.settings.config import DecoderSettings
-    from train.tasks.reconstruction_task import ReconstructionTask
+    from train.tasks.reconstruction import ReconstructionTask
 
 SHEET_IMAGES = 8
 """Images of a sheet of reconstructions."""
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     # After the command line is read, so that --help and mistakes are answered at once.
     from train.engine.launch import launch
 
-    return launch(settings, build_task, fields=("tokens", "image"), default_views=crops_or_center)
+    return launch(settings, build_task, default_views=crops_or_center)
 
 
 def build_task(settings: DecoderSettings, store: Store, team: Team) -> ReconstructionTask:
@@ -57,9 +57,9 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     from train.models.build import build_model
     from train.models.discriminator import Discriminator
     from train.settings.networks import decoder_config
-    from train.tasks.adversarial_task import AdversarialTask
+    from train.tasks.adversarial import AdversarialTask
     from train.tasks.frozen_networks import load_dino_features, load_perceptual
-    from train.tasks.reconstruction_task import ReconstructionTask
+    from train.tasks.reconstruction import ReconstructionTask
 
     assert settings.out is not None
     model = build_model(decoder_config(settings.model, store))

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from eval.networks.load import Decoder
     from shards import Store
     from train.distributed import Team
+    from train.engine.task import Task
     from train.models.dit import DiT
     from train.models.dit_dh import DiTDH
     from train.models.normalizer import LatentNormalizer
     from train.settings.config import DiTSettings
-    from train.tasks.velocity_task import VelocityTask
 
 SHEET_CLASSES, SHEET_COLUMNS = 8, 6
 """Rows and columns of a sheet of samples."""
@@ -39,18 +39,19 @@ def main(arguments: Sequence[str]) -> int:
     # After the command line is read, so that --help and mistakes are answered at once.
     from train.engine.launch import launch
 
-    return launch(settings, build_task, fields=("tokens",), default_views=center_and_flip)
+    return launch(settings, build_task, default_views=center_and_flip)
 
 
-def build_task(settings: DiTSettings, store: Store, team: Team) -> VelocityTask:
-    """The network, its normaliser and its loss, on the process's device."""
+def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
+    """The network, its normaliser and its objective, on the process's device."""
     from train.engine.dequantize import Dequantizer
     from train.engine.fine_tuning import start_from
     from train.engine.launch import begun, snapshot_meta
     from train.engine.statistics_source import FILE_NAME, latent_normalizer, save_normalizer
     from train.models.build import build_model
     from train.settings.networks import dit_config
-    from train.tasks.velocity_task import VelocityTask
+    from train.tasks.objectives import OBJECTIVES
+    from train.tasks.parts import DiTParts
 
     assert settings.out is not None
     model = build_model(dit_config(settings.model, store))
@@ -70,15 +71,18 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> VelocityTask:
     if settings.compile:
         model.compile()
     decoder = sample_decoder(settings, store, team)
-    return VelocityTask(
-        model,
-        normalizer.to(team.device),
-        settings,
-        snapshot_meta(settings, store),
-        sample_grid(settings, store, decoder, team),
+    parts = DiTParts(
+        settings=settings,
+        model=model,
+        normalizer=normalizer.to(team.device),
         dequantizer=Dequantizer.of(store).to(team.device),
+        snapshot_meta=snapshot_meta(settings, store),
+        store=store,
+        team=team,
+        render=sample_grid(settings, store, decoder, team),
         fid=small_sample_fid(settings, store, decoder, team),
     )
+    return OBJECTIVES[settings.objective](parts)
 
 
 def sample_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder | None:

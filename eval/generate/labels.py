@@ -7,7 +7,7 @@ from torch import Tensor
 
 from eval.settings import LabelRule
 from shards import UsageError
-from train.tasks.randomness import uniform
+from train.randomness import uniform
 
 
 def labels_of(numbers: Tensor, classes: tuple[int, ...], rule: LabelRule, seed: int) -> Tensor:

@@ -14,7 +14,7 @@ from eval.settings import GridKind, Guidance, LabelRule, Precision
 from train.flow.guidance import Model, auto_guidance, classifier_free, unguided
 from train.flow.integrators import OnStep, Velocity, integrate, time_grid
 from train.flow.path import time_shift
-from train.tasks.randomness import normal
+from train.randomness import normal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import nn
 
 from train.models.discriminator import DinoConfig, DinoFeatures, Discriminator
 from train.models.perceptual import Perceptual
-from train.tasks.diffaug import augment
+from train.tasks.augmentation import augment
 from train.tasks.losses import (
     adaptive_weight,
     discriminator_loss,

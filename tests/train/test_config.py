@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from shards.errors import UsageError, UserError
-from train.settings.config import OptimizerSettings
+from train.engine.optimizer import OPTIMIZERS
+from train.settings.config import Objective, OptimizerName, OptimizerSettings
 from train.settings.presets import DECODER_PRESETS, DIT_PRESETS, decoder_settings, dit_settings
 from train.settings.saved_settings import (
     changed_settings,
@@ -18,6 +20,7 @@ from train.settings.saved_settings import (
     require_same_run,
     to_json,
 )
+from train.tasks.objectives import OBJECTIVES
 
 ALL = [*(dit_settings(name) for name in DIT_PRESETS), *(decoder_settings(name) for name in DECODER_PRESETS)]
 
@@ -51,7 +54,7 @@ def test_an_unknown_preset_lists_those_there_are():
     [
         (lambda saved: saved["settings"].update(colour="red"), "colour"),
         (lambda saved: saved["settings"]["optimizer"].update(momentum=0.9), "momentum"),
-        (lambda saved: saved["settings"].pop("seed"), "seed"),
+        (lambda saved: saved["settings"]["model"].pop("depth"), "depth"),
         (lambda saved: saved["settings"].update(seed="0"), "seed"),
         (lambda saved: saved["settings"]["optimizer"].update(schedule="step"), "schedule"),
         (lambda saved: saved.update(version=99), "version"),
@@ -63,6 +66,12 @@ def test_json_that_does_not_fit_is_refused(change, message):
     change(saved)
     with pytest.raises(UserError, match=message):
         from_json(json.dumps(saved), name="config.json")
+
+
+def test_a_file_from_before_a_setting_was_added_takes_its_default():
+    saved = json.loads(to_json(dit_settings("dit-dh-tiny")))
+    del saved["settings"]["objective"]
+    assert from_json(json.dumps(saved), name="config.json") == dit_settings("dit-dh-tiny")
 
 
 def test_a_missing_or_broken_file_is_a_users_error(tmp_path):
@@ -103,3 +112,8 @@ def test_impossible_values_are_refused(change):
 def test_a_decay_must_end_after_it_begins():
     with pytest.raises(UsageError, match="decay"):
         OptimizerSettings(schedule="linear", hold_epochs=4, decay_end_epoch=4)
+
+
+def test_every_objective_and_optimizer_that_a_setting_names_is_there():
+    assert set(OBJECTIVES) == set(get_args(Objective))
+    assert set(OPTIMIZERS) == set(get_args(OptimizerName))

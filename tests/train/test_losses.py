@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from train.tasks.diffaug import NUM_DRAWS, augment
+from train.tasks.augmentation import NUM_DRAWS, augment
 from train.tasks.losses import adaptive_weight, gradient_at, last_layer_gradients, to_8_bit
 
 

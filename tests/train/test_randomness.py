@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from train.tasks.randomness import normal, philox, uniform
+from train.randomness import normal, philox, uniform
 
 POSITIONS = torch.tensor([5, 0, 2**33 + 7, 12])
 

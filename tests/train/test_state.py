@@ -11,7 +11,8 @@ from torch import nn
 
 from train.engine.checkpoint import open_part, save_checkpoint
 from train.engine.ema import WeightAverages
-from train.engine.state import make_optimizer, restore_parts, state_parts
+from train.engine.optimizer import make_optimizer
+from train.engine.state import restore_parts, state_parts
 from train.settings.config import OptimizerSettings
 
 

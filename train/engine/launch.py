@@ -35,7 +35,6 @@ def launch(
     settings: _Settings,
     build: Callable[[_Settings, Store, Team], Task],
     *,
-    fields: tuple[str, ...],
     default_views: Callable[[tuple[str, ...]], tuple[str, ...]],
 ) -> int:
     """Begin or continue a run.
@@ -43,7 +42,6 @@ def launch(
     Args:
         settings: as given on the command line.
         build: makes the task; the same on every process, whose random state is the settings' seed.
-        fields: fields of the store the task reads.
         default_views: which of a store's views the task draws from if none are named.
 
     Returns:
@@ -85,7 +83,7 @@ def launch(
         feed = Feed(
             store,
             team,
-            fields=fields,
+            fields=task.fields,
             views=settings.views or (),
             rows=rows,
             seed=settings.seed,

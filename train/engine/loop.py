@@ -23,8 +23,9 @@ from train.engine.checkpoint import newest_of_all, open_part, prune, read_part, 
 from train.engine.ema import WeightAverages
 from train.engine.feed import Feed, MicroBatch
 from train.engine.lr import learning_rate
+from train.engine.optimizer import make_optimizer
 from train.engine.signals import StopRequest
-from train.engine.state import make_optimizer, restore_parts, state_parts
+from train.engine.state import restore_parts, state_parts
 from train.engine.summary import expected_hours
 from train.engine.task import Task, sum_and_count
 from train.engine.totals import Seen, StepTotals, Window, stack_metrics

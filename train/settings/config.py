@@ -3,6 +3,9 @@
 A *free* setting may change whenever a run is continued; every other one is *fixed*, because another value
 would make another run (`train.settings.saved_settings` compares them). `None` stands for "decided when the run starts"
 and is replaced by what was decided before the settings are saved.
+
+A setting that is added later needs a default under which a run does what it did before: a config.json of an earlier
+version is read as if it held that default.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ from typing import Literal
 from shards import UsageError
 
 Precision = Literal["fp32", "tf32", "bf16"]
-
+Objective = Literal["velocity"]
+"""Names of `train.tasks.objectives.OBJECTIVES`."""
+OptimizerName = Literal["adamw"]
+"""Names of `train.engine.optimizer.OPTIMIZERS`."""
 
 FREE = {"free": True}
 """Metadata of a field that may change when a run is continued."""
@@ -64,8 +70,10 @@ class DecoderNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW, gradient clipping and the schedule, whose epochs are floor(rows / global batch) steps."""
+    """Optimizer, gradient clipping and the schedule, whose epochs are floor(rows / global batch) steps."""
 
+    name: OptimizerName = "adamw"
+    """The optimizer."""
     lr: float = 2e-4
     """Learning rate before it decays."""
     final_lr: float = 2e-5
@@ -143,7 +151,7 @@ class AdversarySettings:
     augmentation: float = 1.0
     """Probability of each augmentation of what the discriminator learns from."""
     optimizer: OptimizerSettings = OptimizerSettings()
-    """Its AdamW; its schedule counts its own updates."""
+    """Its optimizer, whose schedule counts its own updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +179,7 @@ class TrainerSettings:
     views: tuple[str, ...] | None = None
     """Views to draw from. None: center and flip for a DiT; the crops, or else center, for a decoder."""
     optimizer: OptimizerSettings = OptimizerSettings()
-    """AdamW and its schedule."""
+    """Optimizer and schedule of the learning rate."""
     ema_rates: tuple[float, ...] = (0.9995,)
     """Rates of the averaged weights, at least one; the first is the one snapshots and samples use."""
     init_from: Path | None = None
@@ -229,6 +237,8 @@ class DiTSettings(TrainerSettings):
 
     model: DiTNetwork
     """Shape of the network."""
+    objective: Objective = "velocity"
+    """What the network learns to predict. velocity: the velocity from data to noise (flow matching)."""
     flow: FlowSettings = FlowSettings()
     """Flow matching."""
     statistics: Path | None = None

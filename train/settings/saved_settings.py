@@ -31,7 +31,8 @@ def from_json(text: str, *, name: str) -> Settings:
         name: what to call it in an error.
 
     Raises:
-        UserError: it is not JSON, of another version, or has an unknown key, a missing key or a wrong type.
+        UserError: it is not JSON, of another version, has an unknown key or a wrong type, or lacks a setting that has
+            no default.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -52,10 +53,10 @@ def from_json(text: str, *, name: str) -> Settings:
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise UserError(f"{name} holds settings that do not fit: {found}") from error
-    # pydantic passes over unknown keys and fills in missing ones; what it made of the text shows both.
-    differences = sorted(set(_flat(json.loads(to_json(settings)))) ^ set(_flat(saved)))
-    if differences:
-        raise UserError(f"{name} has unknown or missing settings: {', '.join(differences)}")
+    # pydantic passes over unknown keys; what it made of the text does not hold them.
+    unknown = sorted(set(_flat(saved)) - set(_flat(json.loads(to_json(settings)))))
+    if unknown:
+        raise UserError(f"{name} has unknown settings: {', '.join(unknown)}")
     return settings
 
 

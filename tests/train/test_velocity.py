@@ -16,7 +16,8 @@ from train.models.build import build_model
 from train.models.config import DiTConfig
 from train.models.normalizer import LatentNormalizer
 from train.settings.config import DiTNetwork, DiTSettings, FlowSettings
-from train.tasks.velocity_task import VelocityTask, loss_by_time
+from train.tasks.parts import DiTParts
+from train.tasks.velocity import VelocityTask, loss_by_time
 
 LOGIT_NORMAL = FlowSettings()
 
@@ -34,7 +35,13 @@ def task_of(flow=LOGIT_NORMAL, seed=0):
     settings = DiTSettings(model=DiTNetwork(width=8, depth=1, num_heads=1), flow=flow, seed=seed)
     normalizer = LatentNormalizer(torch.full((4, 2, 2), 2.0), torch.full((4, 2, 2), 9.0))
     return VelocityTask(
-        build_model(config), normalizer, settings, lambda step, rate: None, dequantizer=Dequantizer(None)
+        DiTParts(
+            model=build_model(config),
+            normalizer=normalizer,
+            settings=settings,
+            snapshot_meta=lambda step, rate: None,
+            dequantizer=Dequantizer(None),
+        )
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from train.settings.config import TokenNoise
-from train.tasks.reconstruction_task import noise_scale, noisy
+from train.tasks.reconstruction import noise_scale, noisy
 
 POSITIONS = torch.arange(4000)
 

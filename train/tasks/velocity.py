@@ -1,25 +1,23 @@
-"""What a diffusion transformer is trained on: the velocity from data to noise at a random time."""
+"""Flow matching: the network predicts the velocity from data to noise at a random time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from train.engine.dequantize import Dequantizer, latents_of
+from train.engine.dequantize import latents_of
 from train.engine.feed import MicroBatch
 from train.engine.task import Losses, Task
 from train.flow.path import draw_time, interpolate, per_sample_loss, time_shift, velocity_target
 from train.models.config import DiTConfig, DiTDHConfig
 from train.models.dit import DiT
 from train.models.dit_dh import DiTDH
-from train.models.normalizer import LatentNormalizer
-from train.settings.config import DiTSettings
-from train.tasks.randomness import normal, uniform
-from train.weights.snapshot import SnapshotMeta, save_snapshot
+from train.randomness import normal, uniform
+from train.tasks.parts import DiTParts
+from train.weights.snapshot import save_snapshot
 
 NUM_BANDS = 10
 """Bands of the time t whose loss is logged separately: it differs more between times than between steps."""
@@ -29,41 +27,20 @@ METRIC_NAMES = tuple(f"loss_t{band / NUM_BANDS:.1f}" for band in range(NUM_BANDS
 
 
 class VelocityTask(Task):
-    """A diffusion transformer and its flow-matching loss; the `Task` of `train/dit.py`."""
+    """A diffusion transformer and its flow-matching loss: `train/dit.py --objective velocity`, its default."""
 
     metric_names: ClassVar[tuple[str, ...]] = METRIC_NAMES
     model: DiT | DiTDH
 
-    def __init__(
-        self,
-        model: DiT | DiTDH,
-        normalizer: LatentNormalizer,
-        settings: DiTSettings,
-        meta: Callable[[int, float], SnapshotMeta],
-        render: Callable[[DiT | DiTDH, LatentNormalizer, Path], None] | None = None,
-        *,
-        dequantizer: Dequantizer,
-        fid: Callable[[DiT | DiTDH, LatentNormalizer], float] | None = None,
-    ) -> None:
-        """Assemble the task.
-
-        Args:
-            model: the network, on its device.
-            normalizer: between the store's tokens and latents, on the same device.
-            settings: resolved settings.
-            meta: origin of a snapshot taken at (step, rate).
-            render: writes a picture of samples of the network; None: there is no decoder to render them with.
-            dequantizer: makes numbers of tokens as they are stored, on the same device.
-            fid: measures samples of the network; every process must call it. None: nothing to compare with.
-        """
-        self.model, self.normalizer = model, normalizer
-        self._latents = latents_of(dequantizer, normalizer)
-        self._settings, self._meta, self._render, self._fid = settings, meta, render, fid
-        self.evaluate_every = settings.fid_every
-        config = model.config
+    def __init__(self, parts: DiTParts) -> None:
+        self.model, self.normalizer = parts.model, parts.normalizer
+        self._parts, self._settings = parts, parts.settings
+        self._latents = latents_of(parts.dequantizer, parts.normalizer)
+        self.evaluate_every = parts.settings.fid_every
+        config = parts.model.config
         self._null_label = config.num_classes
         self._shift = time_shift(
-            config.token_width * config.grid[0] * config.grid[1], settings.flow.shift_base
+            config.token_width * config.grid[0] * config.grid[1], parts.settings.flow.shift_base
         )
 
     @property
@@ -105,18 +82,18 @@ class VelocityTask(Task):
             weights,
             config=self.model.config,
             normalizer=self.normalizer,
-            meta=self._meta(step, ema_rate),
+            meta=self._parts.snapshot_meta(step, ema_rate),
             write=write,
         )
 
     def render_samples(self, path: Path) -> None:
         """Write a picture of generated images, if there is a decoder to render them with."""
-        if self._render is not None:
-            self._render(self.model, self.normalizer, path)
+        if self._parts.render is not None:
+            self._parts.render(self.model, self.normalizer, path)
 
     def evaluate(self) -> dict[str, float]:
         """FID of a few samples."""
-        return {} if self._fid is None else {"fid": self._fid(self.model, self.normalizer)}
+        return {} if self._parts.fid is None else {"fid": self._parts.fid(self.model, self.normalizer)}
 
 
 def loss_by_time(losses: Tensor, t: Tensor) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ from train.engine.task import Losses, Task, sum_and_count
 from train.models.config import ViTDecoderConfig
 from train.models.perceptual import Perceptual
 from train.models.vit_decoder import ViTDecoder
+from train.randomness import normal, uniform
 from train.settings.config import DecoderSettings, TokenNoise
 from train.tasks.losses import pixel_loss, to_symmetric
-from train.tasks.randomness import normal, uniform
 from train.weights.snapshot import SnapshotMeta, save_snapshot
 
 
@@ -25,6 +25,7 @@ class ReconstructionTask(Task):
     """A decoder and its reconstruction loss; the `Task` of `train/decoder.py`."""
 
     metric_names: ClassVar[tuple[str, ...]] = ("l1", "lpips", "psnr")
+    fields: ClassVar[tuple[str, ...]] = ("tokens", "image")
     model: ViTDecoder
 
     def __init__(

@@ -23,13 +23,14 @@ from train.engine.checkpoint import Parts
 from train.engine.dequantize import Dequantizer
 from train.engine.feed import MicroBatch
 from train.engine.lr import learning_rate
-from train.engine.state import make_optimizer, optimizer_tensors, restore_optimizer
+from train.engine.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from train.engine.task import Autocast, Losses, sum_and_count
 from train.models.discriminator import DinoFeatures, Discriminator
 from train.models.perceptual import Perceptual
 from train.models.vit_decoder import ViTDecoder
+from train.randomness import uniform
 from train.settings.config import DecoderSettings
-from train.tasks.diffaug import NUM_COINS, NUM_DRAWS, augment
+from train.tasks.augmentation import NUM_COINS, NUM_DRAWS, augment
 from train.tasks.losses import (
     adaptive_weight,
     discriminator_loss,
@@ -39,8 +40,7 @@ from train.tasks.losses import (
     to_8_bit,
     to_symmetric,
 )
-from train.tasks.randomness import uniform
-from train.tasks.reconstruction_task import ReconstructionTask, target_pixels
+from train.tasks.reconstruction import ReconstructionTask, target_pixels
 from train.weights.snapshot import SnapshotMeta
 
 
