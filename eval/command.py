@@ -11,8 +11,16 @@ import train.settings.commandline
 _Settings = TypeVar("_Settings")
 
 
-def parse(arguments: Sequence[str], kind: type[_Settings], script: str) -> _Settings:
-    """Settings from a command line; `--help` prints their docstrings and leaves."""
+def parse(arguments: Sequence[str], kind: type[_Settings], script: str, *, flags: bool = False) -> _Settings:
+    """Settings from a command line; `--help` prints their docstrings and leaves.
+
+    Args:
+        arguments: What stands after the script's name.
+        kind: Dataclass of the settings.
+        script: Name of the script, for the help text.
+        flags: Whether a setting that is true or false is a flag, `--json`, as for `pipeline`, or takes its value,
+            `--compile True`, as for the trainers.
+    """
     import tyro
 
     return tyro.cli(
@@ -20,7 +28,7 @@ def parse(arguments: Sequence[str], kind: type[_Settings], script: str) -> _Sett
         prog=script,
         description=kind.__doc__,
         args=list(arguments),
-        config=(tyro.conf.FlagConversionOff,),
+        config=() if flags else (tyro.conf.FlagConversionOff,),
     )
 
 

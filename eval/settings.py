@@ -167,6 +167,35 @@ class ReferenceSettings:
             raise UsageError(f"--image-size must be at least 1, got {self.image_size}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AssessSettings:
+    """Say what another storage type would do to a finished store: error by channel, bytes, images of a decoder."""
+
+    store: Positional[str | Path]
+    """Folder or URL of the finished store."""
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "int8"
+    """Storage type to assess."""
+    rows: int = 1024
+    """Rows to assess it on; int8 is fitted to every other one and judged on the rest."""
+    code_error: float = 0.0
+    """int8: error to aim at; see `pipeline encode`."""
+    decoder: Path | None = None
+    """Decoder, as `eval/reconstruction.py` takes it: draws the judged rows before and after, to compare."""
+    metrics: tuple[Literal["psnr", "ssim", "rfid"], ...] = ("psnr", "ssim")
+    """What the images are judged by; rfid needs network weights."""
+    feature_weights: str = "public"
+    """Inception weights for rfid: public, a file, or random:SEED."""
+    scratch: Path | None = None
+    """Not used any more: nothing is written."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, before anything heavy is loaded."""
+        if self.rows < 2:
+            raise UsageError(f"--rows must be at least 2, got {self.rows}")
+
+
 def require_decoder(path: Path) -> None:
     """Refuse a decoder that is not there, before anything heavy is loaded.
 

@@ -1,11 +1,14 @@
-"""The `pipeline` command: one function a subcommand, heavy imports inside."""
+"""The `pipeline` command: a table of subcommands; what one needs is imported when it is called."""
 
 import errno
 import signal
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -36,158 +39,70 @@ _UNUSABLE_PATH = frozenset(
 """What the system says of a path that the command line names, and no command can do anything about."""
 
 
-def run_encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
-    """Runs `pipeline encode`."""
-    from pipeline.operations.encode import encode
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
 
-    encode(config, arguments)
+    Attributes:
+        name: What it is called by.
+        settings: Its dataclass of settings; the docstrings are the help.
+        function: `module:name` of what runs it: `function(settings)`, or `function(settings, arguments)` if engines may
+            run it elsewhere. It returns the exit code, or None for 0.
+        continues: Whether it does, run again, only what was not done before.
+        runs_elsewhere: Whether engines may run it on other machines, with the same arguments.
+    """
 
+    name: str
+    settings: type
+    function: str
+    continues: bool = False
+    runs_elsewhere: bool = False
 
-def run_verify(config: VerifyConfig) -> None:
-    """Runs `pipeline verify`."""
-    from pipeline.operations.verify import verify
-
-    verify(config)
-
-
-def run_inspect(config: InspectConfig) -> None:
-    """Runs `pipeline inspect`."""
-    from pipeline.operations.facts import inspect
-
-    inspect(config)
-
-
-def run_convert(config: ConvertConfig) -> None:
-    """Runs `pipeline convert`."""
-    from pipeline.operations.convert import convert
-
-    convert(config)
+    def run(self, settings: Any, arguments: Sequence[str]) -> int:
+        """Import the function and call it; returns the exit code."""
+        module, _, name = self.function.partition(":")
+        function = getattr(import_module(module), name)
+        return (function(settings, arguments) if self.runs_elsewhere else function(settings)) or 0
 
 
-def run_reshard(config: ReshardConfig) -> None:
-    """Runs `pipeline reshard`."""
-    from pipeline.operations.reshard import reshard
+_OPERATIONS = "pipeline.operations"
 
-    reshard(config)
-
-
-def run_subset(config: SubsetConfig) -> None:
-    """Runs `pipeline subset`."""
-    from pipeline.operations.subset import subset
-
-    subset(config)
-
-
-def run_merge(config: MergeConfig) -> None:
-    """Runs `pipeline merge`."""
-    from pipeline.operations.merge import merge
-
-    merge(config)
-
-
-def run_add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
-    """Runs `pipeline add-view`."""
-    from pipeline.operations.add_view import add_view
-
-    add_view(config, arguments)
-
-
-def run_add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
-    """Runs `pipeline add-field`."""
-    from pipeline.operations.add_field import add_field
-
-    add_field(config, arguments)
-
-
-def run_report(config: ReportConfig) -> None:
-    """Runs `pipeline report`."""
-    from pipeline.operations.report import report
-
-    report(config)
-
-
-def run_assess(config: AssessConfig) -> None:
-    """Runs `pipeline assess`."""
-    from pipeline.operations.assess import assess
-
-    assess(config)
-
-
-def run_stats(config: StatsConfig) -> None:
-    """Runs `pipeline stats`."""
-    from pipeline.operations.stats import stats
-
-    stats(config)
-
-
-def run_diff(config: DiffConfig) -> int:
-    """Runs `pipeline diff`; its exit code."""
-    from pipeline.operations.diff import diff
-
-    return diff(config)
-
-
-def run_estimate(config: EstimateConfig) -> None:
-    """Runs `pipeline estimate`."""
-    from pipeline.operations.estimate import estimate
-
-    estimate(config)
-
-
-def run_clean(config: CleanConfig) -> None:
-    """Runs `pipeline clean`."""
-    from pipeline.operations.clean import clean
-
-    clean(config)
-
-
-Command = (
-    Annotated[EncodeConfig, tyro.conf.subcommand("encode")]
-    | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
-    | Annotated[InspectConfig, tyro.conf.subcommand("inspect")]
-    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
-    | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
-    | Annotated[ReshardConfig, tyro.conf.subcommand("reshard")]
-    | Annotated[SubsetConfig, tyro.conf.subcommand("subset")]
-    | Annotated[MergeConfig, tyro.conf.subcommand("merge")]
-    | Annotated[AddViewConfig, tyro.conf.subcommand("add-view")]
-    | Annotated[AddFieldConfig, tyro.conf.subcommand("add-field")]
-    | Annotated[AssessConfig, tyro.conf.subcommand("assess")]
-    | Annotated[StatsConfig, tyro.conf.subcommand("stats")]
-    | Annotated[DiffConfig, tyro.conf.subcommand("diff")]
-    | Annotated[EstimateConfig, tyro.conf.subcommand("estimate")]
-    | Annotated[CleanConfig, tyro.conf.subcommand("clean")]
+COMMANDS = (
+    Command("encode", EncodeConfig, f"{_OPERATIONS}.encode:encode", continues=True, runs_elsewhere=True),
+    Command("verify", VerifyConfig, f"{_OPERATIONS}.verify:verify"),
+    Command("inspect", InspectConfig, f"{_OPERATIONS}.facts:inspect"),
+    Command("report", ReportConfig, f"{_OPERATIONS}.report:report"),
+    Command("convert", ConvertConfig, f"{_OPERATIONS}.convert:convert", continues=True),
+    Command("reshard", ReshardConfig, f"{_OPERATIONS}.reshard:reshard", continues=True),
+    Command("subset", SubsetConfig, f"{_OPERATIONS}.subset:subset", continues=True),
+    Command("merge", MergeConfig, f"{_OPERATIONS}.merge:merge", continues=True),
+    Command(
+        "add-view", AddViewConfig, f"{_OPERATIONS}.add_view:add_view", continues=True, runs_elsewhere=True
+    ),
+    Command(
+        "add-field", AddFieldConfig, f"{_OPERATIONS}.add_field:add_field", continues=True, runs_elsewhere=True
+    ),
+    Command("assess", AssessConfig, ""),
+    Command("stats", StatsConfig, f"{_OPERATIONS}.stats:stats"),
+    Command("diff", DiffConfig, f"{_OPERATIONS}.diff:diff"),
+    Command("estimate", EstimateConfig, f"{_OPERATIONS}.estimate:estimate"),
+    Command("clean", CleanConfig, f"{_OPERATIONS}.clean:clean"),
 )
 
-COMMANDS: dict[type, Callable[[Any], int | None]] = {
-    VerifyConfig: run_verify,
-    InspectConfig: run_inspect,
-    ReportConfig: run_report,
-    ConvertConfig: run_convert,
-    ReshardConfig: run_reshard,
-    SubsetConfig: run_subset,
-    MergeConfig: run_merge,
-    AssessConfig: run_assess,
-    StatsConfig: run_stats,
-    DiffConfig: run_diff,
-    EstimateConfig: run_estimate,
-    CleanConfig: run_clean,
-}
+PROGRAMS = {"assess": "eval.assess"}
+"""Subcommands that are programs of `eval`, for which this one is another name. `pipeline` imports nothing of `eval`: it
+starts them as a shell would, with the arguments as they are."""
 
-ENCODING: dict[type, Callable[[Any, Sequence[str]], None]] = {
-    EncodeConfig: run_encode,
-    AddViewConfig: run_add_view,
-    AddFieldConfig: run_add_field,
-}
-"""Commands that engines may run elsewhere, with the same arguments."""
-CONTINUING = (*ENCODING, ConvertConfig, ReshardConfig, SubsetConfig, MergeConfig)
-"""Commands that, run again, do only what was not done before."""
+_BY_SETTINGS = {command.settings: command for command in COMMANDS}
 
 
 def parse(arguments: Sequence[str]) -> Any:
     """The settings of the subcommand that a command line names; help and mistakes end the process as tyro does."""
+    subcommands: Any = Union[  # noqa: UP007 - made from the table
+        tuple(Annotated[command.settings, tyro.conf.subcommand(command.name)] for command in COMMANDS)
+    ]
     return tyro.cli(
-        Command,
+        subcommands,
         prog="pipeline",
         description="Encode an image set once into a store of encoder tokens, and look after the store.",
         args=arguments,
@@ -201,15 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     let_waiting_threads_sleep()
     arguments = sys.argv[1:] if arguments is None else arguments
-    config: Any = None
+    command: Command | None = None
     try:
-        config = parse(arguments)
-        if type(config) in ENCODING:
-            ENCODING[type(config)](config, arguments)
-            return 0
-        return COMMANDS[type(config)](config) or 0
+        if arguments and arguments[0] in PROGRAMS:
+            return start_program(PROGRAMS[arguments[0]], arguments[1:])
+        settings = parse(arguments)
+        command = _BY_SETTINGS[type(settings)]
+        return command.run(settings, arguments)
     except KeyboardInterrupt:
-        continues = isinstance(config, CONTINUING)
+        continues = command is not None and command.continues
         print(
             "stopped; run the same command again" + " to continue where it was" * continues, file=sys.stderr
         )
@@ -227,6 +142,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             raise
         return UserError.exit_code
+
+
+def start_program(module: str, arguments: Sequence[str]) -> int:
+    """Run a module as a program of its own, and show what it prints; returns its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
+    )
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    return done.returncode
 
 
 def _interrupt(signum: int, frame: object) -> None:

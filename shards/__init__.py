@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from shards.reading.reader import RowReader as RowReader
     from shards.reading.store import Store as Store
     from shards.reading.store import open_store as open_store
+    from shards.reading.token_sample import chosen_tokens as chosen_tokens
+    from shards.reading.token_sample import sample_stored as sample_stored
     from shards.sources.find import find_images as find_images
     from shards.sources.found import FoundImage as FoundImage
     from shards.sources.reading import BadImageError as BadImageError
@@ -62,6 +64,10 @@ if TYPE_CHECKING:
     from shards.storage.range_cache import range_cache as range_cache
     from shards.storage.remote_calls import RemoteError as RemoteError
     from shards.storage.remote_path import RemotePath as RemotePath
+    from shards.values.code_error import Calibration as Calibration
+    from shards.values.code_error import describe_error as describe_error
+    from shards.values.code_error import fit_and_judge as fit_and_judge
+    from shards.values.code_error import require_within as require_within
     from shards.values.dtypes import TOKEN_DTYPES as TOKEN_DTYPES
     from shards.values.dtypes import storage_type as storage_type
     from shards.values.dtypes import to_float64 as to_float64
@@ -105,6 +111,7 @@ _MODULES = {
     "shards.reading.loader": ["Batch", "Loader"],
     "shards.reading.reader": ["RowReader"],
     "shards.reading.store": ["Store", "open_store"],
+    "shards.reading.token_sample": ["chosen_tokens", "sample_stored"],
     "shards.sources.find": ["find_images"],
     "shards.sources.found": ["FoundImage"],
     "shards.sources.reading": ["BadImageError", "SourceReader"],
@@ -113,6 +120,7 @@ _MODULES = {
     "shards.storage.range_cache": ["range_cache"],
     "shards.storage.remote_calls": ["RemoteError"],
     "shards.storage.remote_path": ["RemotePath"],
+    "shards.values.code_error": ["Calibration", "describe_error", "fit_and_judge", "require_within"],
     "shards.values.dtypes": ["TOKEN_DTYPES", "storage_type", "to_float64", "to_storage"],
     "shards.values.quantize": ["Int8Code", "fit_code"],
     "shards.writing.published": ["published_rows"],

@@ -113,9 +113,9 @@ def reconstruction_grid(
     if settings.sample_every is None:
         return None
     from eval.images.pictures import grid, save_png, side_by_side
-    from eval.images.sources import evenly_spread
+    from shards import even_spread
 
-    rows = rows[evenly_spread(SHEET_IMAGES, len(rows))]
+    rows = rows[even_spread(SHEET_IMAGES, len(rows))]
 
     def render(path: Path) -> None:
         originals, made = (side.permute(0, 2, 3, 1).cpu().numpy() for side in pairs.read(rows))
@@ -141,9 +141,8 @@ def held_out_scores(
     """
     if settings.evaluate_every is None:
         return None
-    from eval.images.sources import evenly_spread
     from eval.reconstruct.held_out import HeldOutImages
-    from shards import UsageError, open_store
+    from shards import UsageError, even_spread, open_store
 
     if settings.evaluation_store is not None:
         other = open_store(settings.evaluation_store)
@@ -154,7 +153,7 @@ def held_out_scores(
                 f"{what} must have images of {pairs.store.image_size} pixels like --store, not {other.image_size}"
             )
         pairs, rows = pairs.of(other), other.valid_rows
-    rows = rows[evenly_spread(settings.evaluation_images, len(rows))]
+    rows = rows[even_spread(settings.evaluation_images, len(rows))]
     return HeldOutImages(pairs=pairs, rows=rows, team=team, perceptual=perceptual).scores
 
 

@@ -193,12 +193,6 @@ def open_images(path: Path, image_size: tuple[int, int]) -> ImageSource:
     return source
 
 
-def evenly_spread(count: int, total: int) -> NDArray[np.int64]:
-    """`count` of the numbers 0 … total − 1, ascending and evenly spread, int64 [min(count, total)]."""
-    chosen = min(count, total)
-    return np.arange(chosen, dtype=np.int64) * total // max(chosen, 1)
-
-
 def blocks(start: int, stop: int, size: int) -> Iterable[tuple[int, int]]:
     """The range cut into consecutive blocks of at most `size`."""
     return ((first, min(first + size, stop)) for first in range(start, stop, size))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.images.sources import ImageSource, NpzImages, evenly_spread, open_images
+from eval.images.sources import ImageSource, NpzImages, open_images
 from eval.metrics.extraction import extract
 from eval.metrics.features import FeatureName, FeatureNetwork
 from eval.metrics.moments import Gaussian
@@ -19,7 +19,7 @@ from eval.metrics.reference_file import (
     read_statistics,
     write_statistics,
 )
-from shards import UsageError
+from shards import UsageError, even_spread
 from train.distributed import Team
 
 MANIFOLD_COUNT = 10_000
@@ -147,7 +147,7 @@ class _Some:
     def __init__(self, source: ImageSource, count: int) -> None:
         self.kind, self.path, self.image_size = source.kind, source.path, source.image_size
         self._source = source
-        self._numbers = evenly_spread(count, len(source))
+        self._numbers = even_spread(count, len(source))
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -1,75 +1,62 @@
-"""`pipeline assess`: what another storage type would do to a finished store, before anything is converted."""
+"""What another storage type would do to a finished store: error by channel, bytes, and what a decoder draws."""
 
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encode.calibrate import fit_and_judge, sample_stored
-from pipeline.encode.int8_error import describe_error
-from pipeline.operations.convert import recoded_recipe
-from pipeline.settings.operations import AssessConfig
+from eval.settings import AssessSettings, ReconstructionSettings
 from shards import (
     Int8Code,
     Store,
     UsageError,
-    UserError,
+    describe_error,
     even_spread,
+    fit_and_judge,
     open_store,
     row_codec,
+    sample_stored,
     storage_type,
     to_float64,
     to_storage,
 )
 from shards.metadata.layout import field_of
-from shards.writing.copying import begin_copy, copied_recipe, copy_rows
-from shards.writing.selection import Part, dealt_anew
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _COMPRESSED_ROWS = 64
 _WORST = 10
 
 
-def assess(config: AssessConfig) -> None:
-    """Prints error by channel, bytes, and with a decoder what becomes of the pictures.
+def assessment(settings: AssessSettings) -> dict[str, Any]:
+    """Everything, as plain JSON values.
 
     Raises:
-        UserError: If the store cannot be assessed, or the decoder does not fit it.
+        UsageError: The store is of int8 already, or has too few rows.
+        UserError: The decoder does not fit it.
     """
-    facts = assessment(config)
-    text = json.dumps(facts, indent=1, ensure_ascii=False) if config.json else as_text(facts)
-    sys.stdout.write(text + "\n")
-
-
-def assessment(config: AssessConfig) -> dict[str, Any]:
-    """The same as plain JSON values.
-
-    Raises:
-        UsageError: If the store is of int8 already, or has too few rows.
-    """
-    store = open_store(config.store)
+    store = open_store(settings.store)
     if store.code is not None:
-        raise UsageError(f"{config.store} holds int8 tokens already; assess the store they were made from")
-    count = min(config.rows, len(store.valid_rows))
+        raise UsageError(f"{settings.store} holds int8 tokens already; assess the store they were made from")
+    count = min(settings.rows, len(store.valid_rows))
     if count < 2:
-        raise UsageError(f"{config.store} has {count} rows to assess; at least 2 are needed")
+        raise UsageError(f"{settings.store} has {count} rows to assess; at least 2 are needed")
     rows = store.valid_rows[even_spread(count, len(store.valid_rows))]
     sample = sample_stored(store, rows)
     code = None
-    if config.dtype == "int8":
-        calibration = fit_and_judge(sample, aim=config.code_error)
+    if settings.dtype == "int8":
+        calibration = fit_and_judge(sample, aim=settings.code_error)
         code, error = calibration.code, calibration.error
     else:
-        error = _rounding_error(sample, config.dtype)
+        error = _rounding_error(sample, settings.dtype)
     worst = np.argsort(-error, kind="stable")[:_WORST]
     facts: dict[str, Any] = {
-        "store": str(config.store),
+        "store": str(settings.store),
         "dtype": store.recipe.dtype,
-        "as": config.dtype,
+        "as": settings.dtype,
         "rows": count,
         "error": {
             "median": float(np.median(error)),
@@ -78,19 +65,25 @@ def assessment(config: AssessConfig) -> dict[str, Any]:
             "channels": [float(value) for value in error],
         },
         "summary": describe_error(error),
-        "row_bytes": _row_bytes(store, rows, config.dtype, code),
+        "row_bytes": _row_bytes(store, rows, settings.dtype, code),
     }
-    if config.decoder is not None:
-        # The code was fitted to every other row: pictures are judged on the rest.
-        facts["pictures"], facts["cautions"] = _pictures(config, store, rows[1::2], code)
+    if settings.decoder is not None:
+        # The code was fitted to every other row: images are judged on the rest.
+        facts["pictures"], facts["cautions"] = _pictures(settings, store, rows[1::2], code)
     return facts
 
 
-def _rounding_error(sample: NDArray[np.float32], dtype: str) -> NDArray[np.float64]:
+def _recoded(values: NDArray[np.float32], dtype: str, code: Int8Code | None) -> NDArray[np.float32]:
+    """What is left of tokens float32 [..., D] that have been stored in a type."""
+    if code is not None:
+        return code.decode(code.encode(values))
     stored = storage_type(dtype)
+    return to_float64(to_storage(values, stored), stored).astype(np.float32)
+
+
+def _rounding_error(sample: NDArray[np.float32], dtype: str) -> NDArray[np.float64]:
     values = sample.reshape(-1, sample.shape[-1])
-    kept = to_float64(to_storage(values, stored), stored)
-    lost = np.sqrt(np.square(kept - values).mean(axis=0))
+    lost = np.sqrt(np.square(_recoded(values, dtype, None).astype(np.float64) - values).mean(axis=0))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(lost == 0, 0.0, lost / values.astype(np.float64).std(axis=0))
 
@@ -101,7 +94,7 @@ def _row_bytes(store: Store, rows: NDArray[np.int64], dtype: str, code: Int8Code
     reader = store.reader(field.view, "tokens")
     stored = np.empty((1, *reader.row_shape), reader.dtype)
     compressed = {"blosc": 0, "zstd": 0}
-    chosen = rows[:: max(1, len(rows) // _COMPRESSED_ROWS)][:_COMPRESSED_ROWS]
+    chosen = rows[even_spread(_COMPRESSED_ROWS, len(rows))]
     for row in chosen.tolist():
         reader.read([row], stored)
         values = store.decode(stored)
@@ -114,38 +107,48 @@ def _row_bytes(store: Store, rows: NDArray[np.int64], dtype: str, code: Int8Code
 
 
 def _pictures(
-    config: AssessConfig, store: Store, rows: NDArray[np.int64], code: Int8Code | None
+    settings: AssessSettings, store: Store, rows: NDArray[np.int64], code: Int8Code | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """What `eval/reconstruction.py` finds on the same rows before and after, and what makes it mean less."""
-    images = np.searchsorted(store.plan.rows, rows)
-    selection = dealt_anew([Part(store, images)], store.class_names, 1, store.recipe.seed)
-    found, cautions = {}, []
-    with tempfile.TemporaryDirectory(prefix="assess-", dir=config.scratch) as scratch:
-        for name, dtype, own_code in (("before", store.recipe.dtype, None), ("after", config.dtype, code)):
-            form = copied_recipe(
-                selection, views=("center",), format="zarr", compression=None, image_compression=None
-            )
-            recipe = recoded_recipe(form, dtype, own_code, 0, 0.0)
-            writer, _ = begin_copy(selection, Path(scratch) / name, recipe, own_code)
-            copy_rows(selection, writer, {})
-            results = _reconstruct(config, Path(scratch), name)
-            found[name] = {metric: float(results[metric]) for metric in config.metrics}
-            cautions = results.get("warnings", [])
+    """Metrics of `eval/reconstruction.py` on the same rows before and after, and what makes them mean less."""
+    import torch
+
+    from eval.networks.load import decoder_of, load_decoder, set_precision
+    from eval.reconstruct.pairs import Pairs, PairScorer
+    from eval.reconstruct.run import mean_scores, require_decoder_of, rfid, score
+    from train.distributed import Team
+
+    assert settings.decoder is not None
+    measured = ReconstructionSettings(
+        store=settings.store,
+        decoder=settings.decoder,
+        metrics=settings.metrics,
+        feature_weights=settings.feature_weights,
+    )
+    team = Team()
+    try:
+        set_precision(measured.precision)
+        snapshot = load_decoder(settings.decoder, team.device, store.recipe.encoder)
+        require_decoder_of(store, snapshot, settings.decoder)
+        decoder = decoder_of(snapshot, measured.precision)
+
+        def recode(tokens: Tensor) -> Tensor:
+            kept = _recoded(tokens.cpu().numpy(), settings.dtype, code)
+            return torch.from_numpy(kept).to(tokens.device)
+
+        found: dict[str, Any] = {}
+        cautions: list[str] = []
+        for name, change in (("before", None), ("after", recode)):
+            scorer = PairScorer(measured, team.device)
+            scores = score(Pairs(store, decoder, team.device, recode=change), rows, scorer, team)
+            results: dict[str, Any] = mean_scores(scores)
+            if scorer.inception is not None:
+                size = (store.image_size, store.image_size)
+                results |= rfid(scores, scorer.inception, None, size, team)
+                cautions = results["warnings"]
+            found[name] = {metric: float(results[metric]) for metric in settings.metrics}
+    finally:
+        team.close()
     return found, cautions
-
-
-def _reconstruct(config: AssessConfig, scratch: Path, name: str) -> dict[str, Any]:
-    """results.json of the evaluation, which runs as a command of its own and shares nothing but the store."""
-    out = scratch / f"{name}-results"
-    command = [sys.executable, "-m", "eval.reconstruction", str(scratch / name)]
-    command += ["--decoder", str(config.decoder), "--out", str(out)]
-    command += ["--metrics", *config.metrics, "--feature-weights", config.feature_weights]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"eval/reconstruction.py failed on the rows {name}: {last.removeprefix('error: ')}")
-    results: dict[str, Any] = json.loads((out / "results.json").read_bytes())
-    return results
 
 
 def as_text(facts: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,18 +25,26 @@ POOL: set[FeatureName] = {"pool"}
 
 
 @dataclass
-class Judged:
-    """What one process found out about its rows."""
+class PairScores:
+    """What one process has measured of its rows."""
 
     rows: list[NDArray[np.int64]] = field(default_factory=list)
     scores: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
-    """Metrics of the single pictures, by name."""
+    """Metrics of the single images, by name."""
     originals: FeatureSet = field(default_factory=FeatureSet)
     reconstructions: FeatureSet = field(default_factory=FeatureSet)
 
 
 class Pairs:
-    """Originals of a store beside what the decoder makes of their tokens."""
+    """Originals of a store beside what the decoder makes of their tokens.
+
+    Args:
+        store: A store with images.
+        decoder: Draws images of raw tokens.
+        device: Where it computes.
+        rounding: See `eval.images.pictures.to_uint8`.
+        recode: Applied to the raw tokens, float32 [B, N, D], before they are decoded.
+    """
 
     def __init__(
         self,
@@ -44,6 +53,7 @@ class Pairs:
         device: torch.device,
         *,
         rounding: bool = False,
+        recode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         # A store of random crops alone has no other view.
         view = "center" if "center" in store.views else store.views[0]
@@ -54,6 +64,7 @@ class Pairs:
         self._decoder = decoder
         self._device = device
         self._rounding = rounding
+        self._recode = recode
 
     def of(self, store: Store) -> Pairs:
         """The same of another store."""
@@ -66,16 +77,18 @@ class Pairs:
         self._tokens.read(rows, tokens)
         self._images.read(rows, images)
         raw = self._dequantizer(stored_tensor(tokens, self._tokens.logical_dtype).to(self._device))
+        if self._recode is not None:
+            raw = self._recode(raw)
         made = to_uint8(self._decoder.pixels(raw), rounding=self._rounding)
         original = torch.from_numpy(images).to(self._device)
         return original.permute(0, 3, 1, 2), made.permute(0, 3, 1, 2)
 
 
-class Judge:
-    """Measures pairs of pictures, batch by batch."""
+class PairScorer:
+    """Measures pairs of images, batch by batch."""
 
     def __init__(self, settings: ReconstructionSettings, device: torch.device) -> None:
-        self.found = Judged()
+        self.found = PairScores()
         self._metrics = settings.metrics
         self._perceptual = (
             load_perceptual(settings.perceptual_weights, device) if "lpips" in settings.metrics else None
@@ -100,9 +113,9 @@ class Judge:
                 side.add(self.inception.features(pictures), moments=POOL, keep=set())
 
 
-def merged(parts: list[Judged]) -> Judged:
-    """What all processes found out, in the order of their ranks."""
-    whole = Judged()
+def merged(parts: list[PairScores]) -> PairScores:
+    """What all processes have measured, in the order of their ranks."""
+    whole = PairScores()
     for part in parts:
         whole.rows.extend(part.rows)
         for name, values in part.scores.items():

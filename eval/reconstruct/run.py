@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.command import warn
 from eval.images.pictures import grid, save_png, side_by_side
-from eval.images.sources import blocks, evenly_spread
+from eval.images.sources import blocks
 from eval.metrics.cautions import reconstruction_cautions
 from eval.metrics.extraction import share
+from eval.metrics.features import InceptionFeatures
 from eval.metrics.reference import load_reference
 from eval.metrics.results import device_name, versions, write_json
 from eval.metrics.set_distances import frechet_distance
 from eval.networks.load import decoder_of, load_decoder, path_digest, require_same_encoder, set_precision
-from eval.reconstruct.pairs import POOL, Judge, Judged, Pairs, merged
+from eval.reconstruct.pairs import POOL, Pairs, PairScorer, PairScores, merged
 from eval.settings import ReconstructionSettings
-from shards import Store, UserError, open_store
+from shards import Store, UserError, even_spread, open_store
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
+from train.weights.snapshot import Snapshot
 
 _BATCH_SIZE = {"cuda": 64, "cpu": 16}
 _CLASSES_SHOWN = 32
@@ -45,31 +49,14 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
     set_precision(settings.precision)
     store = open_store(settings.store)
     snapshot = load_decoder(settings.decoder, team.device, store.recipe.encoder)
-    require_same_encoder(snapshot, store.recipe.encoder, f"the store {settings.store}")
-    decoder = decoder_of(snapshot, settings.precision)
-    size = (store.image_size, store.image_size)
-    if decoder.image_size != size:
-        made = "×".join(map(str, decoder.image_size))
-        raise UserError(
-            f"the decoder makes images of {made} pixels and the store's are {size[0]}×{size[1]}; "
-            "use the decoder trained from this store"
-        )
+    require_decoder_of(store, snapshot, settings.decoder)
     rows = store.valid_rows
     if settings.rows is not None:
-        rows = rows[evenly_spread(settings.rows, len(rows))]
-    pairs = Pairs(store, decoder, team.device, rounding=settings.rounding)
+        rows = rows[even_spread(settings.rows, len(rows))]
+    pairs = Pairs(store, decoder_of(snapshot, settings.precision), team.device, rounding=settings.rounding)
     began = time.perf_counter()
-    judge = Judge(settings, team.device)
-    start, stop = share(len(rows), team)
-    size_at_once = settings.batch_size or _BATCH_SIZE.get(team.device.type, 16)
-    with tqdm(
-        total=stop - start, desc="reconstructing", unit="image", disable=not team.is_main_process
-    ) as progress:
-        for first, last in blocks(start, stop, size_at_once):
-            batch = rows[first:last]
-            judge.add(batch, *pairs.read(batch))
-            progress.update(len(batch))
-    found = merged(team.gather(judge.found))
+    scorer = PairScorer(settings, team.device)
+    found = score(pairs, rows, scorer, team, settings.batch_size)
     results = {
         "decoder": settings.decoder.name,
         "decoder_sha256": path_digest(settings.decoder),
@@ -83,10 +70,12 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
         "processes": team.world_size,
         "versions": versions(),
         "seconds": time.perf_counter() - began,
-        **_summary(found),
+        **mean_scores(found),
     }
-    if "rfid" in settings.metrics:
-        results |= _rfid(found, judge, settings, size, team)
+    if scorer.inception is not None:
+        results |= rfid(
+            found, scorer.inception, settings.reference, (store.image_size, store.image_size), team
+        )
     if team.is_main_process:
         settings.out.mkdir(parents=True, exist_ok=True)
         _draw(found, pairs, settings)
@@ -95,18 +84,69 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
     return results
 
 
-def _summary(found: Judged) -> dict[str, float]:
+def require_decoder_of(store: Store, snapshot: Snapshot, path: Path) -> None:
+    """Refuse a decoder of another encoder or image size than the store's.
+
+    Raises:
+        IdentityMismatchError: It belongs to another encoder.
+        UserError: It makes images of another size, or the store keeps none.
+    """
+    require_same_encoder(snapshot, store.recipe.encoder, f"the store {store.path}")
+    config, size = snapshot.config, store.image_size
+    assert config.kind == "decoder"
+    if config.image_size != (size, size):
+        made = "×".join(map(str, config.image_size))
+        raise UserError(
+            f"the decoder {path} makes images of {made} pixels and the store's are {size}×{size}; "
+            "use the decoder trained from this store"
+        )
+
+
+def score(
+    pairs: Pairs, rows: NDArray[np.int64], scorer: PairScorer, team: Team, batch_size: int | None = None
+) -> PairScores:
+    """Measure rows of a store, the work shared by all processes; each gets the whole result.
+
+    Args:
+        pairs: Gives originals and reconstructions.
+        rows: Numbers of valid rows, int64 [n].
+        scorer: Measures them.
+        team: The processes; all must call.
+        batch_size: Rows a process decodes together; None: a size that fits small devices.
+    """
+    start, stop = share(len(rows), team)
+    size_at_once = batch_size or _BATCH_SIZE.get(team.device.type, 16)
+    with tqdm(
+        total=stop - start, desc="reconstructing", unit="image", disable=not team.is_main_process
+    ) as progress:
+        for first, last in blocks(start, stop, size_at_once):
+            batch = rows[first:last]
+            scorer.add(batch, *pairs.read(batch))
+            progress.update(len(batch))
+    return merged(team.gather(scorer.found))
+
+
+def mean_scores(found: PairScores) -> dict[str, float]:
+    """Means over the images, by name of the metric."""
     return {name: float(np.concatenate(values).mean()) for name, values in found.scores.items()}
 
 
-def _rfid(
-    found: Judged, judge: Judge, settings: ReconstructionSettings, size: tuple[int, int], team: Team
+def rfid(
+    found: PairScores, network: InceptionFeatures, reference: Path | None, size: tuple[int, int], team: Team
 ) -> dict[str, Any]:
-    assert judge.inception is not None
+    """RFID with what it was computed with, as results.json holds it; empty but on the main process.
+
+    Args:
+        found: Features of originals and reconstructions.
+        network: Computed them.
+        reference: What to compare with instead of the originals.
+        size: Height and width of the images.
+        team: The processes; all must call.
+    """
     count = sum(len(rows) for rows in found.rows)
     kind, reference_count, gaussian = None, None, None
-    if settings.reference is not None:
-        side = load_reference(settings.reference, size, judge.inception, team, features=POOL, manifold=False)
+    if reference is not None:
+        side = load_reference(reference, size, network, team, features=POOL, manifold=False)
         kind, reference_count, gaussian = side.kind, side.count, side.gaussians["pool"]
     cautions = reconstruction_cautions(count, kind, reference_count)
     if not team.is_main_process:
@@ -117,13 +157,13 @@ def _rfid(
         "rfid": frechet_distance(
             gaussian or found.originals.gaussian("pool"), found.reconstructions.gaussian("pool")
         ),
-        "reference": "originals" if settings.reference is None else settings.reference.name,
-        "feature_networks": {judge.inception.name: judge.inception.digest},
+        "reference": "originals" if reference is None else reference.name,
+        "feature_networks": {network.name: network.digest},
         "warnings": cautions,
     }
 
 
-def _draw(found: Judged, pairs: Pairs, settings: ReconstructionSettings) -> None:
+def _draw(found: PairScores, pairs: Pairs, settings: ReconstructionSettings) -> None:
     """reconstruction.png: the best, median and worst rows by PSNR, each original beside what was made of it."""
     rows = np.concatenate(found.rows)
     order = np.argsort(-np.concatenate(found.scores["psnr"]), kind="stable")
@@ -147,7 +187,7 @@ def _draw(found: Judged, pairs: Pairs, settings: ReconstructionSettings) -> None
     save_png(grid(sheets, columns, names), settings.out / "reconstruction.png")
 
 
-def _draw_classes(found: Judged, pairs: Pairs, store: Store, settings: ReconstructionSettings) -> None:
+def _draw_classes(found: PairScores, pairs: Pairs, store: Store, settings: ReconstructionSettings) -> None:
     """classes.png: of each of the first classes its median row by PSNR, original beside what was made of it."""
     rows, scores = np.concatenate(found.rows), np.concatenate(found.scores["psnr"])
     labels = store.labels[rows]

@@ -4,8 +4,6 @@ The plan is a seeded shuffle, so places spread evenly over it are a random sampl
 image is kept back from the fit, and the error is judged on those: a code is only as good as on what it has not seen.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,41 +13,24 @@ from pipeline.console import say
 from pipeline.encode.claims import Task
 from pipeline.encode.decoding import BatchDecoder, batch_length
 from pipeline.encode.devices import named_devices
-from pipeline.encode.int8_error import describe_error, require_within
 from pipeline.encode.job import decode_threads_for
 from pipeline.encoders.encoder import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
 from pipeline.sources.pictures import Pictures
-from shards import Int8Code, Plan, Recipe, Store, UserError, as_mended, even_spread, fit_code
-
-# Values a channel that are kept, of which the fit takes half: from 128 or more images they settle the worst trained
-# channel's error to 0.01 points (benchmarks/quantisation.py), and float32 [65536, 768] is 200 MB.
-_NUM_VALUES = 1 << 16
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A fitted code and what it costs.
-
-    Attributes:
-        code: What the int8 numbers will stand for.
-        error: RMS error of each channel on images the code was not fitted to, as a share of the channel's deviation,
-            float64[D].
-    """
-
-    code: Int8Code
-    error: NDArray[np.float64]
-
-    def require(self, limit: float) -> None:
-        """Refuses a code that costs a channel more than a limit.
-
-        Raises:
-            UserError: Naming the channels and what can be done.
-        """
-        require_within(
-            self.error, limit, where="on images it was not fitted to", remedy="or store another --dtype"
-        )
+from shards import (
+    Int8Code,
+    Plan,
+    Recipe,
+    Store,
+    UserError,
+    as_mended,
+    chosen_tokens,
+    describe_error,
+    even_spread,
+    fit_and_judge,
+    require_within,
+)
 
 
 def calibrate(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder) -> Int8Code:
@@ -69,39 +50,6 @@ def calibrate(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
     calibration.require(config.store.allow_error)
     say(f"int8 {describe_error(calibration.error)}, on images the code was not fitted to")
     return calibration.code
-
-
-def fit_and_judge(samples: NDArray[np.float32], *, aim: float = 0.0) -> Calibration:
-    """A code from every other image's tokens, judged on the others'.
-
-    Args:
-        samples: Tokens [images, values, D].
-        aim: See `shards.values.quantize.fit_code`.
-    """
-    width = samples.shape[-1]
-    fitted, held_back = samples[::2].reshape(-1, width), samples[1::2].reshape(-1, width)
-    code = fit_code(fitted, aim=aim)
-    seen = held_back if len(held_back) else fitted
-    lost = code.decode(code.encode(seen)).astype(np.float64) - seen
-    square_error = np.square(lost).mean(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.sqrt(square_error / seen.astype(np.float64).var(axis=0))
-    return Calibration(code, np.where(square_error == 0, 0.0, relative))
-
-
-def sample_stored(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Some tokens of some rows of a finished store in every view, as `sample_tokens` takes them from images."""
-    parts = []
-    for index, view in enumerate(store.views):
-        chosen = _chosen_tokens(store.num_tokens, len(rows), index, len(store.views))
-        reader = store.reader(view, "tokens")
-        row = np.empty((1, *reader.row_shape), reader.dtype)
-        kept = np.empty((len(rows), len(chosen), store.width), np.float32)
-        for place, number in enumerate(rows.tolist()):
-            reader.read([number], row)
-            kept[place] = store.decode(row[:, chosen])[0]
-        parts.append(kept)
-    return np.concatenate(parts, axis=1)
 
 
 def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder) -> NDArray[np.float32]:
@@ -147,16 +95,31 @@ def _some_tokens(
     for index, view in enumerate(recipe.views):
         tokens = encoder.encode(pictures.shown(images, view)).cpu().numpy()
         parts.append(
-            tokens[:, _chosen_tokens(recipe.encoder.num_tokens, num_images, index, len(recipe.views))]
+            tokens[:, chosen_tokens(recipe.encoder.num_tokens, num_images, index, len(recipe.views))]
         )
     return np.concatenate(parts, axis=1)
 
 
-def _chosen_tokens(num_tokens: int, num_images: int, view: int, num_views: int) -> NDArray[np.int64]:
-    """Evenly spread tokens, so many that all images in all views together give `_NUM_VALUES`.
+def report_measured(store: Store, limit: float) -> None:
+    """Says what int8 has cost the rows of a finished store, and ends in an error where that is more than allowed.
 
-    Views show much the same image: each gives other tokens.
+    The store is finished either way: nothing has to be encoded again if the error is accepted.
+
+    Raises:
+        UserError: Naming the channels and what can be done.
     """
-    share = min(num_tokens, max(1, _NUM_VALUES // (num_images * num_views)))
-    first = view * num_tokens // (share * num_views)
-    return (np.arange(share) * num_tokens // share + first) % num_tokens
+    if store.code is None:
+        return
+    errors = {view: store.code_error(view) for view in store.views}
+    for view, error in errors.items():
+        assert error is not None, view
+        say(f"int8 {describe_error(error)}, in view {view}")
+    for view, error in errors.items():
+        assert error is not None, view
+        require_within(
+            error,
+            limit,
+            where=f"on the rows of view {view}",
+            remedy=f"which keeps {store.path} as it is, or write another store with more --calibration-rows "
+            "or another --dtype",
+        )

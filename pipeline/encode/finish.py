@@ -4,8 +4,8 @@ import time
 from importlib.metadata import version
 
 from pipeline.console import say
+from pipeline.encode.calibrate import report_measured
 from pipeline.encode.claims import Failures
-from pipeline.encode.int8_error import report_measured
 from pipeline.encode.leases import Leases, Owner, remove_if_empty
 from pipeline.settings.config import EncodeConfig
 from shards import Plan, StoreWriter, UserError, bad_rows, open_store

@@ -3,11 +3,21 @@
 import dataclasses
 
 from pipeline.console import say
-from pipeline.encode.calibrate import fit_and_judge, sample_stored
-from pipeline.encode.int8_error import describe_error, report_measured
+from pipeline.encode.calibrate import report_measured
 from pipeline.operations.copying import copy
 from pipeline.settings.operations import ConvertConfig
-from shards import Int8Code, Recipe, Store, UsageError, even_spread, open_store, published_code
+from shards import (
+    Int8Code,
+    Recipe,
+    Store,
+    UsageError,
+    describe_error,
+    even_spread,
+    fit_and_judge,
+    open_store,
+    published_code,
+    sample_stored,
+)
 from shards.metadata.layout import ROOT
 from shards.metadata.root import read_recipe
 from shards.writing.copying import copied_recipe

@@ -5,7 +5,7 @@ from typing import Literal
 
 import tyro
 
-from pipeline.settings.config import EncoderConfig, StoreConfig, WorkConfig
+from pipeline.settings.config import ALLOWED_ERROR, EncoderConfig, StoreConfig, WorkConfig
 from pipeline.settings.location_argument import LocationArgument
 
 
@@ -28,7 +28,7 @@ class AddViewConfig:
     """Further arguments of the timm model. Default: those the store names."""
     compile: bool = False
     """Run the encoder through torch.compile."""
-    allow_error: float = 0.02
+    allow_error: float = ALLOWED_ERROR
     """int8: see `pipeline encode`."""
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
 
@@ -59,6 +59,6 @@ class AddFieldConfig:
     """int8: see `pipeline encode`."""
     code_error: float = 0.0
     """int8: see `pipeline encode`."""
-    allow_error: float = 0.02
+    allow_error: float = ALLOWED_ERROR
     """int8: see `pipeline encode`."""
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)

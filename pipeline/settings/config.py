@@ -12,6 +12,8 @@ from shards import UsageError
 
 DEFAULT_SOURCE = "data/imagenet/train"
 DEFAULT_ENCODER = "vit_base_patch14_reg4_dinov2"
+ALLOWED_ERROR = 0.02
+"""int8: largest error of a channel that is accepted unasked, RMS as a share of the channel's standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ class StoreConfig:
     code_error: float = 0.0
     """int8: error to aim at, RMS as a share of a channel's deviation, such as 0.018. More than the smallest possible
     gives codes that compress to fewer bits; 0 is the smallest possible."""
-    allow_error: float = 0.02
+    allow_error: float = ALLOWED_ERROR
     """int8: largest share of its deviation that a channel may lose. If calibration finds more, encode stops before the
     first shard; if all rows together turn out to have lost more, it ends in an error, with the store complete."""
 

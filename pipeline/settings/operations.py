@@ -6,6 +6,7 @@ from typing import Literal
 
 import tyro
 
+from pipeline.settings.config import ALLOWED_ERROR
 from pipeline.settings.location_argument import LocationArgument
 
 
@@ -55,7 +56,7 @@ class ConvertConfig:
     """int8: rows the code is fitted to and judged on; see `pipeline encode`."""
     code_error: float = 0.0
     """int8: error to aim at; see `pipeline encode`."""
-    allow_error: float = 0.02
+    allow_error: float = ALLOWED_ERROR
     """int8: largest error of a channel that is accepted; see `pipeline encode`."""
 
 
@@ -120,26 +121,10 @@ class MergeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AssessConfig:
-    """Say what another storage type would do to a finished store: error by channel, bytes, pictures."""
+    """Say what another storage type would do to a finished store: error by channel, bytes, pictures.
 
-    store: tyro.conf.Positional[LocationArgument]
-    """Folder or URL of the finished store."""
-    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "int8"
-    """Storage type to assess."""
-    rows: int = 1024
-    """Rows to assess it on; int8 is fitted to every other one and judged on the rest."""
-    code_error: float = 0.0
-    """int8: error to aim at; see `pipeline encode`."""
-    decoder: Path | None = None
-    """Decoder, as `eval/reconstruction.py` takes it: draws the judged rows before and after, to compare."""
-    metrics: tuple[Literal["psnr", "ssim", "rfid"], ...] = ("psnr", "ssim")
-    """What the pictures are judged by; rfid needs network weights."""
-    feature_weights: str = "public"
-    """Inception weights for rfid: public, a file, or random:SEED."""
-    scratch: Path | None = None
-    """Folder for the judged rows' temporary stores. Default: the system's."""
-    json: bool = False
-    """Print JSON instead of text."""
+    Another name for `python -m eval.assess`; `pipeline assess --help` lists its options.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,61 @@
-"""What int8 costs each channel, in words, and the limit it must keep.
+"""What an int8 code costs each channel: measured on samples it was not fitted to, in words, and against a limit.
 
-An error is RMS, as a share of the channel's own deviation.
+An error is a root mean square (RMS), as a share of the channel's own standard deviation.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.console import say
-from shards import Store, UserError
+from shards.errors import UserError
+from shards.values.quantize import Int8Code, fit_code
 
 _NAMED_AT_MOST = 10
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted code and what it costs.
+
+    Attributes:
+        code: What the int8 numbers will stand for.
+        error: RMS error of each channel on images the code was not fitted to, as a share of the channel's standard
+            deviation, float64[D].
+    """
+
+    code: Int8Code
+    error: NDArray[np.float64]
+
+    def require(self, limit: float) -> None:
+        """Refuse a code that costs a channel more than a limit.
+
+        Raises:
+            UserError: Naming the channels and what can be done.
+        """
+        require_within(
+            self.error, limit, where="on images it was not fitted to", remedy="or store another --dtype"
+        )
+
+
+def fit_and_judge(samples: NDArray[np.float32], *, aim: float = 0.0) -> Calibration:
+    """A code from every other image's tokens, judged on the others'.
+
+    Args:
+        samples: Tokens float32 [images, values, D].
+        aim: See `shards.values.quantize.fit_code`.
+    """
+    width = samples.shape[-1]
+    fitted, held_back = samples[::2].reshape(-1, width), samples[1::2].reshape(-1, width)
+    code = fit_code(fitted, aim=aim)
+    seen = held_back if len(held_back) else fitted
+    lost = code.decode(code.encode(seen)).astype(np.float64) - seen
+    square_error = np.square(lost).mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.sqrt(square_error / seen.astype(np.float64).var(axis=0))
+    return Calibration(code, np.where(square_error == 0, 0.0, relative))
 
 
 def describe_error(error: NDArray[np.float64]) -> str:
@@ -22,7 +68,7 @@ def describe_error(error: NDArray[np.float64]) -> str:
 
 
 def require_within(error: NDArray[np.float64], limit: float, *, where: str, remedy: str) -> None:
-    """Refuses an error above the limit.
+    """Refuse an error above the limit.
 
     Args:
         error: Of each channel, float64[D].
@@ -43,31 +89,6 @@ def require_within(error: NDArray[np.float64], limit: float, *, where: str, reme
         f"int8 costs {len(bad)} of {len(error)} channels more than {100 * limit:g} % of their deviation {where}: "
         f"{names}{more}; allow it with --allow-error {_round_up(float(error[worst[0]]))}, {remedy}"
     )
-
-
-def report_measured(store: Store, limit: float) -> None:
-    """Says what int8 has cost the rows of a finished store, and ends in an error where that is more than allowed.
-
-    The store is finished either way: nothing has to be encoded again if the error is accepted.
-
-    Raises:
-        UserError: Naming the channels and what can be done.
-    """
-    if store.code is None:
-        return
-    errors = {view: store.code_error(view) for view in store.views}
-    for view, error in errors.items():
-        assert error is not None, view
-        say(f"int8 {describe_error(error)}, in view {view}")
-    for view, error in errors.items():
-        assert error is not None, view
-        require_within(
-            error,
-            limit,
-            where=f"on the rows of view {view}",
-            remedy=f"which keeps {store.path} as it is, or write another store with more --calibration-rows "
-            "or another --dtype",
-        )
 
 
 def _round_up(error: float) -> str:

@@ -28,8 +28,6 @@ from numpy.typing import NDArray
 from shards.values.nearest import Intervals
 
 NUM_LEVELS = 255
-MAX_ERROR = 0.02
-"""Largest error of a channel that is accepted unasked: RMS, as a share of the channel's own deviation."""
 
 # The density is read off order statistics up to the 3rd from either end; the spread of the outermost 32
 # values gives the power by which it goes on.

@@ -17,7 +17,6 @@ from eval.images.sources import (
     StoreImages,
     blocks,
     decoding_threads,
-    evenly_spread,
     open_images,
 )
 from eval.metrics.extraction import FeatureSet, extract, gathered, share
@@ -109,10 +108,8 @@ def test_gathering_keeps_the_order_of_the_ranks(images):
     np.testing.assert_allclose(whole.features("pool"), _expected(images), atol=1e-3)
 
 
-def test_blocks_and_spread_numbers_cover_what_they_should():
+def test_blocks_cover_a_range():
     assert list(blocks(2, 9, 3)) == [(2, 5), (5, 8), (8, 9)]
-    assert evenly_spread(4, 10).tolist() == [0, 2, 5, 7]
-    assert evenly_spread(20, 3).tolist() == [0, 1, 2]
 
 
 def test_a_folder_is_read_in_the_order_of_names_through_the_one_crop(tmp_path):

@@ -5,9 +5,13 @@ import os
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from pipeline.cli import COMMANDS as COMMAND_TABLE
+from pipeline.cli import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipeline", "train", "eval", "shards")
@@ -17,6 +21,9 @@ COMMANDS = {
     "train/decoder.py": "from train.decoder import main",
     "eval/generation.py": "from eval.generation import main",
     "eval/reconstruction.py": "from eval.reconstruction import main",
+    "eval/reference_statistics.py": "from eval.reference_statistics import main",
+    "eval/assess.py": "from eval.assess import main",
+    "eval/export.py": "from eval.export import main",
 }
 
 
@@ -71,6 +78,15 @@ def test_pipeline_sets_how_threads_wait_before_torch_is_loaded_and_leaves_what_w
             [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
         )
         assert done.stdout.strip() == kept
+
+
+def test_every_subcommand_of_pipeline_names_a_function_or_a_program():
+    for command in COMMAND_TABLE:
+        if command.name in PROGRAMS:
+            assert find_spec(PROGRAMS[command.name])
+        else:
+            module, _, name = command.function.partition(":")
+            assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_importing_the_pipeline_command_loads_no_torch():

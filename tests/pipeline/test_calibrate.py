@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encode.calibrate import Calibration, fit_and_judge
 from pipeline.encode.tokens import TokenStorage
 from shards.errors import UserError
 from shards.reading.store import open_store
+from shards.values.code_error import Calibration, fit_and_judge
 from shards.values.quantize import fit_code
 
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from shards.values.quantize import MAX_ERROR, Int8Code, fit_code, fit_levels
+from pipeline.settings.config import ALLOWED_ERROR
+from shards.values.quantize import Int8Code, fit_code, fit_levels
 
 
 def draw(kind, count, seed):
@@ -70,7 +71,7 @@ def test_every_kind_of_channel_is_kept_within_its_limit_on_fresh_values(channels
     sample, fresh = channels
     errors = dict(zip(LIMITS, 100 * relative_error(fit_code(sample), fresh), strict=True))
     assert {kind: error for kind, error in errors.items() if error > LIMITS[kind]} == {}
-    assert max(LIMITS.values()) <= 100 * MAX_ERROR
+    assert max(LIMITS.values()) <= 100 * ALLOWED_ERROR
 
 
 def test_scaling_a_channel_scales_its_levels(channels):

