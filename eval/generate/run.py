@@ -35,6 +35,7 @@ from eval.settings import GenerationSettings
 from shards import EncoderIdentity, Store, UsageError, open_store, replace_atomically
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
+from train.models.config import LatentTransformerConfig
 from train.weights.snapshot import Snapshot, is_snapshot
 
 
@@ -114,7 +115,7 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         guide = load_dit(settings.guide, team.device, store, settings.statistics)
         require_fitting_guide(model, guide, settings.guide)
     config = model.config
-    assert config.kind != "decoder"
+    assert isinstance(config, LatentTransformerConfig)
     if plan.guidance == "cfg" and not config.null_label:
         raise UsageError(
             "classifier-free guidance needs a model trained with label dropout, this snapshot has no null label"

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
@@ -24,7 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from train.models.build import build_model
-from train.models.config import ViTDecoderConfig
+from train.models.config import DiTConfig, DiTDHConfig, ViTDecoderConfig
+from train.models.flat_config import FlatConfig, FlatHalfConfig
 from train.weights.infer import config_from_reference
 
 OWN_FOLDER = Path(__file__).parents[1] / "fixtures" / "rae"
@@ -155,6 +157,142 @@ def rae_decoder() -> Callable[[Recording], nn.Module]:
         )
 
     return build
+
+
+class FlatLayout:
+    """FlatDINO's parameter tree under our names: kernels are [in, out], gate and up are two matrices."""
+
+    NAMES = (
+        ("att_norm.norm", "norm1"),
+        ("mlp_norm.norm", "norm2"),
+        ("attention.qkv_proj", "attn.qkv"),
+        ("attention.o_proj", "attn.proj"),
+        ("attention.q_norm.norm", "attn.q_norm"),
+        ("attention.k_norm.norm", "attn.k_norm"),
+        ("norm_final.norm", "norm_final"),
+        ("norm.norm", "norm"),
+        (".layers.", "."),
+        ("reg_tokens", "queries"),
+        ("embedding_table.embedding", "embedding_table.weight"),
+        ("encoder_blocks.", "blocks."),
+    )
+
+    def name(self, theirs: str, *, depth: int, swiglu: bool = True) -> tuple[str, int | None]:
+        """Our name of a parameter, and which half of it where ours holds two of theirs."""
+        ours, half = theirs, None
+        if match := re.match(r"decoder_blocks\.(\d+)\.", ours):
+            ours = f"blocks.{depth + int(match[1])}." + ours[match.end() :]
+        for old, new in self.NAMES:
+            ours = ours.replace(old, new)
+        mlp = {"gate_proj": "w12", "up_proj": "w12", "down_proj": "w3"}
+        for part, new in (mlp if swiglu else {"up_proj": "fc1", "down_proj": "fc2"}).items():
+            if f"mlp.{part}" in ours:
+                half = {"gate_proj": 0, "up_proj": 1}.get(part) if swiglu else None
+                ours = ours.replace(f"mlp.{part}", f"mlp.{new}")
+        ours = re.sub(r"^([sx]_embedder)\.", r"\1.proj.", ours)
+        return re.sub(r"\.(kernel|scale)$", ".weight", ours), half
+
+    def is_swiglu(self, key: str, tree: Mapping[str, object]) -> bool:
+        """Whether the MLP a key belongs to has a gate."""
+        before = key.split("mlp.")[0]
+        return f"{before}mlp.gate_proj.kernel" in tree
+
+    def state(self, tree: dict[str, Tensor], *, depth: int = 0) -> dict[str, Tensor]:
+        """A whole tree as a state dict of ours."""
+        halves: dict[str, dict[int | None, Tensor]] = {}
+        for key, value in tree.items():
+            if key in ("latent_mean", "latent_std"):
+                continue  # kept beside the weights; a normaliser's in ours
+            ours, half = self.name(key, depth=depth, swiglu=self.is_swiglu(key, tree))
+            shaped = value.T if key.endswith("kernel") else value
+            if ours.endswith("_embedder.proj.weight"):
+                shaped = shaped[:, :, None, None]
+            if ours == "pos_embed" and shaped.ndim == 2:
+                shaped = shaped[None]
+            halves.setdefault(ours, {})[half] = shaped
+        return {
+            name: parts[None] if None in parts else torch.cat([parts[0], parts[1]])
+            for name, parts in halves.items()
+        }
+
+    def part(
+        self, key: str, tensors: Mapping[str, Tensor], *, tree: Mapping[str, object], depth: int = 0
+    ) -> Tensor:
+        """Of our tensors, a gradient or a weight, that which one of their keys names, in our layout."""
+        ours, half = self.name(key, depth=depth, swiglu=self.is_swiglu(key, tree))
+        return tensors[ours] if half is None else tensors[ours].chunk(2)[half]
+
+    def compressor(self, values: dict[str, Any]) -> FlatConfig:
+        """Configuration of a recorded compressor."""
+
+        def half(name: str) -> FlatHalfConfig:
+            theirs = values[name]
+            return FlatHalfConfig(
+                width=theirs["embed_dim"],
+                depth=theirs["num_layers"],
+                num_heads=theirs["num_heads"],
+                mlp_width=theirs["mlp_hidden_dim"],
+                swiglu=theirs["mlp_type"] == "swiglu",
+                disposable_queries=values[f"{name}_disposable_registers"],
+            )
+
+        return FlatConfig(
+            num_tokens=values["num_tokens"],
+            token_width=values["token_width"],
+            num_latents=values["num_latents"],
+            latent_width=values["latent_width"],
+            encoder=half("encoder"),
+            decoder=half("decoder"),
+            tanh=values["tanh"],
+            inner_layer=values["intermediate_layer"] is not None,
+        )
+
+    def generator(self, values: dict[str, Any]) -> DiTConfig | DiTDHConfig:
+        """Configuration of a recorded generator."""
+        common: dict[str, Any] = {
+            "token_width": values["in_channels"],
+            "num_classes": values["num_classes"],
+            "shift": not values["wo_shift"],
+            "rope": values["use_rope"],
+            "positions": "sequence",
+            "norm_affine": True,
+        }
+        if "transformer" not in values:
+            return DiTDHConfig(
+                grid=(1, values["input_size"]),
+                width=values["encoder_dim"],
+                depth=values["encoder_depth"],
+                num_heads=values["encoder_heads"],
+                head_width=values["decoder_dim"],
+                head_depth=values["decoder_depth"],
+                head_num_heads=values["decoder_heads"],
+                # Theirs is the hidden width itself over the width, ours two thirds of it.
+                mlp_ratio=values["mlp_ratio"] * (1.5 if values["use_swiglu"] else 1),
+                qk_norm=values["use_qknorm"],
+                swiglu=values["use_swiglu"],
+                rms_norm=values["use_rmsnorm"],
+                position_table=values["use_pos_embed"],
+                learned_table=True,
+                **common,
+            )
+        theirs = values["transformer"]
+        return DiTConfig(
+            grid=(1, values["num_patches"]),
+            width=theirs["embed_dim"],
+            depth=theirs["num_layers"],
+            num_heads=theirs["num_heads"],
+            mlp_width=theirs["mlp_hidden_dim"],
+            qk_norm=theirs["qk_norm"],
+            swiglu=theirs["mlp_type"] == "swiglu",
+            rms_norm=theirs["norm_type"] == "rms",
+            predict_sigma=values["learn_sigma"],
+            **common,
+        )
+
+
+@pytest.fixture(scope="session")
+def flat_layout() -> FlatLayout:
+    return FlatLayout()
 
 
 @pytest.fixture

@@ -41,6 +41,8 @@ SWITCHES = {
     "gelu": {"swiglu": False},
     "rectangle": {"grid": (2, 6)},
     "no null label": {"null_label": False},
+    "sequence": {"grid": (1, 6), "positions": "sequence"},
+    "affine layer norm with qk-norm": {"rms_norm": False, "norm_affine": True, "qk_norm": True},
 }
 
 
@@ -195,6 +197,11 @@ def test_a_wrong_configuration_is_refused(change, match):
         ({"num_heads": 8}, "multiple of 4"),
         ({"depth": -1}, "negative"),
         ({"token_width": 0}, "at least 1"),
+        ({"grid": (1, 6)}, "are a sequence"),
+        ({"grid": (6, 1)}, "are a sequence"),
+        ({"positions": "sequence"}, "one row of latents"),
+        ({"grid": (1, 6), "positions": "sequence", "patch_size": 2}, "must divide"),
+        ({"grid": (1, 6), "positions": "sequence", "num_heads": 16}, "multiple of 2"),
     ],
 )
 def test_impossible_shapes_are_refused_with_the_value(change, match):

@@ -8,6 +8,7 @@ parameter, either of the parameter's shape or the same on every process.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,15 @@ from train.settings.config import OptimizerName, OptimizerSettings
 
 def adamw(model: nn.Module, settings: OptimizerSettings) -> AdamW:
     """AdamW over the parameters that are trained; its fused kernel reads `found_inf` as torch.amp sets it."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": trained}]
+    if settings.decay_matrices_only:
+        groups = [
+            {"params": [p for p in trained if p.ndim == 2]},
+            {"params": [p for p in trained if p.ndim != 2], "weight_decay": 0.0},
+        ]
     return AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        groups,
         lr=settings.lr,
         betas=settings.betas,
         eps=settings.eps,

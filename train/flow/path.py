@@ -50,6 +50,7 @@ def draw_time(
     mu: float = 0.0,
     sigma: float = 1.0,
     shift: float = 1.0,
+    latest: float = MAX_TIME,
 ) -> Tensor:
     """Times for training from uniform draws, one each, by the distribution's inverse.
 
@@ -58,22 +59,22 @@ def draw_time(
 
     Args:
         u: float [B] in [0, 1).
-        distribution: "uniform" on [0, MAX_TIME], or "logit-normal", a normal through a sigmoid, cut off at
-        MAX_TIME.
+        distribution: "uniform" on [0, latest], or "logit-normal", a normal through a sigmoid, cut off at `latest`.
         mu: mean of the logit-normal's logit.
         sigma: deviation of the logit-normal's logit, positive.
         shift: see `time_shift`; 1 leaves times where they are.
+        latest: latest time before the shift; 1 cuts nothing off.
 
     Returns:
-        float32 [B], in [0, 1).
+        float32 [B], in [0, 1), in [0, 1] if nothing is cut off.
     """
     if distribution == "uniform":
-        return shift_time(u.float() * MAX_TIME, shift)
+        return shift_time(u.float() * latest, shift)
     # In float64, because float32 has no numbers left between the tail of the normal and 1.
-    latest = (math.log(MAX_TIME / (1 - MAX_TIME)) - mu) / sigma
-    share = u.double() * (0.5 * (1 + math.erf(latest / math.sqrt(2))))
+    cut = math.inf if latest >= 1 else (math.log(latest / (1 - latest)) - mu) / sigma
+    share = u.double() * (0.5 * (1 + math.erf(cut / math.sqrt(2))))
     logit = mu + sigma * torch.special.ndtri(share)
-    return shift_time(torch.sigmoid(logit).clamp(0, MAX_TIME).float(), shift)
+    return shift_time(torch.sigmoid(logit).clamp(0, latest).float(), shift)
 
 
 def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -93,6 +94,20 @@ def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
     """The velocity along the line, dx_t/dt = noise − data."""
     return noise - data
+
+
+def velocity_from_data(x_t: Tensor, data: Tensor, t: Tensor, floor: float) -> Tensor:
+    """The velocity that leads from x_t to predicted data: (x_t − data) / max(t, floor).
+
+    Source: arXiv 2511.13720; the floor: github:noctrog/flatdino train_generator.py at cdd398f (1 / (50 shift)).
+
+    Args:
+        x_t: state [B, ...].
+        data: predicted data, as `x_t`.
+        t: float [B] in [0, 1].
+        floor: least time divided by, above 0.
+    """
+    return (x_t - data) / t.clamp(min=floor).to(x_t.dtype).reshape(-1, *[1] * (x_t.ndim - 1))
 
 
 def per_sample_loss(prediction: Tensor, target: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import overload
 from train.models.config import DiTConfig, DiTDHConfig, ModelConfig, ViTDecoderConfig
 from train.models.dit import DiT
 from train.models.dit_dh import DiTDH
+from train.models.flat import FlatVAE
+from train.models.flat_config import FlatConfig
 from train.models.vit_decoder import ViTDecoder
 
 
@@ -16,10 +18,14 @@ def build_model(config: DiTConfig) -> DiT: ...
 def build_model(config: DiTDHConfig) -> DiTDH: ...
 @overload
 def build_model(config: ViTDecoderConfig) -> ViTDecoder: ...
-def build_model(config: ModelConfig) -> DiT | DiTDH | ViTDecoder:
+@overload
+def build_model(config: FlatConfig) -> FlatVAE: ...
+def build_model(config: ModelConfig) -> DiT | DiTDH | ViTDecoder | FlatVAE:
     """The network a configuration describes, freshly initialised, in training mode."""
     if isinstance(config, DiTConfig):
         return DiT(config)
     if isinstance(config, DiTDHConfig):
         return DiTDH(config)
+    if isinstance(config, FlatConfig):
+        return FlatVAE(config)
     return ViTDecoder(config)

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from shards import UsageError
+from train.models.flat_config import FlatConfig
+
+Positions = Literal["grid", "sequence"]
+"""How the places of a latent lie: in rows and columns, or one after another without a grid."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of the pixels DINOv2 and MAE see. Source: their Hugging Face image processors."""
@@ -77,7 +81,10 @@ class LatentTransformerConfig:
     swiglu: bool = True
     """SwiGLU MLPs; otherwise tanh-GELU."""
     rms_norm: bool = True
-    """RMSNorm with weights; otherwise LayerNorm without."""
+    """RMSNorm with weights; otherwise LayerNorm."""
+    norm_affine: bool = False
+    """LayerNorms of blocks have a scale and a bias, those of queries and keys a scale alone, as FlatDINO's; otherwise the
+    first have neither, the second both and PyTorch's eps, as RAE's."""
     rope: bool = True
     """Rotary position encoding of queries and keys."""
     shift: bool = True
@@ -86,13 +93,25 @@ class LatentTransformerConfig:
     """The label table has the row `num_classes` for no class, which classifier-free guidance needs."""
     end_time: bool = False
     """The network is also told the time r at which a jump ends and predicts the average velocity from t to r."""
+    positions: Positions = "grid"
+    """What places are told by: row and column of a grid, or the number in a sequence."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         """Refuse shapes no network can have."""
         _check_latent(self.token_width, self.grid, self.patch_size, self.num_classes)
-        _check_stack("width", self.width, self.depth, self.num_heads, rope=self.rope)
+        _check_positions(self.positions, self.grid, self.patch_size)
+        _check_stack("width", self.width, self.depth, self.num_heads, axes=self.axes if self.rope else 0)
+
+    @property
+    def axes(self) -> int:
+        """Axes along which places are told apart."""
+        return 1 if self.positions == "sequence" else 2
+
+    def mlp_hidden(self, width: int) -> int:
+        """Hidden width of the MLPs of blocks of a width."""
+        return swiglu_width(width, self.mlp_ratio) if self.swiglu else int(width * self.mlp_ratio)
 
     @property
     def token_grid(self) -> tuple[int, int]:
@@ -109,13 +128,19 @@ class DiTConfig(LatentTransformerConfig):
 
     predict_sigma: bool = False
     """The last layer has a second half, which is dropped (the reference's `learn_sigma`)."""
+    mlp_width: int | None = None
+    """Hidden width of the MLPs where it is not `mlp_ratio`'s: FlatDINO's L has 2731."""
     kind: Literal["dit"] = "dit"
     """Which network this configures."""
 
     def __post_init__(self) -> None:
         """Refuse shapes no network can have."""
         super().__post_init__()
-        _check_table_width(self.width)
+        _check_table_width(self.width, self.axes)
+
+    def mlp_hidden(self, width: int) -> int:
+        """Hidden width of the MLPs."""
+        return self.mlp_width or super().mlp_hidden(width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,16 +157,19 @@ class DiTDHConfig(LatentTransformerConfig):
     head_num_heads: int = DH_HEAD.num_heads
     """Attention heads a block of the wide head."""
     position_table: bool = True
-    """Add the sine and cosine position table to the deep part's tokens."""
+    """Add a position table to the deep part's tokens."""
+    learned_table: bool = False
+    """The table is learned from nothing, as FlatDINO's; otherwise it is sines and cosines."""
     kind: Literal["dit-dh"] = "dit-dh"
     """Which network this configures."""
 
     def __post_init__(self) -> None:
         """Refuse shapes no network can have."""
         super().__post_init__()
-        _check_stack("head_width", self.head_width, self.head_depth, self.head_num_heads, rope=self.rope)
-        if self.position_table:
-            _check_table_width(self.width)
+        axes = self.axes if self.rope else 0
+        _check_stack("head_width", self.head_width, self.head_depth, self.head_num_heads, axes=axes)
+        if self.position_table and not self.learned_table:
+            _check_table_width(self.width, self.axes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +206,8 @@ class ViTDecoderConfig:
         """Refuse shapes no network can have."""
         _check_positive(token_width=self.token_width, mlp_width=self.mlp_width, patch_size=self.patch_size)
         _check_positive(grid_rows=self.grid[0], grid_columns=self.grid[1])
-        _check_stack("width", self.width, self.depth, self.num_heads, rope=False)
-        _check_table_width(self.width)
+        _check_stack("width", self.width, self.depth, self.num_heads, axes=0)
+        _check_table_width(self.width, axes=2)
 
     @property
     def num_patches(self) -> int:
@@ -192,8 +220,7 @@ class ViTDecoderConfig:
         return self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
 
-ModelConfig = DiTConfig | DiTDHConfig | ViTDecoderConfig
-_Config = TypeVar("_Config", DiTConfig, DiTDHConfig, ViTDecoderConfig)
+ModelConfig = DiTConfig | DiTDHConfig | ViTDecoderConfig | FlatConfig
 
 
 def dit_config(size: str, *, token_width: int, grid: tuple[int, int], num_classes: int) -> DiTConfig:
@@ -245,6 +272,7 @@ def config_from_dict(values: dict[str, Any]) -> ModelConfig:
         "dit": DiTConfig,
         "dit-dh": DiTDHConfig,
         "decoder": ViTDecoderConfig,
+        "flat": FlatConfig,
     }
     kind = kinds.get(values.get("kind"))
     if kind is None:
@@ -284,23 +312,37 @@ def _check_latent(token_width: int, grid: tuple[int, int], patch_size: int, num_
         )
 
 
-def _check_stack(name: str, width: int, depth: int, num_heads: int, *, rope: bool) -> None:
+def _check_positions(positions: Positions, grid: tuple[int, int], patch_size: int) -> None:
+    if positions == "sequence" and (grid[0] != 1 or patch_size != 1):
+        raise UsageError(
+            "a sequence is one row of latents and is not cut into patches; "
+            f"got a grid of {grid[0]}×{grid[1]} and patch_size {patch_size}"
+        )
+    if positions == "grid" and min(grid) == 1 < max(grid):
+        raise UsageError(
+            f"the position tables of a grid say nothing sensible on {grid[0]}×{grid[1]}: latents in one row are a "
+            'sequence; choose positions="sequence"'
+        )
+
+
+def _check_stack(name: str, width: int, depth: int, num_heads: int, *, axes: int) -> None:
+    """Refuse a stack of blocks that cannot be; `axes` are those of its rotary encoding, 0 without one."""
     _check_positive(**{name: width, f"{name}'s num_heads": num_heads})
     if depth < 0:
         raise UsageError(f"the depth beside {name} must not be negative; got {depth}")
     if width % num_heads:
         raise UsageError(f"{name} must be a multiple of its number of heads; got {width} and {num_heads}")
-    if rope and width // num_heads % 4:
+    if axes and width // num_heads % (2 * axes):
         raise UsageError(
-            "rotary encoding turns pairs of channels along two axes, so an attention head's width must be a "
-            f"multiple of 4; got {name} {width} / {num_heads} heads = {width // num_heads}: "
-            "choose other numbers or rope=False"
+            f"rotary encoding turns pairs of channels along {axes} {'axes' if axes > 1 else 'axis'}, so an attention "
+            f"head's width must be a multiple of {2 * axes}; got {name} {width} / {num_heads} heads = "
+            f"{width // num_heads}: choose other numbers or rope=False"
         )
 
 
-def _check_table_width(width: int) -> None:
-    if width % 4:
+def _check_table_width(width: int, axes: int) -> None:
+    if width % (2 * axes):
         raise UsageError(
-            "the position table holds a sine and a cosine for each of two axes, so the width must be a "
-            f"multiple of 4; got {width}"
+            f"the position table holds a sine and a cosine for each of {axes} {'axes' if axes > 1 else 'axis'}, so "
+            f"the width must be a multiple of {2 * axes}; got {width}"
         )

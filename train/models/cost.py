@@ -6,40 +6,61 @@ two, count as none, as is usual (torch.utils.flop_counter counts so too).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from train.models.config import DiTConfig, DiTDHConfig, ModelConfig, ViTDecoderConfig, swiglu_width
+from train.models.config import DiTConfig, DiTDHConfig, ModelConfig, ViTDecoderConfig
+from train.models.flat_config import FlatConfig, FlatHalfShape
 
 NUM_FREQUENCIES = 256
 """Frequencies of the time embedding, as in `train.models.embeddings.TimeEmbedding`."""
 
 
 class _Linear(NamedTuple):
-    """A linear layer with bias, or a convolution of patches, and how often it is applied for one image."""
+    """A linear layer, or a convolution of patches, and how often it is applied for one image."""
 
     inputs: int
     outputs: int
     times: int
+    bias: bool = True
+
+    @property
+    def parameters(self) -> int:
+        return self.inputs * self.outputs + (self.outputs if self.bias else 0)
+
+    @property
+    def multiplications(self) -> int:
+        return self.inputs * self.outputs * self.times
 
 
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of a network, its position tables and time frequencies among them."""
-    linears = sum(linear.inputs * linear.outputs + linear.outputs for linear in _linears(config))
-    return linears + _other_parameters(config)
+    return sum(linear.parameters for linear in _linears(config)) + _other_parameters(config)
 
 
 def forward_flops(config: ModelConfig) -> int:
     """FLOPs of one forward pass for one image; a training step takes about three times that."""
-    linears = sum(linear.inputs * linear.outputs * linear.times for linear in _linears(config))
+    return _flops(_linears(config), _attentions(config))
+
+
+def flat_half_flops(shape: FlatHalfShape) -> int:
+    """FLOPs of one forward pass of one half of a flat compressor, for one image."""
+    return _flops(_flat_linears(shape), _flat_attentions(shape))
+
+
+def _flops(linears: Iterable[_Linear], attentions: Iterable[tuple[int, int]]) -> int:
     # Scores and weighted values: two products of tokens × tokens × width in each block.
-    attention = sum(2 * tokens**2 * width for tokens, width in _attentions(config))
-    return 2 * (linears + attention)
+    attention = sum(2 * tokens**2 * width for tokens, width in attentions)
+    return 2 * (sum(linear.multiplications for linear in linears) + attention)
 
 
 def _linears(config: ModelConfig) -> Iterator[_Linear]:
     if isinstance(config, ViTDecoderConfig):
         yield from _decoder_linears(config)
+        return
+    if isinstance(config, FlatConfig):
+        yield from _flat_linears(config.encoder_shape)
+        yield from _flat_linears(config.decoder_shape)
         return
     tokens, width = config.token_grid[0] * config.token_grid[1], config.width
     patch_values = config.patch_size**2 * config.token_width
@@ -70,7 +91,7 @@ def _block_linears(
     yield _Linear(width, (6 if config.shift else 4) * width, conditions)
     yield _Linear(width, 3 * width, tokens)
     yield _Linear(width, width, tokens)
-    hidden = swiglu_width(width, config.mlp_ratio) if config.swiglu else int(width * config.mlp_ratio)
+    hidden = config.mlp_hidden(width)
     yield _Linear(width, 2 * hidden if config.swiglu else hidden, tokens)
     yield _Linear(hidden, width, tokens)
 
@@ -90,6 +111,8 @@ def _attentions(config: ModelConfig) -> list[tuple[int, int]]:
     """Number of tokens and width of each attention."""
     if isinstance(config, ViTDecoderConfig):
         return [(config.num_patches + 1, config.width)] * config.depth
+    if isinstance(config, FlatConfig):
+        return _flat_attentions(config.encoder_shape) + _flat_attentions(config.decoder_shape)
     tokens = config.token_grid[0] * config.token_grid[1]
     deep = [(tokens, config.width)] * config.depth
     head = [(tokens, config.head_width)] * config.head_depth if isinstance(config, DiTDHConfig) else []
@@ -101,6 +124,8 @@ def _other_parameters(config: ModelConfig) -> int:
     if isinstance(config, ViTDecoderConfig):
         norms = (2 * config.depth + 1) * 2 * config.width
         return norms + (config.num_patches + 1) * config.width + config.width
+    if isinstance(config, FlatConfig):
+        return sum(_flat_other_parameters(shape) for shape in (config.encoder_shape, config.decoder_shape))
     tokens = config.token_grid[0] * config.token_grid[1]
     labels = (config.num_classes + config.null_label) * config.width
     table = 0 if isinstance(config, DiTDHConfig) and not config.position_table else tokens * config.width
@@ -109,7 +134,31 @@ def _other_parameters(config: ModelConfig) -> int:
         stacks.append((config.head_width, config.head_depth, config.head_num_heads))
     norms = stacks[-1][0] if config.rms_norm else 0
     for width, depth, num_heads in stacks:
-        norms += depth * 2 * width if config.rms_norm else 0
+        norms += depth * 2 * width * (1 if config.rms_norm else 2 if config.norm_affine else 0)
         if config.qk_norm:
-            norms += depth * (2 if config.rms_norm else 4) * (width // num_heads)
+            norms += depth * (2 if config.rms_norm or config.norm_affine else 4) * (width // num_heads)
     return NUM_FREQUENCIES * (2 if config.end_time else 1) + labels + table + norms
+
+
+def _flat_linears(shape: FlatHalfShape) -> Iterator[_Linear]:
+    config, width, length = shape.config, shape.config.width, shape.length
+    if shape.inputs != width:
+        yield _Linear(shape.inputs, width, shape.num_inputs, bias=False)
+    for _ in range(config.depth):
+        yield _Linear(width, 3 * width, length)
+        yield _Linear(width, width, length)
+        yield _Linear(width, config.mlp_width * (2 if config.swiglu else 1), length)
+        yield _Linear(config.mlp_width, width, length)
+    if shape.outputs != width:
+        yield _Linear(width, shape.outputs, length, bias=False)
+
+
+def _flat_attentions(shape: FlatHalfShape) -> list[tuple[int, int]]:
+    return [(shape.length, shape.config.width)] * shape.config.depth
+
+
+def _flat_other_parameters(shape: FlatHalfShape) -> int:
+    config, width = shape.config, shape.config.width
+    tokens = shape.first_query + shape.num_queries + (shape.num_inputs if shape.positions else 0)
+    norms = (2 * config.depth + 1) * 2 * width + config.depth * 2 * (width // config.num_heads)
+    return tokens * width + norms

@@ -19,7 +19,7 @@ from train.models.embeddings import (
     TimeEmbedding,
     embed_times,
     end_time_embedding,
-    sincos_table,
+    position_table,
     unpatchify,
 )
 from train.models.layers import Block, FinalLayer, run_blocks
@@ -45,9 +45,11 @@ class DiT(nn.Module):
         self.y_embedder = LabelEmbedding(config.num_classes, config.width, null_label=config.null_label)
         # A parameter, as in the published weights, whose training trains it too; frozen until the trainer
         # says so.
-        self.pos_embed = nn.Parameter(sincos_table(config.width, config.token_grid), requires_grad=False)
+        table = position_table(config.width, config.token_grid, config.positions)
+        self.pos_embed = nn.Parameter(table, requires_grad=False)
+        head_width = config.width // config.num_heads
         self.feat_rope = (
-            RotaryEncoding(config.width // config.num_heads, config.token_grid) if config.rope else None
+            RotaryEncoding(head_width, config.token_grid, config.positions) if config.rope else None
         )
         self.blocks = nn.ModuleList(
             Block(config, config.width, config.num_heads) for _ in range(config.depth)

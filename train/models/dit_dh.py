@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,10 +24,13 @@ from train.models.embeddings import (
     TimeEmbedding,
     embed_times,
     end_time_embedding,
-    sincos_table,
+    position_table,
     unpatchify,
 )
 from train.models.layers import Block, FinalLayer, run_blocks
+
+LEARNED_TABLE_STD = 0.02
+"""Deviation a learned position table starts with; ours, a ViT's usual one."""
 
 
 class DiTDH(nn.Module):
@@ -48,21 +52,9 @@ class DiTDH(nn.Module):
         self.t_embedder = TimeEmbedding(config.width)
         self.r_embedder = end_time_embedding(config.width) if config.end_time else None
         self.y_embedder = LabelEmbedding(config.num_classes, config.width, null_label=config.null_label)
-        # A parameter, as in the published weights, whose training trains it too; frozen until the trainer
-        # says so.
-        self.pos_embed = (
-            nn.Parameter(sincos_table(config.width, config.token_grid), requires_grad=False)
-            if config.position_table
-            else None
-        )
-        self.enc_feat_rope = (
-            RotaryEncoding(config.width // config.num_heads, config.token_grid) if config.rope else None
-        )
-        self.dec_feat_rope = (
-            RotaryEncoding(config.head_width // config.head_num_heads, config.token_grid)
-            if config.rope
-            else None
-        )
+        self.pos_embed = self._position_table(config)
+        self.enc_feat_rope = self._rotary(config, config.width // config.num_heads)
+        self.dec_feat_rope = self._rotary(config, config.head_width // config.head_num_heads)
         self.s_projector = (
             nn.Identity() if config.width == config.head_width else nn.Linear(config.width, config.head_width)
         )
@@ -70,6 +62,21 @@ class DiTDH(nn.Module):
         head = [Block(config, config.head_width, config.head_num_heads) for _ in range(config.head_depth)]
         self.blocks = nn.ModuleList([*deep, *head])
         self.final_layer = FinalLayer(config.head_width, patch_values, rms=config.rms_norm)
+
+    @staticmethod
+    def _position_table(config: DiTDHConfig) -> nn.Parameter | None:
+        if not config.position_table:
+            return None
+        # A parameter, as in the published weights, whose training trains it too; unless it is learned it is frozen
+        # until the trainer says otherwise.
+        table = position_table(config.width, config.token_grid, config.positions)
+        if not config.learned_table:
+            return nn.Parameter(table, requires_grad=False)
+        return nn.Parameter(nn.init.normal_(torch.empty_like(table), std=LEARNED_TABLE_STD))
+
+    @staticmethod
+    def _rotary(config: DiTDHConfig, head_width: int) -> RotaryEncoding | None:
+        return RotaryEncoding(head_width, config.token_grid, config.positions) if config.rope else None
 
     def compile(self, **options: Any) -> None:
         """Compile block by block, in place of `nn.Module.compile`."""

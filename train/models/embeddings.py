@@ -1,6 +1,6 @@
 """What tells a transformer where it is: position tables, rotary encoding, time, label, patches.
 
-The two position encodings disagree on purpose, as the published weights do: in the sine and cosine table
+On a grid the two position encodings disagree on purpose, as the published weights do: in the sine and cosine table
 the first half of the channels encodes the column, in rotary encoding the first half encodes the row.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shards import UsageError
+from train.models.config import Positions
 
 THETA = 10000.0
 """Base of the geometric series of wavelengths. Source: arXiv 1706.03762 section 3.5; arXiv 2104.09864."""
@@ -43,29 +44,57 @@ def sincos_table(width: int, grid: tuple[int, int], spacing: float = 1.0) -> Ten
     return table.float()[None]
 
 
-class RotaryEncoding(nn.Module):
-    """Rotary position encoding of queries and keys on a grid.
+def sequence_table(width: int, length: int) -> Tensor:
+    """Fixed sine and cosine code of each place of a sequence.
 
-    The first half of a head's channels turns with the row, the second with the column; channels (2k, 2k+1)
-    are turned as one pair. Positions are whole numbers on every grid: nothing is rescaled at 512 pixels.
+    Channels are [sin p | cos p] with p the place, half of the width each; frequency i of a half is
+    `THETA ** (-i / (width / 2))`. Computed in float64. `sincos_table` on a grid of one row is something else.
+
+    Source: arXiv 1706.03762 section 3.5; github:noctrog/flatdino models/dit.py at cdd398f.
+
+    Args:
+        width: channels, a multiple of 2.
+        length: places K.
+
+    Returns:
+        float32 [1, K, width].
+    """
+    half = width // 2
+    frequencies = THETA ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()[None]
+
+
+def position_table(width: int, grid: tuple[int, int], positions: Positions) -> Tensor:
+    """Fixed code of each place of a latent, float32 [1, h·w, width]."""
+    return sequence_table(width, grid[1]) if positions == "sequence" else sincos_table(width, grid)
+
+
+class RotaryEncoding(nn.Module):
+    """Rotary position encoding of queries and keys.
+
+    On a grid the first half of a head's channels turns with the row, the second with the column; in a sequence all turn
+    with the place. Channels (2k, 2k+1) are turned as one pair. Positions are whole numbers on every grid: nothing is
+    rescaled at 512 pixels.
 
     Source: arXiv 2104.09864; github:bytetriper/RAE src/stage2/models/model_utils.py
-    VisionRotaryEmbeddingFast at a4d18c4, whose tables are stored in the published weights.
+    VisionRotaryEmbeddingFast at a4d18c4, whose tables are stored in the published weights; for sequences
+    github:noctrog/flatdino models/dit.py at cdd398f.
     """
 
     freqs_cos: Tensor
     freqs_sin: Tensor
 
-    def __init__(self, head_width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, head_width: int, grid: tuple[int, int], positions: Positions = "grid") -> None:
         super().__init__()
-        axis_width = head_width // 2
+        axis_width = head_width if positions == "sequence" else head_width // 2
         exponents = torch.arange(0, axis_width, 2, dtype=torch.float32) / axis_width
         frequencies = 1.0 / THETA**exponents
-        rows = torch.outer(torch.arange(grid[0], dtype=torch.float32), frequencies)
-        columns = torch.outer(torch.arange(grid[1], dtype=torch.float32), frequencies)
+        rows, columns = (torch.outer(torch.arange(n, dtype=torch.float32), frequencies) for n in grid)
         places = (*grid, frequencies.numel())
-        angles = torch.cat([rows[:, None].expand(places), columns[None].expand(places)], dim=-1)
-        angles = angles.flatten(0, 1).repeat_interleave(2, dim=-1)
+        along_rows, along_columns = rows[:, None].expand(places), columns[None].expand(places)
+        turned = [along_columns] if positions == "sequence" else [along_rows, along_columns]
+        angles = torch.cat(turned, dim=-1).flatten(0, 1).repeat_interleave(2, dim=-1)
         self.register_buffer("freqs_cos", angles.cos())
         self.register_buffer("freqs_sin", angles.sin())
 

@@ -10,14 +10,15 @@ a4d18c4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from train.models.config import DiTConfig, DiTDHConfig, swiglu_width
+from train.models.config import DiTConfig, DiTDHConfig
 from train.models.embeddings import RotaryEncoding
 
 NORM_EPS = 1e-6
@@ -32,30 +33,49 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
     return x * (1 + scale) if shift is None else torch.addcmul(shift, x, 1 + scale)
 
 
-def make_norm(width: int, *, rms: bool) -> nn.Module:
-    """RMSNorm with weights, or LayerNorm without."""
+HeadNorm = Callable[[int], nn.Module]
+"""Makes the norm of queries or keys of heads of a width."""
+
+
+def make_norm(width: int, *, rms: bool, affine: bool = False) -> nn.Module:
+    """RMSNorm with weights, or LayerNorm, without a scale and a bias unless it is `affine`."""
     if rms:
         return nn.RMSNorm(width, eps=NORM_EPS)
-    return nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
+    return nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=affine)
+
+
+def scaled_head_norm(head_width: int) -> nn.Module:
+    """LayerNorm with a scale and no bias. Source: github:noctrog/flatdino models/transformer.py at cdd398f."""
+    return nn.LayerNorm(head_width, eps=NORM_EPS, bias=False)
+
+
+def plain_head_norm(head_width: int) -> nn.Module:
+    """LayerNorm with weights and PyTorch's own eps, unlike the blocks' norms.
+
+    Source: NormAttention in github:bytetriper/RAE src/stage2/models/model_utils.py at a4d18c4.
+    """
+    return nn.LayerNorm(head_width)
+
+
+def head_norm_of(config: DiTConfig | DiTDHConfig) -> HeadNorm | None:
+    """How a transformer normalises queries and keys, if it does."""
+    if not config.qk_norm:
+        return None
+    if config.rms_norm:
+        return partial(nn.RMSNorm, eps=NORM_EPS)
+    return scaled_head_norm if config.norm_affine else plain_head_norm
 
 
 class Attention(nn.Module):
     """Self-attention with rotary encoding and, as an option, normalised queries and keys."""
 
-    def __init__(self, width: int, num_heads: int, *, qk_norm: bool, rms: bool) -> None:
+    def __init__(self, width: int, num_heads: int, *, head_norm: HeadNorm | None) -> None:
         super().__init__()
         self.num_heads = num_heads
-        head_width = width // num_heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = self._head_norm(head_width, rms=rms) if qk_norm else None
-        self.k_norm = self._head_norm(head_width, rms=rms) if qk_norm else None
+        self.q_norm = None if head_norm is None else head_norm(width // num_heads)
+        self.k_norm = None if head_norm is None else head_norm(width // num_heads)
         self.proj = nn.Linear(width, width)
-
-    @staticmethod
-    def _head_norm(head_width: int, *, rms: bool) -> nn.Module:
-        # A LayerNorm over a head has weights and PyTorch's own eps, unlike the blocks' norms. Source:
-        # NormAttention in github:bytetriper/RAE src/stage2/models/model_utils.py at a4d18c4.
-        return nn.RMSNorm(head_width, eps=NORM_EPS) if rms else nn.LayerNorm(head_width)
 
     def forward(self, x: Tensor, rope: RotaryEncoding | None) -> Tensor:
         """Mix tokens: [B, N, width] → [B, N, width]."""
@@ -116,14 +136,10 @@ class Block(nn.Module):
 
     def __init__(self, config: DiTConfig | DiTDHConfig, width: int, num_heads: int) -> None:
         super().__init__()
-        self.norm1 = make_norm(width, rms=config.rms_norm)
-        self.attn = Attention(width, num_heads, qk_norm=config.qk_norm, rms=config.rms_norm)
-        self.norm2 = make_norm(width, rms=config.rms_norm)
-        self.mlp = (
-            SwiGLU(width, swiglu_width(width, config.mlp_ratio))
-            if config.swiglu
-            else GeluMLP(width, int(width * config.mlp_ratio))
-        )
+        self.norm1 = make_norm(width, rms=config.rms_norm, affine=config.norm_affine)
+        self.attn = Attention(width, num_heads, head_norm=head_norm_of(config))
+        self.norm2 = make_norm(width, rms=config.rms_norm, affine=config.norm_affine)
+        self.mlp = (SwiGLU if config.swiglu else GeluMLP)(width, config.mlp_hidden(width))
         self.shift = config.shift
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_linear(width, (6 if self.shift else 4) * width))
 

@@ -78,12 +78,17 @@ class OptimizerSettings:
     """Learning rate before it decays."""
     final_lr: float = 2e-5
     """Learning rate after it has decayed."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape of the decay from `hold_epochs` to `decay_end_epoch`."""
+    schedule: Literal["constant", "linear", "cosine", "warmup-stable-decay"] = "constant"
+    """Shape of the decay from `hold_epochs` to `decay_end_epoch`. warmup-stable-decay: rise during `hold_epochs`, hold
+    until `decay_start_epoch`, fall linearly."""
     hold_epochs: float = 0.0
     """Epochs before the decay begins."""
     warm_up: bool = False
     """Rise linearly from zero during `hold_epochs`, rather than hold `lr`."""
+    start_lr: float = 0.0
+    """warmup-stable-decay: learning rate of the first step."""
+    decay_start_epoch: float = 0.0
+    """warmup-stable-decay: epoch at which the decay begins."""
     decay_end_epoch: float = 0.0
     """Epoch at which `final_lr` is reached; no schedule depends on --max-steps."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -92,6 +97,8 @@ class OptimizerSettings:
     """AdamW's guard against division by zero."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
+    decay_matrices_only: bool = False
+    """Leave biases, norms and learned tokens out of the weight decay."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; None: no clipping."""
 
@@ -99,7 +106,14 @@ class OptimizerSettings:
         """Refuse what no schedule can mean."""
         if self.lr <= 0:
             raise UsageError(f"--optimizer.lr must be positive; got {self.lr}")
-        if self.schedule != "constant" and self.decay_end_epoch <= self.hold_epochs:
+        if self.schedule == "warmup-stable-decay":
+            if not self.hold_epochs <= self.decay_start_epoch < self.decay_end_epoch:
+                raise UsageError(
+                    "a warmup-stable-decay schedule needs --optimizer.hold-epochs ≤ --optimizer.decay-start-epoch < "
+                    f"--optimizer.decay-end-epoch; got {self.hold_epochs:g}, {self.decay_start_epoch:g} and "
+                    f"{self.decay_end_epoch:g}"
+                )
+        elif self.schedule != "constant" and self.decay_end_epoch <= self.hold_epochs:
             raise UsageError(
                 f"a {self.schedule} schedule decays from --optimizer.hold-epochs to a later "
                 f"--optimizer.decay-end-epoch; got {self.hold_epochs:g} and {self.decay_end_epoch:g}"

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from shards import EncoderIdentity, UserError
 from train.models.build import build_model
-from train.models.config import ModelConfig, config_from_dict, config_to_dict
+from train.models.config import ModelConfig, ViTDecoderConfig, config_from_dict, config_to_dict
+from train.models.flat_config import FlatConfig
 from train.models.normalizer import LatentNormalizer
 from train.weights.tensor_files import open_tensors, save_tensors
 
@@ -73,9 +74,11 @@ class Snapshot:
     """Where it comes from."""
 
     @property
-    def kind(self) -> Literal["dit", "decoder"]:
-        """Which of the two networks it is."""
-        return "decoder" if self.config.kind == "decoder" else "dit"
+    def kind(self) -> Literal["dit", "decoder", "compressor"]:
+        """What its network is for."""
+        if isinstance(self.config, ViTDecoderConfig):
+            return "decoder"
+        return "compressor" if isinstance(self.config, FlatConfig) else "dit"
 
 
 def save_snapshot(
