@@ -83,8 +83,8 @@ class LatentTransformerConfig:
     rms_norm: bool = True
     """RMSNorm with weights; otherwise LayerNorm."""
     norm_affine: bool = False
-    """LayerNorms of blocks have a scale and a bias, those of queries and keys a scale alone, as FlatDINO's; otherwise the
-    first have neither, the second both and PyTorch's eps, as RAE's."""
+    """Blocks' LayerNorms have a scale and a bias, those of queries and keys a scale alone, as FlatDINO's; otherwise
+    the first have neither, the second both and PyTorch's eps, as RAE's."""
     rope: bool = True
     """Rotary position encoding of queries and keys."""
     shift: bool = True
