@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.command import parse, run
-from eval.settings import ReconstructionSettings, require_decoder
-from shards import UsageError, as_location
+from eval.settings import ReconstructionSettings, require_decoder, require_reference
+from shards import as_location
 from shards.metadata.root import read_recipe
 
 
@@ -21,10 +21,7 @@ def require_inputs(settings: ReconstructionSettings) -> None:
     """
     read_recipe(as_location(settings.store))
     require_decoder(settings.decoder)
-    if settings.reference is not None and not settings.reference.exists():
-        raise UsageError(
-            f"--reference must be a folder, a store or an .npz file, found nothing at {settings.reference}"
-        )
+    require_reference(settings.reference)
 
 
 def main(arguments: Sequence[str]) -> int:

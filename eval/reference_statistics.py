@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.command import parse, run
-from eval.settings import ReferenceSettings
+from eval.settings import ReferenceSettings, require_reference
 from shards import UsageError
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compute and write; returns the exit code."""
     settings = parse(arguments, ReferenceSettings, "eval/reference_statistics.py")
-    if not settings.images.exists():
-        raise UsageError(
-            f"reference images are a folder, a store or an .npz file, found none at {settings.images}"
-        )
+    require_reference(settings.images)
     if settings.out.suffix != ".npz":
         raise UsageError(f"--out must end in .npz, by which statistics are known; got {settings.out}")
     from eval.metrics.features import InceptionFeatures

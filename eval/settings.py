@@ -82,7 +82,7 @@ class GenerationSettings:
     grid_rows: int = 32
     """Most rows of grid.png."""
     reference: Path | None = None
-    """What to compare with: image folder, store, .npz of images, or published statistics. None: no metrics."""
+    """What to compare with: images as for `pipeline encode`, store, .npz of images, or statistics. None: no metrics."""
     metrics: tuple[SetMetric, ...] | None = None
     """Metrics against the reference; default fid, sfid, is, precision_recall."""
     feature_weights: str = "public"
@@ -132,7 +132,7 @@ class ReconstructionSettings:
     rounding: bool = False
     """Round to 8 bits instead of truncating as the published evaluation does."""
     reference: Path | None = None
-    """Compare rFID with these images instead of the originals: image folder, store, .npz or statistics."""
+    """Compare rFID with these images instead of the originals: as for `pipeline encode`, store, .npz or statistics."""
     feature_weights: str = "public"
     """Inception weights for rfid: public, a file, or random:SEED."""
     perceptual_weights: Annotated[str, arg(aliases=["--lpips-weights"])] = "public"
@@ -153,7 +153,7 @@ class ReferenceSettings:
     """Compute the Inception statistics of reference images once; `--reference` then takes the file for the images."""
 
     images: Positional[Path]
-    """Image folder, store, or .npz of images."""
+    """Image folder, or tar, parquet or csv files as for `pipeline encode`; store; or .npz of images."""
     out: Path
     """File to write, .npz."""
     image_size: int = 256
@@ -194,6 +194,20 @@ class AssessSettings:
         """Refuse what cannot be meant, before anything heavy is loaded."""
         if self.rows < 2:
             raise UsageError(f"--rows must be at least 2, got {self.rows}")
+
+
+def require_reference(path: Path | None) -> None:
+    """Refuse images to compare with that are not there, before anything heavy is loaded.
+
+    Raises:
+        UsageError: Naming the path.
+    """
+    if path is None or path.exists() or any(path.parent.glob(path.name)):
+        return
+    raise UsageError(
+        f"images to compare with are a folder, tar, parquet or csv files, a store or an .npz file; "
+        f"found nothing at {path}"
+    )
 
 
 def require_decoder(path: Path) -> None:

@@ -14,6 +14,7 @@ from eval.settings import (
     LabelRule,
     SetMetric,
     require_decoder,
+    require_reference,
 )
 from shards import UsageError
 
@@ -50,10 +51,7 @@ def plan_of(settings: GenerationSettings) -> GenerationPlan:
             )
     require_decoder(settings.decoder)
     _require_origin(settings)
-    if settings.reference is not None and not settings.reference.exists():
-        raise UsageError(
-            f"--reference must be a folder, a store or an .npz file, found nothing at {settings.reference}"
-        )
+    require_reference(settings.reference)
     protocol = None if settings.protocol is None else PROTOCOLS[settings.protocol]
     sampler = SAMPLERS[settings.sampler or (protocol.sampler if protocol else "euler-50")]
     plan = GenerationPlan(

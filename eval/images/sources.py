@@ -1,4 +1,4 @@
-"""Where pictures to compare come from: a folder of images, a store, or an .npz of samples.
+"""Where images to compare come from: whatever `pipeline encode` takes, a store, or an .npz of samples.
 
 Each answers the same question, images `start` to `stop` as uint8 [n, H, W, 3] of one size, so that a feature
 pass does not care which it reads.
@@ -15,20 +15,24 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.command import warn
 from eval.images.samples import map_samples
 from shards import (
+    BadImageError,
+    FoundImage,
+    SourceReader,
     Store,
     UsageError,
     UserError,
     center_crop,
     decode_image,
+    find_images,
     is_store,
     open_store,
     usable_cores,
 )
 
-SourceKind = Literal["folder", "store", "samples"]
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+SourceKind = Literal["folder", "files", "store", "samples"]
 _MOST_THREADS = 16
 """Threads a process decodes a folder with at most, on a machine of many cores."""
 
@@ -52,62 +56,62 @@ class ImageSource(Protocol):
         ...
 
 
-class FolderImages:
-    """Every image file under a folder, in the order of their names, centre-cropped to one size.
+class SourceImages:
+    """Every image that `pipeline encode` finds in a source, in the order of their keys, centre-cropped to one size.
 
     Several threads decode, because one would hold up the network the images are for.
 
     Args:
-        path: The folder.
+        path: An image folder, or tar, parquet or csv files, as `pipeline encode` takes them.
         image_size: Height and width to crop to; both the same, as the crop is square.
 
     Raises:
-        UsageError: No image file lies in it.
+        UsageError: There is no image in it.
     """
-
-    kind: SourceKind = "folder"
 
     def __init__(self, path: Path, image_size: tuple[int, int]) -> None:
         self.path = path
         self.image_size = image_size
         if image_size[0] != image_size[1]:
-            raise UsageError(
-                f"a folder is cropped to squares, but {image_size[0]}×{image_size[1]} was needed"
-            )
-        self._files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not self._files:
-            raise UsageError(
-                f"a folder of images must hold {', '.join(sorted(SUFFIXES))} files; {path} has none"
-            )
+            raise UsageError(f"images are cropped to squares, but {image_size[0]}×{image_size[1]} was needed")
+        self.kind: SourceKind = "folder" if path.is_dir() else "files"
+        found = find_images(str(path))
+        self._images = found.images
+        self._reader = SourceReader()
+        if os.environ.get("RANK", "0") == "0":
+            for note in found.notes:
+                warn(f"{path}: {note}")
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._images)
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Images `start` to `stop`, cropped.
 
         Raises:
-            UserError: A file is not the image its name promises.
+            UserError: An image cannot be used.
         """
-        return self._decoded(self._files[start:stop])
+        return self._decoded(self._images[start:stop])
 
     def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Images by their numbers, cropped.
 
         Raises:
-            UserError: A file is not the image its name promises.
+            UserError: An image cannot be used.
         """
-        return self._decoded([self._files[number] for number in numbers])
+        return self._decoded([self._images[number] for number in numbers])
 
-    def _decoded(self, files: Sequence[Path]) -> NDArray[np.uint8]:
+    def _decoded(self, images: Sequence[FoundImage]) -> NDArray[np.uint8]:
         with ThreadPoolExecutor(decoding_threads()) as pool:
-            return np.stack(list(pool.map(self._read, files)))
+            return np.stack(list(pool.map(self._read, images)))
 
-    def _read(self, file: Path) -> NDArray[np.uint8]:
+    def _read(self, image: FoundImage) -> NDArray[np.uint8]:
         try:
-            return center_crop(decode_image(file.read_bytes()), self.image_size[0])
-        except (UserError, OSError, ValueError) as error:
-            raise UserError(f"{file} is not a readable image ({error}); repair or remove it") from error
+            return center_crop(decode_image(self._reader.read(image)), self.image_size[0])
+        except (BadImageError, UserError, OSError, ValueError) as error:
+            raise UserError(
+                f"{self.path}/{image.key} is not a readable image ({error}); repair or remove it"
+            ) from error
 
 
 class StoreImages:
@@ -173,18 +177,18 @@ def decoding_threads() -> int:
 
 
 def open_images(path: Path, image_size: tuple[int, int]) -> ImageSource:
-    """Open a folder, a store or an .npz of samples whose images have this height and width.
+    """Open a store, an .npz of samples, or what `pipeline encode` takes, whose images have this height and width.
 
     Raises:
-        UsageError: The path is none of the three, or its images have another size.
+        UsageError: The path is none of them, or its images have another size.
     """
     source: ImageSource
-    if path.is_dir():
-        source = StoreImages(path) if is_store(path) else FolderImages(path, image_size)
+    if is_store(path):
+        source = StoreImages(path)
     elif path.suffix == ".npz" and path.is_file():
         source = NpzImages(path)
     else:
-        raise UsageError(f"images to compare with must be a folder, a store or an .npz file, got {path}")
+        source = SourceImages(path, image_size)
     if source.image_size != image_size:
         theirs, ours = ("×".join(map(str, size)) for size in (source.image_size, image_size))
         raise UsageError(

@@ -35,7 +35,7 @@ class Reference:
 
     path: Path
     kind: str
-    """folder, store, samples or statistics."""
+    """folder, files, store, samples or statistics."""
     count: int | None
     """Images behind it; None where published statistics do not say."""
     gaussians: dict[FeatureName, Gaussian] = field(default_factory=dict)

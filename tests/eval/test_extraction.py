@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import tarfile
 import threading
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import torch
 from PIL import Image
 
 from eval.images.sources import (
-    FolderImages,
     NpzImages,
+    SourceImages,
     StoreImages,
     blocks,
     decoding_threads,
@@ -21,6 +22,7 @@ from eval.images.sources import (
 )
 from eval.metrics.extraction import FeatureSet, extract, gathered, share
 from eval.metrics.reference import load_reference, save_reference
+from shards import find_images
 from shards.errors import UsageError, UserError
 from shards.images import center_crop, decode_image
 from shards.reading.store import open_store
@@ -121,11 +123,39 @@ def test_a_folder_is_read_in_the_order_of_names_through_the_one_crop(tmp_path):
         pictures[name] = rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)
         Image.fromarray(pictures[name]).save(path)
     (tmp_path / "readme.txt").write_text("not an image")
-    source = FolderImages(tmp_path, SIZE)
+    source = SourceImages(tmp_path, SIZE)
     assert len(source) == 3
     found = source.read(0, 3)
     np.testing.assert_array_equal(found[0], center_crop(pictures["a/9.png"], 16))
     np.testing.assert_array_equal(found[1], center_crop(pictures["b/1.PNG"], 16))
+
+
+def test_a_reference_holds_the_images_that_encode_finds(tmp_path):
+    for name in (
+        "in/a/0.jpg",
+        "in/a/1.gif",
+        "in/a/2.tif",
+        "in/a/.hidden.jpg",
+        "elsewhere/3.jpg",
+        "elsewhere/4.jpg",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (int(path.stem[-1]) if path.stem[-1].isdigit() else 9, 0, 0)).save(path)
+    (tmp_path / "in/a/._0.jpg").write_bytes(b"what another system keeps beside a file")
+    (tmp_path / "in/b").symlink_to("../elsewhere")
+    source = open_images(tmp_path / "in", SIZE)
+    assert len(source) == len(find_images(str(tmp_path / "in")).images) == 5
+    assert source.kind == "folder"
+    assert source.read(0, 5).shape == (5, *SIZE, 3)
+
+
+def test_a_reference_may_be_a_tar(tmp_path):
+    Image.new("RGB", (20, 20), (7, 0, 0)).save(tmp_path / "0.png")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "0.png", "a/0.png")
+    source = open_images(tmp_path / "x.tar", SIZE)
+    assert (source.kind, source.read(0, 1)[0, 0, 0].tolist()) == ("files", [7, 0, 0])
 
 
 def test_files_are_decoded_by_several_threads_and_kept_in_order(tmp_path, monkeypatch):
@@ -139,7 +169,7 @@ def test_files_are_decoded_by_several_threads_and_kept_in_order(tmp_path, monkey
     monkeypatch.setattr("eval.images.sources.decode_image", decode)
     for number in range(6):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    source = FolderImages(tmp_path, SIZE)
+    source = SourceImages(tmp_path, SIZE)
     assert source.read(0, 6)[:, 0, 0, 0].tolist() == list(range(6))
     assert source.read_some(np.array([4, 1]))[:, 0, 0, 0].tolist() == [4, 1]
 
@@ -183,7 +213,7 @@ def test_sources_that_cannot_be_compared_are_refused(store, npz, tmp_path):
         (empty, "must hold"),
         (store, "one size, .* has 16×16 pixels and ours are 32×32"),
         (npz, "has 16×16 pixels and ours are 32×32"),
-        (tmp_path / "note.txt", "must be a folder, a store or an .npz file"),
+        (tmp_path / "note.txt", r"SOURCE must be an image folder, .* \(.txt\)"),
     ]:
         with pytest.raises(UsageError, match=reason):
             open_images(path, (32, 32))
@@ -194,7 +224,7 @@ def test_a_file_that_is_no_image_is_refused_by_name(tmp_path):
         (tmp_path / name).write_bytes(b"not a png")
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"broken\.png is not a readable image"):
-        FolderImages(tmp_path, SIZE).read(0, 3)
+        SourceImages(tmp_path, SIZE).read(0, 3)
 
 
 def _reference(path: Path, **changes):

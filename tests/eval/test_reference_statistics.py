@@ -41,7 +41,7 @@ def test_every_metric_is_the_same_against_images_and_against_their_saved_statist
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["nowhere", "--out", "x.npz"], "found none at nowhere"),
+        (["nowhere", "--out", "x.npz"], "found nothing at nowhere"),
         ([".", "--out", "x.pt"], "must end in .npz"),
         ([".", "--out", "x.npz", "--image-size", "0"], "--image-size must be at least 1"),
     ],
