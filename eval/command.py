@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import train.settings.commandline
+from shards import run_command
 
 _Settings = TypeVar("_Settings")
 
@@ -33,8 +33,9 @@ def parse(arguments: Sequence[str], kind: type[_Settings], script: str, *, flags
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Run a script's main function, as the trainers' are run."""
-    train.settings.commandline.run(main, remedy="run the same command again to continue")
+    """Run a script's main function and end the process with its exit code."""
+    on_interrupt = "interrupted; run the same command again to continue"
+    sys.exit(run_command(lambda: main(sys.argv[1:]), on_interrupt=lambda: on_interrupt))
 
 
 def warn(caution: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from eval.command import parse, run
-from shards import EncoderIdentity, UsageError
+from shards import EncoderIdentity, UsageError, require_output_folder
 
 if TYPE_CHECKING:
     from train.weights.snapshot import Snapshot
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     for path in (settings.snapshot, settings.encoder, settings.dit):
         if path is not None and not path.is_file():
             raise UsageError(f"a file of weights is needed, found none at {path}")
+    require_output_folder(settings.out)
     from train.weights.snapshot import load_snapshot
 
     snapshot = load_snapshot(settings.snapshot)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from eval.command import parse, run
 from eval.settings import ReferenceSettings, require_reference
-from shards import UsageError
+from shards import UsageError, require_output_folder
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     require_reference(settings.images)
     if settings.out.suffix != ".npz":
         raise UsageError(f"--out must end in .npz, by which statistics are known; got {settings.out}")
+    require_output_folder(settings.out.parent)
     from eval.metrics.features import InceptionFeatures
     from eval.metrics.reference import save_reference
     from train.distributed import Team

@@ -1,6 +1,5 @@
 """The `pipeline` command: a table of subcommands; what one needs is imported when it is called."""
 
-import errno
 import signal
 import subprocess
 import sys
@@ -29,14 +28,7 @@ from pipeline.settings.operations import (
     SubsetConfig,
     VerifyConfig,
 )
-from shards import UserError
-
-INTERRUPTED = 130
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_UNUSABLE_PATH = frozenset(
-    (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
-)
-"""What the system says of a path that the command line names, and no command can do anything about."""
+from shards import run_command
 
 
 @dataclass(frozen=True)
@@ -117,31 +109,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     let_waiting_threads_sleep()
     arguments = sys.argv[1:] if arguments is None else arguments
     command: Command | None = None
-    try:
+
+    def work() -> int:
+        nonlocal command
         if arguments and arguments[0] in PROGRAMS:
             return start_program(PROGRAMS[arguments[0]], arguments[1:])
         settings = parse(arguments)
         command = _BY_SETTINGS[type(settings)]
         return command.run(settings, arguments)
-    except KeyboardInterrupt:
+
+    def on_interrupt() -> str:
         continues = command is not None and command.continues
-        print(
-            "stopped; run the same command again" + " to continue where it was" * continues, file=sys.stderr
-        )
-        return INTERRUPTED
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        if error.errno in _FULL:
-            remedy = "free space and run the same command again"
-            print(f"error: the disk is full ({error}); {remedy}", file=sys.stderr)
-        elif error.errno in _UNUSABLE_PATH and error.filename is not None:
-            remedy = "name another path, or see to what is there"
-            print(f"error: {error.filename} cannot be used: {error.strerror}; {remedy}", file=sys.stderr)
-        else:
-            raise
-        return UserError.exit_code
+        return "stopped; run the same command again" + " to continue where it was" * continues
+
+    return run_command(work, on_interrupt=on_interrupt)
 
 
 def start_program(module: str, arguments: Sequence[str]) -> int:

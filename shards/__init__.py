@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shards.command_line import require_output_folder as require_output_folder
+    from shards.command_line import run_command as run_command
     from shards.cores import usable_cores as usable_cores
     from shards.draws import even_spread as even_spread
     from shards.draws import permutation as permutation
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from shards.writing.store_writer import stale_temporaries as stale_temporaries
 
 _MODULES = {
+    "shards.command_line": ["require_output_folder", "run_command"],
     "shards.cores": ["usable_cores"],
     "shards.draws": ["even_spread", "permutation"],
     "shards.errors": [

@@ -32,7 +32,7 @@ from eval.networks.load import (
 )
 from eval.protocols import PROTOCOLS
 from eval.settings import GenerationSettings
-from shards import EncoderIdentity, Store, UsageError, open_store, replace_atomically
+from shards import EncoderIdentity, Store, UsageError, open_store, replace_atomically, require_output_folder
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
 from train.models.config import LatentTransformerConfig
@@ -49,6 +49,7 @@ def generate(plan: GenerationPlan) -> dict[str, Any]:
         UserError: Networks, statistics or an earlier run in the same folder do not belong together.
     """
     die_with_launcher()
+    require_output_folder(plan.settings.out)
     team = Team()
     try:
         return _generate(plan, team)

@@ -22,7 +22,7 @@ from eval.metrics.set_distances import frechet_distance
 from eval.networks.load import decoder_of, load_decoder, path_digest, require_same_encoder, set_precision
 from eval.reconstruct.pairs import POOL, Pairs, PairScorer, PairScores, merged
 from eval.settings import ReconstructionSettings
-from shards import Store, UserError, even_spread, open_store
+from shards import Store, UserError, even_spread, open_store, require_output_folder
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
 from train.weights.snapshot import Snapshot
@@ -38,6 +38,7 @@ def reconstruct(settings: ReconstructionSettings) -> dict[str, Any]:
         UserError: Store and decoder do not belong together, or the store keeps no images.
     """
     die_with_launcher()
+    require_output_folder(settings.out)
     team = Team()
     try:
         return _reconstruct(settings, team)

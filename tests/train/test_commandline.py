@@ -104,3 +104,10 @@ def test_a_mistake_in_the_command_exits_with_2():
         [sys.executable, "train/dit.py", "--nonsense", "1"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
+
+
+def test_an_out_that_is_a_file_is_refused_before_the_store_is_opened(tmp_path, train_here):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UsageError, match="cannot be a folder"):
+        train_here("dit", tmp_path / "run", store=tmp_path / "none")
+    assert (tmp_path / "run").read_text() == "mine"

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from shards import Store, UsageError, open_store, range_cache, replace_atomically
+from shards import Store, UsageError, open_store, range_cache, replace_atomically, require_output_folder
 from train.distributed import Team, resolve_precision
 from train.engine.arithmetic import allow_tf32
 from train.engine.checkpoint import newest_of_all, step_of
@@ -51,6 +51,8 @@ def launch(
         UserError: settings, store or checkpoint do not allow it.
     """
     die_with_launcher()
+    assert settings.out is not None
+    require_output_folder(settings.out)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("train").setLevel(logging.INFO)
     store = open_store(settings.store, range_cache(settings.cache, settings.cache_bytes))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from shards import UsageError, UserError
+from shards import UsageError, run_command
 from train.settings.config import DecoderSettings, DiTSettings
 
 _Settings = TypeVar("_Settings", DiTSettings, DecoderSettings)
@@ -64,18 +64,10 @@ def run(
     *,
     remedy: str = "run the same command again to continue from the last checkpoint",
 ) -> None:
-    """Run a script's main function: a user's error becomes one line and an exit code, not a traceback.
+    """Run a script's main function and end the process with its exit code.
 
     Args:
         main: From the arguments to the exit code.
         remedy: What Ctrl-C is answered with.
     """
-    try:
-        code = main(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        code = error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted; {remedy}\n")
-        code = 130
-    sys.exit(code)
+    sys.exit(run_command(lambda: main(sys.argv[1:]), on_interrupt=lambda: f"interrupted; {remedy}"))
