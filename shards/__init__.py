@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shards.integrity.problem import Problem as Problem
     from shards.integrity.verify import verify_store as verify_store
     from shards.integrity.withdrawal import withdraw_damaged as withdraw_damaged
+    from shards.integrity.withdrawal import withdraw_repaired as withdraw_repaired
     from shards.metadata.code_arrays import published_code as published_code
     from shards.metadata.commit import CommitRecord as CommitRecord
     from shards.metadata.compression import row_codec as row_codec
@@ -38,11 +39,10 @@ if TYPE_CHECKING:
     from shards.metadata.identity import Recipe as Recipe
     from shards.metadata.index import bad_rows as bad_rows
     from shards.metadata.manifest import Manifest as Manifest
-    from shards.metadata.mended import as_mended as as_mended
-    from shards.metadata.mended import mended_images as mended_images
     from shards.metadata.plan import NO_LABEL as NO_LABEL
     from shards.metadata.plan import Plan as Plan
     from shards.metadata.plan import SourceRecord as SourceRecord
+    from shards.metadata.repaired import continued_plan as continued_plan
     from shards.metadata.root import is_store as is_store
     from shards.metadata.statistics_arrays import Statistics as Statistics
     from shards.reading.dataset import SampleDataset as SampleDataset
@@ -98,7 +98,7 @@ _MODULES = {
     "shards.images": ["center_crop", "decode_image", "random_crops"],
     "shards.integrity.problem": ["Problem"],
     "shards.integrity.verify": ["verify_store"],
-    "shards.integrity.withdrawal": ["withdraw_damaged"],
+    "shards.integrity.withdrawal": ["withdraw_damaged", "withdraw_repaired"],
     "shards.metadata.code_arrays": ["published_code"],
     "shards.metadata.commit": ["CommitRecord"],
     "shards.metadata.compression": ["row_codec"],
@@ -106,7 +106,7 @@ _MODULES = {
     "shards.metadata.identity": ["EncoderIdentity", "MIRRORED_VIEWS", "Recipe"],
     "shards.metadata.index": ["bad_rows"],
     "shards.metadata.manifest": ["Manifest"],
-    "shards.metadata.mended": ["as_mended", "mended_images"],
+    "shards.metadata.repaired": ["continued_plan"],
     "shards.metadata.plan": ["NO_LABEL", "Plan", "SourceRecord"],
     "shards.metadata.root": ["is_store"],
     "shards.metadata.statistics_arrays": ["Statistics"],

@@ -24,7 +24,6 @@ from shards import (
     Recipe,
     Store,
     UserError,
-    as_mended,
     chosen_tokens,
     describe_error,
     even_spread,
@@ -70,7 +69,7 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
         threads=decode_threads_for(config, 1),
     )
     kept = []
-    for batch in decoder.batches(Task(0, recipe.views), as_mended(records, source.mended)):
+    for batch in decoder.batches(Task(0, recipe.views), records):
         good = [slot for slot, row in enumerate(batch.rows()) if row.reason is None]
         if good:
             kept.append(_some_tokens(batch.images[:, good], source.pictures, recipe, encoder, count))

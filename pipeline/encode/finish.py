@@ -63,7 +63,7 @@ def _check_bad(config: EncodeConfig, plan: Plan, reasons: dict[int, str]) -> Non
     if len(reasons) > config.work.allowed_bad(plan.num_images):
         raise UserError(
             f"{len(reasons)} of {plan.num_images} images are unusable, more than --max-bad {config.work.max_bad}; "
-            f"mend them and add --retry-quarantined, or allow them with --max-bad {len(reasons)}"
+            f"repair them and add --retry-quarantined, or allow them with --max-bad {len(reasons)}"
         )
 
 

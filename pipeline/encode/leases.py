@@ -49,18 +49,20 @@ class Owner:
         return self.host == _host() and _born(self.pid) != self.born
 
 
-def require_nobody_at_work(store: Location, wait: float, *, what: str) -> None:
+def require_nobody_at_work(store: Location, wait: float, *, what: str, own: str | None = None) -> None:
     """Refuses to touch a store that somebody is writing.
 
     Args:
         store: The store.
         wait: Seconds to watch leases of other hosts for a new beat.
         what: What is to be done with it, such as "cleaned".
+        own: A lease that the caller holds.
 
     Raises:
         UserError: Naming the workers that hold leases.
     """
     alive = Leases(store, Owner.this_process("onlooker")).living(wait)
+    alive.pop(own or "", None)
     if alive:
         some = ", ".join(f"{name} ({lease})" for lease, name in list(alive.items())[:4])
         raise UserError(f"a store can be {what} when nobody writes it, {some} is at work; stop it or wait")

@@ -19,13 +19,12 @@ from shards import (
     StoreWriter,
     UsageError,
     as_location,
+    continued_plan,
     is_store,
-    mended_images,
 )
 from shards import open_store as open_finished
 from shards.metadata.layout import PLAN, ROOT
 from shards.metadata.root import read_recipe
-from shards.writing.finalize import found_commits
 from shards.writing.revisions import current_revision
 from shards.writing.selection import Part
 
@@ -33,30 +32,18 @@ from shards.writing.selection import Part
 def make_plan(config: EncodeConfig) -> Plan:
     """Lists the source and deals its images to the shards; a store's are those of its plan, by the same keys.
 
-    The plan of a store that was begun stands if nothing has changed since but images that were mended.
+    The plan of a store that was begun stands if nothing has changed since but images that were repaired.
     """
+    return continued_plan(config.store.out, _listed(config))
+
+
+def _listed(config: EncodeConfig) -> Plan:
+    """The plan that the source gives a new store."""
     if is_store(config.source_path()):
         return _store_plan(config)
     labels = LabelTable.read(config.labels) if config.labels else None
     listing = list_source(config.source_path(), labels)
-    plan = Plan.build(listing.records, listing.class_names, config.store.shards, config.store.seed)
-    return _plan_before_mending(config.store.out, plan) or plan
-
-
-def _plan_before_mending(path: Location, plan: Plan) -> Plan | None:
-    """The plan a store was begun with, if ``plan`` is the same with the sizes its images were mended to."""
-    if not ((path / ROOT).exists() and (path / PLAN).exists()):
-        return None
-    writer = StoreWriter.open(path)
-    begun = writer.plan
-    if begun.num_images != plan.num_images or (begun.nbytes == plan.nbytes).all():
-        return None
-    mended = mended_images(begun, found_commits(path, writer.recipe))
-    sizes = [
-        now if mended.get(key) == now else before
-        for key, before, now in zip(begun.keys, begun.nbytes.tolist(), plan.nbytes.tolist(), strict=True)
-    ]
-    return begun if begun.with_sizes(sizes) == plan else None
+    return Plan.build(listing.records, listing.class_names, config.store.shards, config.store.seed)
 
 
 def _store_plan(config: EncodeConfig) -> Plan:
@@ -64,7 +51,8 @@ def _store_plan(config: EncodeConfig) -> Plan:
         raise UsageError(f"--labels are for files; the store {config.source_path()} names its own classes")
     source = open_finished(as_location(config.source_path()))
     part = Part(source, np.arange(source.plan.num_images))
-    return Plan.build(part.records(), source.class_names, config.store.shards, config.store.seed)
+    plan = Plan.build(part.records(), source.class_names, config.store.shards, config.store.seed)
+    return plan.with_repaired(source.repaired)
 
 
 def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:

@@ -15,7 +15,7 @@ from pipeline.encode.space import free_bytes, gigabytes
 from pipeline.encoders.encoder import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
-from shards import TOKEN_DTYPES, Plan, Recipe, as_mended, even_spread, storage_type, usable_cores
+from shards import TOKEN_DTYPES, Plan, Recipe, even_spread, storage_type, usable_cores
 from shards.metadata.layout import field_of
 
 _SAMPLE = 256
@@ -67,7 +67,7 @@ def _decode(
     )
     records = plan.records(sample)
     began = time.perf_counter()
-    batches = list(decoder.batches(Task(0, recipe.views), as_mended(records, source.mended)))
+    batches = list(decoder.batches(Task(0, recipe.views), records))
     for batch in batches:
         batch.rows()
     seconds = time.perf_counter() - began

@@ -25,7 +25,7 @@ from pipeline.encode.progress import BatchEncoded, BatchWritten, Event, ShardFai
 from pipeline.encode.tokens import StoredTokens, TokenStorage
 from pipeline.encoders.encoder import Encoder
 from pipeline.sources.picture_sources import PictureSource
-from shards import ShardWriter, StoreWriter, UserError, as_mended
+from shards import ShardWriter, StoreWriter, UserError
 
 # What a device, a library or a source may raise for one shard while others still succeed. Anything else is a
 # fault of the program and ends the worker.
@@ -95,8 +95,6 @@ class Worker:
         recipe = writer.recipe
         self._length = batch_length(recipe.capacity, batch_size)
         self._pictures = source.pictures
-        self._mended_in_source = source.mended
-        self._mended: dict[int, dict[str, int]] = {}
         self._decoder = BatchDecoder(
             source, length=self._length, threads=decode_threads, pin_memory=self._pinned
         )
@@ -180,10 +178,7 @@ class Worker:
 
     def _batches(self) -> Iterator[Batch]:
         while (task := self._claims.next()) is not None:
-            sizes = {**self._mended_in_source, **self._writer.mended(task.shard)}
-            records = self._writer.plan.records_of(task.shard)
-            self._mended[task.shard] = {r.key: sizes[r.key] for r in records if r.key in sizes}
-            yield from self._decoder.batches(task, as_mended(records, sizes))
+            yield from self._decoder.batches(task, self._writer.plan.records_of(task.shard))
 
     def _encode(self, batch: Batch) -> None:
         began = time.perf_counter()
@@ -247,7 +242,6 @@ class Worker:
                 if shard is None:
                     task = batch.task
                     shard = self._writer.shard(encoded.view, task.shard, attempts=task.attempt).__enter__()
-                    shard.note_mended(self._mended[task.shard])
                 guard.push(shard)
                 self._write_rows(shard, encoded)
             finally:

@@ -6,22 +6,23 @@ from collections.abc import Sequence
 
 from pipeline.console import say
 from pipeline.encode.calibrate import calibrate
-from pipeline.encode.devices import named_devices
-from pipeline.encode.finish import finish_once
 from pipeline.encode.job import build_encoder
-from pipeline.encode.leases import Leases, Owner
+from pipeline.encode.leases import Leases, Owner, remove_if_empty, require_nobody_at_work
 from pipeline.encode.planning import given_statistics, make_plan, make_recipe, open_store
 from pipeline.encode.preflight import preflight
-from pipeline.encode.retry import retry_quarantined
+from pipeline.encode.retry import withdraw_quarantined
 from pipeline.encoders.encoder import Encoder
 from pipeline.engines.running import find_place, run
 from pipeline.engines.static import Place
 from pipeline.settings.config import EncodeConfig
 from shards import Int8Code, Location, StoreWriter, UserError, publish_given, published_code
-from shards.metadata.layout import ROOT
+from shards.metadata.layout import ROOT, WORK_DIR
 from shards.metadata.root import read_recipe
 
 _AWAIT_SECONDS = 1800.0
+_RETRY = "retry"
+_WATCH_SECONDS = 12.0
+"""How long leases of other machines are watched for a sign of life."""
 
 
 def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
@@ -56,24 +57,26 @@ def _dry_run(config: EncodeConfig) -> None:
 
 
 def _retry(config: EncodeConfig, place: Place) -> None:
-    """Mends the rows that can be mended; the plan stays as it was, the mended images may have any size.
+    """Withdraws the shards of images that can be decoded now and encodes them again, as any shards of the plan.
 
-    One process does it: the first of several equal ones, and of several commands one after the other.
+    The plan stays as it was: repaired images may have any size. One process does it: the first of several equal ones,
+    and of several commands one after the other. The command without `--retry-quarantined` may join it as it encodes.
     """
     if place.rank > 0:
         say(f"rank {place.rank} has nothing to do: rank 0 retries the quarantined images alone")
         return
-    StoreWriter.open(config.store.out)  # refuses what is no store
+    path = config.store.out
+    writer = StoreWriter.open(path)  # refuses what is no store
     encoder = build_encoder(config)
-    with Leases(config.store.out, Owner.this_process("retry")) as leases:
-        while not leases.take("retry"):
+    writer.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
+    publish_given(path, given_statistics(config, writer.recipe))
+    with Leases(path, Owner.this_process("retry")) as leases:
+        while not leases.take(_RETRY):
             time.sleep(0.5)
-        writer = StoreWriter.open(config.store.out)
-        publish_given(writer.path, given_statistics(config, writer.recipe))
-        writer.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
-        encoder.place(named_devices(config.work.devices)[0], writer.recipe.precision)
-        retry_quarantined(writer, encoder)
-        finish_once(config, StoreWriter.open(config.store.out))
+        require_nobody_at_work(path, _WATCH_SECONDS, what="retried", own=_RETRY)
+        withdraw_quarantined(config, StoreWriter.open(path))
+        run(config, StoreWriter.open(path), encoder, place)
+    remove_if_empty(path / WORK_DIR)  # the lease made it anew
 
 
 def begin_or_await(config: EncodeConfig, place: Place) -> tuple[StoreWriter, Encoder | None]:

@@ -12,7 +12,7 @@ from pipeline.settings.operations import MergeConfig
 from pipeline.sources.labels import answers_of
 from shards import IdentityMismatchError, Store, UsageError, open_store
 from shards.writing.copying import copied_recipe
-from shards.writing.selection import Part, dealt_anew
+from shards.writing.selection import Part, reshuffled
 
 _SHARED = ("dtype", "views", "image_size", "precision")
 """Settings that all stores must have in common, beside the encoder."""
@@ -37,7 +37,7 @@ def merge(config: MergeConfig) -> None:
     first = stores[0]
     together = sum(store.recipe.num_shards for store in stores)
     shards = together if config.shards is None else config.shards
-    selection = dealt_anew(parts, class_names, shards, first.recipe.seed)
+    selection = reshuffled(parts, class_names, shards, first.recipe.seed)
     copy(selection, copied_recipe(selection), config.out, command="merge", code=first.code)
 
 

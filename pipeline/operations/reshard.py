@@ -6,7 +6,7 @@ from pipeline.operations.copying import copy
 from pipeline.settings.operations import ReshardConfig
 from shards import UsageError, open_store
 from shards.writing.copying import copied_recipe
-from shards.writing.selection import Part, dealt_anew
+from shards.writing.selection import Part, reshuffled
 
 
 def reshard(config: ReshardConfig) -> None:
@@ -19,5 +19,5 @@ def reshard(config: ReshardConfig) -> None:
     if config.shards == store.recipe.num_shards:
         raise UsageError(f"{config.store} has {config.shards} shards already; name another --shards")
     part = Part(store, np.arange(store.plan.num_images))
-    selection = dealt_anew([part], store.class_names, config.shards, store.recipe.seed)
+    selection = reshuffled([part], store.class_names, config.shards, store.recipe.seed)
     copy(selection, copied_recipe(selection), config.out, command="reshard", code=store.code)

@@ -12,7 +12,7 @@ from pipeline.settings.operations import SubsetConfig
 from pipeline.sources.labels import LabelTable
 from shards import Plan, Store, UsageError, open_store, permutation
 from shards.writing.copying import copied_recipe
-from shards.writing.selection import Part, dealt_anew
+from shards.writing.selection import Part, reshuffled
 
 
 def subset(config: SubsetConfig) -> None:
@@ -25,7 +25,7 @@ def subset(config: SubsetConfig) -> None:
     images = chosen_images(config, store.plan)
     shards = -(-len(images) // store.capacity) if config.shards is None else config.shards
     labels, class_names = _classes_left(store, images) if config.relabel else (None, store.class_names)
-    selection = dealt_anew([Part(store, images, labels)], class_names, shards, store.recipe.seed)
+    selection = reshuffled([Part(store, images, labels)], class_names, shards, store.recipe.seed)
     copy(selection, copied_recipe(selection), config.out, command="subset", code=store.code)
 
 

@@ -204,7 +204,8 @@ class EncodeConfig:
     store: tyro.conf.OmitArgPrefixes[StoreConfig]
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
     retry_quarantined: bool = False
-    """Try the unusable images of a store again, once they are mended, and finish it anew."""
+    """Try the unusable images of a store again, once they are repaired: the shards of those that can be decoded now are
+    removed and encoded again. For a store that nobody has open."""
     dry_run: bool = False
     """Count, sample and time, and write nothing."""
     labels: Path | None = None

@@ -1,8 +1,7 @@
 """Where a row's pictures come from: its image file, or the pictures that a finished store holds already."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,9 +27,12 @@ class PictureSource(Protocol):
     def pictures(self) -> Pictures:
         """The pictures of all views."""
 
-    @property
-    def mended(self) -> Mapping[str, int]:
-        """Size in bytes by key of images that were mended after the source's plan was made, where it is a store."""
+    def current_size(self, record: SourceRecord) -> int:
+        """Bytes that an image has now; others than the record says if its file was repaired meanwhile.
+
+        Raises:
+            BadImageError: If there is nothing to be read.
+        """
 
     def read(self, record: SourceRecord, views: Collection[str]) -> Any:
         """What the pictures of an image are made from.
@@ -54,12 +56,13 @@ class PictureSource(Protocol):
 class ImageFiles:
     """Pictures cut from the image files that the plan names."""
 
-    def __init__(
-        self, reader: SourceReader, pictures: Pictures, mended: Mapping[str, int] = MappingProxyType({})
-    ) -> None:
+    def __init__(self, reader: SourceReader, pictures: Pictures) -> None:
         self.pictures = pictures
-        self.mended = mended
         self._reader = reader
+
+    def current_size(self, record: SourceRecord) -> int:
+        """See `PictureSource.current_size`."""
+        return len(self._reader.read(record, any_size=True))
 
     def read(self, record: SourceRecord, views: Collection[str]) -> bytes:
         """See `PictureSource.read`."""
@@ -79,10 +82,13 @@ class StoredImages:
 
     def __init__(self, store: Store, pictures: Pictures) -> None:
         self.pictures = pictures
-        self.mended = store.mended
         self._store = store
         held = [name for name in pictures.names if name in store.views]
         self._readers = {name: store.reader(name, "image") for name in held}
+
+    def current_size(self, record: SourceRecord) -> int:
+        """See `PictureSource.current_size`."""
+        return record.nbytes
 
     @cached_property
     def _rows(self) -> dict[str, tuple[int, str | None]]:
@@ -136,5 +142,4 @@ def picture_source(source: str, recipe: Recipe, views: Collection[str]) -> Pictu
         store = open_store(as_location(source))
         if holds_pictures(store, recipe, views):
             return StoredImages(store, pictures)
-        return ImageFiles(SourceReader(), pictures, store.mended)
     return ImageFiles(SourceReader(), pictures)

@@ -24,6 +24,7 @@ from shards.metadata.index import Index, build_index
 from shards.metadata.layout import FIELDS, INDEX, MANIFEST, PLAN, ROOT, Field, derived_path, fields_of
 from shards.metadata.manifest import Manifest
 from shards.metadata.plan import Plan, planned_rows
+from shards.metadata.repaired import read_plan
 from shards.metadata.root import array_documents, read_recipe, root_documents
 from shards.storage.atomic import is_temporary
 from shards.storage.location import Location, as_location, lists_objects, object_names
@@ -174,7 +175,7 @@ def _contradictions(path: Location, manifest: Manifest) -> Iterator[Problem]:
     index_path = path / manifest.derived(INDEX)
     try:
         begun, recipe = read_recipe(path), read_recipe(path, manifest.revision)
-        plan = Plan.read(path / PLAN)
+        plan = read_plan(path)
         commits = read_commits(path, recipe)
         index = Index(
             index_path.read_bytes(),

@@ -1,17 +1,21 @@
-"""Taking what is damaged out of a store, so that the command that wrote it makes it anew.
+"""Removing shards from a finished store, so that the command that wrote it encodes them again.
 
-The manifest goes first: from then on the store is an unfinished one. Then, shard by shard, the objects and last the
-commit record, so that whatever is left behind by a kill is found again by `shards.integrity.verify`.
+The manifest goes first: from then on the store is an unfinished one, and says so. Then, shard by shard, the objects
+and last the commit record, so that the shards a kill left half removed are found again by their records. A store that
+shards are removed from must not be open anywhere: a reader that comes to one of them stops with its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from shards.errors import StoreDamagedError
 from shards.formats.format import object_path
 from shards.integrity.problem import Problem
+from shards.metadata.identity import Recipe
 from shards.metadata.layout import FIELDS, INDEX, MANIFEST, commit_path, derived_path, fields_of
+from shards.metadata.plan import Plan
+from shards.metadata.repaired import read_plan, record_repaired
 from shards.metadata.root import array_documents, read_recipe
 from shards.storage.location import Location
 from shards.writing.revisions import newest_revision
@@ -54,11 +58,36 @@ def withdraw_damaged(path: Location, problems: Sequence[Problem]) -> list[tuple[
         raise StoreDamagedError(
             f"{path} cannot be mended by encoding: {', '.join(lost[:4])}; restore what is named from a copy"
         )
-    (path / MANIFEST).unlink(missing_ok=True)
+    _remove_manifest(path, read_plan(path))
     for name in documents & {problem.path for problem in problems}:
         (path / name).unlink(missing_ok=True)
-    for view, shard in sorted(damaged):
+    _remove_shards(path, recipe, damaged)
+    return sorted(damaged)
+
+
+def withdraw_repaired(path: Location, shards: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> None:
+    """Remove shards with bad rows whose images can be decoded now, from a store that nobody reads or writes.
+
+    Args:
+        path: The store.
+        shards: View and number of each.
+        sizes: Size in bytes by key of the images that can be decoded now.
+    """
+    plan = read_plan(path)
+    listed = dict(zip(plan.keys.tolist(), plan.table["nbytes"].to_pylist(), strict=True))
+    changed = {key: nbytes for key, nbytes in sizes.items() if nbytes != plan.repaired.get(key, listed[key])}
+    _remove_manifest(path, plan.with_repaired({**plan.repaired, **changed}))
+    _remove_shards(path, read_recipe(path, newest_revision(path)), set(shards))
+
+
+def _remove_manifest(path: Location, plan: Plan) -> None:
+    """Make the store an unfinished one that remembers the sizes of repaired images without any commit record."""
+    (path / MANIFEST).unlink(missing_ok=True)
+    record_repaired(path, plan)
+
+
+def _remove_shards(path: Location, recipe: Recipe, shards: set[tuple[str, int]]) -> None:
+    for view, shard in sorted(shards):
         for field in fields_of(recipe, view):
             (path / object_path(recipe, field, shard)).unlink(missing_ok=True)
         (path / commit_path(view, shard)).unlink(missing_ok=True)
-    return sorted(damaged)

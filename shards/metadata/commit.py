@@ -63,8 +63,8 @@ class CommitRecord:
             float64[D], NaN where a shard was described from its bytes alone; otherwise None.
         seconds: Time from opening the shard to publishing it.
         attempts: How often the shard had been begun.
-        mended: Size in bytes by place, of each image file that was mended after the plan was made and has another
-            size now.
+        repaired: Size in bytes by place, of each image file that was repaired after the plan was made; only in records
+            that earlier versions wrote, as ``mended``. See `shards.metadata.repaired`.
     """
 
     view: str
@@ -78,7 +78,7 @@ class CommitRecord:
     square_error: NDArray[np.float64] | None
     seconds: float
     attempts: int
-    mended: dict[int, int] = dataclasses.field(default_factory=dict)
+    repaired: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """As the JSON file that is published."""
@@ -90,10 +90,8 @@ class CommitRecord:
         values["offsets"] = {name: _pack(a, "<i8") for name, a in self.offsets.items()}
         if self.square_error is not None:
             values["square_error"] = _pack(self.square_error, "<f8")
-        if self.mended:
-            values["mended"] = {str(place): nbytes for place, nbytes in sorted(self.mended.items())}
-        else:
-            del values["mended"]
+        if repaired := values.pop("repaired"):
+            values["mended"] = {str(place): nbytes for place, nbytes in sorted(repaired.items())}
         return json.dumps({"version": COMMIT_VERSION, **values}, indent=1, ensure_ascii=False).encode()
 
     @classmethod
@@ -118,8 +116,8 @@ class CommitRecord:
             values["offsets"] = {name: _unpack(a, "<i8") for name, a in values["offsets"].items()}
             if values["square_error"] is not None:
                 values["square_error"] = _unpack(values["square_error"], "<f8")
-            mended = values.get("mended", {}).items()
-            values["mended"] = {int(place): int(nbytes) for place, nbytes in mended}
+            repaired = values.pop("mended", {}).items()
+            values["repaired"] = {int(place): int(nbytes) for place, nbytes in repaired}
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError, StoreDamagedError) as error:
             raise _damaged(path, error) from error

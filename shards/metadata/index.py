@@ -14,7 +14,6 @@ from shards.metadata.commit import CommitRecord
 from shards.metadata.extents import ABSENT
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import fields_of
-from shards.metadata.mended import mended_images
 from shards.metadata.plan import Plan
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def _in_words(recipe: Recipe, by_view: dict[str, str]) -> str:
 def build_index(recipe: Recipe, plan: Plan, commits: Commits) -> pa.Table:
     """The columns of ``index.parquet``, a line an image, in row order.
 
-    ``row``, the plan's ``key``, ``label``, ``uri``, ``offset`` and ``nbytes``, of mended images the size they have
+    ``row``, the plan's ``key``, ``label``, ``uri``, ``offset`` and ``nbytes``, of repaired images the size they have
     now; ``valid`` and ``reason``; for each view and field ``VIEW/FIELD/crc32c``, and ``VIEW/FIELD/offset`` in forms
     without an index of their own.
     """
@@ -53,9 +52,7 @@ def build_index(recipe: Recipe, plan: Plan, commits: Commits) -> pa.Table:
     valid = ~np.isin(rows, np.fromiter(bad, np.int64, len(bad)))
     columns: dict[str, Any] = {"row": pa.array(rows)}
     columns |= {name: plan.table[name] for name in plan.table.column_names}
-    if mended := mended_images(plan, commits):
-        sizes = zip(plan.keys, plan.nbytes.tolist(), strict=True)
-        columns["nbytes"] = pa.array([mended.get(key, nbytes) for key, nbytes in sizes], pa.int64())
+    columns["nbytes"] = pa.array(plan.nbytes, pa.int64())
     columns["valid"] = pa.array(valid)
     columns["reason"] = pa.array(
         [bad.get(row) for row in rows.tolist()] if bad else [None] * len(rows), pa.string()

@@ -13,6 +13,7 @@ from shards.values.dtypes import StorageType, storage_type
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PLAN = "plan.parquet"
+REPAIRED = "repaired.json"
 INDEX = "index.parquet"
 ROOT = "zarr.json"
 REVISIONS = "revisions"

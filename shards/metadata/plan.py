@@ -11,9 +11,10 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -59,13 +60,29 @@ def planned_rows(num_images: int, num_shards: int) -> NDArray[np.int64]:
 
 
 class Plan:
-    """The images of a store in row order, and the classes they belong to."""
+    """The images of a store in row order, and the classes they belong to.
 
-    def __init__(self, table: pa.Table, class_names: tuple[str, ...], num_shards: int, seed: int) -> None:
+    Attributes:
+        class_names: Name of each label.
+        num_shards: Exact number of shards.
+        seed: Seed of the deal.
+        repaired: Size in bytes by key of each image whose file was repaired after it was listed, and has another size
+            now (`shards.metadata.repaired`). Records and `nbytes` have it; equality, bytes and digest of a plan do not.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        class_names: tuple[str, ...],
+        num_shards: int,
+        seed: int,
+        repaired: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self._table = table
         self.class_names = class_names
         self.num_shards = num_shards
         self.seed = seed
+        self.repaired = repaired
 
     @classmethod
     def build(
@@ -134,12 +151,12 @@ class Plan:
     def records_of(self, shard: int) -> list[SourceRecord]:
         """Images of a shard, by place."""
         base, larger = divmod(self.num_images, self.num_shards)
-        part = self._table.slice(shard * base + min(shard, larger), self.shard_size(shard))
+        part = self._now.slice(shard * base + min(shard, larger), self.shard_size(shard))
         return [SourceRecord(**values) for values in part.to_pylist()]
 
     def records(self, images: NDArray[np.int64]) -> list[SourceRecord]:
         """Some images by their index in row order, int64[k]; see `rows` for the row of each."""
-        return [SourceRecord(**values) for values in self._table.take(images).to_pylist()]
+        return [SourceRecord(**values) for values in self._now.take(images).to_pylist()]
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -168,25 +185,38 @@ class Plan:
 
     @cached_property
     def nbytes(self) -> NDArray[np.int64]:
-        """Length of each image in bytes, in row order."""
+        """Length of each image in bytes, in row order; of a repaired one what it is now."""
         return self._numpy("nbytes")
 
     def _numpy(self, column: str) -> NDArray[Any]:
-        values: NDArray[Any] = self._table[column].to_numpy()
+        values: NDArray[Any] = self._now[column].to_numpy()
         return values
 
     @property
     def table(self) -> pa.Table:
-        """The columns key, label, uri, offset and nbytes in row order."""
+        """The columns key, label, uri, offset and nbytes in row order, as they were listed."""
         return self._table
 
-    def with_sizes(self, nbytes: Sequence[int]) -> Self:
-        """The same plan with other lengths in bytes, in row order."""
+    @cached_property
+    def _now(self) -> pa.Table:
+        """`table` with the sizes of repaired images."""
+        if not self.repaired:
+            return self._table
         import pyarrow as pa
 
-        column = self._table.column_names.index("nbytes")
-        table = self._table.set_column(column, "nbytes", pa.array(nbytes, pa.int64()))
-        return type(self)(table, self.class_names, self.num_shards, self.seed)
+        listed = zip(self._table["key"].to_pylist(), self._table["nbytes"].to_pylist(), strict=True)
+        sizes = pa.array([self.repaired.get(key, nbytes) for key, nbytes in listed], pa.int64())
+        return self._table.set_column(self._table.column_names.index("nbytes"), "nbytes", sizes)
+
+    def with_repaired(self, sizes: Mapping[str, int]) -> Self:
+        """The same plan with other sizes of repaired images, in bytes by key; keys of other plans are left out."""
+        own = set(self._table["key"].to_pylist()) if sizes else ()
+        repaired = {key: nbytes for key, nbytes in sizes.items() if key in own}
+        return type(self)(self._table, self.class_names, self.num_shards, self.seed, repaired)
+
+    def as_listed_now(self) -> Self:
+        """The plan that the images, as they are now, would be given."""
+        return type(self)(self._now, self.class_names, self.num_shards, self.seed)
 
     def source_digest(self) -> str:
         """Digest of what was encoded: sorted keys with size and label, and class names."""

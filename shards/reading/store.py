@@ -129,8 +129,8 @@ class Store:
         return Plan.read(self.path / PLAN)
 
     @cached_property
-    def mended(self) -> dict[str, int]:
-        """Size in bytes by key, of each image file that was mended after the plan was made and has another size now."""
+    def repaired(self) -> dict[str, int]:
+        """Size in bytes by key, of each image file that was repaired after the plan was made and has another now."""
         nbytes = self.index.table("nbytes")["nbytes"].to_numpy()
         changed = np.flatnonzero(nbytes != self.plan.nbytes)
         return dict(zip(self.plan.keys[changed].tolist(), nbytes[changed].tolist(), strict=True))

@@ -77,7 +77,7 @@ class SourceReader:
 
         Args:
             record: Which image.
-            any_size: Accept another size than when it was listed: it may have been mended.
+            any_size: Accept another size than when it was listed: it may have been repaired.
 
         Raises:
             BadImageError: If this image is missing, unreadable or has another size than when it was listed.

@@ -107,7 +107,6 @@ def _common_statistics(stores: tuple[Store, ...]) -> GivenStatistics | None:
 
 
 def _copy_shard(rows: SelectedRows, output: ShardWriter, progress: RowsDone | None) -> None:
-    output.note_mended(rows.mended)
     bad = rows.bad(output.view, output.shard)
     size = rows.writer.plan.shard_size(output.shard)
     present = np.ones(size, np.bool_)

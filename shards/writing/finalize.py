@@ -18,6 +18,7 @@ from shards.metadata.layout import (
     INDEX,
     MANIFEST,
     PLAN,
+    REPAIRED,
     ROOT,
     commit_path,
     derived_path,
@@ -106,6 +107,8 @@ def _write_manifest(
     fixed = {PLAN, ROOT, derived_path(ROOT, revision), *array_documents(recipe)}
     if recipe.dtype == "int8":
         fixed.add(CODE_TABLE)
+    if (root / REPAIRED).exists():
+        fixed.add(REPAIRED)
     objects = [_record_of(path, content) for path, content in files.items()]
     objects += [o for record in commits.values() for o in record.objects]
     objects += [object_record(root, path) for path in [*fixed, *given_objects(root)]]

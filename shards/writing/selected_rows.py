@@ -46,11 +46,6 @@ class SelectedRows:
         recipe = self.writer.recipe
         return [(s.recipe.dtype, s.recipe.code) == (recipe.dtype, recipe.code) for s in self.stores]
 
-    @cached_property
-    def mended(self) -> dict[str, int]:
-        """Size in bytes by key of the stores' images that were mended after their plans were made."""
-        return {key: nbytes for store in self.stores for key, nbytes in store.mended.items()}
-
     def places(self, shard: int) -> slice:
         """The new rows of a shard that hold images."""
         rows = self.writer.plan.rows_of(shard)

@@ -50,17 +50,20 @@ class Part:
         if self.labels is not None:
             # The entry behind the last is that of label -1.
             labels = np.append(self.labels, NO_LABEL)[labels]
-        columns = (plan.keys[images], labels, plan.uris[images], plan.offsets[images], plan.nbytes[images])
+        nbytes = plan.table[
+            "nbytes"
+        ].to_numpy()  # as listed: the plan of a copy begun before a repair still fits
+        columns = (plan.keys[images], labels, plan.uris[images], plan.offsets[images], nbytes[images])
         return [SourceRecord(*values) for values in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 def every_row(store: Store) -> Selection:
     """All images of a store, each in its old place."""
-    plan = store.plan
+    plan = store.plan.with_repaired(store.repaired)
     return Selection((store,), plan, np.zeros(plan.num_images, np.int64), plan.rows)
 
 
-def dealt_anew(parts: Sequence[Part], class_names: Sequence[str], num_shards: int, seed: int) -> Selection:
+def reshuffled(parts: Sequence[Part], class_names: Sequence[str], num_shards: int, seed: int) -> Selection:
     """Images dealt to shards as an encode of the same images, shards and seed would deal them.
 
     Args:
@@ -73,7 +76,9 @@ def dealt_anew(parts: Sequence[Part], class_names: Sequence[str], num_shards: in
         UsageError: If there are no images, or more shards than images.
     """
     records = [part.records() for part in parts]
+    repaired = {key: nbytes for part in parts for key, nbytes in part.store.repaired.items()}
     plan = Plan.build([r for own in records for r in own], class_names, num_shards, seed)
+    plan = plan.with_repaired(repaired)
     origin: dict[str, tuple[int, int]] = {}
     for index, (part, own) in enumerate(zip(parts, records, strict=True)):
         rows = part.store.plan.rows[part.images].tolist()

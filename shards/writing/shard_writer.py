@@ -53,7 +53,6 @@ class ShardWriter:
         self._begun = time.monotonic()
         self._next_place = 0
         self._bad: dict[int, str] = {}
-        self._mended: dict[int, int] = {}
         self._crc32c = {field.name: np.zeros(recipe.capacity, np.uint32) for field in self._fields}
         self._written = np.zeros(recipe.capacity, np.bool_)
         self._sums = RowSums(self._fields[0].row_shape, self._fields[0].dtype, code)
@@ -135,16 +134,6 @@ class ShardWriter:
             raise ValueError(f"shard {self.shard} has no image at place {place}")
         self._bad[place] = " ".join(reason.split())
 
-    def note_mended(self, sizes: Mapping[str, int]) -> None:
-        """Note which images of the shard were mended after the plan was made.
-
-        Args:
-            sizes: Size in bytes by key of mended images, also of such as lie in other shards.
-        """
-        if sizes:
-            keys = [record.key for record in self._plan.records_of(self.shard)]
-            self._mended = {place: sizes[key] for place, key in enumerate(keys) if key in sizes}
-
     def add_square_error(self, square_error: NDArray[np.float64]) -> None:
         """Account for what int8 tokens have lost; once or more often before `publish`, row by row in order.
 
@@ -192,9 +181,7 @@ class ShardWriter:
                 reasons=self._bad,
                 square_error=square_error,
             )
-            record = dataclasses.replace(
-                record, seconds=self._seconds(), attempts=self._attempts, mended=self._mended
-            )
+            record = dataclasses.replace(record, seconds=self._seconds(), attempts=self._attempts)
         publish_bytes(self._root / record.moments.path, moments.to_bytes())
         path = self._root / commit_path(self.view, self.shard)
         publish_bytes(path, record.to_bytes())
@@ -242,7 +229,6 @@ class ShardWriter:
             square_error=square_error,
             seconds=self._seconds(),
             attempts=self._attempts,
-            mended=self._mended,
         )
 
     def _seconds(self) -> float:

@@ -13,15 +13,14 @@ from typing import Self
 
 from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
 from shards.metadata.code_arrays import code_bytes, published_code
-from shards.metadata.commit import CommitRecord
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import CODE_TABLE, FIELDS, PLAN, ROOT, commit_path
+from shards.metadata.layout import CODE_TABLE, FIELDS, MANIFEST, PLAN, ROOT, commit_path
 from shards.metadata.manifest import Manifest
-from shards.metadata.mended import mended_images
 from shards.metadata.plan import Plan
+from shards.metadata.repaired import read_plan, record_repaired
 from shards.metadata.root import array_documents, read_recipe, root_document
 from shards.storage.atomic import is_temporary, publish_bytes
-from shards.storage.location import Location, object_names, read_objects
+from shards.storage.location import Location, object_names
 from shards.storage.remote_path import RemotePath
 from shards.values.quantize import Int8Code
 from shards.writing.finalize import finalize_store
@@ -59,7 +58,7 @@ class StoreWriter:
         """
         read_recipe(path)
         revision = newest_revision(path)
-        return cls(path, read_recipe(path, revision), Plan.read(path / PLAN), revision)
+        return cls(path, read_recipe(path, revision), read_plan(path), revision)
 
     @classmethod
     def create_or_continue(
@@ -98,6 +97,7 @@ class StoreWriter:
                 )
             for name, content in array_documents(present).items():
                 publish_bytes(path / name, content)
+            plan = read_plan(path) if (path / MANIFEST).exists() else record_repaired(path, plan)
         except OSError as error:
             raise StoreError(
                 f"{path} cannot be written: {error}; free space or name another folder"
@@ -113,17 +113,6 @@ class StoreWriter:
             for view in self.recipe.views
             if commit_path(view, shard) not in done
         ]
-
-    def mended(self, shard: int) -> dict[str, int]:
-        """Size in bytes by key of the mended images of a shard, as the records of its finished views have them."""
-        names = [commit_path(view, shard) for view in self.recipe.views]
-        found = read_objects(self.path, names)
-        commits = {
-            (view, shard): CommitRecord.from_bytes(found[name], path=self.path / name)
-            for view, name in zip(self.recipe.views, names, strict=True)
-            if name in found
-        }
-        return mended_images(self.plan, commits)
 
     def finished(self) -> bool:
         """Whether readers see this revision, or a later one."""

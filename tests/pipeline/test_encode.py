@@ -186,7 +186,7 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(
     assert sorted(folder.rglob("*")) == before
 
 
-def test_mended_images_get_their_rows_and_everything_else_stays(folder, tmp_path, tiny, pipeline, draw):
+def test_repaired_images_get_their_rows_and_everything_else_stays(folder, tmp_path, tiny, pipeline, draw):
     good = (folder / "class 1" / "04.png").read_bytes()
     (folder / "class 1" / "04.png").write_bytes(good[:50])
     (folder / "class 2" / "05.png").write_bytes(b"")
@@ -201,7 +201,7 @@ def test_mended_images_get_their_rows_and_everything_else_stays(folder, tmp_path
     (folder / "class 1" / "04.png").write_bytes(good)
     code, _, err = pipeline(*arguments, "--retry-quarantined")
     assert code == 0, err
-    assert "1 images have been mended" in err
+    assert "1 of 2 unusable images can be decoded now" in err
     after = open_store(tmp_path / "store")
     assert (after.manifest.num_valid, after.manifest.num_bad) == (20, 1)
     assert after.manifest.digest != before.manifest.digest
@@ -214,15 +214,7 @@ def test_mended_images_get_their_rows_and_everything_else_stays(folder, tmp_path
     after.reader("center", "image").read(np.array([old["class 1/04.png"]]), image)
     np.testing.assert_array_equal(image[0], center_crop(draw(4), 32))
     assert after.statistics().count == 40
-    assert after.manifest.revision == 1
-    assert before.statistics().count == 38, "what it was opened with is still there"
     assert pipeline("verify", tmp_path / "store")[0] == 0
-    code, _, err = pipeline("clean", tmp_path / "store", "--wait", 0)
-    assert code == 0
-    assert "of earlier revisions" in err
-    assert not (tmp_path / "store" / "stats").exists()
-    assert pipeline("verify", tmp_path / "store")[0] == 0
-    assert open_store(tmp_path / "store").statistics().count == 40
 
 
 def messy_images(root):

@@ -32,7 +32,7 @@ from shards.testing.contract import (
 from shards.testing.stock_readers import stock_rows
 from shards.writing.copying import begin_copy, copied_recipe, copy_rows
 from shards.writing.revisions import begin_revision
-from shards.writing.selection import Part, dealt_anew, every_row
+from shards.writing.selection import Part, every_row, reshuffled
 from shards.writing.store_writer import StoreWriter
 
 KIND = StoreKind(num_images=11, num_shards=3, bad={4: "bad"})
@@ -45,7 +45,7 @@ def source(tmp_path_factory):
 
 def dealt(store, num_shards, images=None):
     images = np.arange(store.plan.num_images) if images is None else images
-    return dealt_anew([Part(store, images)], store.class_names, num_shards, store.recipe.seed)
+    return reshuffled([Part(store, images)], store.class_names, num_shards, store.recipe.seed)
 
 
 def copied(selection, out, own_code=None, **changes):
@@ -151,7 +151,7 @@ def test_int8_of_another_code_is_coded_again_and_its_error_grows(tmp_path):
     first = build_store(tmp_path / "first", replace(KIND, dtype="int8"))
     shifted = replace(first.code, table=first.code.table * np.float32(1.5))
     part = Part(first, np.arange(11))
-    selection = dealt_anew([part], first.class_names, 2, 0)
+    selection = reshuffled([part], first.class_names, 2, 0)
     other = copied(selection, tmp_path / "other", shifted, code=shifted.digest)
     assert other.code.digest == shifted.digest
     assert (other.code_error("center") > first.code_error("center")).all()
@@ -205,10 +205,10 @@ from pathlib import Path
 import numpy as np
 from shards.writing.copying import begin_copy, copied_recipe, copy_rows
 from shards.writing.revisions import begin_revision
-from shards.writing.selection import Part, dealt_anew
+from shards.writing.selection import Part, reshuffled
 from shards.reading.store import open_store
 store = open_store(sys.argv[1])
-selection = dealt_anew([Part(store, np.arange(store.plan.num_images))], store.class_names, 7, 0)
+selection = reshuffled([Part(store, np.arange(store.plan.num_images))], store.class_names, 7, 0)
 writer, _ = begin_copy(selection, Path(sys.argv[2]), copied_recipe(selection))
 print("begun", flush=True)
 copy_rows(selection, writer, {})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shards.errors import UsageError
 from shards.metadata.plan import Plan
 from shards.testing.contract import StoreKind, build_store, tiny_records
-from shards.writing.selection import Part, dealt_anew, every_row
+from shards.writing.selection import Part, every_row, reshuffled
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_rows_of_a_selection_are_those_asked_for(stores, data, seed):
         return
     num_shards = data.draw(st.integers(1, total))
     parts = [Part(store, images) for store, images in zip(stores, chosen, strict=True)]
-    selection = dealt_anew(parts, stores[0].class_names, num_shards, seed)
+    selection = reshuffled(parts, stores[0].class_names, num_shards, seed)
     got = set()
     for key, label, index, row in zip(
         selection.plan.keys, selection.plan.labels, selection.store_of, selection.row_of, strict=True
@@ -46,9 +46,9 @@ def test_the_rows_of_a_selection_are_those_asked_for(stores, data, seed):
     assert got == {(index, image) for index, images in enumerate(chosen) for image in images.tolist()}
 
 
-def test_all_rows_dealt_anew_are_the_plan_of_an_encode_into_that_many_shards(stores):
+def test_all_rows_reshuffled_are_the_plan_of_an_encode_into_that_many_shards(stores):
     store = stores[0]
-    selection = dealt_anew([Part(store, np.arange(7)[::-1])], store.class_names, 2, store.recipe.seed)
+    selection = reshuffled([Part(store, np.arange(7)[::-1])], store.class_names, 2, store.recipe.seed)
     assert selection.plan == Plan.build(tiny_records(7), store.class_names, 2, store.recipe.seed)
     assert selection.plan.source_digest() == store.recipe.source_digest
     assert every_row(store).plan == store.plan
@@ -57,7 +57,7 @@ def test_all_rows_dealt_anew_are_the_plan_of_an_encode_into_that_many_shards(sto
 def test_labels_can_change_and_having_none_stays_having_none(stores):
     store = stores[0]
     part = Part(store, np.arange(7), np.array([5, 4, 3]))
-    plan = dealt_anew([part], tuple("abcdef"), 1, 0).plan
+    plan = reshuffled([part], tuple("abcdef"), 1, 0).plan
     new = dict(zip(plan.keys, plan.labels.tolist(), strict=True))
     for key, label in zip(store.plan.keys, store.plan.labels.tolist(), strict=True):
         assert new[key] == (5 - label if label >= 0 else -1)
@@ -66,6 +66,6 @@ def test_labels_can_change_and_having_none_stays_having_none(stores):
 def test_a_selection_of_nothing_and_a_key_twice_are_refused(stores):
     store = stores[0]
     with pytest.raises(UsageError, match="at least one source image"):
-        dealt_anew([Part(store, np.arange(0))], (), 1, 0)
+        reshuffled([Part(store, np.arange(0))], (), 1, 0)
     with pytest.raises(UsageError, match="must be unique"):
-        dealt_anew([Part(store, np.arange(2)), Part(store, np.arange(1))], (), 1, 0)
+        reshuffled([Part(store, np.arange(2)), Part(store, np.arange(1))], (), 1, 0)

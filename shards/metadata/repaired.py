@@ -1,0 +1,91 @@
+"""Image files that were repaired after the plan was made, and have another size since.
+
+The plan never changes, because its digest is part of the recipe's. ``repaired.json`` stands beside it and says how many
+bytes each repaired image has now; `read_plan` gives the plan with these sizes, and nothing else has to know.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+from shards.errors import StoreDamagedError
+from shards.metadata.commit import CommitRecord
+from shards.metadata.layout import PLAN, REPAIRED, commit_path
+from shards.metadata.plan import Plan
+from shards.metadata.root import read_recipe
+from shards.storage.atomic import replace_atomically
+from shards.storage.location import Location, read_objects
+
+
+def read_plan(root: Location) -> Plan:
+    """The plan of a store, finished or not, with the sizes its images have now.
+
+    Raises:
+        StoreDamagedError: If the plan or ``repaired.json`` is not readable.
+    """
+    plan = Plan.read(root / PLAN)
+    return plan.with_repaired(_recorded(root, plan))
+
+
+def record_repaired(root: Location, plan: Plan) -> Plan:
+    """Add what a plan knows of repaired images to a store; nobody may read it as a finished one.
+
+    Args:
+        root: A store that has this plan.
+        plan: With the sizes of some repaired images.
+
+    Returns:
+        The plan with all sizes that are recorded then.
+    """
+    known = _recorded(root, plan)
+    sizes = {**known, **plan.repaired}
+    if plan.repaired.items() - known.items():
+        content = json.dumps({"nbytes": sizes}, indent=1, sort_keys=True, ensure_ascii=False)
+        replace_atomically(root / REPAIRED, content.encode())
+    return plan.with_repaired(sizes)
+
+
+def continued_plan(root: Location, listing: Plan) -> Plan:
+    """The plan a store was begun with, if a new listing is of the same images, some of them repaired since.
+
+    Args:
+        root: Where a store may have been begun.
+        listing: What would be the plan of a new store.
+
+    Returns:
+        The listing itself where there is no store yet, or one of other images.
+    """
+    if not (root / PLAN).exists():
+        return listing
+    begun = read_plan(root)
+    if listing in (begun, begun.as_listed_now()):
+        return begun.with_repaired({**begun.repaired, **listing.repaired})
+    return listing
+
+
+def _recorded(root: Location, plan: Plan) -> dict[str, int]:
+    path = root / REPAIRED
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return _in_commit_records(root, plan)
+    try:
+        return {str(key): int(nbytes) for key, nbytes in json.loads(content)["nbytes"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreDamagedError(f"{path} is not readable ({error!r}); restore it from a copy") from error
+
+
+def _in_commit_records(root: Location, plan: Plan) -> dict[str, int]:
+    """Sizes that stores of earlier versions have in their commit records, by slot."""
+    recipe = read_recipe(root)
+    names = [commit_path(view, shard) for view in recipe.views for shard in range(recipe.num_shards)]
+    sizes: dict[str, int] = {}
+    for name, content in read_objects(root, names).items():
+        if b'"mended"' in content:
+            # A record that is damaged is none: whoever needs the shard it describes says so.
+            with suppress(StoreDamagedError):
+                record = CommitRecord.from_bytes(content, path=root / name)
+                images = plan.records_of(record.shard)
+                sizes |= {images[slot].key: nbytes for slot, nbytes in record.repaired.items()}
+    return sizes
