@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from shards import Store
     from train.distributed import Team
     from train.engine.task import Task
-    from train.models.dit import DiT
-    from train.models.dit_dh import DiTDH
+    from train.models.build import Generator
     from train.models.normalizer import LatentNormalizer
     from train.settings.config import DiTSettings
 
@@ -107,7 +106,7 @@ def sample_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder |
 
 def sample_grid(
     settings: DiTSettings, store: Store, decoder: Decoder | None, team: Team
-) -> Callable[[DiT | DiTDH, LatentNormalizer, Path], None] | None:
+) -> Callable[[Generator, LatentNormalizer, Path], None] | None:
     """Draws a sheet of generated images, a row a class, the same noise each time; None without --sample-every."""
     if settings.sample_every is None or decoder is None:
         return None
@@ -120,7 +119,7 @@ def sample_grid(
     # Sample i shows class i modulo the number of classes; the sheet has a row a class.
     numbers = torch.arange(len(classes) * SHEET_COLUMNS).view(SHEET_COLUMNS, len(classes)).T.flatten()
 
-    def render(model: DiT | DiTDH, normalizer: LatentNormalizer, path: Path) -> None:
+    def render(model: Generator, normalizer: LatentNormalizer, path: Path) -> None:
         latents = latent_sampler(settings, model, classes).latents(numbers.to(team.device))
         images = to_uint8(decoder.pixels(normalizer.to_tokens(latents))).cpu().numpy()
         if team.is_main_process:
@@ -133,7 +132,7 @@ def sample_grid(
 
 def small_sample_fid(
     settings: DiTSettings, store: Store, decoder: Decoder | None, team: Team
-) -> Callable[[DiT | DiTDH, LatentNormalizer], float] | None:
+) -> Callable[[Generator, LatentNormalizer], float] | None:
     """Measures the FID of samples of all classes, the same noise each time; None without --fid-every."""
     if settings.fid_every is None or decoder is None:
         return None
@@ -148,7 +147,7 @@ def small_sample_fid(
     return lambda model, normalizer: fid(latent_sampler(settings, model, classes), normalizer)
 
 
-def latent_sampler(settings: DiTSettings, model: DiT | DiTDH, classes: tuple[int, ...]) -> LatentSampler:
+def latent_sampler(settings: DiTSettings, model: Generator, classes: tuple[int, ...]) -> LatentSampler:
     """Draws latents of the classes as the network was trained: the run's seed, time shift and arithmetic."""
     from eval.generate.sampler import LatentSampler
 

@@ -45,6 +45,15 @@ Source: arXiv 2212.09748 table 1; S and XL as published in github:bytetriper/RAE
 DH_HEAD = TransformerSize(2048, 2, 16)
 """DiT-DH's wide shallow head. Source: arXiv 2510.11690 section 5; github:bytetriper/RAE configs/stage2."""
 
+RAEV2_SIZES = {**DIT_SIZES, "xl": TransformerSize(1440, 28, 20)}
+"""Sizes of the deep part of RAEv2's transformer; its head is `DH_HEAD`.
+
+XL as published: arXiv 2605.18324, github:nanovisionx/RAEv2 configs/stage2 at 8a0d238; S, B and L are ours.
+"""
+
+RAEV2_BASE_DEPTHS = {"s": 3, "b": 3, "l": 7, "xl": 8}
+"""Deep blocks after which the base output is read: 8 of 28 as published for XL, the same share in our S, B and L."""
+
 DECODER_SIZES = {
     "b": TransformerSize(768, 12, 12),
     "l": TransformerSize(1024, 24, 16),
@@ -58,7 +67,7 @@ DECODER_MLP_WIDTHS = {"b": 3072, "l": 4096, "xl": 4096}
 
 @dataclass(frozen=True, kw_only=True)
 class LatentTransformerConfig:
-    """What every transformer on latents is told; `DiTConfig` and `DiTDHConfig` say which it is."""
+    """What every transformer on latents is told."""
 
     token_width: int
     """Channels D of a latent; the encoder's token width."""
@@ -67,15 +76,45 @@ class LatentTransformerConfig:
     num_classes: int
     """Number of classes; the label `num_classes` itself means no class."""
     width: int
-    """Width of the residual stream; of DiT-DH's deep part."""
+    """Width of the residual stream; of the deep part, where there is a head."""
     depth: int
-    """Number of transformer blocks; of DiT-DH's deep part."""
+    """Number of transformer blocks; of the deep part, where there is a head."""
     num_heads: int
-    """Attention heads a block; of DiT-DH's deep part."""
+    """Attention heads a block; of the deep part, where there is a head."""
     patch_size: int = 1
     """Side of the square of latent positions that becomes one token of the transformer."""
     mlp_ratio: float = 4.0
     """Nominal MLP width over width; SwiGLU takes two thirds of it."""
+    positions: Positions = "grid"
+    """What places are told by: row and column of a grid, or the number in a sequence."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        """Refuse shapes no network can have."""
+        _check_latent(self.token_width, self.grid, self.patch_size, self.num_classes)
+        _check_positions(self.positions, self.grid, self.patch_size)
+
+    @property
+    def axes(self) -> int:
+        """Axes along which places are told apart."""
+        return 1 if self.positions == "sequence" else 2
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the transformer's tokens: the latent's grid over the patch size."""
+        return self.grid[0] // self.patch_size, self.grid[1] // self.patch_size
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in the patch of the latent that becomes one token."""
+        return self.patch_size**2 * self.token_width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModulatedDiTConfig(LatentTransformerConfig):
+    """What transformers are told whose blocks time and class modulate (adaLN); their class says which it is."""
+
     qk_norm: bool = False
     """Normalise queries and keys a head; steadies training in bfloat16."""
     swiglu: bool = True
@@ -93,34 +132,19 @@ class LatentTransformerConfig:
     """The label table has the row `num_classes` for no class, which classifier-free guidance needs."""
     end_time: bool = False
     """The network is also told the time r at which a jump ends and predicts the average velocity from t to r."""
-    positions: Positions = "grid"
-    """What places are told by: row and column of a grid, or the number in a sequence."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         """Refuse shapes no network can have."""
-        _check_latent(self.token_width, self.grid, self.patch_size, self.num_classes)
-        _check_positions(self.positions, self.grid, self.patch_size)
+        super().__post_init__()
         _check_stack("width", self.width, self.depth, self.num_heads, axes=self.axes if self.rope else 0)
-
-    @property
-    def axes(self) -> int:
-        """Axes along which places are told apart."""
-        return 1 if self.positions == "sequence" else 2
 
     def mlp_hidden(self, width: int) -> int:
         """Hidden width of the MLPs of blocks of a width."""
         return swiglu_width(width, self.mlp_ratio) if self.swiglu else int(width * self.mlp_ratio)
 
-    @property
-    def token_grid(self) -> tuple[int, int]:
-        """Rows and columns of the transformer's tokens: the latent's grid over the patch size."""
-        return self.grid[0] // self.patch_size, self.grid[1] // self.patch_size
-
 
 @dataclass(frozen=True, kw_only=True)
-class DiTConfig(LatentTransformerConfig):
+class DiTConfig(ModulatedDiTConfig):
     """Plain latent diffusion transformer in the form of LightningDiT.
 
     Source: github:bytetriper/RAE src/stage2/models/lightningDiT.py at a4d18c4.
@@ -144,7 +168,7 @@ class DiTConfig(LatentTransformerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTDHConfig(LatentTransformerConfig):
+class DiTDHConfig(ModulatedDiTConfig):
     """DiT-DH: a deep narrow transformer that conditions a shallow wide one, token by token.
 
     Source: arXiv 2510.11690 section 5; github:bytetriper/RAE src/stage2/models/DDT.py at a4d18c4.
@@ -170,6 +194,68 @@ class DiTDHConfig(LatentTransformerConfig):
         _check_stack("head_width", self.head_width, self.head_depth, self.head_num_heads, axes=axes)
         if self.position_table and not self.learned_table:
             _check_table_width(self.width, self.axes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InContextDiTConfig(LatentTransformerConfig):
+    """RAEv2's transformer: time and condition are tokens, queries and keys are normalised, nothing else is modulated.
+
+    Source: arXiv 2605.18324; github:nanovisionx/RAEv2 src/stage2/models/{DDT,lightningDiT}.py at 8a0d238.
+    """
+
+    head_width: int | None = None
+    """Width of the wide head; at least `token_width`, or the head cannot carry a latent. None: the plain form."""
+    head_depth: int = DH_HEAD.depth
+    """Number of blocks of the wide head."""
+    head_num_heads: int = DH_HEAD.num_heads
+    """Attention heads a block of the wide head."""
+    base_depth: int | None = None
+    """Deep blocks after which the base output is read, as internal guidance needs; None: there is none."""
+    condition: Literal["label", "text", "frames", "none"] = "label"
+    """What the prediction depends on besides the time; the trainer has "label"."""
+    num_time_tokens: int = 4
+    """Tokens of the time."""
+    num_condition_tokens: int = 8
+    """Tokens of a label; the most tokens of a text. Other conditions do not use it."""
+    num_scale_tokens: int = 0
+    """Tokens of a guidance scale; 0: it is no condition."""
+    context_width: int | None = None
+    """Width of a text encoder's tokens, for text."""
+    num_frames: int = 4
+    """Frames a next one is predicted from, for frames."""
+    num_action_tokens: int = 4
+    """Tokens of the movement between frames, for frames."""
+    kind: Literal["in-context-dit"] = "in-context-dit"
+    """Which network this configures."""
+    null_label: ClassVar[bool] = True
+    """The label table has the row `num_classes` for no class."""
+
+    def __post_init__(self) -> None:
+        """Refuse shapes no network can have."""
+        super().__post_init__()
+        _check_stack("width", self.width, self.depth, self.num_heads, axes=self.axes)
+        if self.head_width is not None:
+            _check_stack("head_width", self.head_width, self.head_depth, self.head_num_heads, axes=self.axes)
+        if self.base_depth is not None and not 1 <= self.base_depth <= self.depth:
+            raise UsageError(
+                f"base_depth must be between 1 and the depth {self.depth}, or None for no base output; "
+                f"got {self.base_depth}"
+            )
+        if self.condition == "text" and self.context_width is None:
+            raise UsageError(
+                "a network conditioned on text needs context_width, the width of the text's tokens"
+            )
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of the deep part: of the image, the time, the guidance scale and the condition."""
+        image = self.token_grid[0] * self.token_grid[1]
+        return image + self.num_time_tokens + self.num_scale_tokens + self._condition_length(image)
+
+    def _condition_length(self, image: int) -> int:
+        if self.condition == "frames":
+            return self.num_frames * image + self.num_action_tokens + 1
+        return 0 if self.condition == "none" else self.num_condition_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +306,8 @@ class ViTDecoderConfig:
         return self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
 
-ModelConfig = DiTConfig | DiTDHConfig | ViTDecoderConfig | FlatConfig
+GeneratorConfig = DiTConfig | DiTDHConfig | InContextDiTConfig
+ModelConfig = GeneratorConfig | ViTDecoderConfig | FlatConfig
 
 
 def dit_config(size: str, *, token_width: int, grid: tuple[int, int], num_classes: int) -> DiTConfig:
@@ -233,6 +320,20 @@ def dit_dh_config(size: str, *, token_width: int, grid: tuple[int, int], num_cla
     """DiT-DH of a published size, "s", "b", "l" or "xl", with the published head."""
     stack = DIT_SIZES[size]
     return DiTDHConfig(token_width=token_width, grid=grid, num_classes=num_classes, **stack._asdict())
+
+
+def raev2_config(
+    size: str, *, token_width: int, grid: tuple[int, int], num_classes: int
+) -> InContextDiTConfig:
+    """RAEv2's transformer for labels: "xl" as published, or "s", "b" or "l", which are ours."""
+    return InContextDiTConfig(
+        token_width=token_width,
+        grid=grid,
+        num_classes=num_classes,
+        head_width=DH_HEAD.width,
+        base_depth=RAEV2_BASE_DEPTHS[size],
+        **RAEV2_SIZES[size]._asdict(),
+    )
 
 
 def decoder_config(
@@ -271,6 +372,7 @@ def config_from_dict(values: dict[str, Any]) -> ModelConfig:
     kinds: dict[object, type[ModelConfig]] = {
         "dit": DiTConfig,
         "dit-dh": DiTDHConfig,
+        "in-context-dit": InContextDiTConfig,
         "decoder": ViTDecoderConfig,
         "flat": FlatConfig,
     }

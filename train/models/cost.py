@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from train.models.config import DiTConfig, DiTDHConfig, ModelConfig, ViTDecoderConfig
+from train.models.config import (
+    DiTConfig,
+    DiTDHConfig,
+    InContextDiTConfig,
+    ModelConfig,
+    ModulatedDiTConfig,
+    ViTDecoderConfig,
+    swiglu_width,
+)
 from train.models.flat_config import FlatConfig, FlatHalfShape
 
 NUM_FREQUENCIES = 256
@@ -62,6 +70,9 @@ def _linears(config: ModelConfig) -> Iterator[_Linear]:
         yield from _flat_linears(config.encoder_shape)
         yield from _flat_linears(config.decoder_shape)
         return
+    if isinstance(config, InContextDiTConfig):
+        yield from _in_context_linears(config)
+        return
     tokens, width = config.token_grid[0] * config.token_grid[1], config.width
     patch_values = config.patch_size**2 * config.token_width
     for _ in range(2 if config.end_time else 1):
@@ -86,13 +97,54 @@ def _linears(config: ModelConfig) -> Iterator[_Linear]:
 
 
 def _block_linears(
-    config: DiTConfig | DiTDHConfig, width: int, tokens: int, *, conditions: int
+    config: ModulatedDiTConfig, width: int, tokens: int, *, conditions: int
 ) -> Iterator[_Linear]:
     yield _Linear(width, (6 if config.shift else 4) * width, conditions)
     yield _Linear(width, 3 * width, tokens)
     yield _Linear(width, width, tokens)
     hidden = config.mlp_hidden(width)
     yield _Linear(width, 2 * hidden if config.swiglu else hidden, tokens)
+    yield _Linear(hidden, width, tokens)
+
+
+def _in_context_linears(config: InContextDiTConfig) -> Iterator[_Linear]:
+    image, width, head = config.token_grid[0] * config.token_grid[1], config.width, config.head_width
+    yield from _scalar_linears(width)
+    if config.num_scale_tokens:
+        yield from _scalar_linears(width)
+    if config.condition == "text" and config.context_width is not None:
+        yield _Linear(config.context_width, width, config.num_condition_tokens)
+    if config.condition == "frames":
+        yield _Linear(config.patch_values, width, config.num_frames * image)
+        yield _Linear(3, width, 1)
+        yield from _scalar_linears(width)
+    yield _Linear(config.patch_values, width, image)
+    for _ in range(config.depth):
+        yield from _plain_block_linears(width, config.mlp_ratio, config.sequence_length)
+    if head is not None:
+        if width != head:
+            yield _Linear(width, head, image)
+        yield _Linear(config.patch_values, head, image)
+        for _ in range(config.head_depth):
+            yield _Linear(head, 6 * head, image)
+            yield from _plain_block_linears(head, config.mlp_ratio, image)
+    for output_width in (head or width, width)[: 1 if config.base_depth is None else 2]:
+        if head is not None:
+            yield _Linear(output_width, 2 * output_width, image)
+        yield _Linear(output_width, config.patch_values, image)
+
+
+def _scalar_linears(width: int) -> Iterator[_Linear]:
+    """Of the embedding of a time or of another scalar."""
+    yield _Linear(2 * NUM_FREQUENCIES, width, 1)
+    yield _Linear(width, width, 1)
+
+
+def _plain_block_linears(width: int, mlp_ratio: float, tokens: int) -> Iterator[_Linear]:
+    """Of a block without modulation."""
+    hidden = swiglu_width(width, mlp_ratio)
+    yield _Linear(width, 4 * width, tokens)
+    yield _Linear(width, 2 * hidden, tokens)
     yield _Linear(hidden, width, tokens)
 
 
@@ -114,9 +166,11 @@ def _attentions(config: ModelConfig) -> list[tuple[int, int]]:
     if isinstance(config, FlatConfig):
         return _flat_attentions(config.encoder_shape) + _flat_attentions(config.decoder_shape)
     tokens = config.token_grid[0] * config.token_grid[1]
-    deep = [(tokens, config.width)] * config.depth
-    head = [(tokens, config.head_width)] * config.head_depth if isinstance(config, DiTDHConfig) else []
-    return deep + head
+    sequence = config.sequence_length if isinstance(config, InContextDiTConfig) else tokens
+    deep = [(sequence, config.width)] * config.depth
+    if isinstance(config, DiTConfig) or config.head_width is None:
+        return deep
+    return deep + [(tokens, config.head_width)] * config.head_depth
 
 
 def _other_parameters(config: ModelConfig) -> int:
@@ -126,6 +180,8 @@ def _other_parameters(config: ModelConfig) -> int:
         return norms + (config.num_patches + 1) * config.width + config.width
     if isinstance(config, FlatConfig):
         return sum(_flat_other_parameters(shape) for shape in (config.encoder_shape, config.decoder_shape))
+    if isinstance(config, InContextDiTConfig):
+        return _in_context_others(config)
     tokens = config.token_grid[0] * config.token_grid[1]
     labels = (config.num_classes + config.null_label) * config.width
     table = 0 if isinstance(config, DiTDHConfig) and not config.position_table else tokens * config.width
@@ -162,3 +218,21 @@ def _flat_other_parameters(shape: FlatHalfShape) -> int:
     tokens = shape.first_query + shape.num_queries + (shape.num_inputs if shape.positions else 0)
     norms = (2 * config.depth + 1) * 2 * width + config.depth * 2 * (width // config.num_heads)
     return tokens * width + norms
+
+
+def _in_context_others(config: InContextDiTConfig) -> int:
+    width, head = config.width, config.head_width
+    frames, text = config.condition == "frames", config.condition == "text"
+    scalars = 1 + bool(config.num_scale_tokens) + frames
+    learned = config.num_time_tokens + config.num_scale_tokens
+    if config.condition == "label":
+        learned += config.num_condition_tokens + config.num_classes + 1
+    if frames:
+        learned += config.num_action_tokens + 1
+    norms = config.depth * (2 * width + 2 * (width // config.num_heads))
+    if head is not None:
+        norms += config.head_depth * (2 * head + 2 * (head // config.head_num_heads))
+    norms += (head or width) + (0 if config.base_depth is None else width)
+    if text and config.context_width is not None:
+        norms += config.context_width
+    return scalars * NUM_FREQUENCIES + learned * width + norms

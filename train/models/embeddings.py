@@ -85,7 +85,17 @@ class RotaryEncoding(nn.Module):
     freqs_cos: Tensor
     freqs_sin: Tensor
 
-    def __init__(self, head_width: int, grid: tuple[int, int], positions: Positions = "grid") -> None:
+    def __init__(
+        self, head_width: int, grid: tuple[int, int], positions: Positions = "grid", num_others: int = 0
+    ) -> None:
+        """Build the tables.
+
+        Args:
+            head_width: channels of an attention head, a multiple of 4; in a sequence of 2.
+            grid: rows and columns.
+            positions: what places are told by.
+            num_others: tokens behind the grid's that have no position and are not turned.
+        """
         super().__init__()
         axis_width = head_width if positions == "sequence" else head_width // 2
         exponents = torch.arange(0, axis_width, 2, dtype=torch.float32) / axis_width
@@ -95,6 +105,7 @@ class RotaryEncoding(nn.Module):
         along_rows, along_columns = rows[:, None].expand(places), columns[None].expand(places)
         turned = [along_columns] if positions == "sequence" else [along_rows, along_columns]
         angles = torch.cat(turned, dim=-1).flatten(0, 1).repeat_interleave(2, dim=-1)
+        angles = torch.cat([angles, angles.new_zeros(num_others, head_width)])
         self.register_buffer("freqs_cos", angles.cos())
         self.register_buffer("freqs_sin", angles.sin())
 
@@ -102,14 +113,15 @@ class RotaryEncoding(nn.Module):
         """Turn each pair of channels: (a, b) → (a·cos − b·sin, a·sin + b·cos).
 
         Args:
-            x: [B, N, ..., head_width] queries and keys; N runs over the grid row by row.
+            x: [B, N, ..., head_width] queries and keys; N runs over the grid row by row, then over the others.
 
         Returns:
             The turned vectors in float32 or wider.
         """
         wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(*x.shape[:-1], -1, 2)
         places = (-1, *[1] * (x.ndim - 3), x.shape[-1] // 2)
-        cos, sin = (table[:, ::2].to(wide.dtype).view(places) for table in (self.freqs_cos, self.freqs_sin))
+        tables = (table[: x.shape[1], ::2] for table in (self.freqs_cos, self.freqs_sin))
+        cos, sin = (table.to(wide.dtype).view(places) for table in tables)
         if torch.compiler.is_compiling():  # the compiler fuses real arithmetic and nothing complex
             a, b = wide.unbind(-1)
             return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)

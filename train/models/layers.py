@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from train.models.config import DiTConfig, DiTDHConfig
+from train.models.config import ModulatedDiTConfig
 from train.models.embeddings import RotaryEncoding
 
 NORM_EPS = 1e-6
@@ -57,7 +57,7 @@ def plain_head_norm(head_width: int) -> nn.Module:
     return nn.LayerNorm(head_width)
 
 
-def head_norm_of(config: DiTConfig | DiTDHConfig) -> HeadNorm | None:
+def head_norm_of(config: ModulatedDiTConfig) -> HeadNorm | None:
     """How a transformer normalises queries and keys, if it does."""
     if not config.qk_norm:
         return None
@@ -134,7 +134,7 @@ class GeluMLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each normalised, modulated and gated by the condition (adaLN-Zero)."""
 
-    def __init__(self, config: DiTConfig | DiTDHConfig, width: int, num_heads: int) -> None:
+    def __init__(self, config: ModulatedDiTConfig, width: int, num_heads: int) -> None:
         super().__init__()
         self.norm1 = make_norm(width, rms=config.rms_norm, affine=config.norm_affine)
         self.attn = Attention(width, num_heads, head_norm=head_norm_of(config))
@@ -192,22 +192,19 @@ def zero_linear(width: int, out_width: int) -> nn.Linear:
     return linear
 
 
-def run_blocks(
-    blocks: Iterable[nn.Module], x: Tensor, c: Tensor, rope: RotaryEncoding | None, *, recompute: bool
-) -> Tensor:
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *others: object, recompute: bool) -> Tensor:
     """Apply blocks one after another.
 
     Args:
         blocks: the blocks.
         x: tokens [B, N, width].
-        c: condition [B, 1 or N, width].
-        rope: position encoding, if any.
+        others: what each block takes besides: a condition, a position encoding, a mask.
         recompute: keep only each block's input and compute the rest again in the backward pass (activation
             checkpointing): a little over a third more compute for a small part of the memory.
     """
     for block in blocks:
         if recompute and torch.is_grad_enabled():
-            x = checkpoint(block, x, c, rope, use_reentrant=False, preserve_rng_state=False)
+            x = checkpoint(block, x, *others, use_reentrant=False, preserve_rng_state=False)
         else:
-            x = block(x, c, rope)
+            x = block(x, *others)
     return x

@@ -9,8 +9,7 @@ from pathlib import Path
 from shards import Store
 from train.distributed import Team
 from train.engine.dequantize import Dequantizer
-from train.models.dit import DiT
-from train.models.dit_dh import DiTDH
+from train.models.build import Generator
 from train.models.normalizer import LatentNormalizer
 from train.settings.config import DiTSettings
 from train.weights.snapshot import SnapshotMeta
@@ -22,7 +21,7 @@ class DiTParts:
 
     settings: DiTSettings
     """Resolved settings."""
-    model: DiT | DiTDH
+    model: Generator
     """The network that is trained."""
     normalizer: LatentNormalizer
     """Between the store's tokens and latents."""
@@ -34,7 +33,7 @@ class DiTParts:
     """The store that is trained on, for an objective that needs more of it than its tokens."""
     team: Team | None = None
     """The processes, for an objective that computes over all of them."""
-    render: Callable[[DiT | DiTDH, LatentNormalizer, Path], None] | None = None
+    render: Callable[[Generator, LatentNormalizer, Path], None] | None = None
     """Writes a picture of samples of the network; None: there is no decoder to render them with."""
-    fid: Callable[[DiT | DiTDH, LatentNormalizer], float] | None = None
+    fid: Callable[[Generator, LatentNormalizer], float] | None = None
     """FID of samples of the network; every process must call it. None: there is nothing to compare with."""

@@ -12,9 +12,8 @@ from train.engine.dequantize import latents_of
 from train.engine.feed import MicroBatch
 from train.engine.task import Losses, Task
 from train.flow.path import draw_time, interpolate, per_sample_loss, time_shift, velocity_target
-from train.models.config import DiTConfig, DiTDHConfig
-from train.models.dit import DiT
-from train.models.dit_dh import DiTDH
+from train.models.build import Generator
+from train.models.config import GeneratorConfig
 from train.randomness import normal, uniform
 from train.tasks.parts import DiTParts
 from train.weights.snapshot import save_snapshot
@@ -30,7 +29,7 @@ class VelocityTask(Task):
     """A diffusion transformer and its flow-matching loss: `train/dit.py --objective velocity`, its default."""
 
     metric_names: ClassVar[tuple[str, ...]] = METRIC_NAMES
-    model: DiT | DiTDH
+    model: Generator
 
     def __init__(self, parts: DiTParts) -> None:
         self.model, self.normalizer = parts.model, parts.normalizer
@@ -44,7 +43,7 @@ class VelocityTask(Task):
         )
 
     @property
-    def config(self) -> DiTConfig | DiTDHConfig:
+    def config(self) -> GeneratorConfig:
         """The network's configuration."""
         return self.model.config
 

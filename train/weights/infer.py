@@ -16,8 +16,14 @@ from train.models.config import (
     IMAGENET_STD,
     DiTConfig,
     DiTDHConfig,
+    GeneratorConfig,
     ViTDecoderConfig,
     swiglu_width,
+)
+from train.weights.infer_in_context import (
+    in_context_config_from_reference,
+    infer_in_context_config,
+    is_in_context,
 )
 
 RGB = tuple[float, float, float]
@@ -29,21 +35,27 @@ class PublishedFileError(UserError):
     """A file of published weights is not what it must be."""
 
 
-def infer_dit_config(state: Mapping[str, Tensor], source: object) -> DiTConfig | DiTDHConfig:
-    """The DiT or DiT-DH a state dict belongs to, assumed square.
+def infer_dit_config(
+    state: Mapping[str, Tensor], source: object, base_depth: int | None = None
+) -> GeneratorConfig:
+    """The diffusion transformer a state dict belongs to, assumed square.
 
     Args:
         state: the weights.
         source: what to call them in an error.
+        base_depth: of a transformer of RAEv2, deep blocks after which the base output is read; None: as published.
 
     Raises:
         PublishedFileError: the keys are not those of one.
+        UsageError: there is a base output and nothing says where it is read.
     """
     try:
+        if is_in_context(state):
+            return infer_in_context_config(state, source, base_depth)
         return _dit_dh_config(state) if "s_embedder.proj.weight" in state else _dit_config(state)
     except KeyError as error:
         raise PublishedFileError(
-            f"{source} is not a DiT or DiT-DH whose configuration can be read from it: "
+            f"{source} is not a transformer whose configuration can be read from it: "
             f"it has no {error.args[0]}; give its configuration"
         ) from error
 
@@ -94,11 +106,12 @@ def infer_decoder_config(
     )
 
 
-def config_from_reference(params: Mapping[str, Any], target: str = "") -> DiTConfig | DiTDHConfig:
-    """Our configuration for `stage_2.params` of one of the reference's YAML files.
+def config_from_reference(params: Mapping[str, Any], target: str = "") -> GeneratorConfig:
+    """Our configuration for `stage_2.params` of one of the YAML files of RAE, MF-RAE or RAEv2.
 
     Source: the constructors of DiTwDDTHead and LightningDiT in github:bytetriper/RAE src/stage2/models at
-    a4d18c4, and of DiTwDDTHead_MF in github:sony/mf-rae src/stage2/models/DDT.py at fffc544.
+    a4d18c4, and of DiTwDDTHead_MF in github:sony/mf-rae src/stage2/models/DDT.py at fffc544; RAEv2's as in
+    `train.weights.infer_in_context`.
 
     Args:
         params: the parameters.
@@ -106,9 +119,12 @@ def config_from_reference(params: Mapping[str, Any], target: str = "") -> DiTCon
 
     Raises:
         PublishedFileError: a parameter is missing or unknown, or asks for what is not built.
+        UsageError: the same, of RAEv2.
     """
     rest = dict(params)
     try:
+        if "cond_arch" in params:
+            return in_context_config_from_reference(params)
         side = rest.pop("input_size")
         widths, depths, heads = rest.pop("hidden_size"), rest.pop("depth"), rest.pop("num_heads")
         common: dict[str, Any] = {"token_width": rest.pop("in_channels"), "grid": (side, side)}

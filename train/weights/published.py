@@ -24,16 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from train.models.build import build_model
+from train.models.build import Generator, build_model
 from train.models.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    DiTConfig,
-    DiTDHConfig,
+    GeneratorConfig,
     ViTDecoderConfig,
 )
-from train.models.dit import DiT
-from train.models.dit_dh import DiTDH
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
 from train.weights.infer import PublishedFileError, infer_decoder_config, infer_dit_config
@@ -44,7 +41,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile put before every key."""
 
 
-def load_dit(path: Path, config: DiTConfig | DiTDHConfig | None = None) -> DiT | DiTDH:
+def load_dit(path: Path, config: GeneratorConfig | None = None) -> Generator:
     """A DiT or DiT-DH from a published file, in evaluation mode.
 
     Args:

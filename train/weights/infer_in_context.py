@@ -1,0 +1,165 @@
+"""Which of RAEv2's transformers published weights belong to: from keys and shapes, or from the reference's settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from shards import UsageError
+from train.models.config import RAEV2_BASE_DEPTHS, RAEV2_SIZES, InContextDiTConfig
+
+_CONDITIONS = {"label": "label", "text": "text", "nwm": "frames"}
+"""The reference's names of conditions and ours."""
+
+_KEYS = {"embedding_table.weight": "label", "norm.weight": "text", "action_tokens": "frames"}
+"""What under `ctx_embedder.` tells which condition a network has."""
+
+_PUBLISHED_BASE_DEPTHS = {(RAEV2_SIZES["xl"].width, RAEV2_SIZES["xl"].depth): RAEV2_BASE_DEPTHS["xl"]}
+
+
+def is_in_context(state: Mapping[str, Tensor]) -> bool:
+    """Whether keys are those of a transformer with conditions as tokens."""
+    return "t_embedder.learnable_tokens" in state
+
+
+def infer_in_context_config(
+    state: Mapping[str, Tensor], source: object, base_depth: int | None = None
+) -> InContextDiTConfig:
+    """The network a state dict belongs to, assumed square.
+
+    Args:
+        state: the weights.
+        source: what to call them in an error.
+        base_depth: deep blocks after which the base output is read, which no key tells; None: the published network's.
+
+    Raises:
+        KeyError: a key is missing.
+        UsageError: there is a base output and nothing says where it is read.
+    """
+    head = "s_embedder.proj.weight" in state
+    deep, rope = ("s_embedder", "enc_rope") if head else ("x_embedder", "rope")
+    width, token_width, patch_size, _ = state[f"{deep}.proj.weight"].shape
+    blocks = _numbers(state)
+    depth = sum(f"blocks.{i}.adaln_modulation.1.weight" not in state for i in blocks)
+    scale = state.get("cfg_w_embedder.learnable_tokens")
+    counts: dict[str, Any] = {
+        "num_time_tokens": len(state["t_embedder.learnable_tokens"]),
+        "num_scale_tokens": 0 if scale is None else len(scale),
+    }
+    others = len(state[f"{rope}.freqs_cos"]) - sum(counts.values())
+    condition = next((name for key, name in _KEYS.items() if f"ctx_embedder.{key}" in state), "none")
+    own: dict[str, Any] = {}
+    if head:
+        num_tokens = len(state["dec_rope.freqs_cos"])
+        own = {
+            "head_width": len(state["x_embedder.proj.bias"]),
+            "head_depth": len(blocks) - depth,
+            "head_num_heads": len(state["x_embedder.proj.bias"]) // state["dec_rope.freqs_cos"].shape[1],
+        }
+    if condition == "label":
+        counts["num_condition_tokens"] = len(state["ctx_embedder.learnable_tokens"])
+        others -= counts["num_condition_tokens"]
+    if not head:
+        if condition in ("text", "frames"):
+            raise KeyError("dec_rope.freqs_cos")  # then nothing tells image and condition tokens apart
+        num_tokens = others
+    if condition == "text":
+        counts["num_condition_tokens"] = others - num_tokens
+        own["context_width"] = len(state["ctx_embedder.norm.weight"])
+    if condition == "frames":
+        counts["num_action_tokens"] = len(state["ctx_embedder.action_tokens"])
+        counts["num_frames"] = (others - num_tokens - counts["num_action_tokens"] - 1) // num_tokens
+    table = state.get("ctx_embedder.embedding_table.weight")
+    side = math.isqrt(num_tokens) * patch_size
+    return InContextDiTConfig(
+        token_width=token_width,
+        grid=(side, side),
+        num_classes=1 if table is None else len(table) - 1,
+        width=width,
+        depth=depth,
+        num_heads=width // len(state["blocks.0.attn.q_norm.weight"]),
+        patch_size=patch_size,
+        base_depth=_base_depth(state, source, (width, depth), base_depth),
+        condition=condition,  # type: ignore[arg-type]  # one of the literals of _KEYS
+        **counts,
+        **own,
+    )
+
+
+def in_context_config_from_reference(params: Mapping[str, Any]) -> InContextDiTConfig:
+    """Our configuration for `stage_2.params` of one of RAEv2's YAML files.
+
+    Source: the arguments that raev2's recordings list; github:nanovisionx/RAEv2 configs/stage2 at 8a0d238.
+
+    Raises:
+        KeyError: a parameter is missing.
+        UsageError: a parameter is unknown, or asks for what is not built.
+    """
+    rest = dict(params)
+    side, patch = rest.pop("input_size"), rest.pop("patch_size", 1)
+    widths, depths, heads = (_pair(rest.pop(name)) for name in ("hidden_size", "depth", "num_heads"))
+    patches = set(_pair(patch))
+    if len(patches) != 1:
+        raise UsageError(f"both parts of a transformer must have the same patch size; got {patch}")
+    tokens = rest.pop("cond_arch")
+    condition = _CONDITIONS[rest.pop("condition_type", "label")]
+    num_classes, condition_length = rest.pop("num_classes", 1000), tokens["num_c_tokens"]
+    # What a condition does not use stays at its default, so that equal networks have equal configurations.
+    own: dict[str, Any] = {"num_classes": num_classes if condition == "label" else 1}
+    if condition in ("label", "text"):
+        own["num_condition_tokens"] = condition_length
+    if condition == "frames":
+        num_tokens = (side // min(patches)) ** 2
+        own["num_action_tokens"] = tokens["n_action_tokens"]
+        own["num_frames"] = (condition_length - tokens["n_action_tokens"] - 1) // num_tokens
+    if condition == "text":
+        own["context_width"] = rest.pop("context_dim")
+    if len(widths) == 2:
+        own |= {"head_width": widths[1], "head_depth": depths[1], "head_num_heads": heads[-1]}
+    config = InContextDiTConfig(
+        token_width=rest.pop("in_channels"),
+        grid=(side, side),
+        width=widths[0],
+        depth=depths[0],
+        num_heads=heads[0],
+        patch_size=min(patches),
+        mlp_ratio=rest.pop("mlp_ratio", 4.0),
+        base_depth=rest.pop("base_model_depth", None),
+        condition=condition,  # type: ignore[arg-type]  # one of the literals of _CONDITIONS
+        num_time_tokens=tokens["num_t_tokens"],
+        num_scale_tokens=tokens["num_cfg_omega_tokens"] if rest.pop("use_cfg_conds", False) else 0,
+        **own,
+    )
+    rest.pop("context_dim", None)  # other conditions do not use it
+    if rest:
+        raise UsageError(f"unknown parameters of the reference's model: {', '.join(sorted(rest))}")
+    return config
+
+
+def _base_depth(
+    state: Mapping[str, Tensor], source: object, stack: tuple[int, int], given: int | None
+) -> int | None:
+    if "base_final_layer.linear.weight" not in state:
+        return None
+    depth = given or _PUBLISHED_BASE_DEPTHS.get(stack)
+    if depth is None:
+        raise UsageError(
+            f"{source} has a base output, and no key tells after which of its {stack[1]} blocks it is read: "
+            "give --base-depth"
+        )
+    return depth
+
+
+def _numbers(state: Mapping[str, Tensor]) -> list[int]:
+    """Numbers of the blocks."""
+    numbers: list[int] = []
+    while f"blocks.{len(numbers)}.norm1.weight" in state:
+        numbers.append(len(numbers))
+    return numbers
+
+
+def _pair(value: int | list[int]) -> list[int]:
+    return list(value) if isinstance(value, list | tuple) else [value]
