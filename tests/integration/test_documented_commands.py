@@ -20,7 +20,7 @@ from PIL import Image
 
 import eval.command
 import train.settings.commandline
-from eval.settings import GenerationSettings, ReconstructionSettings
+from eval.settings import AssessSettings, GenerationSettings, ReconstructionSettings
 from pipeline import cli
 from shards.storage.atomic import publish_bytes
 from shards.storage.location import as_location
@@ -113,7 +113,10 @@ def read(words):
     """Give a command to the parser of the program it names; fails for programs nobody has declared."""
     words = words[: words.index(">")] if ">" in words else words
     program, *rest = words
-    if program == "pipeline":
+    if program == "pipeline" and rest[0] in cli.PROGRAMS:
+        assert rest[0] == "assess", words
+        eval.command.parse(rest[1:], AssessSettings, "pipeline assess", flags=True)
+    elif program == "pipeline":
         cli.parse(rest)
     elif program == "accelerate":
         assert rest[0] == "launch", words
