@@ -173,6 +173,28 @@ def make_store(path: Path, tokens: np.ndarray, num_shards: int, **settings: Any)
     return open_store(path)
 
 
+def make_small_store(path: Path, num_rows: int, shape: tuple[int, int], num_shards: int) -> Store:
+    """A store of random float16 rows [N, D] in the views center and flip, such as compact latents; made once."""
+    try:
+        return open_store(path)
+    except (UsageError, StoreIncompleteError):
+        pass
+    plan = benchmark_plan(num_rows, num_shards)
+    recipe = benchmark_recipe(plan, views=("center", "flip"))
+    encoder = dataclasses.replace(recipe.encoder, grid=(shape[0], 1), width=shape[1])
+    writer = StoreWriter.create_or_continue(path, dataclasses.replace(recipe, encoder=encoder), plan)
+    generator = np.random.default_rng(0)
+    for view, shard in writer.pending():
+        rows = plan.rows_of(shard)
+        with writer.shard(view, shard) as output:
+            for first in range(0, len(rows), 1024):
+                block = generator.standard_normal((min(1024, len(rows) - first), *shape), np.float32)
+                output.write_block(first, {"tokens": block.astype(np.float16)})
+            output.publish()
+    writer.finalize()
+    return open_store(path)
+
+
 def report(results: list[Result], facts: dict[str, Any], path: Path) -> None:
     """Print the table and write everything measured as JSON."""
     print(HEADER)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import Result, make_store, make_tokens, report, side_by_side
+from measuring import Result, make_small_store, make_store, make_tokens, report, side_by_side
 from peers import PEERS
 from sparse_store import make_sparse_store
 
@@ -34,7 +34,7 @@ from shards.reading.order import RowOrder, shuffle_quality
 from shards.reading.shard_file import ReadMode
 
 BATCH = 64
-SECTIONS = ("reader", "cold", "checksum", "loader", "kinds", "opening", "order")
+SECTIONS = ("reader", "small", "cold", "checksum", "loader", "kinds", "opening", "order")
 
 
 def reader_results(
@@ -132,6 +132,37 @@ def kind_results(folder: Path, tokens: np.ndarray, store: Store, rounds: int) ->
         name = ", ".join(f"{k} {v}" for k, v in settings.items())
         yield Result(f"training loader, {name}", "training loader, 2 threads, auto", None, *rates)
     base.close()
+
+
+def small_results(folder: Path, rounds: int) -> Iterator[Result]:
+    """Rows of compact latents, 32×128 float16: shuffled batches of 1,024 against numpy's gather from memory."""
+    num_rows, shape, batch = 200_000, (32, 128), 1024
+    store = make_small_store(folder / "small", num_rows, shape, num_shards=16)
+    rows = np.empty((num_rows, *shape), np.float16)
+    store.reader(store.views[0], "tokens", verify="never").read(np.arange(num_rows), rows)
+    buffer = page_aligned((batch, *shape), rows.dtype)
+    generator = np.random.default_rng(2)
+
+    def gathered() -> int:
+        np.take(rows, generator.integers(num_rows, size=batch), axis=0, out=buffer, mode="clip")
+        return batch
+
+    for verify in ("first", "never"):
+        for threads in (1, 2):
+            loader = OwnLoader(store, global_batch_size=batch, threads=threads, verify=verify)
+            for _ in range(2 * num_rows // batch):  # every row's checksum is compared once
+                loader()
+            rates = side_by_side(loader, gathered, rounds=rounds, slices=6, seconds=0.1)
+            loader.close()
+            what = f"training loader, rows of 8 KB, batches of 1,024, {threads} thread(s), verify {verify}"
+            yield Result(what, "numpy.take of random rows in memory", 0.6, *rates)
+    for views in (store.views,):
+        loader = OwnLoader(store, global_batch_size=batch, views=views, threads=2)
+        rates = side_by_side(loader, gathered, rounds=rounds, slices=6, seconds=0.1)
+        loader.close()
+        yield Result(
+            f"the same, {len(views)} views, 2 threads", "numpy.take of random rows in memory", None, *rates
+        )
 
 
 class Peer:
@@ -383,6 +414,8 @@ def main() -> None:
     tokens[:].sum(dtype=np.float64)
     if "reader" in sections:
         results += reader_results(tokens, store, options.rounds)
+    if "small" in sections:
+        results += small_results(options.data, options.rounds)
     if "checksum" in sections:
         results += checksum_results(store, options.rounds)
     if "kinds" in sections:

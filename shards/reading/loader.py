@@ -26,7 +26,8 @@ from shards.reading.store import Store
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
 _PAGE = 4096
-_PIECE = 8  # rows a thread takes at a time: a few milliseconds of work
+_PIECE = 8  # rows a thread takes at a time, of large ones: a few milliseconds of work
+_PIECE_NBYTES = 1 << 21  # of small ones as many as this
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,9 @@ class Loader:
                 raise UsageError(f"views {', '.join(self._views)} hold {field!r} of different shapes")
         self._allocate = allocate
         # Rows from a server are asked for a batch at a time, and for every buffer at once, to hide the way there.
-        self._piece = self._schedule.largest if store.is_remote else _PIECE
+        row_nbytes = sum(int(np.prod(r[0].row_shape)) * r[0].dtype.itemsize for r in self._readers.values())
+        piece = max(_PIECE, _PIECE_NBYTES // max(1, row_nbytes))
+        self._piece = self._schedule.largest if store.is_remote else piece
         self._threads = max(threads, ring) if store.is_remote else threads
         self._num_slots = ring
         self._ring: Ring[Draw] | None = None
@@ -224,7 +227,7 @@ class _Filler:
             for view, reader in enumerate(readers):
                 chosen = np.flatnonzero(views == view)
                 if len(chosen):
-                    reader.read(rows[chosen], out, (chosen + first).tolist())
+                    reader.read(rows[chosen], out, chosen + first)
 
 
 class _Release:

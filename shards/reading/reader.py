@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,12 +16,19 @@ from shards.errors import StoreDamagedError
 from shards.metadata.compression import field_codec
 from shards.metadata.layout import Field
 from shards.reading.open_files import OpenFiles
-from shards.reading.shard_file import ShardFile
+from shards.reading.row_window import MOST_ROW_NBYTES, RowWindow
+from shards.reading.shard_file import ReadMode, ShardFile
 from shards.storage.checksum import crc32c
 
 Verify = Literal["first", "always", "never"]
 """When a row's CRC32C is checked: the first time this reader delivers it, every time, or never."""
 VERIFY_CHOICES: tuple[Verify, ...] = ("first", "always", "never")
+
+
+Numbers = NDArray[np.int64] | Sequence[int]
+"""Whole numbers, one a row."""
+
+_MANY = 16  # rows from which on numpy's fixed cost a call is less than Python's a row
 
 
 class RowReader(Protocol):
@@ -37,9 +46,7 @@ class RowReader(Protocol):
     def logical_dtype(self) -> str:
         """What the stored numbers are, for instance ``bfloat16``."""
 
-    def read(
-        self, rows: NDArray[np.int64] | Sequence[int], out: NDArray[Any], at: Sequence[int] | None = None
-    ) -> None:
+    def read(self, rows: Numbers, out: NDArray[Any], at: Numbers | None = None) -> None:
         """Read rows into a buffer.
 
         Args:
@@ -51,6 +58,11 @@ class RowReader(Protocol):
             StoreDamagedError: Naming shard, row and file, if the bytes are missing, truncated or not the ones
                 that were written.
         """
+
+
+def listed(numbers: Numbers) -> Sequence[int]:
+    """Numbers as Python's own, which loops handle faster than numpy's."""
+    return numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
 
 
 class CheckedReader(ABC):
@@ -77,31 +89,38 @@ class CheckedReader(ABC):
         self._unverified = None if self._checksums is None else bytearray(b"\1") * len(self._checksums)
 
     @abstractmethod
-    def _fill(self, rows: list[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
+    def _fill(self, rows: Sequence[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
         """Put each row's bytes into its place of the buffer, a uint8 vector."""
 
     @abstractmethod
     def _where(self, shard: int) -> str:
         """The object that a shard lies in, in brackets, as far as it is known."""
 
-    def read(
-        self, rows: NDArray[np.int64] | Sequence[int], out: NDArray[Any], at: Sequence[int] | None = None
-    ) -> None:
+    def read(self, rows: Numbers, out: NDArray[Any], at: Numbers | None = None) -> None:
         """See `RowReader.read`."""
-        wanted = rows.tolist() if isinstance(rows, np.ndarray) else list(rows)
-        targets = range(len(wanted)) if at is None else at
+        targets = range(len(rows)) if at is None else at
         if out.dtype != self.dtype or out.shape[1:] != self.row_shape or not out.flags.c_contiguous:
             expected = f"a C-contiguous {self.dtype} buffer [k, {', '.join(map(str, self.row_shape))}]"
             raise ValueError(f"{self._field.path} reads into {expected}, got {out.dtype} {out.shape}")
         flat = np.frombuffer(out, np.uint8)  # the cheapest way to a flat view; single rows feel it
-        self._fill(wanted, targets, flat)
+        if not self._gather(rows, flat, at):
+            self._fill(listed(rows), listed(targets), flat)
         if self._checksums is not None:
-            self._check(wanted, targets, out)
+            self._check(rows, targets, out)
 
-    def _check(self, rows: list[int], targets: Sequence[int], out: NDArray[Any]) -> None:
+    def _gather(self, rows: Numbers, flat: NDArray[np.uint8], at: Numbers | None) -> bool:
+        """Put all rows into the buffer in one go, where that can be done; returns whether it was."""
+        return False
+
+    def _check(self, rows: Numbers, targets: Numbers, out: NDArray[Any]) -> None:
         assert self._checksums is not None
         assert self._unverified is not None
-        for row, target in zip(rows, targets, strict=True):
+        if self._verify == "first" and len(rows) >= _MANY:
+            pending = np.flatnonzero(np.frombuffer(self._unverified, np.bool_)[rows])
+            if not len(pending):
+                return
+            rows, targets = np.asarray(rows)[pending], np.asarray(targets)[pending]
+        for row, target in zip(listed(rows), listed(targets), strict=True):
             if self._verify == "first" and not self._unverified[row]:
                 continue
             if crc32c(out[target]) != self._checksums[row]:
@@ -125,21 +144,55 @@ class StoredReader(CheckedReader):
         checksums: Callable[[], NDArray[np.uint32]],
         verify: Verify,
         open_files: OpenFiles,
+        mode: ReadMode = "auto",
+        num_shards: int = 0,
     ) -> None:
         super().__init__(field, capacity, checksums=checksums, verify=verify)
         self._open_shard = open_shard
+        self._num_shards = num_shards
+        self._mapped = mode == "mmap"
+        self._gathers = (
+            mode != "pread"
+            and field.compression is None
+            and field.row_nbytes <= MOST_ROW_NBYTES
+            and RowWindow.is_supported()
+        )
         self._codec = field_codec(field)
         self._open_files = open_files
         self._files: dict[int, ShardFile] = {}
         self._lock = threading.Lock()
         open_files.join(self)
 
-    def _fill(self, rows: list[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
+    @cached_property
+    def _window(self) -> RowWindow:
+        return RowWindow(self._num_shards, self._capacity, self._row_nbytes)
+
+    def _shard_of_window(self, shard: int) -> tuple[Path, int, NDArray[np.int64]]:
+        file = self._files.get(shard) or self._opened(shard, shard * self._capacity)
+        return file.path, file.size, file.extents.offsets
+
+    def _gather(self, rows: Numbers, flat: NDArray[np.uint8], at: Numbers | None) -> bool:
+        if not self._gathers or len(rows) < _MANY:
+            return False
+        wanted = np.asarray(rows, np.int64)
+        try:
+            entries = self._window.entries(wanted, self._shard_of_window)
+        except (OSError, StoreDamagedError):
+            return False  # reading row by row finds the one that cannot be read
+        if entries is None or not (self._mapped or self._window.is_cached(wanted)):
+            return False
+        targets = None if at is None else np.asarray(at, np.int64)
+        self._window.gather(entries, flat.reshape(-1, self._row_nbytes), targets)
+        return True
+
+    def _fill(self, rows: Sequence[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
         first = 0
         while first < len(rows):
             first += self._read_run(rows, targets, first, flat)
 
-    def _read_run(self, rows: list[int], targets: Sequence[int], first: int, flat: NDArray[np.uint8]) -> int:
+    def _read_run(
+        self, rows: Sequence[int], targets: Sequence[int], first: int, flat: NDArray[np.uint8]
+    ) -> int:
         """Read ``rows[first]`` and those after it that are its neighbours in the file and in the buffer."""
         row, target, nbytes = rows[first], targets[first], self._row_nbytes
         shard, place = divmod(row, self._capacity)
@@ -212,10 +265,8 @@ class MirroredReader:
         self.logical_dtype = source.logical_dtype
         self._source = source
 
-    def read(
-        self, rows: NDArray[np.int64] | Sequence[int], out: NDArray[Any], at: Sequence[int] | None = None
-    ) -> None:
+    def read(self, rows: Numbers, out: NDArray[Any], at: Numbers | None = None) -> None:
         """See `RowReader.read`."""
         self._source.read(rows, out, at)
-        for target in range(len(rows)) if at is None else at:
+        for target in range(len(rows)) if at is None else listed(at):
             out[target] = out[target, :, ::-1].copy()

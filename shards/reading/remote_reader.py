@@ -93,7 +93,7 @@ class RemoteReader(CheckedReader):
         self._shards: dict[int, RemoteShard] = {}
         self._lock = threading.Lock()
 
-    def _fill(self, rows: list[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
+    def _fill(self, rows: Sequence[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
         shards = self._opened({row // self._capacity for row in rows})
         wanted = []
         for row, target in zip(rows, targets, strict=True):

@@ -276,4 +276,6 @@ class Store:
             checksums=lambda: self.index.checksums(field.path),
             verify=verify,
             open_files=OPEN_FILES,
+            mode=mode,
+            num_shards=self.recipe.num_shards,
         )
