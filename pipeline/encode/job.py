@@ -46,7 +46,12 @@ def build_encoder(config: EncodeConfig) -> Encoder:
     """The encoder that the settings name, on the CPU."""
     choice = config.encoder
     return create_encoder(
-        choice.encoder, choice.weights, input_size=choice.input_size, model_args=choice.model_args()
+        choice.encoder,
+        choice.weights,
+        input_size=choice.input_size,
+        model_args=choice.model_args(),
+        layers=choice.layer_numbers(),
+        combination=choice.combination,
     )
 
 

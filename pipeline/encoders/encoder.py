@@ -1,15 +1,15 @@
 """Frozen image encoders: a timm vision transformer by name, exact to the reference wrappers of RAE.
 
 An encoder turns pixels in [0, 1] into raw tokens [B, N, D]: bicubic resize to its input size, normalisation,
-all blocks, a final LayerNorm without affine, prefix tokens (class, registers) dropped. Three families follow
-the reference's conventions; any other timm ViT follows timm's. `docs/encoding.md` lists the traps between
-timm and transformers that are handled here.
+the blocks, a final LayerNorm without affine, prefix tokens (class, registers) dropped; tokens are the last block's, or
+several blocks' combined. The families of `families.py` follow the reference's conventions; any other timm ViT follows
+timm's. `docs/encoding.md` lists the traps between timm and transformers that are handled here.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
@@ -18,8 +18,19 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pipeline.encoders.families import Family, Triple, family_of
-from pipeline.encoders.weights import State, digest, read_weights, resize_positions, to_timm_layout
+from pipeline.encoders.aggregation import (
+    COMBINATIONS,
+    MEAN,
+    WITH_SPATIAL_MEAN,
+    Aggregation,
+    check_within,
+    combine,
+)
+from pipeline.encoders.dinov3_weights import PERIODS, State, require_same_biases, set_periods
+from pipeline.encoders.families import RAEV2, Family, Triple, family_of
+from pipeline.encoders.recipes import resolve
+from pipeline.encoders.weights import digest, read_weights, resize_positions, to_timm_layout
+from pipeline.settings.layers import check_ascending
 from shards import EncoderIdentity, UsageError, UserError
 
 _SEED_DIGITS = 19  # all such numbers are seeds of torch, which end below 2**64
@@ -39,20 +50,38 @@ class Encoder(nn.Module):
     """A frozen encoder, from pixels to raw tokens.
 
     Args:
-        trunk: timm model whose final norm has no affine.
+        trunk: timm model whose final norm is the tokens'.
         identity: What it is; names the store's tokens.
+        aggregation: Which blocks its tokens come from.
+        family: Its conventions.
         mean: Pixel mean, RGB.
         std: Pixel standard deviation, RGB.
     """
 
-    def __init__(self, trunk: nn.Module, identity: EncoderIdentity, mean: Triple, std: Triple) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        identity: EncoderIdentity,
+        aggregation: Aggregation,
+        family: Family,
+        mean: Triple,
+        std: Triple,
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.identity = identity
+        self.aggregation = aggregation
         self.precision = "float32"
+        self._picture_patch = family.picture_patch
+        self._blocks: Callable[[Tensor], Tensor] = self._run_blocks
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(requires_grad=False).eval()
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  (torch's own signature)
+        """Stays as it is: networks with rotary positions would scale their coordinates at random while training."""
+        del mode
+        return super().train(mode=False)
 
     def place(self, device: torch.device, precision: str) -> "Encoder":
         """Moves the encoder to `device`, to compute in `float32` or `bfloat16` (matrix products only)."""
@@ -66,7 +95,7 @@ class Encoder(nn.Module):
 
     def compile_trunk(self) -> None:
         """Runs the network through torch.compile from now on."""
-        self.trunk.forward_features = torch.compile(self.trunk.forward_features)  # type: ignore[arg-type, assignment]
+        self._blocks = torch.compile(self._run_blocks)
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """What the network sees: float, resized, normalised.
@@ -83,9 +112,12 @@ class Encoder(nn.Module):
         values = pixels.float()
         if not pixels.is_floating_point():
             values = values / 255
-        size = self.identity.input_size
-        if values.shape[-2:] != (size, size):
-            values = F.interpolate(values, size=(size, size), mode="bicubic", align_corners=False)
+        sizes = [self.identity.input_size]
+        if self._picture_patch is not None:
+            sizes = [self.identity.grid[0] * self._picture_patch, *sizes]
+        for size in sizes:
+            if values.shape[-2:] != (size, size):
+                values = F.interpolate(values, size=(size, size), mode="bicubic", align_corners=False)
         return (values - self.get_buffer("mean")) / self.get_buffer("std")
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -102,8 +134,19 @@ class Encoder(nn.Module):
         """Raw tokens float32 [B, N, D] of normalised pixels float32 [B, 3, S, S]."""
         low = self.precision == "bfloat16"
         with torch.autocast(normalised.device.type, dtype=torch.bfloat16, enabled=low):
-            features: Tensor = self.trunk.forward_features(normalised)  # type: ignore[operator]
-        return features[:, self.identity.prefix_tokens :].float()
+            return self._blocks(normalised)
+
+    def _run_blocks(self, normalised: Tensor) -> Tensor:
+        layers = self.aggregation.layers
+        outputs: list[Tensor] = self.trunk.forward_intermediates(  # type: ignore[operator]
+            normalised, indices=list(layers), stop_early=True, output_fmt="NLC", intermediates_only=True
+        )
+        norm: nn.LayerNorm = self.trunk.norm  # type: ignore[assignment]
+        normed = (
+            (layer, norm(output.float()).float()) for layer, output in zip(layers, outputs, strict=True)
+        )
+        (tokens,) = combine((self.aggregation,), normed)
+        return tokens
 
 
 def create_encoder(
@@ -112,32 +155,43 @@ def create_encoder(
     *,
     input_size: int | None = None,
     model_args: Mapping[str, Any] | None = None,
+    layers: Sequence[int] | None = None,
+    combination: str | None = None,
 ) -> Encoder:
     """Builds a frozen encoder on the CPU, in float32.
 
     Args:
-        name: timm name, such as `vit_base_patch14_reg4_dinov2` or `vit_base_patch16_224.mae`.
+        name: timm name, such as `vit_base_patch14_reg4_dinov2` or `vit_base_patch16_224.mae`, or one of
+            `pipeline.encoders.recipes.RECIPES`.
         weights: `pretrained` (timm's, from the HuggingFace hub or its local cache), `random:SEED`, or the
             path of a file in timm, transformers or original layout.
         input_size: Side in pixels the network sees; None takes the family's default.
         model_args: Further arguments of the timm model, such as `{"embed_dim": 64, "depth": 4}`.
+        layers: Blocks whose tokens are combined, counted from 0, ascending; None takes the last.
+        combination: How, one of `pipeline.encoders.aggregation.COMBINATIONS`; None takes the family's for several
+            blocks, and nothing but its tokens for one.
 
     Raises:
-        UsageError: If there is no such encoder, the size does not divide into patches, or the weights do not
+        UsageError: If there is no such encoder or block, the size does not divide into patches, or the weights do not
             fit.
     """
+    name, layers, combination = resolve(name, layers, combination)
     family = family_of(name)
     overrides = dict(model_args or {})
     trunk, size = _build(name, weights, input_size, overrides)
+    aggregation = _aggregation(trunk, name, family, layers, combination)
     mean, std = family.mean or _timm_config(name).mean, family.std or _timm_config(name).std
 
     if weights.startswith("random:"):
-        state = to_timm_layout(trunk.state_dict(), class_position=True)
+        state = to_timm_layout(
+            trunk.state_dict(), class_position=True, dinov3=family.rotary, final_affine=family.final_affine
+        )
     else:
         state = _load(trunk, name, weights, family, overrides)
-    eps = _finish_norms(trunk, family.norm_eps)
+    final_norm = _finish_norms(trunk, family)
 
-    label = name.partition(".")[0]
+    architecture, _, tag = name.partition(".")
+    label = name if tag == RAEV2 else architecture
     if overrides:
         label += "[" + ",".join(f"{key}={value}" for key, value in sorted(overrides.items())) + "]"
     grid = trunk.patch_embed.grid_size
@@ -146,7 +200,7 @@ def create_encoder(
         weights=weights if weights.startswith("random:") or weights == "pretrained" else "file",
         weights_digest=digest(state),
         preprocessing={
-            "resize": "bicubic, align_corners=False, antialias=False, not clamped",
+            "resize": _resize_rule(family, int(grid[0])),
             "mean": list(mean),
             "std": list(std),
             "positions": "bicubic" + (", antialias" if family.antialias_positions else ""),
@@ -156,9 +210,29 @@ def create_encoder(
         grid=(int(grid[0]), int(grid[1])),
         width=int(trunk.embed_dim),
         prefix_tokens=int(trunk.num_prefix_tokens),
-        final_norm=f"LayerNorm without affine, eps {eps:g}",
+        final_norm=final_norm,
+        aggregation=aggregation.identity(len(trunk.blocks)),
     )
-    return Encoder(trunk, identity, mean, std)
+    return Encoder(trunk, identity, aggregation, family, mean, std)
+
+
+def _aggregation(
+    trunk: Any, name: str, family: Family, layers: Sequence[int] | None, combination: str | None
+) -> Aggregation:
+    depth = len(trunk.blocks)
+    if combination is not None and combination not in COMBINATIONS:
+        raise UsageError(f"--combination must be one of {', '.join(COMBINATIONS)}, got {combination}")
+    chosen = (depth - 1,) if layers is None else tuple(layers)
+    check_ascending(chosen, "--layers", ",".join(map(str, chosen)))
+    check_within(chosen, depth, "--layers", f"--encoder {name}")
+    if combination is None:
+        combination = WITH_SPATIAL_MEAN if family.spatial_mean and len(chosen) > 1 else MEAN
+    return Aggregation(chosen, combination)
+
+
+def _resize_rule(family: Family, grid: int) -> str:
+    rule = "bicubic, align_corners=False, antialias=False, not clamped"
+    return f"to {grid * family.picture_patch} px first, {rule}" if family.picture_patch else rule
 
 
 def token_shape(
@@ -169,6 +243,7 @@ def token_shape(
     Raises:
         UsageError: If there is no such encoder, or the size does not divide into patches.
     """
+    name, _, _ = resolve(name, None, None)
     with torch.device("meta"):
         trunk, _ = _build(name, "random:0", input_size, model_args or {})
     h, w = trunk.patch_embed.grid_size
@@ -181,14 +256,18 @@ def _require_known(name: str) -> None:
         near = ", ".join(timm.list_models(f"*{architecture[:12]}*")[:4]) or "vit_base_patch14_reg4_dinov2"
         raise UsageError(f"--encoder must be a timm vision transformer, got {name}; such as {near}")
     known = timm.list_pretrained(f"{architecture}.*")
-    if tag and name not in known:
+    if tag and name not in known and not (tag == RAEV2 and family_of(name) != family_of(architecture)):
         raise UsageError(
             f"--encoder {architecture} has no weights named {tag!r} in timm; such as {', '.join(known[:4])}"
         )
 
 
 def _timm_config(name: str) -> Any:
-    return timm.get_pretrained_cfg(name)
+    return timm.get_pretrained_cfg(_timm_name(name))
+
+
+def _timm_name(name: str) -> str:
+    return name.removesuffix(f".{RAEV2}")
 
 
 def _build(name: str, weights: str, input_size: int | None, model_args: Mapping[str, Any]) -> tuple[Any, int]:
@@ -197,7 +276,7 @@ def _build(name: str, weights: str, input_size: int | None, model_args: Mapping[
     family = family_of(name)
     if input_size is not None and input_size < 1:
         raise UsageError(f"--input-size must be at least 1, got {input_size}; such as 224")
-    size = input_size or family.input_size or _timm_config(name).input_size[-1]
+    size = input_size or family.input_size(name) or _timm_config(name).input_size[-1]
     given, model_args = model_args, {**family.model_args, **model_args}
     architecture = name.partition(".")[0]
     seed = 0
@@ -246,8 +325,21 @@ def _load(trunk: Any, name: str, weights: str, family: Family, overrides: Mappin
     pretrained = weights == "pretrained"
     raw = _pretrained_state(name, overrides) if pretrained else read_weights(Path(weights).expanduser())
     own_positions = 0 if trunk.no_embed_class else int(trunk.num_prefix_tokens)
-    state = to_timm_layout(raw, class_position=not trunk.no_embed_class)
+    state = to_timm_layout(
+        raw,
+        class_position=not trunk.no_embed_class,
+        dinov3=family.rotary,
+        final_affine=family.final_affine,
+    )
     fitted = dict(state)
+    if family.rotary:
+        require_same_biases(state, trunk, name)
+        periods = fitted.pop(PERIODS, None)
+        if periods is not None:
+            exact = trunk.rope.periods.clone()
+            set_periods(trunk, periods)
+            if torch.equal(exact, trunk.rope.periods):
+                del state[PERIODS]  # what other layouts leave to be computed
     if "pos_embed" in state and trunk.pos_embed is not None:
         fitted["pos_embed"] = resize_positions(
             state["pos_embed"],
@@ -255,9 +347,8 @@ def _load(trunk: Any, name: str, weights: str, family: Family, overrides: Mappin
             num_prefix=own_positions,
             antialias=family.antialias_positions,
         )
-    trunk.norm = (
-        nn.Identity()
-    )  # its affine is not part of the tokens; `_finish_norms` puts the plain one there
+    if not family.final_affine:
+        trunk.norm = nn.Identity()  # `_finish_norms` puts the one without affine there
     try:
         trunk.load_state_dict(fitted, strict=True)
     except RuntimeError as error:
@@ -268,7 +359,7 @@ def _load(trunk: Any, name: str, weights: str, family: Family, overrides: Mappin
 
 def _pretrained_state(name: str, overrides: Mapping[str, Any]) -> State:
     try:
-        native = timm.create_model(name, pretrained=True, num_classes=0, **overrides)
+        native = timm.create_model(_timm_name(name), pretrained=True, num_classes=0, **overrides)
     except (OSError, RuntimeError, ValueError) as error:
         # What huggingface_hub raises for a missing net, a missing file and offline mode.
         reason = str(error).strip().splitlines()[0][:200]
@@ -280,13 +371,18 @@ def _pretrained_state(name: str, overrides: Mapping[str, Any]) -> State:
     return state
 
 
-def _finish_norms(trunk: Any, eps: float | None) -> float:
-    """Removes the final affine and sets the family's eps everywhere; returns the final eps."""
+def _finish_norms(trunk: Any, family: Family) -> str:
+    """Sets the family's eps everywhere and puts the tokens' LayerNorm in its place; says which that is."""
     norms = [module for module in trunk.modules() if isinstance(module, nn.LayerNorm)]
+    eps = family.norm_eps
     if eps is None:
         eps = norms[-1].eps if norms else 1e-6
     else:
         for norm in norms:
             norm.eps = eps
+    eps = family.final_eps or eps
+    if family.final_affine:
+        trunk.norm.eps = eps
+        return f"LayerNorm with its affine, eps {eps:g}"
     trunk.norm = nn.LayerNorm(trunk.embed_dim, eps=eps, elementwise_affine=False)
-    return eps
+    return f"LayerNorm without affine, eps {eps:g}"

@@ -1,7 +1,7 @@
 """Encoder weights: where they come from, and every published file layout brought into timm's.
 
 Three layouts hold the same network under different names: timm's own, HuggingFace transformers' (DINOv2,
-ViT-MAE, SigLIP) and the authors' original files. `to_timm_layout` renames all of them to timm's and drops
+DINOv3, ViT-MAE, SigLIP) and the authors' original files. `to_timm_layout` renames all of them to timm's and drops
 what the tokens do not depend on (heads, final LayerNorm affine, decoder, mask token), so that the digest
 names what produced the tokens.
 """
@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.encoders.dinov3_weights import State, dinov3_to_timm
 from shards import UsageError
-
-State = dict[str, Tensor]
 
 _PATCH_WEIGHTS = (
     "patch_embed.proj.weight",  # timm and the original DINOv2 and MAE files
     "embeddings.patch_embeddings.projection.weight",  # transformers: DINOv2, ViT-MAE
     "embeddings.patch_embedding.weight",  # transformers: SigLIP
+    "embeddings.patch_embeddings.weight",  # transformers: DINOv3
 )
 
 # Source: transformers 4.56.2 modeling_{dinov2_with_registers,vit_mae,siglip}.py against timm 1.0.31
@@ -52,6 +52,7 @@ _RENAMES = tuple(
         (r"^(layernorm|post_layernorm)\.", "norm."),
     )
 )
+FINAL_AFFINE = ("norm.weight", "norm.bias")
 _WITHOUT_EFFECT = re.compile(r"^(norm|fc_norm|head|head_dist|attn_pool|decoder[^.]*|mask_token)(\.|$)")
 
 
@@ -88,7 +89,9 @@ def read_weights(path: Path) -> State:
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def to_timm_layout(state: Mapping[str, Tensor], *, class_position: bool) -> State:
+def to_timm_layout(
+    state: Mapping[str, Tensor], *, class_position: bool, dinov3: bool = False, final_affine: bool = False
+) -> State:
     """Renames a state dict of any known layout to timm's names and drops what the tokens do not depend on.
 
     Args:
@@ -96,19 +99,22 @@ def to_timm_layout(state: Mapping[str, Tensor], *, class_position: bool) -> Stat
             there.
         class_position: Whether the timm model adds a position embedding to its class token. Where it does not
             (DINOv2 with registers) and the file has one, it is folded into the class token.
+        dinov3: Whether the layouts are those of DINOv3.
+        final_affine: Whether the tokens depend on weight and bias of the final LayerNorm.
 
     Raises:
-        UsageError: If no vision transformer is found in it.
+        UsageError: If no vision transformer is found in it, or it has what timm's network has not.
     """
     prefix = _prefix_of(state)
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if dinov3:
+        return dinov3_to_timm(own)
     tensors: State = {}
-    for name, value in state.items():
-        if not name.startswith(prefix):
-            continue
-        renamed = name[len(prefix) :]
+    for name, value in own.items():
+        renamed = name
         for pattern, replacement in _RENAMES:
             renamed = pattern.sub(replacement, renamed)
-        if not _WITHOUT_EFFECT.match(renamed):
+        if (final_affine and renamed in FINAL_AFFINE) or not _WITHOUT_EFFECT.match(renamed):
             tensors[renamed] = value
     _join_query_key_value(tensors)
     positions = tensors.get("pos_embed")

@@ -56,6 +56,8 @@ def _encode_settings(config: AddViewConfig, recipe: Recipe) -> EncodeConfig:
             encoder=config.encoder or name,
             weights=weights,
             input_size=recipe.encoder.input_size,
+            layers=_layers(recipe.encoder),
+            combination=(recipe.encoder.aggregation or {}).get("combination"),
             encoder_args=model_args if config.encoder_args is None else config.encoder_args,
             compile=config.compile,
         ),
@@ -68,6 +70,12 @@ def _named_model(encoder: EncoderIdentity) -> tuple[str, str]:
     """Name and further arguments of the timm model, of an identity's name such as ``test_vit[depth=1]``."""
     name, _, arguments = encoder.name.partition("[")
     return name, arguments.removesuffix("]")
+
+
+def _layers(encoder: EncoderIdentity) -> str | None:
+    """The blocks that an identity names, in words; None is the last one alone."""
+    found = encoder.aggregation
+    return None if found is None else ",".join(map(str, found["layers"]))
 
 
 def _say_bad(before: Store, after: Store) -> None:

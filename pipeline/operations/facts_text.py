@@ -39,12 +39,19 @@ def _recipe_lines(facts: dict[str, Any]) -> list[str]:
     return [
         f"store      {facts['store']}",
         f"encoder    {encoder['name']}, weights {encoder['weights']}{trained}",
-        f"           input {encoder['input_size']} px, {grid} tokens of {encoder['width']}, {encoder['final_norm']}",
+        f"           input {encoder['input_size']} px, {grid} tokens of {encoder['width']}, "
+        f"{aggregation_text(encoder)}{encoder['final_norm']}",
         f"recipe     {recipe['num_images']} images, {recipe['num_shards']} shards, views {', '.join(recipe['views'])}, "
         f"{recipe['dtype']} computed in {recipe['precision']}, images of {recipe['image_size']} px, {recipe['format']}",
         f"ids        encoder {facts['encoder_id']}, recipe {facts['recipe_id']}",
         "row        " + ", ".join(f"{name} {size:,} bytes" for name, size in facts["row_bytes"].items()),
     ]
+
+
+def aggregation_text(encoder: dict[str, Any]) -> str:
+    """The blocks that tokens are combined from, with a comma behind; empty for the last one alone."""
+    found = encoder.get("aggregation")
+    return f"{found['combination']} of blocks {' '.join(map(str, found['layers']))}, " if found else ""
 
 
 def _finished_lines(facts: dict[str, Any]) -> list[str]:

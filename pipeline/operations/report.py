@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.console import say
 from pipeline.operations.facts import store_facts
-from pipeline.operations.facts_text import work_done
+from pipeline.operations.facts_text import aggregation_text, work_done
 from pipeline.operations.token_pictures import principal_colours
 from pipeline.settings.operations import ReportConfig
 from shards import Location, Store, StoreWriter, UsageError, even_spread, open_store
@@ -84,7 +84,8 @@ def _facts_section(facts: dict[str, Any]) -> str:
     recipe, encoder, given = facts["recipe"], facts["recipe"]["encoder"], facts["statistics_from_file"]
     lines = {
         "encoder": f"{encoder['name']}, weights {encoder['weights']}, input {encoder['input_size']} px",
-        "tokens": f"{encoder['grid'][0]} × {encoder['grid'][1]} of {encoder['width']}, {encoder['final_norm']}",
+        "tokens": f"{encoder['grid'][0]} × {encoder['grid'][1]} of {encoder['width']}, "
+        f"{aggregation_text(encoder)}{encoder['final_norm']}",
         "views": ", ".join(recipe["views"]),
         "stored": f"{recipe['dtype']} computed in {recipe['precision']}, images of {recipe['image_size']} px, "
         f"{recipe['format']}",

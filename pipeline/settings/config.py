@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pipeline.settings.layers import parse_layers
 from pipeline.settings.location_argument import LocationArgument
 from shards import UsageError
 
@@ -22,18 +23,32 @@ class EncoderConfig:
 
     encoder: str = DEFAULT_ENCODER
     """timm vision transformer, such as vit_base_patch14_reg4_dinov2, vit_base_patch16_siglip_256.v2_webli,
-    vit_base_patch16_224.mae or test_vit."""
+    vit_base_patch16_224.mae or test_vit; or a recipe, such as raev2-dinov3-l-k7 (docs/encoders.md has them all)."""
     weights: str = "pretrained"
     """`pretrained` (from the HuggingFace hub or its cache), `random:SEED`, or a file or folder of weights in timm,
     HuggingFace or original layout."""
     input_size: int | None = None
-    """Side in pixels that the encoder sees. Default: 224 for DINOv2, 256 for SigLIP and MAE, else timm's."""
+    """Side in pixels that the encoder sees. Default: what gives DINOv2, DINOv3, SigLIP and MAE 16 x 16 tokens, 224 or
+    256, else timm's."""
+    layers: str | None = None
+    """Blocks whose tokens are combined, counted from 0: 5,8,11, or 1-23 for all from 1 to 23. Default: the last."""
+    combination: Literal["mean", "mean+spatial-mean"] | None = None
+    """How: the mean of each block's last norm, or the same with the spatial mean of the highest block's added to every
+    token. Default for several blocks: the latter for DINOv3, else the former."""
     encoder_args: str = ""
     """Further arguments of the timm model, comma-separated KEY=VALUE: embed_dim=64,depth=4."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: bool = False
     """Run the encoder through torch.compile."""
+
+    def layer_numbers(self) -> tuple[int, ...] | None:
+        """`layers` as numbers; None for the last block.
+
+        Raises:
+            UsageError: If they are no numbers, or do not ascend.
+        """
+        return None if self.layers is None else parse_layers(self.layers)
 
     def model_args(self) -> dict[str, int | float | bool | str]:
         """`encoder_args` as a table.
@@ -220,6 +235,7 @@ class EncodeConfig:
         self.store.view_names()
         self.store.check_int8()
         self.encoder.model_args()
+        self.encoder.layer_numbers()
         self.work.allowed_bad(0)
         self.work.check_counts()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -56,6 +57,8 @@ class EncoderIdentity:
     """Class and register tokens in front of the grid, which are dropped."""
     final_norm: str
     """Rule of the last normalisation, for instance ``layernorm-no-affine``."""
+    aggregation: dict[str, Any] | None = field(default=None, hash=False)
+    """Which blocks the tokens are combined from, and how, as plain JSON values; None is the last block alone."""
 
     @property
     def id(self) -> str:
@@ -73,8 +76,11 @@ class EncoderIdentity:
         return self.grid[0] * self.grid[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {**dataclasses.asdict(self), "grid": list(self.grid)}
+        """As plain JSON values; what says nothing is left out, as in stores that know nothing of it."""
+        values = {**dataclasses.asdict(self), "grid": list(self.grid)}
+        if self.aggregation is None:
+            del values["aggregation"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -83,7 +89,7 @@ class EncoderIdentity:
         Raises:
             StoreDamagedError: If the keys are not exactly this class's fields.
         """
-        _check_keys(cls, values)
+        _check_keys(cls, values, may_lack={"aggregation"})
         return cls(**{**values, "grid": tuple(values["grid"])})
 
     def _deciding(self) -> dict[str, Any]:
@@ -247,9 +253,9 @@ RESERVED_NAMES = frozenset(
 """First path components a store uses itself, which no view may have as its name."""
 
 
-def _check_keys(cls: type, values: Any) -> None:
+def _check_keys(cls: type, values: Any, may_lack: Set[str] = frozenset()) -> None:
     expected = {f.name for f in dataclasses.fields(cls)}
-    if not isinstance(values, dict) or set(values) != expected:
+    if not isinstance(values, dict) or set(values) | may_lack != expected:
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
         raise StoreDamagedError(
             f"{cls.__name__} must have exactly the keys {sorted(expected)}, found {found}"

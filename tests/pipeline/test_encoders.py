@@ -1,5 +1,6 @@
 """Encoders by name: what they leave out, where weights come from, and that a row depends on its own image only."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,8 +9,9 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.encoders.encoder import create_encoder
-from pipeline.encoders.families import family_of
+from pipeline.encoders.encoder import create_encoder, token_shape
+from pipeline.encoders.families import IMAGENET_MEAN, family_of
+from pipeline.encoders.recipes import RECIPES
 from pipeline.encoders.weights import digest, resize_positions, to_timm_layout
 from shards.errors import UsageError, UserError
 
@@ -206,3 +208,90 @@ def test_settings_that_no_encoder_can_have_are_refused_in_one_line(arguments, co
     with pytest.raises(UsageError, match=complaint) as refusal:
         create_encoder("test_vit", **{"weights": "random:0", **arguments})
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (
+            {"layers": (1, 12)},
+            "--layers must lie within the 12 blocks of --encoder test_vit3, 0 to 11, got 12",
+        ),
+        ({"layers": (5, 2)}, "--layers must name each block once, in ascending order, got 5,2; use 2,5"),
+        ({"layers": (2, 2)}, "got 2,2; use 2$"),
+        ({"combination": "sum"}, "--combination must be one of mean, mean.spatial-mean, got sum"),
+    ],
+)
+def test_blocks_that_cannot_be_combined_are_refused_in_one_line(arguments, complaint):
+    with pytest.raises(UsageError, match=complaint) as refusal:
+        create_encoder("test_vit3", "random:0", model_args={"depth": 12}, **arguments)
+    assert "\n" not in str(refusal.value)
+
+
+def test_combined_blocks_are_part_of_the_identity(pixels):
+    """And one block without a spatial mean is what the encoder is without being asked, under the same identity."""
+
+    def encoder(**more):
+        return create_encoder("test_vit3", "random:0", input_size=32, model_args={"depth": 4}, **more)
+
+    plain, last = encoder(), encoder(layers=(3,))
+    assert plain.identity == last.identity
+    several = encoder(layers=(0, 3))
+    spatial = encoder(layers=(0, 3), combination="mean+spatial-mean")
+    single = encoder(layers=(3,), combination="mean+spatial-mean")
+    assert len({e.identity.id for e in (plain, several, spatial, single)}) == 4
+    (first,) = (encoder(layers=(0,)).encode(pixels),)
+    both = (first + plain.encode(pixels)) / 2
+    assert (several.encode(pixels) - both).abs().max() < 1e-6
+    mean = plain.encode(pixels).mean(dim=1, keepdim=True)
+    assert (spatial.encode(pixels) - both - mean).abs().max() < 1e-6
+    assert (single.encode(pixels) - plain.encode(pixels) - mean).abs().max() < 1e-6
+
+
+def test_an_encoder_of_earlier_versions_keeps_its_identity():
+    """As version 0.1.0 had it; the digest of the weights is left out, because random draws are torch's own."""
+    identity = create_encoder(
+        "vit_small_patch16_dinov3_qkvb", "random:0", model_args={"depth": 1, "embed_dim": 32, "num_heads": 2}
+    ).identity
+    assert dataclasses.replace(identity, weights_digest="").id == "aba10fc4e91d881819dafad9db5138d2"
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_named_recipes_are_networks_of_timm_with_those_blocks(name):
+    recipe = RECIPES[name]
+    width = {"model_args": {"embed_dim": 32, "num_heads": 2}}
+    encoder = create_encoder(name, "random:0", **width)
+    assert encoder.identity.num_tokens == 256
+    if recipe.layers is None:
+        assert encoder.identity.aggregation is None
+    else:
+        assert encoder.identity.aggregation == {
+            "layers": list(recipe.layers),
+            "combination": recipe.combination,
+        }
+    assert encoder.identity.preprocessing["mean"] == list(IMAGENET_MEAN)
+    assert ("with its affine" in encoder.identity.final_norm) == ("siglip" in name)
+
+
+def test_recipes_take_no_other_blocks():
+    with pytest.raises(
+        UsageError, match="names its layers, 2,5,8,11, and --layers others; use --encoder vit_base"
+    ):
+        create_encoder("raev2-dinov2-b-k4", "random:0", layers=(1, 2))
+    with pytest.raises(UsageError, match="is no recipe; the recipes are raev2-dinov3-l-k1"):
+        create_encoder("raev2-dinov3-l-k9", "random:0")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "width"),
+    [
+        ("vit_giant_patch14_reg4_dinov2", 224, 1536),
+        ("vit_so400m_patch14_siglip_224.v2_webli", 224, 1152),
+        ("vit_large_patch16_224.mae", 256, 1024),
+        ("vit_huge_patch14_224.mae", 224, 1280),
+        ("vit_large_patch16_dinov3_qkvb", 256, 1024),
+    ],
+)
+def test_every_family_gives_256_tokens_of_any_of_its_networks(name, size, width):
+    assert token_shape(name) == (16, 16, width)
+    assert family_of(name).input_size(name) == size
