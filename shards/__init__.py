@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from shards.command_line import require_output_folder as require_output_folder
     from shards.command_line import run_command as run_command
     from shards.cores import usable_cores as usable_cores
+    from shards.documents import read_document as read_document
     from shards.draws import even_spread as even_spread
     from shards.draws import permutation as permutation
     from shards.errors import IdentityMismatchError as IdentityMismatchError
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "shards.command_line": ["require_output_folder", "run_command"],
     "shards.cores": ["usable_cores"],
+    "shards.documents": ["read_document"],
     "shards.draws": ["even_spread", "permutation"],
     "shards.errors": [
         "IdentityMismatchError",

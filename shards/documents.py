@@ -1,0 +1,50 @@
+"""JSON from outside, read against a schema: what does not fit is one line that names the file and the key."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from shards.errors import UserError
+
+T = TypeVar("T")
+
+_MOST_NAMED = 3
+"""Faults that an error names."""
+_MOST_CHARACTERS = 60
+"""Characters of a key that an error shows."""
+
+
+def read_document(
+    text: str | bytes, kind: type[T], *, name: object, error: type[UserError] = UserError, remedy: str = ""
+) -> T:
+    """A JSON text as an instance of `kind`; types must be exactly those of the schema.
+
+    Keys that `kind` does not know are passed over, unless it sets `__pydantic_config__ = {"extra": "forbid"}`. Texts
+    of any depth and size are safe to read: nesting is limited.
+
+    Args:
+        text: the JSON text.
+        kind: a dataclass, a typed dictionary, or any type that pydantic takes.
+        name: what to call the text in an error, such as its path.
+        error: the error to raise.
+        remedy: what to do about it, for the end of the error.
+
+    Raises:
+        UserError: (or `error`) naming the file, each key that does not fit, and why.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as invalid:
+        faults = invalid.errors(include_url=False, include_context=False, include_input=False)
+        named = [f"{'.'.join(map(_shown, fault['loc'])) or 'the text'}: {fault['msg']}" for fault in faults]
+        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        found = "; ".join(named[:_MOST_NAMED]) + more
+        raise error(f"{name} does not hold what it must: {found}{f'; {remedy}' if remedy else ''}") from None
+
+
+def _shown(key: str | int) -> str:
+    """A key as an error shows it: short, and without characters that move the cursor."""
+    text = str(key)
+    return (text if text.isprintable() else repr(text))[:_MOST_CHARACTERS]
