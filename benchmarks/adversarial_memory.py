@@ -22,10 +22,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from train.distributed import Team
-from train.engine.dequantize import Dequantizer
 from train.engine.feed import MicroBatch
 from train.models.build import build_model
 from train.models.config import decoder_config
+from train.models.dequantize import Dequantizer
 from train.models.discriminator import DINO_SIZES, DinoFeatures, Discriminator
 from train.models.perceptual import Perceptual
 from train.settings.config import AdversarySettings, DecoderNetwork, DecoderSettings

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shards import Store, open_store
 from train.decoder import main as train_decoder
-from train.engine.dequantize import Dequantizer, stored_tensor
+from train.models.dequantize import Dequantizer, stored_tensor
 from train.randomness import normal
 from train.weights.snapshot import load_snapshot
 

@@ -30,12 +30,12 @@ from PIL import Image
 from pipeline.encoders.encoder import Encoder, create_encoder
 from shards import Store, StoreWriter, center_crop, decode_image, open_store
 from train.distributed import Team
-from train.engine.dequantize import Dequantizer
 from train.engine.feed import Feed, MicroBatch
 from train.engine.optimizer import make_optimizer
 from train.models.build import build_model
 from train.models.config import DiTDHConfig, dit_dh_config
 from train.models.cost import forward_flops
+from train.models.dequantize import Dequantizer
 from train.models.normalizer import LatentNormalizer
 from train.settings.config import DiTNetwork, DiTSettings
 from train.tasks.parts import DiTParts

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from shards.metadata.given_statistics import given_source as given_source
     from shards.metadata.given_statistics import publish_given as publish_given
     from shards.metadata.identity import MIRRORED_VIEWS as MIRRORED_VIEWS
+    from shards.metadata.identity import CompressorIdentity as CompressorIdentity
     from shards.metadata.identity import EncoderIdentity as EncoderIdentity
+    from shards.metadata.identity import Positions as Positions
     from shards.metadata.identity import Recipe as Recipe
     from shards.metadata.index import bad_rows as bad_rows
     from shards.metadata.manifest import Manifest as Manifest
@@ -105,7 +107,13 @@ _MODULES = {
     "shards.metadata.commit": ["CommitRecord"],
     "shards.metadata.compression": ["row_codec"],
     "shards.metadata.given_statistics": ["GivenStatistics", "given_source", "publish_given"],
-    "shards.metadata.identity": ["EncoderIdentity", "MIRRORED_VIEWS", "Recipe"],
+    "shards.metadata.identity": [
+        "CompressorIdentity",
+        "EncoderIdentity",
+        "MIRRORED_VIEWS",
+        "Positions",
+        "Recipe",
+    ],
     "shards.metadata.index": ["bad_rows"],
     "shards.metadata.manifest": ["Manifest"],
     "shards.metadata.repaired": ["continued_plan"],

@@ -49,12 +49,12 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     from eval.networks.load import Decoder
     from eval.reconstruct.pairs import Pairs
     from shards import UsageError
-    from train.engine.dequantize import Dequantizer
     from train.engine.fine_tuning import start_from
     from train.engine.held_out import split_rows
     from train.engine.launch import begun, snapshot_meta
     from train.engine.lr import steps_per_epoch
     from train.models.build import build_model
+    from train.models.dequantize import Dequantizer
     from train.models.discriminator import Discriminator
     from train.settings.networks import decoder_config
     from train.tasks.adversarial import AdversarialTask

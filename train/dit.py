@@ -43,11 +43,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
     """The network, its normaliser and its objective, on the process's device."""
-    from train.engine.dequantize import Dequantizer
     from train.engine.fine_tuning import start_from
     from train.engine.launch import begun, snapshot_meta
     from train.engine.statistics_source import FILE_NAME, latent_normalizer, save_normalizer
     from train.models.build import build_model
+    from train.models.dequantize import Dequantizer
     from train.settings.networks import dit_config
     from train.tasks.objectives import OBJECTIVES
     from train.tasks.parts import DiTParts

@@ -18,7 +18,7 @@ from eval.networks.frozen import load_perceptual
 from eval.networks.load import Decoder
 from eval.settings import ReconstructionSettings
 from shards import Store
-from train.engine.dequantize import Dequantizer, stored_tensor
+from train.models.dequantize import Dequantizer, stored_tensor
 
 POOL: set[FeatureName] = {"pool"}
 """Inception features of rFID."""

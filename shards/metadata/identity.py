@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from shards.errors import IdentityMismatchError, StoreDamagedError, UsageError
 from shards.values.dtypes import TOKEN_DTYPES
@@ -33,6 +33,52 @@ def canonical_json(value: Any) -> bytes:
 def digest_of(value: Any) -> str:
     """First 32 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
+
+
+Positions = Literal["grid", "sequence"]
+"""How the tokens of an image lie: in rows and columns, or one after another without a grid."""
+
+SEQUENCE_COMPRESSORS = ("flat-vae",)
+"""Compressors whose latents lie on no grid; those of every other one lie on a coarser grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressorIdentity:
+    """What makes compact latents of stored tokens: everything that decides which ones."""
+
+    source: EncoderIdentity
+    """The encoder of the tokens."""
+    source_dtype: str
+    """Storage type of the tokens; float16 and int8 tokens give other latents."""
+    source_code: str | None
+    """Digest of the int8 code of the tokens; None for other storage types."""
+    name: str
+    """Kind of compressor: ``flat-vae`` or ``pool``."""
+    config: dict[str, Any] = field(hash=False)
+    """Shape of the network, as plain JSON values."""
+    weights_digest: str
+    """SHA-256 over the weights of the half that makes latents."""
+    value: str
+    """What is stored of an image's latents: ``mean``."""
+    precision: str
+    """Arithmetic of the network."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**_shallow(self), "source": self.source.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read back what `to_dict` gave; unknown and missing keys are refused.
+
+        Raises:
+            StoreDamagedError: If the keys are not exactly this class's fields.
+        """
+        _check_keys(cls, values)
+        return cls(**{**values, "source": EncoderIdentity.from_dict(values["source"])})
+
+    def _deciding(self) -> dict[str, Any]:
+        return {**self.to_dict(), "source": self.source._deciding()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +105,14 @@ class EncoderIdentity:
     """Rule of the last normalisation, for instance ``layernorm-no-affine``."""
     aggregation: dict[str, Any] | None = field(default=None, hash=False)
     """Which blocks the tokens are combined from, and how, as plain JSON values; None is the last block alone."""
+    compressor: CompressorIdentity | None = None
+    """What made these tokens of another encoder's stored ones; None where an encoder made them of images."""
+
+    @property
+    def positions(self) -> Positions:
+        """How the tokens of an image lie."""
+        flat = self.compressor is not None and self.compressor.name in SEQUENCE_COMPRESSORS
+        return "sequence" if flat else "grid"
 
     @property
     def id(self) -> str:
@@ -77,9 +131,12 @@ class EncoderIdentity:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; what says nothing is left out, as in stores that know nothing of it."""
-        values = {**dataclasses.asdict(self), "grid": list(self.grid)}
-        if self.aggregation is None:
-            del values["aggregation"]
+        values = {**_shallow(self), "grid": list(self.grid)}
+        for name in _MAY_LACK:
+            if values[name] is None:
+                del values[name]
+        if self.compressor is not None:
+            values["compressor"] = self.compressor.to_dict()
         return values
 
     @classmethod
@@ -89,12 +146,18 @@ class EncoderIdentity:
         Raises:
             StoreDamagedError: If the keys are not exactly this class's fields.
         """
-        _check_keys(cls, values, may_lack={"aggregation"})
-        return cls(**{**values, "grid": tuple(values["grid"])})
+        _check_keys(cls, values, may_lack=_MAY_LACK)
+        found = {**values, "grid": tuple(values["grid"])}
+        if "compressor" in values:
+            found["compressor"] = CompressorIdentity.from_dict(values["compressor"])
+        return cls(**found)
 
     def _deciding(self) -> dict[str, Any]:
         # The same weights may come by name or from a file: their digest decides.
-        return {name: value for name, value in self.to_dict().items() if name != "weights"}
+        deciding = {name: value for name, value in self.to_dict().items() if name != "weights"}
+        if self.compressor is not None:
+            deciding["compressor"] = self.compressor._deciding()
+        return deciding
 
     def diff(self, other: EncoderIdentity) -> list[str]:
         """One line for each field that decides about tokens in which ``other`` differs from this one."""
@@ -206,7 +269,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {**dataclasses.asdict(self), "encoder": self.encoder.to_dict(), "views": list(self.views)}
+        return {**_shallow(self), "encoder": self.encoder.to_dict(), "views": list(self.views)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -251,6 +314,14 @@ RESERVED_NAMES = frozenset(
     }
 )
 """First path components a store uses itself, which no view may have as its name."""
+
+
+_MAY_LACK = frozenset({"aggregation", "compressor"})
+"""Fields of an encoder's identity that are left out where they say nothing."""
+
+
+def _shallow(value: EncoderIdentity | CompressorIdentity | Recipe) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
 
 
 def _check_keys(cls: type, values: Any, may_lack: Set[str] = frozenset()) -> None:

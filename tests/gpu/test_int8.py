@@ -6,7 +6,7 @@ import torch
 
 from pipeline.encode.tokens import TokenStorage
 from shards.values.quantize import fit_code
-from train.engine.dequantize import Dequantizer, latents_of
+from train.models.dequantize import Dequantizer, latents_of
 from train.models.normalizer import LatentNormalizer
 
 pytestmark = [

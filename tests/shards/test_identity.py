@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from shards.errors import IdentityMismatchError
-from shards.metadata.identity import EncoderIdentity, Recipe
+from shards.errors import IdentityMismatchError, StoreDamagedError
+from shards.metadata.identity import CompressorIdentity, EncoderIdentity, Recipe
 
 ENCODER = EncoderIdentity(
     name="vit",
@@ -25,6 +25,47 @@ RECIPE = Recipe(
     views=("center",),
     image_size=8,
 )
+
+
+COMPRESSOR = CompressorIdentity(
+    source=ENCODER,
+    source_dtype="float16",
+    source_code=None,
+    name="flat-vae",
+    config={"num_latents": 2, "encoder": {"width": 8}},
+    weights_digest="ef" * 32,
+    value="mean",
+    precision="float32",
+)
+LATENTS = dataclasses.replace(ENCODER, name="flat", grid=(1, 2), width=3, compressor=COMPRESSOR)
+
+
+def test_an_encoder_without_a_compressor_is_written_and_named_as_ever():
+    assert "compressor" not in ENCODER.to_dict()
+    assert ENCODER.positions == "grid"
+    assert EncoderIdentity.from_dict(ENCODER.to_dict()) == ENCODER
+
+
+def test_latents_say_what_made_them_and_of_what():
+    assert EncoderIdentity.from_dict(LATENTS.to_dict()) == LATENTS
+    assert LATENTS.positions == "sequence"
+    pooled = dataclasses.replace(COMPRESSOR, name="pool")
+    assert dataclasses.replace(LATENTS, compressor=pooled).positions == "grid"
+    assert RECIPE.from_dict(dataclasses.replace(RECIPE, encoder=LATENTS).to_dict()).encoder == LATENTS
+    other = dataclasses.replace(COMPRESSOR, weights_digest="aa" * 32)
+    with pytest.raises(IdentityMismatchError, match=r"compressor\.weights_digest is 'efef"):
+        LATENTS.require_same(dataclasses.replace(LATENTS, compressor=other), what="the field")
+    # Where the source's weights came from decides nothing, here as there.
+    renamed = dataclasses.replace(COMPRESSOR, source=dataclasses.replace(ENCODER, weights="file"))
+    assert dataclasses.replace(LATENTS, compressor=renamed).id == LATENTS.id
+    assert dataclasses.replace(LATENTS, compressor=None).id != LATENTS.id
+
+
+def test_unknown_keys_of_a_compressor_are_refused():
+    values = LATENTS.to_dict()
+    values["compressor"]["more"] = 1
+    with pytest.raises(StoreDamagedError, match="CompressorIdentity must have exactly the keys"):
+        EncoderIdentity.from_dict(values)
 
 
 def test_the_same_weights_by_name_or_from_a_file_are_one_encoder():

@@ -8,7 +8,7 @@ import torch
 
 from shards.reading.store import open_store
 from shards.values.quantize import fit_code
-from train.engine.dequantize import Dequantizer, latents_of, stored_tensor
+from train.models.dequantize import Dequantizer, latents_of, stored_tensor
 from train.models.normalizer import LatentNormalizer
 from train.report.metrics_file import read_metrics
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from train.engine.dequantize import Dequantizer
 from train.engine.feed import MicroBatch
 from train.flow.path import time_shift
 from train.models.build import build_model
 from train.models.config import DiTConfig
+from train.models.dequantize import Dequantizer
 from train.models.normalizer import LatentNormalizer
 from train.settings.config import DiTNetwork, DiTSettings, FlowSettings
 from train.tasks.parts import DiTParts

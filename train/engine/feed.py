@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shards import Batch, Loader, Store
 from train.distributed import Team
-from train.engine.dequantize import stored_tensor
+from train.models.dequantize import stored_tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,6 +189,8 @@ def snapshot_meta(settings: Settings, store: Store) -> Callable[[int, float], Sn
             step=step,
             samples_seen=step * settings.global_batch_size,
             ema_rate=ema_rate,
+            dtype=store.recipe.dtype,
+            code=store.recipe.code,
             **({"shift_base": settings.flow.shift_base} if isinstance(settings, DiTSettings) else {}),
         )
 

@@ -10,11 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from shards import UsageError
+from shards import Positions, UsageError
 from train.models.flat_config import FlatConfig
-
-Positions = Literal["grid", "sequence"]
-"""How the places of a latent lie: in rows and columns, or one after another without a grid."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of the pixels DINOv2 and MAE see. Source: their Hugging Face image processors."""

@@ -11,8 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from shards import UsageError
-from train.models.config import Positions
+from shards import Positions, UsageError
 
 THETA = 10000.0
 """Base of the geometric series of wavelengths. Source: arXiv 1706.03762 section 3.5; arXiv 2104.09864."""

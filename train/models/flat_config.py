@@ -5,8 +5,8 @@ Source of every number: arXiv 2602.04873; github:noctrog/flatdino at cdd398f.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from shards import UsageError
 
@@ -126,6 +126,13 @@ class FlatConfig:
     def latent_grid(self) -> tuple[int, int]:
         """How a store holds the sequence: one row of K latents."""
         return 1, self.num_latents
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides which latents tokens get, as plain JSON values; the decoder does not."""
+        values = asdict(self)
+        for name in ("decoder", "inner_layer", "kind"):
+            del values[name]
+        return values
 
     @property
     def encoder_shape(self) -> FlatHalfShape:

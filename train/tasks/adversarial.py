@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from train.distributed import Team
 from train.engine.checkpoint import Parts
-from train.engine.dequantize import Dequantizer
 from train.engine.feed import MicroBatch
 from train.engine.lr import learning_rate
 from train.engine.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from train.engine.task import Autocast, Losses, sum_and_count
+from train.models.dequantize import Dequantizer
 from train.models.discriminator import DinoFeatures, Discriminator
 from train.models.perceptual import Perceptual
 from train.models.vit_decoder import ViTDecoder

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from shards import Store
 from train.distributed import Team
-from train.engine.dequantize import Dequantizer
 from train.models.build import Generator
+from train.models.dequantize import Dequantizer
 from train.models.normalizer import LatentNormalizer
 from train.settings.config import DiTSettings
 from train.weights.snapshot import SnapshotMeta

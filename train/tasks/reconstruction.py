@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from train.engine.dequantize import Dequantizer
 from train.engine.feed import MicroBatch
 from train.engine.task import Losses, Task, sum_and_count
 from train.models.config import ViTDecoderConfig
+from train.models.dequantize import Dequantizer
 from train.models.perceptual import Perceptual
 from train.models.vit_decoder import ViTDecoder
 from train.randomness import normal, uniform

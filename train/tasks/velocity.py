@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from train.engine.dequantize import latents_of
 from train.engine.feed import MicroBatch
 from train.engine.task import Losses, Task
 from train.flow.path import draw_time, interpolate, per_sample_loss, time_shift, velocity_target
 from train.models.build import Generator
 from train.models.config import GeneratorConfig
+from train.models.dequantize import latents_of
 from train.randomness import normal, uniform
 from train.tasks.parts import DiTParts
 from train.weights.snapshot import save_snapshot

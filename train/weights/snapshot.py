@@ -47,6 +47,10 @@ class SnapshotMeta:
     """Rate of the running average the weights are; 0: the trained weights themselves."""
     shift_base: int = 4096
     """Numbers in a latent for which a DiT's times were not shifted, which sampling must share; as published."""
+    dtype: str | None = None
+    """Storage type of the tokens it was trained on; None: not known."""
+    code: str | None = None
+    """Digest of the int8 code of these tokens; None for other storage types."""
 
     @property
     def encoder_id(self) -> str:
