@@ -74,7 +74,7 @@ class Case:
     @property
     def device(self) -> torch.device:
         """Where the encoder computes."""
-        return self.encoder.get_buffer("mean").device
+        return self.encoder.device
 
 
 def photographs(folder: Path, count: int, size: tuple[int, int]) -> Plan:
@@ -191,11 +191,11 @@ def main() -> None:
 
     device = torch.device(options.device)
     precision = options.precision or ("bfloat16" if device.type == "cuda" else "float32")
-    encoder = create_encoder(options.encoder, "random:0").place(device, precision)
+    encoder = create_encoder(options.encoder, "random:0").to_device(device, precision)
     if options.compile:
         encoder.compile_trunk()
     crop = 16 * encoder.identity.grid[0]
-    small = create_encoder("test_vit", "random:0", input_size=32, model_args={"depth": 1}).place(
+    small = create_encoder("test_vit", "random:0", input_size=32, model_args={"depth": 1}).to_device(
         device, precision
     )
     threads = usable_cores()

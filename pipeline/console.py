@@ -1,4 +1,4 @@
-"""Lines for people, on standard error, above a progress line if one is shown."""
+"""The log of a command: lines on standard error, above a progress line if one is shown."""
 
 import sys
 from collections.abc import Collection
@@ -8,7 +8,7 @@ from tqdm import tqdm
 _NAMED_AT_MOST = 10
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Prints one line."""
     tqdm.write(line, file=sys.stderr)
 

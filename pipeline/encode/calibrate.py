@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.encode.claims import Task
 from pipeline.encode.decoding import BatchDecoder, batch_length
 from pipeline.encode.devices import named_devices
@@ -39,15 +39,15 @@ def calibrate(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
         UserError: If a channel would lose more than is allowed, or no image can be decoded.
     """
     count = min(recipe.calibration_rows, plan.num_images)
-    say(f"calibrating int8 on {count} images")
-    encoder.place(named_devices(config.work.devices)[0], recipe.precision)
+    log(f"calibrating int8 on {count} images")
+    encoder.to_device(named_devices(config.work.devices)[0], recipe.precision)
     calibration = fit_and_judge(sample_tokens(config, plan, recipe, encoder), aim=recipe.code_error)
     # Workers in other processes will need the device's memory.
-    encoder.place(torch.device("cpu"), recipe.precision)
+    encoder.to_device(torch.device("cpu"), recipe.precision)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     calibration.require(config.store.allow_error)
-    say(f"int8 {describe_error(calibration.error)}, on images the code was not fitted to")
+    log(f"int8 {describe_error(calibration.error)}, on images the code was not fitted to")
     return calibration.code
 
 
@@ -89,7 +89,7 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
 def _some_tokens(
     images: Tensor, pictures: Pictures, recipe: Recipe, encoder: Encoder, num_images: int
 ) -> NDArray[np.float32]:
-    images = images.to(encoder.get_buffer("mean").device)
+    images = images.to(encoder.device)
     parts = []
     for index, view in enumerate(recipe.views):
         tokens = encoder.encode(pictures.shown(images, view)).cpu().numpy()
@@ -112,7 +112,7 @@ def report_measured(store: Store, limit: float) -> None:
     errors = {view: store.code_error(view) for view in store.views}
     for view, error in errors.items():
         assert error is not None, view
-        say(f"int8 {describe_error(error)}, in view {view}")
+        log(f"int8 {describe_error(error)}, in view {view}")
     for view, error in errors.items():
         assert error is not None, view
         require_within(

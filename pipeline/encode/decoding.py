@@ -30,7 +30,7 @@ class DecodedRow:
 
 
 @dataclass
-class Batch:
+class DecodedBatch:
     """Consecutive rows of a shard on their way through the decoder.
 
     Attributes:
@@ -102,12 +102,12 @@ class BatchDecoder:
         """Stops the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def batches(self, task: Task, records: list[SourceRecord]) -> Iterator[Batch]:
+    def batches(self, task: Task, records: list[SourceRecord]) -> Iterator[DecodedBatch]:
         """Starts decoding a shard batch by batch, as the iterator is advanced; advancing never waits."""
         for first in range(0, len(records), self._length):
             part = records[first : first + self._length]
             images = self._free.pop() if self._free else self._new()
-            batch = Batch(task, first, images, first + len(part) == len(records))
+            batch = DecodedBatch(task, first, images, first + len(part) == len(records))
             pictures = images.numpy()
             pictures[:, len(part) :] = 0
             batch.pending += [
@@ -116,7 +116,7 @@ class BatchDecoder:
             ]
             yield batch
 
-    def recycle(self, batch: Batch) -> None:
+    def recycle(self, batch: DecodedBatch) -> None:
         """Takes a batch's buffer back once nobody reads it any more."""
         self._free.append(batch.images)
 

@@ -3,7 +3,7 @@
 import time
 from importlib.metadata import version
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.encode.calibrate import report_measured
 from pipeline.encode.claims import Failures
 from pipeline.encode.leases import Leases, Owner, remove_if_empty
@@ -47,7 +47,7 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
     remove_tree(writer.path / WORK_DIR)
     store = open_store(writer.path)  # refuses what is damaged, before anything is said to be complete
     num_images, num_bad = writer.plan.num_images, len(reasons)
-    say(
+    log(
         f"{writer.path} is complete: {num_images - num_bad} of {num_images} images in "
         f"{writer.recipe.num_shards} shards, {num_bad} unusable"
     )
@@ -57,9 +57,9 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
 def _check_bad(config: EncodeConfig, plan: Plan, reasons: dict[int, str]) -> None:
     key_of = dict(zip(plan.rows.tolist(), plan.keys, strict=True)) if reasons else {}
     for row in list(reasons)[:_NAMED_AT_MOST]:
-        say(f"  unusable: {key_of[row]}: {reasons[row]}")
+        log(f"  unusable: {key_of[row]}: {reasons[row]}")
     if len(reasons) > _NAMED_AT_MOST:
-        say(f"  … and {len(reasons) - _NAMED_AT_MOST} more")
+        log(f"  … and {len(reasons) - _NAMED_AT_MOST} more")
     if len(reasons) > config.work.allowed_bad(plan.num_images):
         raise UserError(
             f"{len(reasons)} of {plan.num_images} images are unusable, more than --max-bad {config.work.max_bad}; "
@@ -71,7 +71,7 @@ def _refuse_unfinished(config: EncodeConfig, writer: StoreWriter) -> None:
     shards = {shard for _, shard in writer.pending()}
     parked = Failures(writer.path, config.work.max_attempts).parked()
     for shard, reason in parked.items():
-        say(f"  shard {shard} failed {config.work.max_attempts} times: {reason}")
+        log(f"  shard {shard} failed {config.work.max_attempts} times: {reason}")
     raise UserError(
         f"{len(shards)} of {writer.recipe.num_shards} shards are not done ({len(parked)} of them failed too often); "
         "mend the cause and run the same command again"

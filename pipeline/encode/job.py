@@ -17,7 +17,7 @@ from shards import StoreWriter, usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class WorkerSpec:
     """One worker of a run.
 
     Attributes:
@@ -55,11 +55,11 @@ def build_encoder(config: EncodeConfig) -> Encoder:
     )
 
 
-def run_job(job: Job, report: Callable[[Event], None], encoder: Encoder | None = None) -> None:
+def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: Encoder | None = None) -> None:
     """Encodes shards of a store that exists until none is left for this worker.
 
     Args:
-        job: Which worker this is.
+        spec: Which worker this is.
         report: Takes its news.
         encoder: The encoder, if it has been built already.
 
@@ -67,31 +67,31 @@ def run_job(job: Job, report: Callable[[Event], None], encoder: Encoder | None =
         IdentityMismatchError: If the weights found here are not the ones the store was begun with.
         UserError: If something outside the program stops the run.
     """
-    config = job.config
+    config = spec.config
     writer = StoreWriter.open(config.store.out)
     encoder = encoder or build_encoder(config)
-    writer.recipe.encoder.require_same(encoder.identity, what=f"the encoder built by {job.name}")
-    device = torch.device(job.device)
+    writer.recipe.encoder.require_same(encoder.identity, what=f"the encoder built by {spec.name}")
+    device = torch.device(spec.device)
     if device.type == "cuda":
         # What does not name a device means this one: events, streams, kernels compiled here.
         torch.cuda.set_device(device)
-    encoder.place(device, writer.recipe.precision)
+    encoder.to_device(device, writer.recipe.precision)
     if config.encoder.compile:
         encoder.compile_trunk()
-    decode_threads = decode_threads_for(config, job.processes)
-    report(WorkerStarted(job.name, str(device), decode_threads))
+    decode_threads = decode_threads_for(config, spec.processes)
+    report(WorkerStarted(spec.name, str(device), decode_threads))
     store = config.store.out
     views = {view for view, _ in writer.pending()}
     with (
         closing(picture_source(config.source_path(), writer.recipe, views)) as source,
-        Leases(store, Owner.this_process(job.name)) as leases,
+        Leases(store, Owner.this_process(spec.name)) as leases,
     ):
         claims = Claims(
             writer.pending,
             leases,
             Failures(store, config.work.max_attempts),
-            rank=job.rank,
-            world_size=job.world_size,
+            rank=spec.rank,
+            world_size=spec.world_size,
         )
         with Worker(
             encoder,
@@ -99,7 +99,7 @@ def run_job(job: Job, report: Callable[[Event], None], encoder: Encoder | None =
             source,
             claims,
             report,
-            name=job.name,
+            name=spec.name,
             batch_size=config.work.batch_size,
             decode_threads=decode_threads,
         ) as worker:

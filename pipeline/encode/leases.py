@@ -151,12 +151,12 @@ class Leases:
                 return False
             # Of several onlookers one succeeds in moving the dead lease away; on a server, where moving is two
             # steps, rarely two, and a shard is encoded twice.
-            grave = f"{path.name}.{uuid.uuid4().hex}.dead"
+            expired = f"{path.name}.{uuid.uuid4().hex}.expired"
             try:
-                move(self.folder, path.name, grave)
+                move(self.folder, path.name, expired)
             except FileNotFoundError:
                 return False
-            (self.folder / grave).unlink(missing_ok=True)
+            (self.folder / expired).unlink(missing_ok=True)
         if not publish_bytes(path, self._content()):
             return False
         with self._lock:
@@ -189,7 +189,7 @@ class Leases:
                 alive[path.stem] = owner.name
         return alive
 
-    def bury(self) -> None:
+    def remove_all(self) -> None:
         """Removes every lease; only for a store that nobody alive is writing."""
         for path in self.folder.glob("*"):
             path.unlink(missing_ok=True)

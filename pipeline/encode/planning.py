@@ -21,8 +21,8 @@ from shards import (
     as_location,
     continued_plan,
     is_store,
+    open_store,
 )
-from shards import open_store as open_finished
 from shards.metadata.layout import PLAN, ROOT
 from shards.metadata.root import read_recipe
 from shards.writing.revisions import current_revision
@@ -49,7 +49,7 @@ def _listed(config: EncodeConfig) -> Plan:
 def _store_plan(config: EncodeConfig) -> Plan:
     if config.labels is not None:
         raise UsageError(f"--labels are for files; the store {config.source_path()} names its own classes")
-    source = open_finished(as_location(config.source_path()))
+    source = open_store(as_location(config.source_path()))
     part = Part(source, np.arange(source.plan.num_images))
     plan = Plan.build(part.records(), source.class_names, config.store.shards, config.store.seed)
     return plan.with_repaired(source.repaired)
@@ -82,7 +82,7 @@ def _default_image_size(config: EncodeConfig, encoder: Encoder) -> int:
     """Side of the stored pictures: a store's where they come from a store, else what fits the encoder."""
     stored = 0
     if is_store(config.source_path()):
-        stored = open_finished(as_location(config.source_path())).image_size
+        stored = open_store(as_location(config.source_path())).image_size
     return stored or default_crop(encoder.identity)
 
 
@@ -93,7 +93,7 @@ def given_statistics(config: EncodeConfig, recipe: Recipe) -> GivenStatistics | 
     return read_statistics(config.store.stats_from, (recipe.encoder.width, *recipe.encoder.grid))
 
 
-def open_store(path: Location, recipe: Recipe, plan: Plan, code: Int8Code | None) -> StoreWriter:
+def begin_or_continue(path: Location, recipe: Recipe, plan: Plan, code: Int8Code | None) -> StoreWriter:
     """Begins the store, or continues it if it was begun with the same recipe.
 
     Raises:

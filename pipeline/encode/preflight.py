@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.encode.claims import Task
-from pipeline.encode.decoding import Batch, BatchDecoder, batch_length
+from pipeline.encode.decoding import BatchDecoder, DecodedBatch, batch_length
 from pipeline.encode.devices import named_devices
 from pipeline.encode.job import decode_threads_for
 from pipeline.encode.space import free_bytes, gigabytes
@@ -34,7 +34,7 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
         for index, row in zip(sample[batch.first_place :], batch.rows(), strict=False)
         if row.reason is not None
     ]
-    encode_rate = _encode_rate(encoder.place(device, recipe.precision), batches[0].images[0], recipe)
+    encode_rate = _encode_rate(encoder.to_device(device, recipe.precision), batches[0].images[0], recipe)
     lines = [
         f"images      {plan.num_images} in {len(plan.class_names) or 'no'} classes, {plan.num_shards} shards of "
         f"{plan.shard_size(0)} rows or one less",
@@ -57,7 +57,7 @@ def _sample_of(plan: Plan) -> NDArray[np.int64]:
 
 def _decode(
     config: EncodeConfig, recipe: Recipe, plan: Plan, sample: NDArray[np.int64]
-) -> tuple[list[Batch], float]:
+) -> tuple[list[DecodedBatch], float]:
     """The decoded sample, and images decoded a second on all cores."""
     source = picture_source(config.source_path(), recipe, recipe.views)
     decoder = BatchDecoder(
@@ -78,7 +78,7 @@ def _decode(
 
 def _encode_rate(encoder: Encoder, images: Tensor, recipe: Recipe) -> float:
     """Images a second through the encoder in all views, on batches that are ready."""
-    pixels = images.permute(0, 3, 1, 2).to(encoder.get_buffer("mean").device)
+    pixels = images.permute(0, 3, 1, 2).to(encoder.device)
     encoder.encode(pixels).cpu()
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < _TIMED_SECONDS:

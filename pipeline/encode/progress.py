@@ -12,7 +12,7 @@ from typing import IO, Self
 
 from tqdm import tqdm
 
-from pipeline.console import say
+from pipeline.console import log
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Progress:
 
     def warn(self, line: str) -> None:
         """Prints a warning above the progress line."""
-        say(f"warning: {line}")
+        log(f"warning: {line}")
 
     def name_stalled(self) -> None:
         """Says which workers have been silent for too long, once a silence."""

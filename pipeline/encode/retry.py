@@ -11,7 +11,7 @@ from contextlib import closing
 
 import numpy as np
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import PictureSource, picture_source
 from shards import (
@@ -42,9 +42,9 @@ def withdraw_quarantined(config: EncodeConfig, writer: StoreWriter) -> None:
         for (view, shard), commit in commits.items()
         if not repaired.isdisjoint(shard * capacity + slot for slot in commit.bad)
     ]
-    say(f"{len(repaired)} of {len(bad)} unusable images can be decoded now")
+    log(f"{len(repaired)} of {len(bad)} unusable images can be decoded now")
     if shards:
-        say(f"{writer.path} is unfinished until {len({s for _, s in shards})} shards are encoded again")
+        log(f"{writer.path} is unfinished until {len({s for _, s in shards})} shards are encoded again")
         withdraw_repaired(writer.path, shards, sizes)
 
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.encode.claims import Claims, Task
-from pipeline.encode.decoding import Batch, BatchDecoder, batch_length
+from pipeline.encode.decoding import BatchDecoder, DecodedBatch, batch_length
 from pipeline.encode.progress import BatchEncoded, BatchWritten, Event, ShardFailed
 from pipeline.encode.tokens import StoredTokens, TokenStorage
 from pipeline.encoders.encoder import Encoder
@@ -53,7 +53,7 @@ class ShardFailureError(Exception):
 class _Encoded:
     """Tokens of one view of a batch, on their way back from the device."""
 
-    batch: Batch
+    batch: DecodedBatch
     view: str
     tokens: StoredTokens
     ready: torch.cuda.Event | None
@@ -87,7 +87,7 @@ class Worker:
         decode_threads: int,
     ) -> None:
         self._encoder = encoder
-        self._device = encoder.get_buffer("mean").device
+        self._device = encoder.device
         self._writer = writer
         self._claims = claims
         self._report = report
@@ -109,7 +109,7 @@ class Worker:
         self._written_lock = threading.Lock()
         self._failed_in_a_row: set[int] = set()
         self._writing: deque[tuple[Task, Future[None]]] = deque()
-        self._window: deque[Batch] = deque()
+        self._window: deque[DecodedBatch] = deque()
         self._open: dict[tuple[int, str], ShardWriter] = {}
 
     def __enter__(self) -> Self:
@@ -176,11 +176,11 @@ class Worker:
         while self._writing:
             self._collect_written()
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[DecodedBatch]:
         while (task := self._claims.next()) is not None:
             yield from self._decoder.batches(task, self._writer.plan.records_of(task.shard))
 
-    def _encode(self, batch: Batch) -> None:
+    def _encode(self, batch: DecodedBatch) -> None:
         began = time.perf_counter()
         try:
             rows = batch.rows()
@@ -255,7 +255,7 @@ class Worker:
         seconds = time.perf_counter() - began
         self._report(BatchWritten(self._name, batch.task.shard, encoded.view, seconds, published=batch.last))
 
-    def _count_written(self, batch: Batch) -> None:
+    def _count_written(self, batch: DecodedBatch) -> None:
         """Takes note that one more view of a batch is written; with the last one the batch is done with."""
         with self._written_lock:
             self._failed_in_a_row.clear()

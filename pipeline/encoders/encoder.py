@@ -83,7 +83,12 @@ class Encoder(nn.Module):
         del mode
         return super().train(mode=False)
 
-    def place(self, device: torch.device, precision: str) -> "Encoder":
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.get_buffer("mean").device
+
+    def to_device(self, device: torch.device, precision: str) -> "Encoder":
         """Moves the encoder to `device`, to compute in `float32` or `bfloat16` (matrix products only)."""
         if precision not in ("float32", "bfloat16"):
             raise UsageError(f"--precision must be float32 or bfloat16, got {precision}")

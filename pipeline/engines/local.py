@@ -7,7 +7,7 @@ import time
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from pipeline.encode.job import Job, run_job
+from pipeline.encode.job import WorkerSpec, run_worker
 from pipeline.encode.progress import Event, Progress, WorkerGaveUp
 from pipeline.encode.worker import WorkerGivesUpError
 from pipeline.encoders.encoder import Encoder
@@ -42,8 +42,8 @@ def run_local(
     Raises:
         UserError: The first error that stopped a worker, or that all of them died.
     """
-    jobs = [
-        Job(
+    specs = [
+        WorkerSpec(
             config=config,
             device=device,
             rank=rank,
@@ -53,19 +53,19 @@ def run_local(
         )
         for rank, device in enumerate(devices, start=machine * len(devices))
     ]
-    if len(jobs) == 1:
-        run_job(jobs[0], progress, encoder)
+    if len(specs) == 1:
+        run_worker(specs[0], progress, encoder)
     else:
-        _run_processes(jobs, progress)
+        _run_processes(specs, progress)
 
 
-def _run_processes(jobs: list[Job], progress: Progress) -> None:
+def _run_processes(specs: list[WorkerSpec], progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")
     news: Any = context.Queue()
     processes: dict[str, BaseProcess] = {}
-    for job in jobs:
-        processes[job.name] = context.Process(target=_work, args=(job, news), name=job.name)
-        processes[job.name].start()
+    for spec in specs:
+        processes[spec.name] = context.Process(target=_work, args=(spec, news), name=spec.name)
+        processes[spec.name].start()
     try:
         _follow(processes, news, progress)
     finally:
@@ -94,7 +94,7 @@ def _follow(processes: dict[str, BaseProcess], news: Any, progress: Progress) ->
         if event is None or time.monotonic() - looked > _LOOK_SECONDS:  # busy workers leave no pause
             looked = time.monotonic()
             progress.name_stalled()
-            finished += _take_leave(alive, progress)
+            finished += _reap(alive, progress)
     if not finished:
         raise UserError(
             "all workers died; see the messages above, then run the same command again to continue"
@@ -109,7 +109,7 @@ def _next(news: Any) -> Any:
         return None
 
 
-def _take_leave(alive: dict[str, BaseProcess], progress: Progress) -> int:
+def _reap(alive: dict[str, BaseProcess], progress: Progress) -> int:
     """Removes the workers that have ended, names those that have died, and counts the others."""
     finished = 0
     for name, process in list(alive.items()):
@@ -124,7 +124,7 @@ def _take_leave(alive: dict[str, BaseProcess], progress: Progress) -> int:
     return finished
 
 
-def _work(job: Job, news: Any) -> None:
+def _work(spec: WorkerSpec, news: Any) -> None:
     """Runs in a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     signal.signal(signal.SIGTERM, _leave)
@@ -133,9 +133,9 @@ def _work(job: Job, news: Any) -> None:
         news.put(event)
 
     try:
-        run_job(job, report)
+        run_worker(spec, report)
     except WorkerGivesUpError as error:
-        news.put(WorkerGaveUp(job.name, str(error)))
+        news.put(WorkerGaveUp(spec.name, str(error)))
         raise SystemExit(UserError.exit_code) from None
     except UserError as error:
         news.put(error)

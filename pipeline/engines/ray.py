@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.encode.job import Job, run_job
+from pipeline.encode.job import WorkerSpec, run_worker
 from pipeline.encode.progress import Event, Progress
 from pipeline.encode.worker import WorkerGivesUpError
 from pipeline.settings.config import EncodeConfig
@@ -18,7 +18,7 @@ _RESTARTS = 3
 class _Slot:
     """A place for one actor, filled again if the actor dies."""
 
-    job: Job
+    spec: WorkerSpec
     starts: int = 0
 
 
@@ -55,15 +55,15 @@ def run_ray(config: EncodeConfig, progress: Progress) -> None:
         gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
         count = config.work.ray_actors or gpus or 1
         news = Queue()
-        _follow(ray, [_Slot(job) for job in _jobs(config, count, on_gpus=gpus > 0)], news, progress)
+        _follow(ray, [_Slot(spec) for spec in _specs(config, count, on_gpus=gpus > 0)], news, progress)
     finally:
         ray.shutdown()
 
 
-def _jobs(config: EncodeConfig, count: int, *, on_gpus: bool) -> list[Job]:
+def _specs(config: EncodeConfig, count: int, *, on_gpus: bool) -> list[WorkerSpec]:
     device = "cuda:0" if on_gpus else "cpu"  # Ray shows each actor its own GPU alone
     return [
-        Job(
+        WorkerSpec(
             config=config,
             device=device,
             rank=rank,
@@ -83,9 +83,9 @@ def _follow(ray: Any, slots: list[_Slot], news: Any, progress: Progress) -> None
         slot.starts += 1
         # CPU actors reserve no cores: asking for more than there are would wait for ever without a word.
         actor = actor_class.options(
-            num_cpus=0, num_gpus=1 if slot.job.device.startswith("cuda") else 0
+            num_cpus=0, num_gpus=1 if slot.spec.device.startswith("cuda") else 0
         ).remote()
-        running[actor.run.remote(slot.job, news)] = slot, actor
+        running[actor.run.remote(slot.spec, news)] = slot, actor
 
     for slot in slots:
         start(slot)
@@ -95,11 +95,11 @@ def _follow(ray: Any, slots: list[_Slot], news: Any, progress: Progress) -> None
         _show(news, progress)
         for reference in done:
             slot, _ = running.pop(reference)
-            progress.finished(slot.job.name)
+            progress.finished(slot.spec.name)
             try:
                 error = ray.get(reference)
             except ray.exceptions.RayActorError:
-                progress.warn(f"{slot.job.name} died; the others take over its shard")
+                progress.warn(f"{slot.spec.name} died; the others take over its shard")
                 if slot.starts <= _RESTARTS:
                     start(slot)
                 continue
@@ -125,26 +125,26 @@ def _show(news: Any, progress: Progress) -> None:
 class _Actor:
     """One worker, in a process that Ray starts."""
 
-    def run(self, job: Job, news: Any) -> UserError | None:
+    def run(self, spec: WorkerSpec, news: Any) -> UserError | None:
         """Encodes until nothing is left; gives the error that stopped it, if one did."""
 
         def report(event: Event) -> None:
             news.put(event)
 
         try:
-            run_job(dataclasses.replace(job, processes=_actors_on_this_node(job)), report)
+            run_worker(dataclasses.replace(spec, processes=_actors_on_this_node(spec)), report)
         except UserError as error:
             return error
         return None
 
 
-def _actors_on_this_node(job: Job) -> int:
+def _actors_on_this_node(spec: WorkerSpec) -> int:
     """How many actors share the cores of the machine this is called on; where there are no GPUs, on average."""
     import ray
 
     own = ray.get_runtime_context().get_node_id()
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if job.device.startswith("cuda"):
+    if spec.device.startswith("cuda"):
         gpus = next(int(node["Resources"].get("GPU", 1)) for node in nodes if node["NodeID"] == own)
-        return max(1, min(gpus, job.world_size))
-    return -(-job.world_size // len(nodes))
+        return max(1, min(gpus, spec.world_size))
+    return -(-spec.world_size // len(nodes))

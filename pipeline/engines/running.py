@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.encode.claims import Failures
 from pipeline.encode.devices import named_devices
 from pipeline.encode.finish import finish_once
@@ -12,13 +12,13 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.engines import slurm
 from pipeline.engines.local import run_local
 from pipeline.engines.ray import run_ray
-from pipeline.engines.static import Place, place_from_environment, require_single_process
+from pipeline.engines.static import World, require_single_process, world_from_environment
 from pipeline.settings.config import EncodeConfig, WorkConfig
 from pipeline.sources.picture_sources import holds_pictures
 from shards import StoreWriter, as_location, is_store, open_store
 
 
-def find_place(work: WorkConfig, arguments: Sequence[str]) -> Place | None:
+def find_world(work: WorkConfig, arguments: Sequence[str]) -> World | None:
     """Which of how many equal workers this process is; None if it has only made the script of a SLURM array.
 
     Args:
@@ -28,65 +28,65 @@ def find_place(work: WorkConfig, arguments: Sequence[str]) -> Place | None:
     if work.engine == "local":
         require_single_process()
     elif work.engine == "static":
-        return place_from_environment()
+        return world_from_environment()
     elif work.engine == "slurm":
         if slurm.inside_array():
-            return slurm.place_in_array()
+            return slurm.world_in_array()
         script = slurm.array_script(work, arguments)
         if work.slurm_submit:
-            say(slurm.submit(script))
+            log(slurm.submit(script))
         else:
             sys.stdout.write(script)
         return None
-    return Place(0, 1, None)
+    return World(0, 1, None)
 
 
-def run(config: EncodeConfig, writer: StoreWriter, encoder: Encoder | None, place: Place) -> None:
+def run(config: EncodeConfig, writer: StoreWriter, encoder: Encoder | None, world: World) -> None:
     """Encodes what is still to come, with whoever else is at work on it, and finishes the store.
 
     Args:
         config: Settings; the engines hand them to their workers.
         writer: The store, begun.
         encoder: The encoder on the CPU, if it has been built already.
-        place: Which of how many equal workers this process is.
+        world: Which of how many equal workers this process is.
 
     Raises:
         UserError: If it cannot be done, or is not done completely.
     """
     if writer.pending():
-        if place.rank == 0:
+        if world.rank == 0:
             Failures(writer.path, config.work.max_attempts).clear()
-            _say_state(config, writer)
-        _encode_pending(config, writer, encoder, place)
+            _log_state(config, writer)
+        _encode_pending(config, writer, encoder, world)
     finish_once(config, writer)
 
 
-def _say_state(config: EncodeConfig, writer: StoreWriter) -> None:
+def _log_state(config: EncodeConfig, writer: StoreWriter) -> None:
     pending = writer.pending()
     views = dict.fromkeys(view for view, _ in pending)
     unfinished = {shard for _, shard in pending}
     if len(pending) < len(views) * writer.plan.num_shards:
         finished = writer.plan.num_shards - len(unfinished)
-        say(f"continuing {writer.path}: {finished} of {writer.plan.num_shards} shards are there")
+        log(f"continuing {writer.path}: {finished} of {writer.plan.num_shards} shards are there")
     source = config.source_path()
     if is_store(source):
         stored = holds_pictures(open_store(as_location(source)), writer.recipe, views)
-        say(
+        log(
             f"reading the pictures that {source} holds"
             if stored
             else f"reading the image files that {source} was made from: it does not hold what {', '.join(views)} show"
         )
 
 
-def _encode_pending(config: EncodeConfig, writer: StoreWriter, encoder: Encoder | None, place: Place) -> None:
+def _encode_pending(config: EncodeConfig, writer: StoreWriter, encoder: Encoder | None, world: World) -> None:
     devices = [str(device) for device in named_devices(config.work.devices)]
-    if place.local_rank is not None:
-        devices = [devices[place.local_rank % len(devices)]]
+    if world.local_rank is not None:
+        devices = [devices[world.local_rank % len(devices)]]
     with Progress(
         config.log_dir(),
         num_rows=writer.plan.num_images,
         rows_done=lambda: _rows_done(writer),
-        quiet=place.rank > 0,
+        quiet=world.rank > 0,
     ) as progress:
         if config.work.engine == "ray":
             run_ray(config, progress)
@@ -96,9 +96,9 @@ def _encode_pending(config: EncodeConfig, writer: StoreWriter, encoder: Encoder 
                 devices,
                 encoder,
                 progress,
-                machine=place.rank,
-                machines=place.world_size,
-                processes=len(devices) * place.local_world_size,
+                machine=world.rank,
+                machines=world.size,
+                processes=len(devices) * world.local_size,
             )
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from pipeline.engines.static import Place
+from pipeline.engines.static import World
 from pipeline.settings.config import WorkConfig
 from shards import UsageError, UserError
 
@@ -17,11 +17,11 @@ def inside_array() -> bool:
     return "SLURM_ARRAY_TASK_ID" in os.environ
 
 
-def place_in_array() -> Place:
+def world_in_array() -> World:
     """The number of this task, counted from the array's first, and how many tasks the array has."""
     first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
     rank = int(os.environ["SLURM_ARRAY_TASK_ID"]) - first
-    return Place(rank, int(os.environ["SLURM_ARRAY_TASK_COUNT"]), None)
+    return World(rank, int(os.environ["SLURM_ARRAY_TASK_COUNT"]), None)
 
 
 def array_script(work: WorkConfig, arguments: Sequence[str]) -> str:
@@ -38,7 +38,7 @@ def array_script(work: WorkConfig, arguments: Sequence[str]) -> str:
         f"#SBATCH --array=0-{work.slurm_tasks - 1}",
         "#SBATCH --requeue",
         *options,
-        "# Each task takes its share of the shards and then helps the others; a task that dies is made up for.",
+        "# Each task takes its share of the shards, then helps the others, which finish what a dead task had.",
         shlex.join([sys.executable, "-m", "pipeline", *arguments]),
     ]
     return "\n".join(lines) + "\n"

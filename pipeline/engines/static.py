@@ -10,23 +10,23 @@ from shards import UsageError
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process stands among its equals.
+class World:
+    """Which of how many equal processes this is.
 
     Attributes:
         rank: Its number.
-        world_size: How many there are.
+        size: How many there are.
         local_rank: Its number among those on the same machine, which picks its device; None takes all devices.
-        local_world_size: How many are on the same machine and share its cores.
+        local_size: How many are on the same machine and share its cores.
     """
 
     rank: int
-    world_size: int
+    size: int
     local_rank: int | None
-    local_world_size: int = 1
+    local_size: int = 1
 
 
-def place_from_environment() -> Place:
+def world_from_environment() -> World:
     """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, as torchrun sets them.
 
     With neither RANK nor WORLD_SIZE, as `accelerate launch` leaves a single process, this is the only one.
@@ -35,11 +35,11 @@ def place_from_environment() -> Place:
         UsageError: If one of RANK and WORLD_SIZE is missing or they make no sense.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-        return Place(0, 1, None)
+        return World(0, 1, None)
     rank, world_size = _number("RANK"), _number("WORLD_SIZE")
     local_rank = _number("LOCAL_RANK") if "LOCAL_RANK" in os.environ else None
     local_world_size = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else 1
-    return _checked(Place(rank, world_size, local_rank, max(local_world_size, 1)))
+    return _checked(World(rank, world_size, local_rank, max(local_world_size, 1)))
 
 
 def require_single_process() -> None:
@@ -66,7 +66,7 @@ def _number(name: str) -> int:
     return int(text)
 
 
-def _checked(place: Place) -> Place:
-    if not 0 <= place.rank < place.world_size:
-        raise UsageError(f"RANK must be less than WORLD_SIZE, got {place.rank} of {place.world_size}")
-    return place
+def _checked(world: World) -> World:
+    if not 0 <= world.rank < world.size:
+        raise UsageError(f"RANK must be less than WORLD_SIZE, got {world.rank} of {world.size}")
+    return world

@@ -5,10 +5,10 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.encode.leases import Leases, Owner, remove_if_empty
 from pipeline.encode.space import missing_nbytes, require_space
-from pipeline.engines.running import find_place, run
+from pipeline.engines.running import find_world, run
 from pipeline.operations.encode import begin_or_await
 from pipeline.settings.additions import AddFieldConfig
 from pipeline.settings.config import EncodeConfig, StoreConfig
@@ -32,12 +32,12 @@ def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
         raise UsageError(f"--name must be a plain word, got {config.name!r}; such as siglip2")
     settings = _encode_settings(config, store)
     settings.check()
-    place = find_place(config.work, arguments)
-    if place is None:
+    world = find_world(config.work, arguments)
+    if world is None:
         return
     field = settings.store.out
     try:
-        writer, encoder = begin_or_await(settings, place)
+        writer, encoder = begin_or_await(settings, world)
     except IdentityMismatchError as error:
         raise IdentityMismatchError(str(error).replace("another --out", "another --name")) from error
     if writer.plan != store.plan:
@@ -48,10 +48,10 @@ def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
     shared = store.image_size > 0 and _share_images(store, field)
     names = ("tokens",) if shared else ("tokens", "image")
     require_space(field, missing_nbytes(field, writer.recipe, writer.plan, names))
-    run(settings, writer, encoder, place)
+    run(settings, writer, encoder, world)
     _publish(store)
     lost = store.manifest.num_valid - open_store(field).manifest.num_valid
-    say(
+    log(
         f"{field} is a store of the rows of {store.path}"
         + (f"; {lost} of them could not be encoded" if lost > 0 else "")
     )
@@ -93,7 +93,7 @@ def _share_images(store: Store, field: Location) -> bool:
         if store.recipe.format != "zarr"
         else "files cannot be linked there"
     )
-    say(f"the images are stored a second time in {field}: {reason}")
+    log(f"the images are stored a second time in {field}: {reason}")
     return False
 
 

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.encode.job import build_encoder
 from pipeline.encode.space import missing_nbytes, require_space
-from pipeline.engines.running import find_place, run
+from pipeline.engines.running import find_world, run
 from pipeline.operations.encode import warn_untrained
 from pipeline.settings.additions import AddViewConfig
 from pipeline.settings.config import EncodeConfig, EncoderConfig, StoreConfig
@@ -27,10 +27,10 @@ def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
     before = open_store(config.store)
     missing = tuple(view for view in config.view_names() if view not in before.views)
     if not missing:
-        say(f"{config.store} has the views {', '.join(before.views)} already")
+        log(f"{config.store} has the views {', '.join(before.views)} already")
         return
-    place = find_place(config.work, arguments)
-    if place is None:
+    world = find_world(config.work, arguments)
+    if world is None:
         return
     recipe = dataclasses.replace(before.recipe, views=(*before.views, *missing))
     settings = _encode_settings(config, before.recipe)
@@ -40,8 +40,8 @@ def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
     require_space(config.store, missing_nbytes(config.store, recipe, before.plan))
     begin_revision(config.store, recipe)
     warn_untrained(encoder)
-    run(settings, StoreWriter.open(config.store), encoder, place)
-    _say_bad(before, open_store(config.store))
+    run(settings, StoreWriter.open(config.store), encoder, world)
+    _log_bad(before, open_store(config.store))
 
 
 def _encode_settings(config: AddViewConfig, recipe: Recipe) -> EncodeConfig:
@@ -78,8 +78,8 @@ def _layers(encoder: EncoderIdentity) -> str | None:
     return None if found is None else ",".join(map(str, found["layers"]))
 
 
-def _say_bad(before: Store, after: Store) -> None:
+def _log_bad(before: Store, after: Store) -> None:
     """How many rows were valid before and are not now, because the new views lack them."""
     lost = len(before.valid_rows) - len(after.valid_rows)
     if lost:
-        say(f"{lost} rows that were valid before lack a new view, and count as unusable now")
+        log(f"{lost} rows that were valid before lack a new view, and count as unusable now")

@@ -2,7 +2,7 @@
 
 from pathlib import PurePosixPath
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.encode.claims import Failures
 from pipeline.encode.leases import Leases, Owner, remove_if_empty, require_nobody_at_work
 from pipeline.settings.operations import CleanConfig
@@ -27,17 +27,17 @@ def clean(config: CleanConfig) -> None:
     read_recipe(root)
     require_nobody_at_work(root, config.wait, what="cleaned")
     if config.give_up:
-        say(f"{root}: gave up {give_up_unfinished(root)} files of an addition that was not finished")
+        log(f"{root}: gave up {give_up_unfinished(root)} files of an addition that was not finished")
     temporaries = stale_temporaries(root)
     old = superseded(root, publish_fields(root)) if (root / MANIFEST).exists() else []
     size = sum(object_sizes(root, [*temporaries, *old]).values())
     for name in (*temporaries, *old):
         (root / name).unlink(missing_ok=True)
     _remove_empty_parents(root, old)
-    Leases(root, Owner.this_process("pipeline clean")).bury()
+    Leases(root, Owner.this_process("pipeline clean")).remove_all()
     Failures(root, 1).clear()
     remove_if_empty(root / WORK_DIR)
-    say(
+    log(
         f"{root}: removed {len(temporaries)} temporary files, {len(old)} of earlier revisions, {size:,} bytes"
     )
 

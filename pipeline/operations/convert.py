@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.encode.calibrate import report_measured
 from pipeline.operations.copying import copy
 from pipeline.settings.operations import ConvertConfig
@@ -96,5 +96,5 @@ def _code(config: ConvertConfig, source: Store) -> Int8Code | None:
     places = even_spread(config.calibration_rows, len(rows))
     calibration = fit_and_judge(sample_stored(source, rows[places]), aim=config.code_error)
     calibration.require(config.allow_error)
-    say(f"int8 {describe_error(calibration.error)}, on rows the code was not fitted to")
+    log(f"int8 {describe_error(calibration.error)}, on rows the code was not fitted to")
     return calibration.code

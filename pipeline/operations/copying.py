@@ -4,7 +4,7 @@ import sys
 
 from tqdm import tqdm
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.encode.space import require_space
 from shards import Int8Code, Location, Recipe
 from shards.metadata.layout import fields_of
@@ -31,13 +31,13 @@ def copy(
     for store in selection.stores:
         if store.manifest.fields:
             names = ", ".join(store.manifest.fields)
-            say(f"fields are stores of their own and are not copied with {store.path}: {names}")
+            log(f"fields are stores of their own and are not copied with {store.path}: {names}")
     there = sum(object_sizes(out, object_names(out)).values())
     require_space(out, expected_nbytes(selection, recipe) - there)
     writer, rows = begin_copy(selection, out, recipe, code)
     with tqdm(total=rows, unit="row", unit_scale=True, desc=command, file=sys.stderr) as bar:
         manifest = copy_rows(selection, writer, {"made by": f"pipeline {command}"}, bar.update)
-    say(
+    log(
         f"{out} is complete: {manifest.num_valid} rows in {recipe.num_shards} shards as {recipe.format}, "
         f"{recipe.dtype}; {manifest.num_bad} images unusable"
     )

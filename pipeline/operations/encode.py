@@ -4,16 +4,16 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.encode.calibrate import calibrate
 from pipeline.encode.job import build_encoder
 from pipeline.encode.leases import Leases, Owner, remove_if_empty, require_nobody_at_work
-from pipeline.encode.planning import given_statistics, make_plan, make_recipe, open_store
+from pipeline.encode.planning import begin_or_continue, given_statistics, make_plan, make_recipe
 from pipeline.encode.preflight import preflight
 from pipeline.encode.retry import withdraw_quarantined
 from pipeline.encoders.encoder import Encoder
-from pipeline.engines.running import find_place, run
-from pipeline.engines.static import Place
+from pipeline.engines.running import find_world, run
+from pipeline.engines.static import World
 from pipeline.settings.config import EncodeConfig
 from shards import Int8Code, Location, StoreWriter, UserError, publish_given, published_code
 from shards.metadata.layout import ROOT, WORK_DIR
@@ -39,14 +39,14 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
     if config.dry_run:
         _dry_run(config)
         return
-    place = find_place(config.work, arguments)
-    if place is None:
+    world = find_world(config.work, arguments)
+    if world is None:
         return
     if config.retry_quarantined:
-        _retry(config, place)
+        _retry(config, world)
         return
-    writer, encoder = begin_or_await(config, place)
-    run(config, writer, encoder, place)
+    writer, encoder = begin_or_await(config, world)
+    run(config, writer, encoder, world)
 
 
 def _dry_run(config: EncodeConfig) -> None:
@@ -56,14 +56,14 @@ def _dry_run(config: EncodeConfig) -> None:
     preflight(config, plan, recipe, encoder)
 
 
-def _retry(config: EncodeConfig, place: Place) -> None:
+def _retry(config: EncodeConfig, world: World) -> None:
     """Withdraws the shards of images that can be decoded now and encodes them again, as any shards of the plan.
 
     The plan stays as it was: repaired images may have any size. One process does it: the first of several equal ones,
     and of several commands one after the other. The command without `--retry-quarantined` may join it as it encodes.
     """
-    if place.rank > 0:
-        say(f"rank {place.rank} has nothing to do: rank 0 retries the quarantined images alone")
+    if world.rank > 0:
+        log(f"rank {world.rank} has nothing to do: rank 0 retries the quarantined images alone")
         return
     path = config.store.out
     writer = StoreWriter.open(path)  # refuses what is no store
@@ -75,13 +75,13 @@ def _retry(config: EncodeConfig, place: Place) -> None:
             time.sleep(0.5)
         require_nobody_at_work(path, _WATCH_SECONDS, what="retried", own=_RETRY)
         withdraw_quarantined(config, StoreWriter.open(path))
-        run(config, StoreWriter.open(path), encoder, place)
+        run(config, StoreWriter.open(path), encoder, world)
     remove_if_empty(path / WORK_DIR)  # the lease made it anew
 
 
-def begin_or_await(config: EncodeConfig, place: Place) -> tuple[StoreWriter, Encoder | None]:
+def begin_or_await(config: EncodeConfig, world: World) -> tuple[StoreWriter, Encoder | None]:
     """Begins or continues the store, or waits until the first of equal workers has done so."""
-    if place.rank == 0:
+    if world.rank == 0:
         return begin(config)
     writer = _await_store(config)
     publish_given(writer.path, given_statistics(config, writer.recipe))
@@ -98,16 +98,16 @@ def begin(config: EncodeConfig) -> tuple[StoreWriter, Encoder]:
     if recipe.dtype == "int8":
         code = _begun_code(config.store.out) or calibrate(config, plan, recipe, encoder)
         recipe = dataclasses.replace(recipe, code=code.digest)
-    writer = open_store(config.store.out, recipe, plan, code)
+    writer = begin_or_continue(config.store.out, recipe, plan, code)
     publish_given(writer.path, given)
     warn_untrained(encoder)
     return writer, encoder
 
 
 def warn_untrained(encoder: Encoder) -> None:
-    """Says aloud that tokens will be of no use but for trying things out, if that is so."""
+    """Warns that tokens are of no use but for trying things out, if the encoder was never trained."""
     if encoder.identity.random_weights:
-        say(
+        log(
             f"warning: --weights {encoder.identity.weights}: the encoder is NOT TRAINED; "
             "its tokens are for trying things out, not for results"
         )

@@ -5,7 +5,7 @@ import json
 import sys
 from dataclasses import dataclass
 
-from pipeline.settings.config import StoreConfig
+from pipeline.settings.config import PIXELS_PER_TOKEN, StoreConfig
 from pipeline.settings.operations import EstimateConfig
 from shards import EncoderIdentity, Recipe, UsageError
 from shards.metadata.layout import Field, fields_of
@@ -13,7 +13,6 @@ from shards.metadata.root import read_recipe
 from shards.writing.revisions import newest_revision
 
 _DEFAULT_SHARDS = 1024
-_PIXELS_PER_TOKEN = 16  # side of the stored crop for each token of a row, as `pipeline encode` has it
 _INDEX_ENTRY, _INDEX_CHECKSUM = 16, 4  # bytes a row and a shard of the zarr form's index
 
 
@@ -63,7 +62,7 @@ def planned_recipe(config: EstimateConfig) -> Recipe:
         base = dataclasses.replace(base, dtype=config.dtype, code=None, calibration_rows=0, code_error=0.0)
     h, w, width = _token_shape(config, base)
     same_grid = (h, w) == base.encoder.grid
-    image_size = base.image_size if same_grid else min(base.image_size, 1) * _PIXELS_PER_TOKEN * h
+    image_size = base.image_size if same_grid else min(base.image_size, 1) * PIXELS_PER_TOKEN * h
     rows = config.rows or base.num_images
     return dataclasses.replace(
         base,
@@ -171,7 +170,7 @@ def _new_recipe(config: EstimateConfig, rows: int) -> Recipe:
         num_shards=min(_DEFAULT_SHARDS, rows),
         seed=0,
         views=StoreConfig(shards=1).view_names(),
-        image_size=_PIXELS_PER_TOKEN * h,
+        image_size=PIXELS_PER_TOKEN * h,
     )
 
 

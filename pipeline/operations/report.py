@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.operations.facts import store_facts
 from pipeline.operations.facts_text import aggregation_text, work_done
 from pipeline.operations.token_pictures import principal_colours
@@ -68,7 +68,7 @@ def report(config: ReportConfig) -> None:
         raise UsageError(
             f"--out must be a file that can be written, {out} is not: {error}; name another"
         ) from error
-    say(f"wrote {out}")
+    log(f"wrote {out}")
 
 
 def _notice(facts: dict[str, Any]) -> str:

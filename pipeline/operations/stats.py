@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.encode.statistics_file import read_statistics, write_statistics
 from pipeline.operations.facts import statistics_facts
 from pipeline.settings.operations import StatsConfig
@@ -31,7 +31,7 @@ def stats(config: StatsConfig) -> None:
     sys.stdout.write((json.dumps(facts, indent=1) if config.json else _as_text(facts)) + "\n")
     if config.out is not None:
         write_statistics(exact, config.out)
-        say(f"wrote {config.out}")
+        log(f"wrote {config.out}")
 
 
 def _compared(config: StatsConfig, store: Store, exact: Statistics) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import sys
 
 from tqdm import tqdm
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.encode.leases import require_nobody_at_work
 from pipeline.settings.operations import VerifyConfig
 from shards import Manifest, Problem, StoreDamagedError, usable_cores, verify_store, withdraw_damaged
@@ -13,7 +13,7 @@ from shards import Manifest, Problem, StoreDamagedError, usable_cores, verify_st
 def _withdraw(config: VerifyConfig, problems: list[Problem]) -> None:
     require_nobody_at_work(config.store, config.wait, what="taken apart")
     shards = withdraw_damaged(config.store, problems)
-    say(
+    log(
         f"{config.store}: {len(shards)} damaged shards are taken out and the store is unfinished; "
         "run the command that wrote it again to make them anew"
     )
@@ -34,7 +34,7 @@ def verify(config: VerifyConfig) -> None:
 
         problems = verify_store(config.store, threads=usable_cores(), progress=show)
     for problem in problems:
-        say(f"  {problem}")
+        log(f"  {problem}")
     if problems and config.withdraw:
         _withdraw(config, problems)
         return
@@ -45,7 +45,7 @@ def verify(config: VerifyConfig) -> None:
         )
     manifest = Manifest.read(config.store)
     size = sum(record.nbytes for record in manifest.objects)
-    say(
+    log(
         f"{config.store} is as its manifest says: {len(manifest.objects)} objects, {size:,} bytes, "
         f"{manifest.num_valid} rows, {manifest.num_bad} images unusable"
     )

@@ -13,6 +13,8 @@ from shards import UsageError
 
 DEFAULT_SOURCE = "data/imagenet/train"
 DEFAULT_ENCODER = "vit_base_patch14_reg4_dinov2"
+PIXELS_PER_TOKEN = 16
+"""Side of the stored crop, for each token of a row of the grid: what a decoder with patches of 16 pixels gives back."""
 ALLOWED_ERROR = 0.02
 """int8: largest error of a channel that is accepted unasked, RMS as a share of the channel's standard deviation."""
 

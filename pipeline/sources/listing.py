@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.sources.labels import LabelTable
 from shards import NO_LABEL, FoundImage, SourceRecord, UsageError, find_images
 
@@ -33,7 +33,7 @@ def list_source(source: str, labels: LabelTable | None = None) -> Listing:
     """
     found = find_images(source)
     for note in found.notes:
-        say(note)
+        log(note)
     own_names = LabelTable.of_names(found.class_names) if found.class_names else None
     return number_classes(found.images, labels or own_names)
 

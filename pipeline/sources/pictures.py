@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.settings.config import PIXELS_PER_TOKEN
 from shards import (
     MIRRORED_VIEWS,
     BadImageError,
@@ -18,14 +19,13 @@ from shards import (
 
 Images = NDArray[np.uint8]
 
-_PIXELS_PER_TOKEN = 16
 _LONGEST = 100
 """A picture longer than this, in units of its shorter side, would take gigabytes when that side is scaled up."""
 
 
 def default_crop(encoder: EncoderIdentity) -> int:
     """Side of the crop that fits an encoder: what a decoder with patches of 16 pixels gives back."""
-    return _PIXELS_PER_TOKEN * encoder.grid[0]
+    return PIXELS_PER_TOKEN * encoder.grid[0]
 
 
 class Pictures:

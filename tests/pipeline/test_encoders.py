@@ -40,7 +40,7 @@ def dinov2_file(rae_fixtures, tmp_path):
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-5), ("bfloat16", 6e-2)])
 def test_tokens_do_not_depend_on_batch_or_neighbours(pixels, precision, tolerance):
-    encoder = create_encoder("test_vit", "random:0", input_size=32).place(torch.device("cpu"), precision)
+    encoder = create_encoder("test_vit", "random:0", input_size=32).to_device(torch.device("cpu"), precision)
     together = encoder.encode(pixels)
     alone = torch.cat([encoder.encode(picture[None]) for picture in pixels])
     backwards = encoder.encode(pixels.flip(0)).flip(0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.cli import parse
 from pipeline.encode.decoding import batch_length
-from pipeline.encode.job import Job, run_job
+from pipeline.encode.job import WorkerSpec, run_worker
 from pipeline.encode.progress import Progress, ShardFailed
 from pipeline.encoders.encoder import Encoder
 from pipeline.engines.local import _follow
@@ -114,16 +114,16 @@ def test_a_worker_makes_its_device_the_current_one_before_the_encoder_comes_ther
     done = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(str(device)))
 
-    def place(self, device, precision):
+    def to_device(self, device, precision):
         done.append(f"encoder on {device}")
         raise UserError("far enough")
 
-    monkeypatch.setattr(Encoder, "place", place)
+    monkeypatch.setattr(Encoder, "to_device", to_device)
     config = parse(
         ["encode", str(folder), "--out", str(tmp_path / "store"), "--shards", "2", *map(str, tiny)]
     )
     with pytest.raises(UserError, match="far enough"):
-        run_job(Job(config=config, device="cuda:3", name="w"), lambda event: None)
+        run_worker(WorkerSpec(config=config, device="cuda:3", name="w"), lambda event: None)
     assert done == ["cuda:3", "encoder on cuda:3"]
 
 
