@@ -87,7 +87,7 @@ def test_bfloat16_stays_within_three_percent(case, encoder_of):
         pytest.skip("activations as small as eps amplify what bfloat16 rounds")
     for stem, pixels, tokens in inputs(case, "tokens"):
         if stem != "raw":
-            encoder = encoder_of(case, pixels.shape[-1]).place(torch.device("cpu"), "bfloat16")
+            encoder = encoder_of(case, pixels.shape[-1]).to_device(torch.device("cpu"), "bfloat16")
             lost = (encoder.tokens_of(pixels) - tokens).square().mean().sqrt()
             assert lost <= BF16 * tokens.square().mean().sqrt(), stem
 
