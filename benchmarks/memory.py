@@ -4,10 +4,10 @@
     python benchmarks/memory.py --measure      # also runs steps on this machine's GPU and compares peaks
 
 Weights, gradients, two moments and one average are float32, five times the parameters; autocast keeps a bfloat16 copy
-of the matrices during a step. What the backward pass keeps of each sample is counted without computing anything: shapes go
-through the real network (fake tensors, bfloat16 autocast, fused attention), and every distinct tensor that autograd
-saves counts once. The compiler keeps less than that, so the batches are what fits at least. 5 % of a card and 1 GB for
-CUDA itself are left free. Writes benchmarks/results/memory.json and memory.md.
+of the matrices during a step. What the backward pass keeps of each sample is counted without computing anything:
+shapes go through the real network (fake tensors, bfloat16 autocast, fused attention), and every distinct tensor that
+autograd saves counts once. The compiler keeps less than that, so the batches are what fits at least. 5 % of a card
+and 1 GB for CUDA itself are left free. Writes benchmarks/results/memory.json and memory.md.
 """
 
 from __future__ import annotations
