@@ -58,3 +58,8 @@ test-slow: check
 fmt: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What the demo, the tests and the benchmarks wrote; the environment and other runs stay.
+clean:
+	rm -rf $(DEMO) data/demo runs/benchmarks .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
