@@ -20,8 +20,7 @@ import numpy as np
 from measuring import Result, make_store, make_tokens, report
 
 from shards import Loader, RemotePath, Store, as_location, open_store
-from shards.formats.format import scan_extents
-from shards.formats.zarr_format import shard_path
+from shards.formats import object_path, scan_extents
 from shards.metadata.layout import field_of
 from shards.storage.parallel import IN_FLIGHT
 from shards.storage.range_cache import RangeCache
@@ -75,6 +74,7 @@ class PlainReads:
             for shard in range(store.recipe.num_shards)
         ]
         self._capacity = store.capacity
+        self._recipe = store.recipe
 
     def read(self, rows: np.ndarray) -> None:
         """One row a request, `IN_FLIGHT` of them at once."""
@@ -82,7 +82,7 @@ class PlainReads:
         pairs = zip(shards.tolist(), places.tolist(), strict=True)
         starts = [int(self._extents[shard][place]) for shard, place in pairs]
         ends = [start + self.field.row_nbytes for start in starts]
-        paths = [f"{self._root}/{shard_path(self.field, shard)}" for shard in shards.tolist()]
+        paths = [f"{self._root}/{object_path(self._recipe, self.field, shard)}" for shard in shards.tolist()]
         contents = self._system.cat_ranges(paths, starts, ends, batch_size=IN_FLIGHT)
         assert all(len(content) == self.field.row_nbytes for content in contents)
 

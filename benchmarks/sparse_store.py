@@ -12,11 +12,11 @@ import numpy as np
 from measuring import benchmark_plan, benchmark_recipe
 
 from shards import CommitRecord, Manifest, publish_bytes, replace_atomically
-from shards.formats.zarr_format import shard_path
+from shards.formats import array_documents, object_path
 from shards.metadata.commit import ObjectRecord
 from shards.metadata.index import build_index, index_bytes
 from shards.metadata.layout import INDEX, MANIFEST, PLAN, commit_path, field_of
-from shards.metadata.root import array_documents, root_documents
+from shards.metadata.root import root_documents
 from shards.metadata.statistics_arrays import statistics_objects
 from shards.metadata.zarr_documents import group_document
 from shards.storage.checksum import crc32c
@@ -42,8 +42,10 @@ def make_sparse_store(path: Path, *, num_images: int, num_shards: int) -> Path:
     objects.append(object_record(path, PLAN))
     for shard in range(num_shards):
         size = plan.shard_size(shard)
-        nbytes = _write_holes(path / shard_path(field, shard), size, recipe.capacity, field.row_nbytes)
-        shard_object = ObjectRecord(shard_path(field, shard), nbytes, "0" * 64)
+        nbytes = _write_holes(
+            path / object_path(recipe, field, shard), size, recipe.capacity, field.row_nbytes
+        )
+        shard_object = ObjectRecord(object_path(recipe, field, shard), nbytes, "0" * 64)
         checksums = np.zeros(recipe.capacity, np.uint32)
         checksums[:size] = zero_row
         commits["center", shard] = CommitRecord(

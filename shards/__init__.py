@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shards.errors import UndecodableImageError as UndecodableImageError
     from shards.errors import UsageError as UsageError
     from shards.errors import UserError as UserError
-    from shards.formats.format import object_path as object_path
+    from shards.formats import object_path as object_path
     from shards.images import center_crop as center_crop
     from shards.images import decode_image as decode_image
     from shards.images import random_crops as random_crops
@@ -98,7 +98,7 @@ _MODULES = {
         "UsageError",
         "UserError",
     ],
-    "shards.formats.format": ["object_path"],
+    "shards.formats": ["object_path"],
     "shards.images": ["center_crop", "decode_image", "random_crops"],
     "shards.integrity.problem": ["Problem"],
     "shards.integrity.verify": ["verify_store"],

@@ -86,15 +86,10 @@ def _encode_settings(config: AddFieldConfig, store: Store) -> EncodeConfig:
 
 def _share_images(store: Store, field: Location) -> bool:
     """Gives the field the store's images without a copy; says so where that cannot be."""
-    if store.recipe.format == "zarr" and link_images(store, field):
-        return True
-    reason = (
-        "tar files hold them beside tokens"
-        if store.recipe.format != "zarr"
-        else "files cannot be linked there"
-    )
-    log(f"the images are stored a second time in {field}: {reason}")
-    return False
+    reason = link_images(store, field)
+    if reason is not None:
+        log(f"the images are stored a second time in {field}: {reason}")
+    return reason is None
 
 
 def _publish(store: Store) -> None:

@@ -1,24 +1,52 @@
-"""The two forms of a store, as far as writing and finding rows differ between them."""
+"""What a storage format has to do: write the objects of a shard, and say where in them each row lies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import StoreDamagedError
-from shards.formats import webdataset_format as tar_store
-from shards.formats import zarr_format as zarr_store
-from shards.metadata.extents import Extents
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import Field, fields_of
+from shards.metadata.index import ABSENT
+from shards.metadata.layout import Field
 from shards.metadata.plan import Plan
 from shards.storage.location import Location
-from shards.storage.object_reader import open_object
+from shards.storage.object_reader import ObjectReader
 from shards.storage.output import OutputFile
+
+EntryCheck = Callable[[ObjectReader, int, Mapping[str, NDArray[Any]], int], bool]
+"""Whether what surrounds a row's numbers in an object is what was written.
+
+It is given the open object, the row's slot, the row by field, and the first byte of the first field's numbers.
+"""
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Where the rows of one field lie in one object.
+
+    Attributes:
+        offsets: First byte by slot, int64[capacity]; -1 where there is no row.
+        sizes: Stored bytes by slot, int64[capacity].
+    """
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Whether a slot holds a row, bool[capacity]."""
+        return np.not_equal(self.offsets, ABSENT)
+
+    @cached_property
+    def end(self) -> int:
+        """First byte behind the last row."""
+        return int((self.offsets + self.sizes)[self.present].max(initial=0))
 
 
 class ShardOutputs(Protocol):
@@ -34,63 +62,44 @@ class ShardOutputs(Protocol):
 
     @property
     def offsets(self) -> dict[str, NDArray[np.int64]]:
-        """First byte of each row by field and place, for forms whose objects have no index of their own."""
+        """First byte of each row by field and slot, for formats without a row index; else empty."""
 
-    def write(self, first_place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Append rows of consecutive places: C-contiguous arrays [k, *row_shape] by field."""
+    def write(self, first_slot: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Append rows of consecutive slots: C-contiguous arrays [k, *row_shape] by field."""
 
     def finish(self) -> list[str]:
         """Complete, flush and close the objects; returns their SHA-256 in the order of `files`."""
 
 
-class _ZarrOutputs:
-    def __init__(self, root: Location, recipe: Recipe, view: str, shard: int, pool: Executor) -> None:
-        fields = fields_of(recipe, view)
-        self._fields = {
-            field.name: zarr_store.ZarrShardFile(root, field, shard, recipe.capacity, pool)
-            for field in fields
-            if not (root / zarr_store.shard_path(field, shard)).exists()
-        }
-        self.all_new = len(self._fields) == len(fields)
-        self.files = [file.output for file in self._fields.values()]
-        self.offsets: dict[str, NDArray[np.int64]] = {}
+class Format(Protocol):
+    """One way of storing the rows of a shard; the same rows and plan must always give the same bytes.
 
-    def write(self, first_place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        for name, file in self._fields.items():
-            file.write(first_place, arrays[name])
-
-    def finish(self) -> list[str]:
-        return [file.finish() for file in self._fields.values()]
-
-
-def open_outputs(
-    root: Location, recipe: Recipe, plan: Plan, view: str, shard: int, pool: Executor
-) -> ShardOutputs:
-    """Begin the objects of a shard of a view under temporary names."""
-    if recipe.format == "zarr":
-        return _ZarrOutputs(root, recipe, view, shard, pool)
-    return tar_store.TarShardFile(root, fields_of(recipe, view), plan, shard, pool)
-
-
-def object_path(recipe: Recipe, field: Field, shard: int) -> str:
-    """The object that holds a shard of a field."""
-    if recipe.format == "zarr":
-        return zarr_store.shard_path(field, shard)
-    return tar_store.shard_path(field.view, shard)
-
-
-def scan_extents(root: Location, recipe: Recipe, field: Field, shard: int) -> Extents:
-    """Find the rows of a field in a shard by looking into the object itself.
-
-    Raises:
-        StoreDamagedError: If the object is missing or its structure is damaged.
+    A further format is a class with these members, a line in `shards.formats.FORMATS`, its name in
+    `shards.metadata.identity`, and a stock reader in `shards.testing.stock_readers`.
     """
-    path = root / object_path(recipe, field, shard)
-    try:
-        source = open_object(path)
-    except FileNotFoundError as error:
-        raise StoreDamagedError(f"{path}: shard {shard} is missing; run `pipeline verify`") from error
-    with source:
-        if recipe.format == "zarr":
-            return zarr_store.read_extents(source, field, recipe.capacity)
-        return tar_store.scan_extents(source, field, shard, recipe.capacity)
+
+    shares_objects: bool
+    """Whether the fields of a view lie in one object a shard; else each field has an object of its own."""
+    has_row_index: bool
+    """Whether an object says itself where its rows are; else commit records and ``index.parquet`` keep it."""
+
+    def object_path(self, field: Field, shard: int) -> str:
+        """Name inside the store of the object that holds a shard of a field."""
+
+    def documents(self, recipe: Recipe) -> dict[str, bytes]:
+        """Content by path of what stock readers of the format need beside the shards; it follows from the recipe."""
+
+    def open_outputs(
+        self, root: Location, recipe: Recipe, plan: Plan, view: str, shard: int, pool: Executor
+    ) -> ShardOutputs:
+        """Begin the objects of a shard of a view; hashing and flushing may be done in ``pool``."""
+
+    def read_extents(self, source: ObjectReader, field: Field, shard: int, capacity: int) -> Extents:
+        """Find the rows of a field by looking into an open object of the right length.
+
+        Raises:
+            StoreDamagedError: Naming the object, if its structure is damaged.
+        """
+
+    def entry_check(self, fields: Sequence[Field], plan: Plan, shard: int) -> EntryCheck:
+        """A check of the bytes of a shard that are neither numbers of its rows nor an index of them."""

@@ -1,4 +1,4 @@
-"""The webdataset form: one tar a shard and view, whose members are plain files that ``webdataset`` decodes.
+"""The webdataset format: one tar a shard and view, whose members are plain files that ``webdataset`` decodes.
 
 A row is the members ``ROW.tokens.npy``, ``ROW.image.npy`` (where the view has images), ``ROW.cls`` and
 ``ROW.json``, ROW being the row's number in nine digits: a key with a dot in it would silently merge samples.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -23,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
-from shards.metadata.extents import ABSENT, Extents
-from shards.metadata.layout import Field
+from shards.formats.format import EntryCheck, Extents
+from shards.metadata.identity import Recipe
+from shards.metadata.index import ABSENT
+from shards.metadata.layout import Field, fields_of
 from shards.metadata.plan import Plan
 from shards.storage.location import Location
 from shards.storage.object_reader import ObjectReader
@@ -34,9 +35,41 @@ _BLOCK = 512
 _KEY_DIGITS = 9
 
 
-def shard_path(view: str, shard: int) -> str:
-    """Object that holds a shard of a view."""
-    return f"{view}/{shard:05d}.tar"
+class WebdatasetFormat:
+    """See `shards.formats.format.Format`."""
+
+    shares_objects = True
+    has_row_index = False
+
+    def object_path(self, field: Field, shard: int) -> str:
+        """See `Format.object_path`: the tar of the field's view."""
+        return f"{field.view}/{shard:05d}.tar"
+
+    def documents(self, recipe: Recipe) -> dict[str, bytes]:
+        """See `Format.documents`: a tar needs none."""
+        return {}
+
+    def open_outputs(
+        self, root: Location, recipe: Recipe, plan: Plan, view: str, shard: int, pool: Executor
+    ) -> TarShardFile:
+        """See `Format.open_outputs`."""
+        fields = fields_of(recipe, view)
+        return TarShardFile(root / self.object_path(fields[0], shard), fields, plan, shard, pool)
+
+    def read_extents(self, source: ObjectReader, field: Field, shard: int, capacity: int) -> Extents:
+        """See `Format.read_extents`: what the headers of all members say."""
+        return _scan_extents(source, field, shard, capacity)
+
+    def entry_check(self, fields: Sequence[Field], plan: Plan, shard: int) -> EntryCheck:
+        """See `Format.entry_check`: headers, label and description of a row follow from its numbers and the plan."""
+        members = RowMembers(fields, plan, shard)
+
+        def check(source: ObjectReader, slot: int, rows: Mapping[str, NDArray[Any]], start: int) -> bool:
+            parts = [bytes(part) for _, parts in members.of_row(slot, rows) for part in parts]
+            written = b"".join(parts)
+            return source.read(len(written), start - len(parts[0]) - len(parts[1])) == written
+
+        return check
 
 
 def row_key(row: int) -> str:
@@ -53,10 +86,10 @@ class RowMembers:
         self._first_row = shard * plan.capacity
         self._class_names = plan.class_names
 
-    def of_row(self, place: int, arrays: Mapping[str, NDArray[Any]]) -> list[tuple[str, list[Buffer]]]:
+    def of_row(self, slot: int, arrays: Mapping[str, NDArray[Any]]) -> list[tuple[str, list[Buffer]]]:
         """Field or suffix, and the bytes in parts, of each member of a row."""
-        row = self._first_row + place
-        record = self._records[place]
+        row = self._first_row + slot
+        record = self._records[slot]
         facts: dict[str, Any] = {"row": row, "key": record.key, "label": record.label}
         if 0 <= record.label < len(self._class_names):
             facts["class_name"] = self._class_names[record.label]
@@ -71,29 +104,29 @@ class RowMembers:
 
 
 class TarShardFile:
-    """Writes one shard of one view: all members of a row together, rows by ascending place."""
+    """Writes one shard of one view: all members of a row together, rows by ascending slot."""
 
     def __init__(
-        self, root: Location, fields: Sequence[Field], plan: Plan, shard: int, pool: Executor
+        self, path: Location, fields: Sequence[Field], plan: Plan, shard: int, pool: Executor
     ) -> None:
         self._fields = fields
         self._members = RowMembers(fields, plan, shard)
-        self._output = OutputFile(root / shard_path(fields[0].view, shard), pool)
+        self._output = OutputFile(path, pool)
         self.files = [self._output]
         self.all_new = True  # one object: whoever has published it has won all of it
         self.offsets = {field.name: np.full(plan.capacity, ABSENT, np.int64) for field in fields}
 
-    def write(self, first_place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Append the members of consecutive places: C-contiguous arrays [k, *row_shape] by field."""
+    def write(self, first_slot: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Append the members of consecutive slots: C-contiguous arrays [k, *row_shape] by field."""
         buffers: list[Buffer] = []
         position = self._output.position
         for index in range(len(arrays[self._fields[0].name])):
-            place = first_place + index
+            slot = first_slot + index
             rows = {name: array[index] for name, array in arrays.items()}
-            for name, parts in self._members.of_row(place, rows):
+            for name, parts in self._members.of_row(slot, rows):
                 if name in self.offsets:
                     # header of the member, header of the npy, then the numbers
-                    self.offsets[name][place] = position + sum(len(part) for part in parts[:2])
+                    self.offsets[name][slot] = position + sum(len(part) for part in parts[:2])
                 buffers += parts
                 position += sum(memoryview(part).nbytes for part in parts)
         self._output.write(buffers)
@@ -137,13 +170,12 @@ def _tar_header(name: str, size: int) -> bytes:
     return header[:148] + b"%06o\0 " % sum(header) + header[156:]
 
 
-def scan_extents(source: ObjectReader, field: Field, shard: int, capacity: int) -> Extents:
+def _scan_extents(source: ObjectReader, field: Field, shard: int, capacity: int) -> Extents:
     """Find the rows of a field by walking the headers of an open tar.
 
     Raises:
-        StoreDamagedError: Naming the file, if a header is damaged, a member is not one of this shard or out
-        of
-            order, or the end is missing.
+        StoreDamagedError: Naming the file, if a header is damaged, a member is not one of this shard, or the end is
+            missing.
     """
     offsets = np.full(capacity, ABSENT, np.int64)
     header = npy_header(field)
@@ -153,18 +185,18 @@ def scan_extents(source: ObjectReader, field: Field, shard: int, capacity: int) 
         key, dot, _ = name.partition(".")
         if not dot or len(key) < _KEY_DIGITS or not (key.isascii() and key.isdigit()):
             raise StoreDamagedError(f"{path}: member {name!r} is not named by a row; run `pipeline verify`")
-        place = int(key) - shard * capacity
-        if not 0 <= place < capacity:
+        slot = int(key) - shard * capacity
+        if not 0 <= slot < capacity:
             raise StoreDamagedError(
                 f"{path}: member {name!r} belongs to another shard; run `pipeline verify`"
             )
         if name == key + suffix:
             if size != len(header) + field.row_nbytes or source.read(len(header), offset) != header:
                 raise StoreDamagedError(f"{path}: member {name!r} is not an array of {field.row_shape}")
-            if offsets[place] != ABSENT:
+            if offsets[slot] != ABSENT:
                 raise StoreDamagedError(f"{path}: member {name!r} comes twice")
-            offsets[place] = offset + len(header)
-    sizes = np.where(offsets == ABSENT, 0, math.prod(field.row_shape) * field.dtype.numpy.itemsize)
+            offsets[slot] = offset + len(header)
+    sizes = np.where(offsets == ABSENT, 0, field.row_nbytes)
     return Extents(offsets, sizes.astype(np.int64))
 
 

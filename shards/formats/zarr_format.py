@@ -1,7 +1,7 @@
-"""The zarr form: one sharded zarr v3 array a field, one object a shard, one inner chunk a row.
+"""The zarr format: one sharded zarr v3 array a field, one object a shard, one inner chunk a row.
 
-The metadata and the shards are written here, byte for byte as zarr-python would write them, and read here
-too: a shard is its rows one after another, then an index of (offset, nbytes) pairs and the index's CRC32C.
+The shards are written here, byte for byte as zarr-python would write them, and read here too: a shard is its rows one
+after another, then an index of (offset, nbytes) pairs and the index's CRC32C.
 
 Source: zarr v3 core specification, https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html, and
 sharding-indexed codec, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html.
@@ -9,6 +9,7 @@ sharding-indexed codec, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sh
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -16,9 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
+from shards.formats.format import EntryCheck, Extents
 from shards.metadata.compression import field_codec
-from shards.metadata.extents import ABSENT, Extents
-from shards.metadata.layout import Field
+from shards.metadata.identity import Recipe
+from shards.metadata.index import ABSENT
+from shards.metadata.layout import ROOT, Field, fields_of
+from shards.metadata.plan import Plan
+from shards.metadata.zarr_documents import group_document, sharded_array_document
 from shards.storage.checksum import crc32c
 from shards.storage.location import Location
 from shards.storage.object_reader import ObjectReader
@@ -28,28 +33,82 @@ _NO_CHUNK = np.uint64(2**64 - 1)
 _CRC_BYTES = 4
 
 
-def shard_path(field: Field, shard: int) -> str:
-    """Object that holds a shard of a field."""
-    return "/".join([field.path, "c", str(shard), *("0" for _ in field.row_shape)])
+class ZarrFormat:
+    """See `shards.formats.format.Format`."""
+
+    shares_objects = False
+    has_row_index = True
+
+    def object_path(self, field: Field, shard: int) -> str:
+        """See `Format.object_path`: the chunk key of a shard that spans its rows."""
+        return "/".join([field.path, "c", str(shard), *("0" for _ in field.row_shape)])
+
+    def documents(self, recipe: Recipe) -> dict[str, bytes]:
+        """See `Format.documents`: a group a view, an array a field."""
+        documents: dict[str, bytes] = {}
+        for view in recipe.views:
+            documents[f"{view}/{ROOT}"] = group_document({})
+            for field in fields_of(recipe, view):
+                document = sharded_array_document(field, recipe.capacity, recipe.num_shards)
+                documents[f"{field.path}/{ROOT}"] = document
+        return documents
+
+    def open_outputs(
+        self, root: Location, recipe: Recipe, plan: Plan, view: str, shard: int, pool: Executor
+    ) -> ZarrOutputs:
+        """See `Format.open_outputs`."""
+        paths = {field: root / self.object_path(field, shard) for field in fields_of(recipe, view)}
+        return ZarrOutputs(paths, recipe.capacity, pool)
+
+    def read_extents(self, source: ObjectReader, field: Field, shard: int, capacity: int) -> Extents:
+        """See `Format.read_extents`: the index at the object's end, if it can be true."""
+        return _read_extents(source, field, capacity)
+
+    def entry_check(self, fields: Sequence[Field], plan: Plan, shard: int) -> EntryCheck:
+        """See `Format.entry_check`: there is nothing but rows and index."""
+        return lambda source, slot, rows, start: True
+
+
+class ZarrOutputs:
+    """See `shards.formats.format.ShardOutputs`: an object a field, but for those that are published already."""
+
+    def __init__(self, paths: Mapping[Field, Location], capacity: int, pool: Executor) -> None:
+        self._fields = {
+            field.name: ZarrShardFile(path, field, capacity, pool)
+            for field, path in paths.items()
+            if not path.exists()
+        }
+        self.all_new = len(self._fields) == len(paths)
+        self.files = [file.output for file in self._fields.values()]
+        self.offsets: dict[str, NDArray[np.int64]] = {}
+
+    def write(self, first_slot: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """See `ShardOutputs.write`."""
+        for name, file in self._fields.items():
+            file.write(first_slot, arrays[name])
+
+    def finish(self) -> list[str]:
+        """See `ShardOutputs.finish`."""
+        return [file.finish() for file in self._fields.values()]
 
 
 class ZarrShardFile:
-    """Writes one shard of one field: rows by ascending place, then the index."""
+    """Writes one shard of one field: rows by ascending slot, then the index."""
 
-    def __init__(self, root: Location, field: Field, shard: int, capacity: int, pool: Executor) -> None:
+    def __init__(self, path: Location, field: Field, capacity: int, pool: Executor) -> None:
         self._codec = field_codec(field)
         self._index = np.full((capacity, 2), _NO_CHUNK, np.uint64)
-        self.output = OutputFile(root / shard_path(field, shard), pool)
+        self.output = OutputFile(path, pool)
 
-    def write(self, first_place: int, rows: NDArray[Any]) -> None:
-        """Append C-contiguous rows [k, *row_shape] of consecutive places."""
+    def write(self, first_slot: int, rows: NDArray[Any]) -> None:
+        """Append C-contiguous rows [k, *row_shape] of consecutive slots."""
         if self._codec is None:
             buffers: list[Buffer] = [rows.data]
             sizes = np.full(len(rows), rows[0].nbytes)
         else:
             buffers = [self._codec.encode(row) for row in rows]
             sizes = np.array([len(buffer) for buffer in buffers])
-        entries = self._index[first_place : first_place + len(rows)]
+        entries = self._index[first_slot : first_slot + len(rows)]
         entries[:, 0] = self.output.position + np.cumsum(sizes) - sizes
         entries[:, 1] = sizes
         self.output.write(buffers)
@@ -61,7 +120,7 @@ class ZarrShardFile:
         return self.output.finish()
 
 
-def read_extents(source: ObjectReader, field: Field, capacity: int) -> Extents:
+def _read_extents(source: ObjectReader, field: Field, capacity: int) -> Extents:
     """Read the index at the end of an open shard and check that it can be true.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from shards.errors import UserError
-from shards.formats.format import object_path
+from shards.formats import object_path
 from shards.integrity.problem import Problem
 from shards.metadata.commit import CommitRecord, ObjectRecord
 from shards.metadata.identity import Recipe

@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
-from shards.formats.format import scan_extents
-from shards.formats.webdataset_format import RowMembers
+from shards.formats import RowLocator, format_of, scan_extents
 from shards.integrity.problem import Problem
 from shards.metadata.compression import field_codec, unpack_row
-from shards.metadata.extents import ABSENT, Extents
 from shards.metadata.identity import Recipe
-from shards.metadata.index import Index
+from shards.metadata.index import ABSENT, Index
 from shards.metadata.layout import Field
 from shards.metadata.plan import Plan
 from shards.storage.checksum import crc32c
@@ -42,7 +40,7 @@ def locate_damage(
     found = False
     with open_object(root / path) as source:
         try:
-            wrong = list(_wrong_rows(source, root, recipe, plan, index, fields, shard))
+            wrong = list(_wrong_rows(source, recipe, plan, index, fields, shard))
             if not wrong:
                 wrong = list(_respelled_rows(source, root, recipe, fields, shard))
         except StoreDamagedError as error:
@@ -57,7 +55,6 @@ def locate_damage(
 
 def _wrong_rows(
     source: ObjectReader,
-    root: Location,
     recipe: Recipe,
     plan: Plan,
     index: Index,
@@ -65,15 +62,12 @@ def _wrong_rows(
     shard: int,
 ) -> Iterator[tuple[int, str]]:
     part = slice(shard * recipe.capacity, (shard + 1) * recipe.capacity)
-    extents: dict[str, Extents] = {}
+    extents = {}
     for field in fields:
-        if recipe.format == "zarr":
-            extents[field.name] = scan_extents(root, recipe, field, shard)
-        else:
-            offsets = index.offsets(field.path)[part]
-            extents[field.name] = Extents(offsets, np.where(offsets == ABSENT, 0, field.row_nbytes))
+        offsets = None if format_of(recipe).has_row_index else index.offsets(field.path)
+        extents[field.name] = RowLocator(recipe, field, offsets)(source, shard)
     checksums = {field.name: index.checksums(field.path)[part] for field in fields}
-    members = RowMembers(fields, plan, shard) if recipe.format == "webdataset" else None
+    surroundings_intact = format_of(recipe).entry_check(fields, plan, shard)
     for place in range(plan.shard_size(shard)):
         arrays: dict[str, NDArray[Any]] = {}
         for field in fields:
@@ -85,11 +79,9 @@ def _wrong_rows(
                 yield place, f"{field.name} fails its checksum"
             else:
                 arrays[field.name] = row
-        if members is not None and len(arrays) == len(fields):
-            parts = [bytes(part) for _, parts in members.of_row(place, arrays) for part in parts]
-            written = b"".join(parts)
-            start = int(extents[fields[0].name].offsets[place]) - len(parts[0]) - len(parts[1])
-            if source.read(len(written), start) != written:
+        if len(arrays) == len(fields):
+            start = int(extents[fields[0].name].offsets[place])
+            if not surroundings_intact(source, place, arrays, start):
                 yield place, "a member's name, label or description is damaged"
 
 

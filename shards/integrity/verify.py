@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from shards.errors import StoreError, UserError
-from shards.formats.format import object_path
+from shards.formats import array_documents, object_path
 from shards.integrity.commit_check import commit_problems, difference, found_object
 from shards.integrity.damage import locate_damage
 from shards.integrity.problem import Problem
@@ -25,7 +25,7 @@ from shards.metadata.layout import FIELDS, INDEX, MANIFEST, PLAN, ROOT, Field, d
 from shards.metadata.manifest import Manifest
 from shards.metadata.plan import Plan, planned_rows
 from shards.metadata.repaired import read_plan
-from shards.metadata.root import array_documents, read_recipe, root_documents
+from shards.metadata.root import read_recipe, root_documents
 from shards.storage.atomic import is_temporary
 from shards.storage.location import Location, as_location, lists_objects, object_names
 from shards.writing.finalize import read_commits, small_objects

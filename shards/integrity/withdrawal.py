@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from shards.errors import StoreDamagedError
-from shards.formats.format import object_path
+from shards.formats import array_documents, object_path
 from shards.integrity.problem import Problem
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import FIELDS, INDEX, MANIFEST, commit_path, derived_path, fields_of
 from shards.metadata.plan import Plan
 from shards.metadata.repaired import read_plan, record_repaired
-from shards.metadata.root import array_documents, read_recipe
+from shards.metadata.root import read_recipe
 from shards.storage.location import Location
 from shards.writing.revisions import newest_revision
 

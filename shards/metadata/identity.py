@@ -18,6 +18,8 @@ from shards.errors import IdentityMismatchError, StoreDamagedError, UsageError
 from shards.values.dtypes import TOKEN_DTYPES
 
 FORMATS = ("zarr", "webdataset")
+COMPRESSED_FORMATS = ("zarr",)
+"""Formats whose rows may be compressed one by one."""
 COMPRESSIONS = ("blosc", "zstd")
 MIRRORED_VIEWS = {"flip": "center"}
 """Views whose image is the left-right mirror of another view's, so that it is not stored twice."""
@@ -217,7 +219,7 @@ class Recipe:
                 raise UsageError(
                     f"compression must be none or one of {', '.join(COMPRESSIONS)}, not {codec!r}"
                 )
-            if self.format != "zarr":
+            if self.format not in COMPRESSED_FORMATS:
                 raise UsageError(f"compression is zarr's own; a {self.format} store is written without it")
         self._check_code()
         if not self.views or len(set(self.views)) != len(self.views):

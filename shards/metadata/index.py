@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
 from shards.metadata.commit import CommitRecord
-from shards.metadata.extents import ABSENT
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import fields_of
 from shards.metadata.plan import Plan
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Commits = Mapping[tuple[str, int], CommitRecord]
+ABSENT = -1
+"""Offset of a row that is not there."""
 
 
 def bad_rows(recipe: Recipe, plan: Plan, commits: Commits) -> dict[int, str]:
@@ -62,7 +63,7 @@ def build_index(recipe: Recipe, plan: Plan, commits: Commits) -> pa.Table:
             records = [commits[view, shard] for shard in range(recipe.num_shards)]
             checksums = np.concatenate([record.crc32c[field.name] for record in records])
             columns[f"{field.path}/crc32c"] = pa.array(checksums[rows], pa.uint32())
-            if recipe.format == "webdataset":
+            if any(field.name in record.offsets for record in records):
                 offsets = np.concatenate([record.offsets[field.name] for record in records])
                 columns[f"{field.path}/offset"] = pa.array(offsets[rows], pa.int64())
     return pa.table(columns)

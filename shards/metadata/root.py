@@ -1,35 +1,19 @@
-"""The store's ``zarr.json`` files: the first says what the store is, the others what each array is."""
+"""The store's ``zarr.json`` files: those that say what a store is."""
 
 from __future__ import annotations
 
 import json
 
 from shards.errors import StoreDamagedError, UsageError
-from shards.metadata.code_arrays import code_documents
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import FORMAT_VERSION, PLAN, ROOT, derived_path, fields_of
-from shards.metadata.zarr_documents import group_document, sharded_array_document
+from shards.metadata.layout import FORMAT_VERSION, PLAN, ROOT, derived_path
+from shards.metadata.zarr_documents import group_document
 from shards.storage.location import Location, as_location
 
 
 def root_document(recipe: Recipe) -> bytes:
     """Content of the ``zarr.json`` of a store or revision; the same recipe gives the same bytes."""
     return group_document({"format_version": FORMAT_VERSION, "recipe": recipe.to_dict()})
-
-
-def array_documents(recipe: Recipe) -> dict[str, bytes]:
-    """Content by path of every ``zarr.json`` inside a store that follows from its recipe."""
-    documents: dict[str, bytes] = {}
-    if recipe.format == "zarr":
-        for view in recipe.views:
-            documents[f"{view}/{ROOT}"] = group_document({})
-            for field in fields_of(recipe, view):
-                documents[f"{field.path}/{ROOT}"] = sharded_array_document(
-                    field, recipe.capacity, recipe.num_shards
-                )
-    if recipe.dtype == "int8":
-        documents |= code_documents(recipe.encoder.width)
-    return documents
 
 
 def root_documents(begun: Recipe, recipe: Recipe, revision: int) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Rows of one field, out of any form of store, straight into a buffer of the caller's."""
+"""Rows of one field, out of a store of any format, straight into a buffer of the caller's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
+from shards.formats import RowLocator, object_path
 from shards.metadata.compression import field_codec
 from shards.metadata.layout import Field
 from shards.reading.open_files import OpenFiles
@@ -22,7 +23,6 @@ from shards.storage.checksum import crc32c
 
 Verify = Literal["first", "always", "never"]
 """When a row's CRC32C is checked: the first time this reader delivers it, every time, or never."""
-VERIFY_CHOICES: tuple[Verify, ...] = ("first", "always", "never")
 
 
 Numbers = NDArray[np.int64] | Sequence[int]
@@ -130,6 +130,30 @@ class CheckedReader(ABC):
     def _at(self, row: int) -> str:
         shard = row // self._capacity
         return f"row {row} of shard {shard} of {self._field.path}{self._where(shard)}"
+
+
+class ShardOpener:
+    """Opens a field's shards that lie on this machine.
+
+    Args:
+        root: The store.
+        locator: Finds the rows in an object.
+        mode: How bytes are read.
+    """
+
+    def __init__(self, root: Path, locator: RowLocator, mode: ReadMode) -> None:
+        self._root = root
+        self._locator = locator
+        self._mode = mode
+
+    def __call__(self, shard: int) -> ShardFile:
+        """Open one shard.
+
+        Raises:
+            StoreDamagedError: If its own index is damaged.
+        """
+        path = self._root / object_path(self._locator.recipe, self._locator.field, shard)
+        return ShardFile(path, lambda source: self._locator(source, shard), self._mode)
 
 
 class StoredReader(CheckedReader):

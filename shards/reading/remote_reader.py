@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
+from shards.formats.format import Extents
 from shards.metadata.commit import ObjectRecord
 from shards.metadata.compression import unpack_row
-from shards.metadata.extents import ABSENT, Extents
+from shards.metadata.index import ABSENT
 from shards.metadata.layout import Field
 from shards.reading.reader import CheckedReader, Verify
 from shards.storage.checksum import crc32c

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
-from shards.metadata.extents import ABSENT, Extents
+from shards.formats.format import Extents
+from shards.metadata.index import ABSENT
 from shards.storage.object_reader import LocalObject, ObjectReader
 
 ReadMode = Literal["auto", "mmap", "pread"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError, UsageError
-from shards.formats.format import object_path
+from shards.formats import RowLocator, format_of, object_path
 from shards.metadata.code_arrays import read_code
 from shards.metadata.given_statistics import GIVEN, GivenStatistics, read_given
 from shards.metadata.identity import MIRRORED_VIEWS, Recipe
@@ -25,10 +25,9 @@ from shards.metadata.plan import Plan, planned_rows
 from shards.metadata.root import read_recipe
 from shards.metadata.statistics_arrays import Statistics, error_path, merged_statistics
 from shards.reading.open_files import OPEN_FILES
-from shards.reading.reader import MirroredReader, RowReader, StoredReader, Verify
+from shards.reading.reader import MirroredReader, RowReader, ShardOpener, StoredReader, Verify
 from shards.reading.remote_reader import RemoteReader
 from shards.reading.shard_file import ReadMode
-from shards.reading.shard_opening import RowLocator, ShardOpener
 from shards.storage.location import Location, as_location
 from shards.storage.range_cache import RangeCache
 from shards.storage.remote_path import RemotePath
@@ -256,7 +255,7 @@ class Store:
 
     def _reader_of(self, field: Field, mode: ReadMode, verify: Verify) -> RowReader:
         recipe = self.recipe
-        offsets = self.index.offsets(field.path) if recipe.format == "webdataset" else None
+        offsets = None if format_of(recipe).has_row_index else self.index.offsets(field.path)
         locator = RowLocator(recipe, field, offsets)
         if isinstance(self.path, RemotePath):
             return RemoteReader(

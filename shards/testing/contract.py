@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
 from shards.integrity.verify import verify_store
-from shards.metadata.identity import EncoderIdentity, Recipe
+from shards.metadata.identity import COMPRESSED_FORMATS, COMPRESSIONS, FORMATS, EncoderIdentity, Recipe
 from shards.metadata.layout import Field, field_of, fields_of
 from shards.metadata.plan import Plan, SourceRecord
 from shards.reading.loader import Loader
@@ -60,12 +60,18 @@ class StoreKind:
         return "-".join(filter(None, (self.format, self.dtype, self.compression, self.image_compression)))
 
 
+def compressions(name: str) -> tuple[str | None, ...]:
+    """How rows may be compressed in a format."""
+    return (None, *COMPRESSIONS) if name in COMPRESSED_FORMATS else (None,)
+
+
 ALL_KINDS = tuple(
-    StoreKind(format=form, dtype=dtype, compression=compression, image_compression=compression)
-    for form, compression in (("zarr", None), ("zarr", "blosc"), ("zarr", "zstd"), ("webdataset", None))
+    StoreKind(format=name, dtype=dtype, compression=compression, image_compression=compression)
+    for name in FORMATS
+    for compression in compressions(name)
     for dtype in TOKEN_DTYPES
 )
-"""Every form with every storage type that tokens are written in."""
+"""Every format with every storage type that tokens are written in."""
 
 
 def tiny_encoder(grid: tuple[int, int] = (2, 3), width: int = 5) -> EncoderIdentity:
@@ -220,20 +226,20 @@ def store_kinds() -> st.SearchStrategy[StoreKind]:
     """Small stores of every form, storage type, size and set of views."""
 
     def fill_in(kind: StoreKind) -> st.SearchStrategy[StoreKind]:
-        compressions = [None, "blosc", "zstd"] if kind.format == "zarr" else [None]
+        choices = compressions(kind.format)
         rows = st.integers(0, kind.num_images - 1)
         return st.builds(
             replace,
             st.just(kind),
-            compression=st.sampled_from(compressions),
-            image_compression=st.sampled_from(compressions),
+            compression=st.sampled_from(choices),
+            image_compression=st.sampled_from(choices),
             num_shards=st.integers(1, kind.num_images),
             bad=st.dictionaries(rows, st.text("abc ", min_size=1, max_size=9), max_size=3),
         )
 
     return st.builds(
         StoreKind,
-        format=st.sampled_from(["zarr", "webdataset"]),
+        format=st.sampled_from(FORMATS),
         dtype=st.sampled_from(TOKEN_DTYPES),
         num_images=st.integers(1, 9),
         views=st.sampled_from([("center",), ("center", "flip"), ("center", "flip", "crop0")]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,25 @@ from shards.storage.location import object_names, read_objects
 
 
 def stock_rows(store: Store, view: str, name: str) -> dict[int, NDArray[Any]]:
-    """Every row of a field as zarr-python or webdataset sees it, by row; zarr gives fills for absent rows."""
-    if store.recipe.format == "zarr":
-        import zarr
+    """Every row of a field as the format's usual library sees it, by row; zarr gives fills for absent rows."""
+    return STOCK_ROWS[store.recipe.format](store, view, name)
 
-        array = zarr.open_array(str(store.path / view / name), mode="r")
-        return dict(enumerate(np.asarray(array[:])))
-    rows = {}
-    for sample in stock_samples(store, view):
-        rows[int(sample["__key__"])] = sample[f"{name}.npy"]
-    return rows
+
+def _zarr_rows(store: Store, view: str, name: str) -> dict[int, NDArray[Any]]:
+    import zarr
+
+    array = zarr.open_array(str(store.path / view / name), mode="r")
+    return dict(enumerate(np.asarray(array[:])))
+
+
+def _webdataset_rows(store: Store, view: str, name: str) -> dict[int, NDArray[Any]]:
+    return {int(sample["__key__"]): sample[f"{name}.npy"] for sample in stock_samples(store, view)}
+
+
+STOCK_ROWS: dict[str, Callable[[Store, str, str], dict[int, NDArray[Any]]]] = {
+    "zarr": _zarr_rows,
+    "webdataset": _webdataset_rows,
+}
 
 
 def stock_samples(store: Store, view: str) -> list[dict[str, Any]]:

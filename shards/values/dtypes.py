@@ -45,12 +45,6 @@ def storage_type(logical: str) -> StorageType:
     return _TYPES[logical]
 
 
-def fill_array(dtype: StorageType, shape: tuple[int, ...]) -> NDArray[Any]:
-    """An array holding nothing but the fill value."""
-    fill = np.nan if dtype.fill == "NaN" else dtype.fill
-    return np.full(shape, fill, dtype.numpy)
-
-
 def float32_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round float32 to bfloat16 (nearest, ties to even) and return its bits; NaN stays NaN."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)

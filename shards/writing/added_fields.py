@@ -10,7 +10,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from shards.formats.zarr_format import shard_path
+from shards.formats import format_of
 from shards.metadata.identity import MIRRORED_VIEWS
 from shards.metadata.layout import FIELDS, MANIFEST, field_of
 from shards.metadata.manifest import Manifest
@@ -45,30 +45,32 @@ def finished_fields(store: Location) -> dict[str, str]:
     }
 
 
-def link_images(store: Store, field: Location) -> bool:
+def link_images(store: Store, field: Location) -> str | None:
     """Give a field that has been begun the store's images, as further names of the same files.
 
     Whoever writes a shard of the field finds its images published, and takes them as they are.
 
     Args:
-        store: In zarr form; its images are those the field will have.
+        store: Its images are those the field will have.
         field: The field, begun with the store's plan.
 
     Returns:
-        Whether the file system can do that.
+        Why they have to be stored a second time; None if they need not be.
     """
+    if format_of(store.recipe).shares_objects:
+        return f"{store.recipe.format} objects hold them beside tokens"
     if not (isinstance(store.path, Path) and isinstance(field, Path)):
-        return False
+        return "files cannot be linked there"
     for view in store.views:
         if view in MIRRORED_VIEWS:
             continue
         for shard in range(store.recipe.num_shards):
-            name = shard_path(field_of(store.recipe, view, "image"), shard)
+            name = format_of(store.recipe).object_path(field_of(store.recipe, view, "image"), shard)
             (field / name).parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(store.path / name, field / name)
             except FileExistsError:
                 continue
             except OSError:
-                return False  # another device, or a file system without links
-    return True
+                return "files cannot be linked there"  # another device, or a file system without links
+    return None

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError, StoreIncompleteError
+from shards.formats import array_documents
 from shards.metadata.code_arrays import relative_error
 from shards.metadata.commit import CommitRecord, ObjectRecord
 from shards.metadata.given_statistics import given_objects
@@ -26,7 +27,6 @@ from shards.metadata.layout import (
 )
 from shards.metadata.manifest import Manifest
 from shards.metadata.plan import NO_LABEL, Plan
-from shards.metadata.root import array_documents
 from shards.metadata.statistics_arrays import error_objects, statistics_objects
 from shards.metadata.zarr_documents import group_document, plain_array_document
 from shards.storage.atomic import replace_atomically

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
-from shards.formats.format import object_path, scan_extents
+from shards.formats import format_of, object_path, scan_extents
 from shards.metadata.code_arrays import published_code
 from shards.metadata.commit import CommitRecord, ObjectRecord
 from shards.metadata.compression import unpack_row
-from shards.metadata.extents import ABSENT
 from shards.metadata.identity import Recipe
+from shards.metadata.index import ABSENT
 from shards.metadata.layout import Field, fields_of, moments_path
 from shards.metadata.plan import Plan
 from shards.storage.checksum import crc32c
@@ -116,7 +116,7 @@ def describe_shard(
             else:
                 sums[place] = crc32c(row)
         checksums[field.name] = sums
-        if recipe.format == "webdataset":
+        if not format_of(recipe).has_row_index:
             offsets[field.name] = scan_extents(root, recipe, field, shard).offsets
     moments = shard_moments(root, recipe, view, shard, present)
     unknown = "the worker that published this shard wrote no row"

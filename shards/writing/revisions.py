@@ -8,10 +8,11 @@ revision is begun by its ``zarr.json``, which names the recipe it is made with, 
 from __future__ import annotations
 
 from shards.errors import IdentityMismatchError, StoreIncompleteError
+from shards.formats import array_documents
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import FIELDS, INDEX, MANIFEST, REVISIONS, ROOT, WORK_DIR, derived_path
 from shards.metadata.manifest import Manifest
-from shards.metadata.root import array_documents, read_recipe, root_document
+from shards.metadata.root import read_recipe, root_document
 from shards.storage.atomic import publish_bytes
 from shards.storage.location import Location, lists_objects, object_names
 

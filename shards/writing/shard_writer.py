@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreError
-from shards.formats.format import object_path, open_outputs
+from shards.formats import format_of, object_path
 from shards.metadata.commit import CommitRecord, ObjectRecord
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import commit_path, fields_of, moments_path
@@ -62,7 +62,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(3, thread_name_prefix="shard-writer")
         try:
-            self._outputs = open_outputs(
+            self._outputs = format_of(self._recipe).open_outputs(
                 self._root, self._recipe, self._plan, self.view, self.shard, self._pool
             )
         except BaseException:

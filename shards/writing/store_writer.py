@@ -12,13 +12,14 @@ from pathlib import PurePosixPath
 from typing import Self
 
 from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
+from shards.formats import array_documents
 from shards.metadata.code_arrays import code_bytes, published_code
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import CODE_TABLE, FIELDS, MANIFEST, PLAN, ROOT, commit_path
 from shards.metadata.manifest import Manifest
 from shards.metadata.plan import Plan
 from shards.metadata.repaired import read_plan, record_repaired
-from shards.metadata.root import array_documents, read_recipe, root_document
+from shards.metadata.root import read_recipe, root_document
 from shards.storage.atomic import is_temporary, publish_bytes
 from shards.storage.location import Location, object_names
 from shards.storage.remote_path import RemotePath

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.formats.format import scan_extents
+from shards.formats import scan_extents
 from shards.integrity.problem import Problem
 from shards.integrity.verify import verify_store
 from shards.metadata.commit import CommitRecord

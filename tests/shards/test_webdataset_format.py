@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shards.errors import StoreDamagedError
-from shards.formats.format import scan_extents
+from shards.formats import scan_extents
 from shards.formats.webdataset_format import npy_header
 from shards.metadata.layout import field_of
 from shards.reading.store import Store

@@ -13,8 +13,8 @@ import zarr
 import zarr.codecs
 
 from shards.errors import StoreDamagedError
-from shards.formats.format import scan_extents
-from shards.formats.zarr_format import ZarrShardFile, shard_path
+from shards.formats import object_path, scan_extents
+from shards.formats.zarr_format import ZarrShardFile
 from shards.metadata.layout import field_of, fields_of
 from shards.metadata.zarr_documents import sharded_array_document
 from shards.testing.contract import StoreKind, build_store, expected_row, make_plan, make_recipe, same_bits
@@ -59,7 +59,7 @@ def test_a_shard_is_byte_for_byte_zarr_pythons(tmp_path, kind, missing):
         array = zarr_python_array(tmp_path / "theirs" / field.name, field, kind, 6)
         rows = np.array(array[:])
         with ThreadPoolExecutor(1) as pool:
-            file = ZarrShardFile(tmp_path / "ours", field, 0, 6, pool)
+            file = ZarrShardFile(tmp_path / "ours" / field.name, field, 6, pool)
             for place in sorted(set(range(6)) - set(missing)):
                 rows[place] = expected_row(field, place)
                 file.write(place, rows[place : place + 1])
@@ -105,7 +105,7 @@ def test_a_stock_reader_needs_nothing_but_zarr_for_labels_validity_and_statistic
 def shard(tmp_path):
     store = build_store(tmp_path / "store", StoreKind())
     field = field_of(store.recipe, "center", "tokens")
-    return store, field, store.path / shard_path(field, 1)
+    return store, field, store.path / object_path(store.recipe, field, 1)
 
 
 def test_an_index_that_fails_its_checksum_is_refused(shard):
