@@ -6,12 +6,17 @@
 The plain implementation below is what one writes from the paper's text: separate small steps in eager PyTorch, one
 module a line of the method. Both networks hold the same weights, are checked to agree, and run in turns in one
 process, so that a busy machine slows both. Prints the ratio of medians and writes JSON.
+
+`--network FILE.py:FUNCTION` adds a third network, to compare with somebody else's code: the function takes our
+configuration and returns a module that is called like ours, (x_t, t, y) -> velocity. Its weights are its own; with
+--compile it is compiled as one program.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import statistics
 import time
@@ -108,6 +113,18 @@ def trained_like(model: nn.Module) -> nn.Module:
     return model
 
 
+def third_network(place: str, config: DiTDHConfig) -> nn.Module:
+    """The network that a function in a file makes: FILE.py:FUNCTION."""
+    path, _, name = place.rpartition(":")
+    spec = importlib.util.spec_from_file_location("third_network", path)
+    assert spec is not None, f"--network takes FILE.py:FUNCTION, got {place}"
+    assert spec.loader is not None, f"--network takes FILE.py:FUNCTION, got {place}"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network: nn.Module = getattr(module, name)(config)
+    return network
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(
@@ -117,7 +134,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
-    parser.add_argument("--compile", action="store_true", help="compile ours; the plain one stays eager")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile ours by block and the third; the plain ones stay eager",
+    )
+    parser.add_argument("--network", help="a third network, FILE.py:FUNCTION")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--with-encoder", action="store_true", help="compare with the encoder in the loop instead"
@@ -147,8 +169,12 @@ def main() -> None:
         outputs = [network(x, t, y) for network in networks.values()]
     disagreement = max(((out - outputs[0]).norm() / outputs[0].norm()).item() for out in outputs[1:])
     assert disagreement < 1e-3, f"the networks disagree by {disagreement}"
+    if arguments.network:
+        networks["third"] = third_network(arguments.network, config).to(device)
     if arguments.compile:
-        networks["ours"] = torch.compile(ours)
+        ours.compile()
+        if "third" in networks:
+            networks["third"].compile()
 
     def step(network: nn.Module) -> float:
         network.zero_grad(set_to_none=True)

@@ -1,0 +1,144 @@
+"""Everything that wants a GPU, in at most eight minutes: figures first, tests last.
+
+    python benchmarks/on_gpu.py [--wheels FOLDER] [--minutes 8] [--only NAME,NAME] [--out runs/on_gpu]
+
+Parts run one after another, the most important first, each in a process of its own with a limit of its own. What a part
+prints goes to the terminal and to OUT/NAME.log at once, so that a machine that is taken away leaves what was measured.
+A bare machine needs PyTorch and, without a network, a folder of wheels to install the rest from (`pip download -d DIR
+-c constraints.txt '.[test]'` on another machine).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One measurement.
+
+    Attributes:
+        name: Its name; its log is named so.
+        command: Arguments of python, run in the repository's root.
+        seconds: When it is stopped, whatever it has printed by then.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int
+
+
+PARTS = (
+    Part("peak", ("benchmarks/on_gpu.py", "--peak"), 30),
+    Part(
+        "step-xl",
+        ("benchmarks/compiling.py", "--size", "xl", "--batch", "64", "--precision", "bf16", "--ways", "block"),
+        100,
+    ),
+    Part(
+        "encode",
+        ("benchmarks/encoding.py", "--device", "cuda:0", "--precision", "bfloat16", "--compile",
+         "--encoder", "vit_base_patch14_reg4_dinov2"),
+        120,
+    ),
+    Part(
+        "step-against-plain",
+        ("benchmarks/step.py", "--size", "xl", "--batch", "32", "--precision", "bf16", "--compile", "--steps", "5"),
+        90,
+    ),
+    Part("cost", ("benchmarks/cost.py", "--sizes", "xl", "--stages", "sample,decode", "--batch-size", "64"), 90),
+    Part("memory", ("benchmarks/memory.py", "--measure", "--out", "runs/on_gpu/memory.json"), 90),
+    Part("feed", ("benchmarks/feed.py",), 60),
+    Part("tests", ("-m", "pytest", "-m", "gpu", "-q", "-x"), 180),
+)  # fmt: skip
+"""In order of importance."""
+
+
+def run(part: Part, limit: float, folder: Path) -> str:
+    """Run a part for at most so many seconds; returns how it ended."""
+    begun = time.monotonic()
+    with (folder / f"{part.name}.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-u", *part.command],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        timer = threading.Timer(limit, lambda: os.killpg(process.pid, 9))
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"[{part.name}] {line}", end="", flush=True)
+            log.write(line)
+            log.flush()
+        code = process.wait()
+        timer.cancel()
+    seconds = time.monotonic() - begun
+    return f"{part.name}: {'stopped at its limit' if code == -9 else f'exit {code}'} after {seconds:.0f} s"
+
+
+def matrix_peak() -> None:
+    """Print what this GPU multiplies: a bfloat16 product of 8192³, the best of twenty."""
+    import torch
+
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    best = float("inf")
+    for _ in range(20):
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        torch.matmul(a, b)
+        ended.record()
+        torch.cuda.synchronize()
+        best = min(best, begun.elapsed_time(ended) / 1e3)
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}: {2 * 8192**3 / best / 1e12:.0f} TFLOP/s"
+    )
+
+
+def main() -> None:
+    """Run the parts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--wheels", type=Path, help="install what is missing from this folder first")
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--only", default=",".join(part.name for part in PARTS))
+    parser.add_argument("--out", type=Path, default=Path("runs/on_gpu"))
+    parser.add_argument("--peak", action="store_true", help="print this GPU's matrix peak and end")
+    arguments = parser.parse_args()
+    if arguments.peak:
+        matrix_peak()
+        return
+    end = time.monotonic() + 60 * arguments.minutes
+    if arguments.wheels:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links"]
+        subprocess.run([*pip, str(arguments.wheels), "-e", f"{ROOT}[test]"], check=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    endings = []
+    for part in PARTS:
+        left = end - time.monotonic()
+        if part.name not in arguments.only.split(","):
+            continue
+        if left < 10:
+            endings.append(f"{part.name}: no time left")
+            continue
+        endings.append(run(part, min(part.seconds, left), arguments.out))
+        print(endings[-1], flush=True)
+    (arguments.out / "summary.txt").write_text("\n".join(endings) + "\n")
+    print("\n".join(["", *endings]))
+
+
+if __name__ == "__main__":
+    main()
