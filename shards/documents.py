@@ -36,6 +36,10 @@ def read_document(
 
     try:
         return TypeAdapter(kind).validate_json(text, strict=True)
+    except UserError as refused:  # by the type's own check of its values
+        raise error(
+            f"{name} does not hold what it must: {refused}{f'; {remedy}' if remedy else ''}"
+        ) from None
     except ValidationError as invalid:
         faults = invalid.errors(include_url=False, include_context=False, include_input=False)
         named = [f"{'.'.join(map(_shown, fault['loc'])) or 'the text'}: {fault['msg']}" for fault in faults]

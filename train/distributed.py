@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from shards import UsageError
+from shards import FolderLock, UsageError, UserError
 from train.settings.config import Precision
 
 
@@ -114,6 +115,28 @@ class Team:
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    @contextmanager
+    def locked(self, folder: Path) -> Iterator[None]:
+        """Within this context no other command writes into a folder, which is made if it is not there.
+
+        The main process holds the lock; every process must enter.
+
+        Raises:
+            UserError: another command writes there.
+        """
+        with ExitStack() as held:
+            refused: str | None = None
+            if self.is_main_process:
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(FolderLock(folder))
+                except UserError as error:
+                    refused = str(error)
+            refused = self.gather(refused)[0]
+            if refused is not None:
+                raise UserError(refused)
+            yield
 
     def wait(self) -> None:
         """Wait until every process has come here."""

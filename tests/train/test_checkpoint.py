@@ -16,6 +16,8 @@ from train.engine.checkpoint import (
     prune,
     read_part,
     read_state,
+    require_intact,
+    require_intact_for_all,
     save_checkpoint,
 )
 
@@ -24,7 +26,7 @@ PARTS = {"model": {"a": torch.arange(3.0)}, "optimizer": {"b": torch.ones(2, 2, 
 
 def test_what_is_saved_is_read_back(tmp_path):
     path = save_checkpoint(tmp_path, 7, PARTS, {"window": [1.5]})
-    assert read_state(path) == (7, {"window": [1.5]})
+    assert (read_state(path).step, read_state(path).state) == (7, {"window": [1.5]})
     for part, tensors in PARTS.items():
         for name, tensor in tensors.items():
             assert torch.equal(read_part(path, part)[name], tensor)
@@ -33,9 +35,9 @@ def test_what_is_saved_is_read_back(tmp_path):
 def test_the_newest_has_the_highest_number(tmp_path):
     for step in (9, 100_000_000, 10):
         save_checkpoint(tmp_path, step, PARTS, {})
-    assert [read_state(path)[0] for path in checkpoints(tmp_path)] == [9, 10, 100_000_000]
+    assert [read_state(path).step for path in checkpoints(tmp_path)] == [9, 10, 100_000_000]
     prune(tmp_path, 1)
-    assert [read_state(path)[0] for path in checkpoints(tmp_path)] == [100_000_000]
+    assert [read_state(path).step for path in checkpoints(tmp_path)] == [100_000_000]
 
 
 def test_a_write_that_fails_leaves_the_one_before_and_is_cleared_away_by_the_next(tmp_path):
@@ -76,6 +78,74 @@ def test_a_part_is_read_tensor_by_tensor(tmp_path):
         assert torch.equal(stored["a"], PARTS["model"]["a"])
     with pytest.raises(UserError, match=r"model\.safetensors"), open_part(path, "model") as stored:
         stored["b"]
+
+
+def flip_a_bit(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("position", [9, -1], ids=["header", "tensors"])
+def test_one_flipped_bit_is_found_and_the_remedy_names_the_checkpoint_before(tmp_path, part, position):
+    save_checkpoint(tmp_path, 1, PARTS, {})
+    path = save_checkpoint(tmp_path, 2, PARTS, {})
+    require_intact(path, read_state(path))
+    flip_a_bit(path / f"{part}.safetensors", position)
+    for check in (require_intact, lambda *found: require_intact_for_all(*found, Team())):
+        with pytest.raises(UserError, match=rf"{part}\.safetensors is damaged.*continue from step-00000001"):
+            check(path, read_state(path))
+
+
+def test_a_checkpoint_from_before_digests_were_kept_is_read(tmp_path):
+    path = save_checkpoint(tmp_path, 1, PARTS, {"window": 3})
+    state = json.loads((path / "state.json").read_text())
+    del state["sha256"]
+    (path / "state.json").write_text(json.dumps(state))
+    assert read_state(path).state == {"window": 3}
+    require_intact(path, read_state(path))
+
+
+def test_a_folder_without_a_file_is_no_checkpoint(tmp_path):
+    path = save_checkpoint(tmp_path, 1, PARTS, {})
+    (tmp_path / "step-99999999999").mkdir()
+    assert checkpoints(tmp_path) == [path]
+    prune(tmp_path, 1)
+    assert path.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda text: "", "Invalid JSON"),
+        (lambda text: text[:50], "Invalid JSON"),
+        (lambda text: "[" * 200_000, "recursion limit"),
+        (lambda text: text.replace('"step": 2', '"step": "2"'), "step: "),
+        (lambda text: text.replace('"step": 2', '"step": 9'), "says step 9"),
+        (lambda text: text.replace('"files"', '"sizes"'), "files: "),
+        (lambda text: text.replace("model.safetensors", "../model.safetensors"), "other files"),
+    ],
+    ids=["empty", "cut", "deep", "text", "other step", "missing key", "other folder"],
+)
+def test_a_state_file_that_does_not_fit_is_one_line(tmp_path, damage, named):
+    save_checkpoint(tmp_path, 1, PARTS, {})
+    path = save_checkpoint(tmp_path, 2, PARTS, {})
+    file = path / "state.json"
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(UserError) as refused:
+        read_state(path)
+    assert str(file) in str(refused.value)
+    assert named in str(refused.value)
+    assert str(refused.value).endswith("continue from step-00000001")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_without_its_state_file_is_damaged(tmp_path):
+    path = save_checkpoint(tmp_path, 1, PARTS, {})
+    (path / "state.json").unlink()
+    with pytest.raises(UserError, match=r"state\.json is missing; remove .* to begin again"):
+        read_state(path)
 
 
 def test_another_version_and_a_missing_file_are_refused(tmp_path):

@@ -77,7 +77,7 @@ def test_a_file_from_before_a_setting_was_added_takes_its_default():
 def test_a_missing_or_broken_file_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match="no settings file"):
         load_settings(tmp_path / "config.json")
-    with pytest.raises(UserError, match="not JSON"):
+    with pytest.raises(UserError, match="Invalid JSON"):
         from_json("{", name="config.json")
 
 

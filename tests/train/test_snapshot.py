@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 
 from shards.errors import UsageError, UserError
 from train.engine.fine_tuning import LABEL_TABLE
 from train.weights.published import save_state_dict
 from train.weights.snapshot import load_snapshot
+from train.weights.tensor_files import save_tensors
 
 
 @pytest.fixture
@@ -100,3 +104,32 @@ def test_another_number_of_classes_keeps_everything_but_the_label_table(
 def test_another_network_is_refused(trained, tmp_path, train_here):
     with pytest.raises(UsageError, match="another network"):
         train_here("dit", tmp_path / "tuned", f"--max-steps 1 --init-from {trained} --model.depth 2")
+
+
+def test_one_flipped_bit_of_a_snapshot_is_found(trained):
+    content = bytearray(trained.read_bytes())
+    content[-100] ^= 1
+    trained.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        load_snapshot(trained)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda header: header["meta"].update(class_names=[1, 2]), "meta.class_names.0"),
+        (lambda header: header["meta"].pop("grid"), "meta.grid"),
+        (lambda header: header["meta"].update(colour="red"), "meta.colour"),
+        (lambda header: header.update(eps="small"), "eps"),
+        (lambda header: header["config"].update(width="wide"), "width"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_one_line_that_names_the_key(trained, tmp_path, change, named):
+    with safe_open(trained, framework="pt") as file:
+        header = json.loads(file.metadata()["rae-latents"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    change(header)
+    save_tensors(tmp_path / "changed.safetensors", tensors, header)
+    with pytest.raises(UserError, match=named) as refused:
+        load_snapshot(tmp_path / "changed.safetensors")
+    assert "\n" not in str(refused.value)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
-from train.engine.totals import Window
+import pytest
+
+from shards import UserError, read_document
+from train.engine.totals import Window, WindowState
 from train.report.metrics_file import read_metrics
 
 
@@ -25,7 +29,7 @@ def test_a_window_continues_from_its_state_through_json():
     for step, value in enumerate((0.1, 0.2, 0.7)):
         whole.add(1.0 + step, {"loss": (value, 3.0)})
     first.add(1.0, {"loss": (0.1, 3.0)})
-    second.load(json.loads(json.dumps(first.state())))
+    second.load(read_document(json.dumps(asdict(first.state())), WindowState, name="state.json"))
     second.add(2.0, {"loss": (0.2, 3.0)})
     second.add(3.0, {"loss": (0.7, 3.0)})
     assert second.means() == whole.means()
@@ -48,3 +52,11 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
     assert read_metrics(tmp_path / "nothing.jsonl") == []
+
+
+@pytest.mark.parametrize("line", ["{", "[3]", '{"loss": 0.5}', '{"step": 2, "loss": "low"}', "[" * 200_000])
+def test_a_broken_line_of_metrics_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "loss": 0.5}}\n{line}\n{{"step": 3, "loss": null}}\n')
+    with pytest.raises(UserError, match=r"^line 2 of .*metrics\.jsonl .*; remove the line$"):
+        read_metrics(path)

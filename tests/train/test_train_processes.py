@@ -140,7 +140,7 @@ def test_a_signal_ends_in_a_checkpoint_all_ranks_took_at_one_step(
             process.wait(10)
     newest = checkpoints(out / "checkpoints")
     assert newest, (tmp_path / "output").read_text()[-2000:]
-    step, _ = read_state(newest[-1])
+    step = read_state(newest[-1]).step
     assert step >= 2
     assert train_here("dit", out, f"--max-steps {step + 1}") == 0
     assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == list(range(1, step + 2))
@@ -177,7 +177,7 @@ def test_a_kill_during_a_checkpoint_never_loses_the_one_before(
     for moment in moments:
         kill_during_checkpoint(tmp_path / "run", arguments, moment)
         newest = checkpoints(tmp_path / "run/checkpoints")[-1]
-        step, _ = read_state(newest)
+        step = read_state(newest).step
         assert step > reached
         reached = step
     end = f"--max-steps {reached + 1} --checkpoint-every 1000"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
 
-from shards.errors import UsageError, UserError
+from shards import FolderLock, UsageError, UserError
 from train.engine.checkpoint import checkpoints
 from train.report.metrics_file import read_metrics
 
@@ -119,6 +121,39 @@ def test_another_store_is_refused(tmp_path, train_here, make_store):
     with pytest.raises(UserError, match="another store"):
         train_here("dit", tmp_path / "run", "--max-steps 2", store=other)
     assert train_here("dit", tmp_path / "run", "--max-steps 2 --allow-change store", store=other) == 0
+
+
+def test_a_damaged_newest_checkpoint_is_refused_and_without_it_the_run_continues_as_before(
+    tmp_path, train_here, checkpoint_tensors
+):
+    train_here("dit", tmp_path / "whole", "--max-steps 4")
+    train_here("dit", tmp_path / "run", "--max-steps 2 --checkpoint-every 1")
+    newest = tmp_path / "run/checkpoints/step-00000002"
+    weights = newest / "ema-0.5.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 128
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"ema-0\.5\.safetensors is damaged.*to continue from step-00000001"):
+        train_here("dit", tmp_path / "run", "--max-steps 4")
+    shutil.rmtree(newest)
+    assert train_here("dit", tmp_path / "run", "--max-steps 4") == 0
+    assert_same(*(checkpoint_tensors(tmp_path / name) for name in ("whole", "run")))
+
+
+def test_an_empty_folder_of_a_later_step_does_not_finish_a_run(tmp_path, train_here):
+    (tmp_path / "checkpoints/step-99999999999").mkdir(parents=True)
+    assert train_here("dit", tmp_path, "--max-steps 1") == 0
+    assert (tmp_path / "checkpoints/step-00000001/state.json").is_file()
+
+
+def test_a_second_trainer_in_the_same_directory_is_refused(tmp_path, train_here):
+    with (
+        FolderLock(tmp_path),
+        pytest.raises(UserError, match=f"is being written by process {os.getpid()} on "),
+    ):
+        train_here("dit", tmp_path, "--max-steps 1")
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+    assert train_here("dit", tmp_path, "--max-steps 1") == 0
 
 
 def test_old_checkpoints_are_pruned_and_milestones_kept(tmp_path, train_here):

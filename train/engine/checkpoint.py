@@ -1,7 +1,7 @@
 """Checkpoints: the state to resume, in a directory that is there whole or not at all.
 
     RUN/checkpoints/step-00001000/
-        state.json            version, step and the run's small state; sizes of the files beside it
+        state.json            version, step and the run's small state; size and SHA-256 of each file beside it
         model.safetensors     one file a part; whole tensors, whatever the number of processes
 
 The directory is written under a hidden name, flushed, and renamed at the end, so a killed write leaves the previous
@@ -11,25 +11,44 @@ where all of them see it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from shards import UserError
+from shards import UserError, fsync_dir, read_document, replace_atomically
 from train.distributed import Team
-from train.weights.tensor_files import open_tensors, save_tensors, sync
+from train.weights.tensor_files import open_tensors, save_tensors
 
 VERSION = 1
+STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
+_PART = re.compile(r"[\w.-]+\.safetensors")
 
 Parts = dict[str, dict[str, Tensor]]
 """Tensors by part and name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointState:
+    """What state.json holds."""
+
+    version: int
+    step: int
+    """Optimizer steps taken."""
+    files: dict[str, int]
+    """Bytes of each file beside it."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Digest of each file beside it; empty in checkpoints written before digests were kept."""
+    state: dict[str, Any]
+    """The run's small state, JSON values."""
 
 
 def save_checkpoint(
@@ -54,28 +73,33 @@ def save_checkpoint(
         for leftover in directory.glob(".step-*.tmp"):
             shutil.rmtree(leftover)
         temporary.mkdir()
-    for name, tensors in parts.items():
-        save_tensors(temporary / f"{name}.safetensors", tensors, write=write)
+    digests = {
+        f"{name}.safetensors": save_tensors(temporary / f"{name}.safetensors", tensors, write=write)
+        for name, tensors in parts.items()
+    }
     if not write:
         return final
-    sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
-    content = {"version": VERSION, "step": step, "files": sizes, "state": state}
-    (temporary / "state.json").write_text(json.dumps(content, indent=2) + "\n")
-    sync(temporary / "state.json")
-    sync(temporary)
+    content = {
+        "version": VERSION,
+        "step": step,
+        "files": {name: (temporary / name).stat().st_size for name in sorted(digests)},
+        "sha256": dict(sorted(digests.items())),
+        "state": state,
+    }
+    replace_atomically(temporary / STATE, f"{json.dumps(content, indent=2)}\n".encode())
     temporary.rename(final)
-    sync(directory)
+    fsync_dir(directory)
     return final
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    found = [path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=step_of)
+    """The checkpoints of a run, oldest first; a folder that holds nothing is none."""
+    named = (path for path in directory.glob("step-*") if _NAME.fullmatch(path.name))
+    return sorted((path for path in named if path.is_dir() and any(path.iterdir())), key=step_of)
 
 
 def newest_of_all(directory: Path, team: Team) -> Path | None:
-    """The newest checkpoint of a run, None where there is none; every process must ask.
+    """The newest checkpoint of a run, None where there is none; every process must call this.
 
     Args:
         directory: RUN/checkpoints.
@@ -106,25 +130,69 @@ def prune(directory: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def read_state(path: Path) -> tuple[int, dict[str, Any]]:
-    """Step and JSON state of a checkpoint, after comparing its files' sizes with what was written.
+def read_state(path: Path) -> CheckpointState:
+    """What a checkpoint's state.json holds, after comparing its files' sizes with what was written.
 
     Raises:
-        UserError: it is of another version, or a file is missing or has another size.
+        UserError: it is of another version or step, or a file is missing, has another size or is not valid.
     """
-    content = json.loads((path / "state.json").read_text())
-    if content["version"] != VERSION:
-        raise UserError(
-            f"{path} is a checkpoint of version {content['version']}; this program reads {VERSION}"
-        )
-    for name, size in content["files"].items():
-        file = path / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
+    file = path / STATE
+    if not file.is_file():
+        raise UserError(f"{file} is missing; {remedy(path)}")
+    found = read_document(file.read_bytes(), CheckpointState, name=file, remedy=remedy(path))
+    if found.version != VERSION:
+        raise UserError(f"{path} is a checkpoint of version {found.version}; this program reads {VERSION}")
+    if found.step != step_of(path):
+        raise UserError(f"{file} says step {found.step}; {remedy(path)}")
+    if any(_PART.fullmatch(name) is None for name in found.files) or (
+        found.sha256 and found.sha256.keys() != found.files.keys()
+    ):
+        raise UserError(f"{file} names other files than a checkpoint has; {remedy(path)}")
+    for name, size in found.files.items():
+        part = path / name
+        nbytes = part.stat().st_size if part.is_file() else None
+        if nbytes != size:
+            raise UserError(f"{part} should have {size} bytes and has {nbytes}; {remedy(path)}")
+    return found
+
+
+def require_intact(path: Path, state: CheckpointState, names: list[str] | None = None) -> None:
+    """Compare files of a checkpoint with the digests in its state.json.
+
+    Args:
+        path: the checkpoint.
+        state: what `read_state` returned.
+        names: the files to read; None: all of them.
+
+    Raises:
+        UserError: a byte of a file is not the one that was written.
+    """
+    for name in sorted(state.sha256) if names is None else names:
+        with (path / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != state.sha256[name]:
             raise UserError(
-                f"{file} should have {size} bytes and has {found}; remove {path} to continue from the one before"
+                f"{path / name} is damaged: its bytes are not those that were written; {remedy(path)}"
             )
-    return content["step"], content["state"]
+
+
+def require_intact_for_all(path: Path, state: CheckpointState, team: Team) -> None:
+    """As `require_intact`, with the files shared out among the processes; every process must call this."""
+    own = sorted(state.sha256)[team.rank :: team.world_size]
+    fault = None
+    try:
+        require_intact(path, state, own)
+    except UserError as error:
+        fault = str(error)
+    faults = [fault for fault in team.gather(fault) if fault is not None]
+    if faults:
+        raise UserError(faults[0])
+
+
+def remedy(path: Path) -> str:
+    """What to do about a damaged checkpoint."""
+    before = [other.name for other in checkpoints(path.parent) if step_of(other) < step_of(path)]
+    return f"remove {path} to " + (f"continue from {before[-1]}" if before else "begin again")
 
 
 def read_part(path: Path, part: str) -> dict[str, Tensor]:

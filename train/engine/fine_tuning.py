@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from shards import UsageError
+from shards import UsageError, read_document
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
 from train.weights.published import load_decoder, read_state_dict
@@ -53,7 +54,7 @@ def start_from(model: nn.Module, path: Path) -> LatentNormalizer | None:
 def _read(model: nn.Module, path: Path) -> tuple[dict[str, Tensor], LatentNormalizer | None]:
     if path.suffix == ".safetensors":
         with open_tensors(path) as (_, header):
-            ours = "config" in header
+            ours = "config" in read_document(header, dict[str, Any], name=path)
         if ours:
             snapshot = load_snapshot(path)
             return dict(snapshot.model.state_dict()), snapshot.normalizer

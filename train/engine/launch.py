@@ -13,7 +13,7 @@ import torch
 from shards import Store, UsageError, open_store, range_cache, replace_atomically, require_output_folder
 from train.distributed import Team, resolve_precision
 from train.engine.arithmetic import allow_tf32
-from train.engine.checkpoint import newest_of_all, step_of
+from train.engine.checkpoint import newest_of_all, read_state
 from train.engine.feed import Feed
 from train.engine.held_out import split_rows
 from train.engine.loop import Trainer
@@ -61,61 +61,86 @@ def launch(
     tracker = resolve_tracker(settings.tracker)
     with StopRequest() as stop:
         team = Team(sharding=settings.sharding, tracker=tracker, out=settings.out)
-        remember(settings, settings.out, team)
-        if finished(settings.out, settings.max_steps, team):
-            if team.is_main_process:
-                logger.info(
-                    "%s has already reached step %d; train on with a larger --max-steps",
-                    settings.out,
-                    settings.max_steps,
-                )
-            return 0
-        allow_tf32(allowed=settings.precision != "fp32")
-        torch.manual_seed(settings.seed)
-        rows, _ = split_rows(store.valid_rows, settings.held_out, seed=settings.seed)
-        task = build(settings, store, team)
-        trainer = Trainer(
-            task,
-            settings,
-            team,
-            steps_per_epoch=steps_per_epoch(len(rows), settings.global_batch_size),
-            facts={"encoder": store.recipe.encoder.id, "recipe": store.recipe.id},
-        )
-        trainer.resume()
-        feed = Feed(
-            store,
-            team,
-            fields=task.fields,
-            views=settings.views or (),
-            rows=rows,
-            seed=settings.seed,
-            global_batch_size=settings.global_batch_size,
-            micro_batch_size=settings.micro_batch_size,
-            start_sample=trainer.samples_seen,
-            threads=settings.threads,
-        )
-        journal = Journal(
-            team,
-            settings.out,
-            step=trainer.step,
-            max_steps=settings.max_steps,
-            settings=flat_values(settings),
-            tracker=tracker,
-            facts=start_summary(task.config, settings, store, world_size=team.world_size, step=trainer.step),
-        )
         try:
-            trainer.train(feed, journal, stop)
+            with team.locked(settings.out):
+                return run(settings, build, store, team, tracker, stop)
         finally:
-            feed.close()
-            journal.close()
             team.close()
-    if trainer.step < settings.max_steps:
+
+
+def run(
+    settings: _Settings,
+    build: Callable[[_Settings, Store, Team], Task],
+    store: Store,
+    team: Team,
+    tracker: str,
+    stop: StopRequest,
+) -> int:
+    """Begin or continue a run whose directory this command has locked; returns the exit code, as `launch` does.
+
+    Args:
+        settings: resolved settings.
+        build: makes the task.
+        store: the store.
+        team: the processes.
+        tracker: "tensorboard", "wandb" or "none".
+        stop: tells when to stop.
+    """
+    assert settings.out is not None
+    remember(settings, settings.out, team)
+    if finished(settings.out, settings.max_steps, team):
         if team.is_main_process:
             logger.info(
-                "stopped at step %d with a checkpoint; run the same command again to continue", trainer.step
+                "%s has already reached step %d; train on with a larger --max-steps",
+                settings.out,
+                settings.max_steps,
             )
-        return 128 + int(stop.signal or 15)
-    return 0
+        return 0
+    allow_tf32(allowed=settings.precision != "fp32")
+    torch.manual_seed(settings.seed)
+    rows, _ = split_rows(store.valid_rows, settings.held_out, seed=settings.seed)
+    task = build(settings, store, team)
+    trainer = Trainer(
+        task,
+        settings,
+        team,
+        steps_per_epoch=steps_per_epoch(len(rows), settings.global_batch_size),
+        facts={"encoder": store.recipe.encoder.id, "recipe": store.recipe.id},
+    )
+    trainer.resume()
+    feed = Feed(
+        store,
+        team,
+        fields=task.fields,
+        views=settings.views or (),
+        rows=rows,
+        seed=settings.seed,
+        global_batch_size=settings.global_batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        start_sample=trainer.samples_seen,
+        threads=settings.threads,
+    )
+    journal = Journal(
+        team,
+        settings.out,
+        step=trainer.step,
+        max_steps=settings.max_steps,
+        settings=flat_values(settings),
+        tracker=tracker,
+        facts=start_summary(task.config, settings, store, world_size=team.world_size, step=trainer.step),
+    )
+    try:
+        trainer.train(feed, journal, stop)
+    finally:
+        feed.close()
+        journal.close()
+    if trainer.step == settings.max_steps:
+        return 0
+    if team.is_main_process:
+        logger.info(
+            "stopped at step %d with a checkpoint; run the same command again to continue", trainer.step
+        )
+    return 128 + int(stop.signal or 15)
 
 
 def resolve(
@@ -167,13 +192,13 @@ def begun(out: Path, team: Team) -> bool:
 
 
 def finished(out: Path, max_steps: int, team: Team) -> bool:
-    """Whether the newest checkpoint has come to `max_steps`; every process must ask.
+    """Whether the newest checkpoint has come to `max_steps`; every process must call this.
 
     Raises:
-        UserError: the processes find different ones.
+        UserError: the processes find different ones, or it is damaged.
     """
     newest = newest_of_all(out / "checkpoints", team)
-    return newest is not None and step_of(newest) >= max_steps
+    return newest is not None and read_state(newest).step >= max_steps
 
 
 def snapshot_meta(settings: Settings, store: Store) -> Callable[[int, float], SnapshotMeta]:

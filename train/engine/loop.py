@@ -9,17 +9,29 @@ The loop knows neither network nor loss; a `Task` brings them. What it promises:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from shards import UserError
+from shards import UserError, read_document
 from train.distributed import Team, full_tensor, gradients_stay_local
-from train.engine.checkpoint import newest_of_all, open_part, prune, read_part, read_state, save_checkpoint
+from train.engine.checkpoint import (
+    STATE,
+    newest_of_all,
+    open_part,
+    prune,
+    read_part,
+    read_state,
+    remedy,
+    require_intact_for_all,
+    save_checkpoint,
+)
 from train.engine.ema import WeightAverages
 from train.engine.feed import Feed, MicroBatch
 from train.engine.lr import learning_rate
@@ -28,9 +40,21 @@ from train.engine.signals import StopRequest
 from train.engine.state import restore_parts, state_parts
 from train.engine.summary import expected_hours
 from train.engine.task import Task, sum_and_count
-from train.engine.totals import Seen, StepTotals, Window, stack_metrics
+from train.engine.totals import Seen, StepTotals, Window, WindowState, stack_metrics
 from train.report.tracking import Journal
 from train.settings.config import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """What a checkpoint holds of a run besides tensors."""
+
+    facts: dict[str, str]
+    """Identities of the store that is trained on."""
+    bad_steps: int
+    """Steps whose loss or gradient was not finite."""
+    window: WindowState
+    """Metrics since the last line."""
 
 
 class Trainer:
@@ -75,16 +99,19 @@ class Trainer:
         newest = newest_of_all(self.out / "checkpoints", self.team)
         if newest is None:
             return
-        step, state = read_state(newest)
-        if state["facts"] != self.facts and "store" not in self.settings.allow_change:
+        found = read_state(newest)
+        require_intact_for_all(newest, found, self.team)
+        state = read_document(json.dumps(found.state), RunState, name=newest / STATE, remedy=remedy(newest))
+        if state.facts != self.facts and "store" not in self.settings.allow_change:
             raise UserError(
-                f"{newest} was trained on another store ({state['facts']}, now {self.facts}); "
+                f"{newest} was trained on another store ({state.facts}, now {self.facts}); "
                 "give the store it was begun with, or insist with --allow-change store"
             )
         restore_parts(partial(open_part, newest), self.task.model, self.averages, self.optimizer)
         self.task.load_extra_state({name: read_part(newest, name) for name in self.task.extra_state()})
-        self.step, self._saved_step, self.bad_steps = step, step, state["bad_steps"]
-        self.window.load(state["window"])
+        self.step = self._saved_step = found.step
+        self.bad_steps = state.bad_steps
+        self.window.load(state.window)
 
     def train(self, feed: Feed, journal: Journal, stop: StopRequest) -> None:
         """Train until `max_steps` or until any process is told to stop; end with a checkpoint and a snapshot.
@@ -235,9 +262,9 @@ class Trainer:
         if self._saved_step == self.step:
             return
         parts = state_parts(self.task.model, self.averages, self.optimizer) | self.task.extra_state()
-        state = {"facts": self.facts, "bad_steps": self.bad_steps, "window": self.window.state()}
+        state = RunState(facts=self.facts, bad_steps=self.bad_steps, window=self.window.state())
         folder = self.out / "checkpoints"
-        save_checkpoint(folder, self.step, parts, state, write=self.team.is_main_process)
+        save_checkpoint(folder, self.step, parts, asdict(state), write=self.team.is_main_process)
         if self.team.is_main_process:
             prune(folder, self.settings.keep_checkpoints)
         self._saved_step = self.step

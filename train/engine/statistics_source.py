@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from shards import Store, UsageError
+from shards import Store, UsageError, read_document
 from train.models.normalizer import LatentNormalizer
 from train.weights.published import load_statistics
 from train.weights.tensor_files import open_tensors, save_tensors
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the header of a normaliser's file holds, as JSON."""
+
+    eps: float
+
 
 FILE_NAME = "normalizer.safetensors"
 
@@ -64,4 +73,5 @@ def load_normalizer(path: Path) -> LatentNormalizer:
     """Read what `save_normalizer` wrote."""
     with open_tensors(path) as (file, header):
         mean = file.get_tensor("mean") if "mean" in file.keys() else None  # noqa: SIM118 - not a dict
-        return LatentNormalizer(mean, file.get_tensor("variance"), header["eps"])
+        eps = read_document(header, _Header, name=f"the header of {path}").eps
+        return LatentNormalizer(mean, file.get_tensor("variance"), eps)

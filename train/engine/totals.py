@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -110,6 +110,20 @@ class StepTotals:
         return rows[broken.cpu().numpy()].tolist(), positions[broken]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WindowState:
+    """A window as a checkpoint holds it."""
+
+    names: list[str]
+    """Names of the metrics."""
+    sums: list[tuple[float, float]]
+    """Sum and weight of each."""
+    norm: float
+    """Sum of the gradient's norms."""
+    steps: int
+    """Steps in the window."""
+
+
 class Window:
     """Sums over the steps since the last line of metrics; part of a checkpoint, so that no line is lost."""
 
@@ -167,17 +181,13 @@ class Window:
             "data_wait": (waited - self._waited) / seconds,
         }
 
-    def state(self) -> dict[str, Any]:
-        """The sums as JSON values."""
-        return {
-            "names": list(self.names),
-            "sums": list(self._sums.values()),
-            "norm": self._norm,
-            "steps": self._steps,
-        }
+    def state(self) -> WindowState:
+        """The sums, for a checkpoint."""
+        sums = [(total, weight) for total, weight in self._sums.values()]
+        return WindowState(names=list(self.names), sums=sums, norm=self._norm, steps=self._steps)
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: WindowState) -> None:
         """Put back what `state` returned, unless the metrics have changed since."""
-        if state["names"] == list(self.names):
-            self._sums = {name: list(pair) for name, pair in zip(self.names, state["sums"], strict=True)}
-            self._norm, self._steps = state["norm"], state["steps"]
+        if state.names == list(self.names) and len(state.sums) == len(state.names):
+            self._sums = {name: list(pair) for name, pair in zip(state.names, state.sums, strict=True)}
+            self._norm, self._steps = state.norm, state.steps

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from shards import Positions, UsageError
+from shards import Positions, UsageError, read_document
 from train.models.flat_config import FlatConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -364,8 +364,6 @@ def config_from_dict(values: dict[str, Any]) -> ModelConfig:
     Raises:
         UsageError: a key is unknown or missing, or a value has the wrong type.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     kinds: dict[object, type[ModelConfig]] = {
         "dit": DiTConfig,
         "dit-dh": DiTDHConfig,
@@ -379,12 +377,9 @@ def config_from_dict(values: dict[str, Any]) -> ModelConfig:
             f"a model configuration's kind must be one of {', '.join(map(str, kinds))}; "
             f"got {values.get('kind')!r}"
         )
-    try:
-        # JSON, because strict Python values would refuse the lists that JSON makes of tuples.
-        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UsageError(f"not a valid configuration of a {values['kind']}: {found}") from error
+    return read_document(
+        json.dumps(values), kind, name=f"the configuration of a {values['kind']}", error=UsageError
+    )
 
 
 def swiglu_width(width: int, mlp_ratio: float) -> int:

@@ -7,10 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shards import UsageError, UserError
+from shards import UsageError, UserError, read_document
 from train.settings.config import DecoderSettings, DiTSettings, Settings
 
 VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """What a config.json holds."""
+
+    version: int
+    trainer: str
+    settings: dict[str, Any]
+
+
 _TRAINERS: dict[str, type[Settings]] = {"dit": DiTSettings, "decoder": DecoderSettings}
 
 
@@ -23,7 +34,7 @@ def to_json(settings: Settings) -> str:
     return json.dumps({"version": VERSION, "trainer": trainer, "settings": values}, indent=2) + "\n"
 
 
-def from_json(text: str, *, name: str) -> Settings:
+def from_json(text: str | bytes, *, name: str) -> Settings:
     """Read what `to_json` wrote.
 
     Args:
@@ -34,27 +45,15 @@ def from_json(text: str, *, name: str) -> Settings:
         UserError: it is not JSON, of another version, has an unknown key or a wrong type, or lacks a setting that has
             no default.
     """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        saved = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name} is not JSON: {error}") from error
-    if (
-        not isinstance(saved, dict)
-        or saved.get("version") != VERSION
-        or saved.get("trainer") not in _TRAINERS
-    ):
-        raise UserError(f"{name} does not hold settings of version {VERSION} of a trainer of ours")
-    try:
-        settings: Settings = TypeAdapter(_TRAINERS[saved["trainer"]]).validate_json(
-            json.dumps(saved["settings"]), strict=True
+    saved = read_document(text, _Saved, name=name)
+    if saved.version != VERSION or saved.trainer not in _TRAINERS:
+        raise UserError(
+            f"{name} does not hold settings that this program reads: it says version {saved.version} of the trainer "
+            f"{saved.trainer!r}; there is version {VERSION} of {' and '.join(_TRAINERS)}"
         )
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UserError(f"{name} holds settings that do not fit: {found}") from error
-    # pydantic passes over unknown keys; what it made of the text does not hold them.
-    unknown = sorted(set(_flat(saved)) - set(_flat(json.loads(to_json(settings)))))
+    settings: Settings = read_document(json.dumps(saved.settings), _TRAINERS[saved.trainer], name=name)
+    # Unknown keys are passed over; what was made of the text does not hold them.
+    unknown = sorted(set(_flat(saved.settings)) - set(_flat(json.loads(to_json(settings))["settings"])))
     if unknown:
         raise UserError(f"{name} has unknown settings: {', '.join(unknown)}")
     return settings
@@ -68,7 +67,7 @@ def load_settings(path: Path) -> Settings:
     """
     if not path.is_file():
         raise UserError(f"there is no settings file {path}")
-    return from_json(path.read_text(), name=str(path))
+    return from_json(path.read_bytes(), name=str(path))
 
 
 def changed_settings(before: Settings, now: Settings) -> dict[str, str]:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from shards import EncoderIdentity, UserError
+from shards import EncoderIdentity, UserError, read_document
 from train.models.build import build_model
 from train.models.config import ModelConfig, ViTDecoderConfig, config_from_dict, config_to_dict
 from train.models.flat_config import FlatConfig
-from train.models.normalizer import LatentNormalizer
-from train.weights.tensor_files import open_tensors, save_tensors
+from train.models.normalizer import EPS, LatentNormalizer
+from train.weights.tensor_files import open_tensors, require_intact, save_tensors
 
 FORMAT = "rae-latents snapshot 1"
 _NORMALIZER = "normalizer."
@@ -28,6 +28,8 @@ _NORMALIZER = "normalizer."
 @dataclass(frozen=True, kw_only=True)
 class SnapshotMeta:
     """Where a snapshot comes from."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     encoder: dict[str, Any]
     """The encoder's identity, as `EncoderIdentity.to_dict` gives it."""
@@ -57,11 +59,15 @@ class SnapshotMeta:
         """Digest of the encoder's identity."""
         return EncoderIdentity.from_dict(self.encoder).id
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read back JSON values."""
-        lists = {"class_names": tuple(values["class_names"]), "grid": tuple(values["grid"])}
-        return cls(**{**values, **lists})
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What a snapshot's header holds, as JSON."""
+
+    format: str
+    config: dict[str, Any]
+    meta: SnapshotMeta
+    eps: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +119,7 @@ def save_snapshot(
         "meta": dataclasses.asdict(meta),
         "eps": None if normalizer is None else normalizer.eps,
     }
-    save_tensors(path, {**weights, **statistics}, header, write=write)
+    save_tensors(path, {**weights, **statistics}, header, write=write, embed_digest=True)
 
 
 def is_snapshot(path: Path) -> bool:
@@ -132,7 +138,7 @@ def is_snapshot(path: Path) -> bool:
     if not safetensors:
         return False
     with open_tensors(path) as (_, header):
-        return "format" in header
+        return "format" in read_document(header, dict[str, Any], name=path)
 
 
 def load_snapshot(path: Path, device: torch.device | str = "cpu") -> Snapshot:
@@ -142,19 +148,22 @@ def load_snapshot(path: Path, device: torch.device | str = "cpu") -> Snapshot:
         UserError: there is no such file, or it is not a snapshot of this version.
     """
     with open_tensors(path, device) as (file, header):
-        if header.get("format") != FORMAT:
+        said = read_document(header, dict[str, Any], name=path).get("format")
+        if said != FORMAT:
             raise UserError(
-                f"{path} is not a snapshot: its header says format {header.get('format')!r}, not {FORMAT!r}; "
+                f"{path} is not a snapshot: its header says format {said!r}, not {FORMAT!r}; "
                 "give RUN/snapshots/latest.safetensors of a training run"
             )
+        about = read_document(header, _Header, name=f"the header of {path}")
+        require_intact(path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    config = config_from_dict(header["config"])
+    config = config_from_dict(about.config)
     with torch.device(device):
         model = build_model(config)
     model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(_NORMALIZER)})
     normalizer = None
     if f"{_NORMALIZER}variance" in tensors:
         mean = tensors.get(f"{_NORMALIZER}mean")
-        normalizer = LatentNormalizer(mean, tensors[f"{_NORMALIZER}variance"], header["eps"]).to(device)
-    meta = SnapshotMeta.from_dict(header["meta"])
-    return Snapshot(model=model.eval(), config=config, normalizer=normalizer, meta=meta)
+        eps = EPS if about.eps is None else about.eps
+        normalizer = LatentNormalizer(mean, tensors[f"{_NORMALIZER}variance"], eps).to(device)
+    return Snapshot(model=model.eval(), config=config, normalizer=normalizer, meta=about.meta)
