@@ -216,8 +216,7 @@ def _evaluate(samples: Path, reference: Path, plan: GenerationPlan, team: Team) 
         reference,
         plan.metrics,
         team,
-        inception_weights=settings.feature_weights,
-        dinov2_weights=settings.dinov2_weights,
+        weights={"inception": settings.feature_weights, "dinov2": settings.dinov2_weights},
     )
     cautions = comparison.cautions + generation_cautions(
         plan.num, comparison.reference_kind, comparison.reference_count, settings.protocol, reference.name

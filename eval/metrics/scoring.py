@@ -1,20 +1,111 @@
-"""Features → moments → metrics for one set of images against a reference."""
+"""Features → moments → metrics for one set of images against a reference, by a table of metrics.
+
+To add a metric: a pure function in `eval.metrics.set_distances`, a row in `METRICS`, its name in
+`eval.settings.SetMetric`. To add a feature network: a class like `eval.metrics.features.InceptionFeatures`, and a row
+in `NETWORKS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from eval.images.sources import ImageSource, NpzImages
+from eval.images.sources import NpzImages
 from eval.metrics.extraction import FeatureSet, extract
-from eval.metrics.features import DinoFeatures, FeatureName, InceptionFeatures
+from eval.metrics.features import DinoFeatures, FeatureName, FeatureNetwork, InceptionFeatures
 from eval.metrics.reference import Reference, load_reference
 from eval.metrics.set_distances import frechet_distance, inception_score, precision_recall
 from eval.settings import SetMetric
 from train.distributed import Team
+
+NetworkName = Literal["inception", "dinov2"]
+
+NETWORKS: dict[NetworkName, Callable[[str, torch.device], FeatureNetwork]] = {
+    "inception": InceptionFeatures,
+    "dinov2": DinoFeatures,
+}
+"""Feature networks by name; each is made of its weights (`public`, a file or `random:SEED`) and a device."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What a metric compares: features of the samples with those of the reference.
+
+    Attributes:
+        reference: Mean and covariance of its features, and its manifold.
+        samples: Moments of the samples' features, and those kept.
+        device: Where distances may be computed.
+    """
+
+    reference: Reference
+    samples: FeatureSet
+    device: torch.device
+
+    def frechet(self, feature: FeatureName) -> float:
+        """Fréchet distance of a feature."""
+        return frechet_distance(self.reference.gaussians[feature], self.samples.gaussian(feature))
+
+    def precision_recall(self) -> tuple[float, float]:
+        """Precision and recall on `pool` features."""
+        assert self.reference.manifold is not None
+        real, generated = (
+            torch.from_numpy(side).to(self.device)
+            for side in (self.reference.manifold, self.samples.features("pool"))
+        )
+        return precision_recall(real, generated)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric on sets of features.
+
+    Attributes:
+        network: Whose features.
+        values: Figures by name of the two sides; called on the main process.
+        moments: Features whose mean and covariance it compares.
+        keep: Features it needs of every single sample.
+        manifold: Whether it needs `pool` features of every single reference image.
+    """
+
+    network: NetworkName
+    values: Callable[[Sides], dict[str, float]]
+    moments: frozenset[FeatureName] = frozenset()
+    keep: frozenset[FeatureName] = frozenset()
+    manifold: bool = False
+
+
+METRICS: dict[SetMetric, Metric] = {
+    "fid": Metric(
+        network="inception",
+        values=lambda sides: {"fid": sides.frechet("pool")},
+        moments=frozenset({"pool"}),
+    ),
+    "sfid": Metric(
+        network="inception",
+        values=lambda sides: {"sfid": sides.frechet("spatial")},
+        moments=frozenset({"spatial"}),
+    ),
+    "is": Metric(
+        network="inception",
+        values=lambda sides: {"is": inception_score(sides.samples.features("logits"))},
+        keep=frozenset({"logits"}),
+    ),
+    "precision_recall": Metric(
+        network="inception",
+        values=lambda sides: dict(zip(("precision", "recall"), sides.precision_recall(), strict=True)),
+        keep=frozenset({"pool"}),
+        manifold=True,
+    ),
+    "fd_dinov2": Metric(
+        network="dinov2",
+        values=lambda sides: {"fd_dinov2": sides.frechet("cls")},
+        moments=frozenset({"cls"}),
+    ),
+}
 
 
 @dataclass(kw_only=True)
@@ -22,7 +113,7 @@ class Comparison:
     """Metrics of a set of images, and what they were computed with."""
 
     metrics: dict[str, float] = field(default_factory=dict)
-    """By name; on the leading process only."""
+    """By name; on the main process only."""
     reference_kind: str = ""
     reference_count: int | None = None
     networks: dict[str, str] = field(default_factory=dict)
@@ -36,95 +127,54 @@ def compare(
     metrics: Sequence[SetMetric],
     team: Team,
     *,
-    inception_weights: str,
-    dinov2_weights: str,
+    weights: Mapping[NetworkName, str],
 ) -> Comparison:
     """Compare the samples in an .npz with a reference; every process of the team must call.
 
     Args:
         samples: The .npz.
-        reference: Image folder, store, .npz of images, or published statistics.
+        reference: Images as `pipeline encode` takes them, a store, an .npz of images, or published statistics.
         metrics: Which metrics.
         team: Processes that share the work.
-        inception_weights: See `eval.metrics.features.InceptionFeatures`.
-        dinov2_weights: See `eval.metrics.features.DinoFeatures`.
+        weights: Of each feature network: `public`, a file, or `random:SEED`.
 
     Raises:
         UserError: The two cannot be compared.
     """
     images = NpzImages(samples)
     found = Comparison()
-    if any(metric != "fd_dinov2" for metric in metrics):
-        network = InceptionFeatures(inception_weights, team.device)
+    for name, make_network in NETWORKS.items():
+        wanted = [METRICS[metric] for metric in metrics if METRICS[metric].network == name]
+        if not wanted:
+            continue
+        network = make_network(weights[name], team.device)
         found.networks[network.name] = network.digest
+        moments = {feature for metric in wanted for feature in metric.moments}
         side = load_reference(
             reference,
             images.image_size,
             network,
             team,
-            features=needed_moments(metrics),
-            manifold="precision_recall" in metrics,
+            features=moments,
+            manifold=any(metric.manifold for metric in wanted),
         )
-        if side.kind == "statistics" and inception_weights != "public":
+        if side.kind == "statistics" and weights[name] != "public":
             found.cautions.append(
-                f"{reference.name} holds statistics of the public Inception weights, compared here with features "
-                f"of {inception_weights}"
+                f"{reference.name} holds statistics of the public {network.name} weights, compared here with "
+                f"features of {weights[name]}"
             )
         features = extract(
             images,
             network,
             team,
-            moments=needed_moments(metrics),
-            keep=needed_features(metrics),
-            label="features of the samples",
+            moments=moments,
+            keep={feature for metric in wanted for feature in metric.keep},
+            label=f"{network.name} of the samples",
         )
         if team.is_main_process:
-            found.metrics |= inception_metrics(features, side, metrics, team.device)
-        found.reference_kind, found.reference_count = side.kind, side.count
-    if "fd_dinov2" in metrics:
-        _add_dinov2(found, images, reference, team, dinov2_weights)
+            sides = Sides(side, features, team.device)
+            for metric in wanted:
+                found.metrics |= metric.values(sides)
+        if not found.reference_kind:
+            found.reference_kind, found.reference_count = side.kind, side.count
     return found
-
-
-def needed_moments(metrics: Sequence[SetMetric]) -> set[FeatureName]:
-    """Inception features whose mean and covariance these metrics compare."""
-    names: dict[SetMetric, FeatureName] = {"fid": "pool", "sfid": "spatial"}
-    return {names[metric] for metric in metrics if metric in names}
-
-
-def needed_features(metrics: Sequence[SetMetric]) -> set[FeatureName]:
-    """Inception features these metrics need of every single image."""
-    names: dict[SetMetric, FeatureName] = {"is": "logits", "precision_recall": "pool"}
-    return {names[metric] for metric in metrics if metric in names}
-
-
-def inception_metrics(
-    features: FeatureSet, reference: Reference, metrics: Sequence[SetMetric], device: torch.device
-) -> dict[str, float]:
-    """The metrics on Inception features, by name; pure but for the device it computes distances on."""
-    found: dict[str, float] = {}
-    if "fid" in metrics:
-        found["fid"] = frechet_distance(reference.gaussians["pool"], features.gaussian("pool"))
-    if "sfid" in metrics:
-        found["sfid"] = frechet_distance(reference.gaussians["spatial"], features.gaussian("spatial"))
-    if "is" in metrics:
-        found["is"] = inception_score(features.features("logits"))
-    if "precision_recall" in metrics:
-        assert reference.manifold is not None
-        real, generated = (
-            torch.from_numpy(side).to(device) for side in (reference.manifold, features.features("pool"))
-        )
-        found["precision"], found["recall"] = precision_recall(real, generated)
-    return found
-
-
-def _add_dinov2(found: Comparison, images: ImageSource, reference: Path, team: Team, weights: str) -> None:
-    network = DinoFeatures(weights, team.device)
-    found.networks[network.name] = network.digest
-    names: set[FeatureName] = {"cls"}
-    side = load_reference(reference, images.image_size, network, team, features=names, manifold=False)
-    features = extract(images, network, team, moments=names, keep=set(), label="DINOv2 of the samples")
-    if team.is_main_process:
-        found.metrics["fd_dinov2"] = frechet_distance(side.gaussians["cls"], features.gaussian("cls"))
-    if not found.reference_kind:
-        found.reference_kind, found.reference_count = side.kind, side.count
