@@ -62,11 +62,12 @@ if TYPE_CHECKING:
     from shards.sources.reading import BadImageError as BadImageError
     from shards.sources.reading import SourceReader as SourceReader
     from shards.storage.atomic import fsync_dir as fsync_dir
-    from shards.storage.atomic import publish_bytes as publish_bytes
-    from shards.storage.atomic import replace_atomically as replace_atomically
     from shards.storage.atomic import replacing as replacing
     from shards.storage.location import Location as Location
     from shards.storage.location import as_location as as_location
+    from shards.storage.location import beside as beside
+    from shards.storage.location import publish_bytes as publish_bytes
+    from shards.storage.location import replace_atomically as replace_atomically
     from shards.storage.lock import FolderLock as FolderLock
     from shards.storage.range_cache import range_cache as range_cache
     from shards.storage.remote_calls import RemoteError as RemoteError
@@ -130,8 +131,8 @@ _MODULES = {
     "shards.sources.find": ["find_images"],
     "shards.sources.found": ["FoundImage"],
     "shards.sources.reading": ["BadImageError", "SourceReader"],
-    "shards.storage.atomic": ["fsync_dir", "publish_bytes", "replace_atomically", "replacing"],
-    "shards.storage.location": ["Location", "as_location"],
+    "shards.storage.atomic": ["fsync_dir", "replacing"],
+    "shards.storage.location": ["Location", "as_location", "beside", "publish_bytes", "replace_atomically"],
     "shards.storage.lock": ["FolderLock"],
     "shards.storage.range_cache": ["range_cache"],
     "shards.storage.remote_calls": ["RemoteError"],

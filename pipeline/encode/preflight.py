@@ -11,12 +11,13 @@ from pipeline.encode.claims import Task
 from pipeline.encode.decoding import BatchDecoder, DecodedBatch, batch_length
 from pipeline.encode.devices import named_devices
 from pipeline.encode.job import decode_threads_for
-from pipeline.encode.space import free_bytes, gigabytes
+from pipeline.encode.space import gigabytes
 from pipeline.encoders.encoder import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
 from shards import TOKEN_DTYPES, Plan, Recipe, even_spread, storage_type, usable_cores
 from shards.metadata.layout import field_of
+from shards.storage.location import free_bytes
 
 _SAMPLE = 256
 _TIMED_SECONDS = 2.0

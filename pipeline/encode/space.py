@@ -1,21 +1,10 @@
 """Room on the disk, asked for before long work is begun."""
 
-import shutil
 from collections.abc import Collection
 
-from shards import Location, Plan, Recipe, RemotePath, UserError
+from shards import Location, Plan, Recipe, UserError
 from shards.metadata.layout import commit_path, fields_of
-from shards.storage.location import object_sizes
-
-
-def free_bytes(path: Location) -> int | None:
-    """Bytes that can still be written where ``path`` is, or will be; None on a server, which does not say."""
-    if isinstance(path, RemotePath):
-        return None
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+from shards.storage.location import free_bytes, object_sizes
 
 
 def require_space(path: Location, nbytes: int) -> None:

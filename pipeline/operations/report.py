@@ -17,7 +17,7 @@ from pipeline.operations.facts import store_facts
 from pipeline.operations.facts_text import aggregation_text, work_done
 from pipeline.operations.token_pictures import principal_colours
 from pipeline.settings.operations import ReportConfig
-from shards import Location, Store, StoreWriter, UsageError, even_spread, open_store
+from shards import Location, Store, StoreWriter, UsageError, beside, even_spread, open_store
 from shards.writing.finalize import Commits, found_commits, read_commits
 
 _SAMPLES = 16
@@ -253,5 +253,4 @@ def _picture(source: str, description: str) -> str:
 
 def default_page(store: Location) -> Path:
     """Where the page of a store goes: beside it, or for a URL into the working folder."""
-    name = f"{store.name}.html"
-    return store.with_name(name) if isinstance(store, Path) else Path(name)
+    return beside(store, f"{store.name}.html")

@@ -9,7 +9,7 @@ import tyro
 
 from pipeline.settings.layers import parse_layers
 from pipeline.settings.location_argument import LocationArgument
-from shards import UsageError
+from shards import UsageError, beside
 
 DEFAULT_SOURCE = "data/imagenet/train"
 DEFAULT_ENCODER = "vit_base_patch14_reg4_dinov2"
@@ -249,5 +249,4 @@ class EncodeConfig:
         """Where progress and errors are written."""
         if self.work.log_dir is not None:
             return self.work.log_dir
-        out, name = self.store.out, f"{self.store.out.name}.logs"
-        return out.with_name(name) if isinstance(out, Path) else Path(name)
+        return beside(self.store.out, f"{self.store.out.name}.logs")

@@ -13,8 +13,8 @@ from shards.metadata.code_arrays import code_documents
 from shards.metadata.identity import Recipe
 from shards.metadata.index import ABSENT
 from shards.metadata.layout import Field
-from shards.storage.location import Location
-from shards.storage.object_reader import ObjectReader, open_object
+from shards.storage.location import Location, open_object
+from shards.storage.object_reader import ObjectReader
 
 FORMATS: dict[str, Format] = {"zarr": ZarrFormat(), "webdataset": WebdatasetFormat()}
 

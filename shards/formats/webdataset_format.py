@@ -27,9 +27,9 @@ from shards.metadata.identity import Recipe
 from shards.metadata.index import ABSENT
 from shards.metadata.layout import Field, fields_of
 from shards.metadata.plan import Plan
-from shards.storage.location import Location
+from shards.storage.location import Location, begin_object
 from shards.storage.object_reader import ObjectReader
-from shards.storage.output import Buffer, OutputFile
+from shards.storage.output import Buffer
 
 _BLOCK = 512
 _KEY_DIGITS = 9
@@ -111,7 +111,7 @@ class TarShardFile:
     ) -> None:
         self._fields = fields
         self._members = RowMembers(fields, plan, shard)
-        self._output = OutputFile(path, pool)
+        self._output = begin_object(path, pool)
         self.files = [self._output]
         self.all_new = True  # one object: whoever has published it has won all of it
         self.offsets = {field.name: np.full(plan.capacity, ABSENT, np.int64) for field in fields}

@@ -25,9 +25,9 @@ from shards.metadata.layout import ROOT, Field, fields_of
 from shards.metadata.plan import Plan
 from shards.metadata.zarr_documents import group_document, sharded_array_document
 from shards.storage.checksum import crc32c
-from shards.storage.location import Location
+from shards.storage.location import Location, begin_object
 from shards.storage.object_reader import ObjectReader
-from shards.storage.output import Buffer, OutputFile
+from shards.storage.output import Buffer
 
 _NO_CHUNK = np.uint64(2**64 - 1)
 _CRC_BYTES = 4
@@ -98,7 +98,7 @@ class ZarrShardFile:
     def __init__(self, path: Location, field: Field, capacity: int, pool: Executor) -> None:
         self._codec = field_codec(field)
         self._index = np.full((capacity, 2), _NO_CHUNK, np.uint64)
-        self.output = OutputFile(path, pool)
+        self.output = begin_object(path, pool)
 
     def write(self, first_slot: int, rows: NDArray[Any]) -> None:
         """Append C-contiguous rows [k, *row_shape] of consecutive slots."""

@@ -17,8 +17,8 @@ from shards.metadata.index import ABSENT, Index
 from shards.metadata.layout import Field
 from shards.metadata.plan import Plan
 from shards.storage.checksum import crc32c
-from shards.storage.location import Location
-from shards.storage.object_reader import ObjectReader, open_object
+from shards.storage.location import Location, open_object
+from shards.storage.object_reader import ObjectReader
 
 
 def locate_damage(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from shards.metadata.plan import Plan, planned_rows
 from shards.metadata.repaired import read_plan
 from shards.metadata.root import read_recipe, root_documents
 from shards.storage.atomic import is_temporary
-from shards.storage.location import Location, as_location, lists_objects, object_names
+from shards.storage.location import Location, as_location, lists_objects, object_names, storage_of
 from shards.writing.finalize import read_commits, small_objects
 from shards.writing.revisions import belongs_to_another, newest_revision
 
@@ -81,7 +81,7 @@ def _compare_digests(
     seen = 0
     damaged: dict[str, ObjectRecord | str] = {}
     # Objects of a server arrive faster side by side than one core can hash.
-    threads = threads if isinstance(path, Path) else max(threads, _REMOTE_THREADS)
+    threads = max(threads, _REMOTE_THREADS) if storage_of(path).is_remote else threads
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
         found = pool.map(lambda o: found_object(path, o.path), manifest.objects)
         for expected, actual in zip(manifest.objects, found, strict=True):

@@ -16,8 +16,7 @@ from shards.errors import StoreDamagedError, UsageError
 from shards.metadata.layout import MANIFEST
 from shards.metadata.statistics_arrays import Statistics
 from shards.metadata.zarr_documents import group_document, plain_array_document
-from shards.storage.atomic import publish_bytes
-from shards.storage.location import Location
+from shards.storage.location import Location, publish_bytes
 
 GIVEN = "stats/from-file/zarr.json"
 """Names the file the statistics came from; there are given statistics where it exists."""

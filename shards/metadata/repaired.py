@@ -14,8 +14,7 @@ from shards.metadata.commit import CommitRecord
 from shards.metadata.layout import PLAN, REPAIRED, commit_path
 from shards.metadata.plan import Plan
 from shards.metadata.root import read_recipe
-from shards.storage.atomic import replace_atomically
-from shards.storage.location import Location, read_objects
+from shards.storage.location import Location, read_objects, replace_atomically
 
 
 def read_plan(root: Location) -> Plan:

@@ -21,10 +21,11 @@ from shards.metadata.index import ABSENT
 from shards.metadata.layout import Field
 from shards.reading.reader import CheckedReader, Verify
 from shards.storage.checksum import crc32c
-from shards.storage.object_reader import ObjectReader, RemoteObject
+from shards.storage.object_reader import ObjectReader
 from shards.storage.parallel import gather, submit
 from shards.storage.range_cache import RangeCache
 from shards.storage.remote_path import RemotePath
+from shards.storage.server import RemoteObject
 
 _MOST_EXTRA = 0.25  # bytes of a request that nobody asked for, as a share of those somebody did
 _LARGEST = (

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from shards.errors import StoreDamagedError
 from shards.formats.format import Extents
 from shards.metadata.index import ABSENT
-from shards.storage.object_reader import LocalObject, ObjectReader
+from shards.storage.folder import LocalObject
+from shards.storage.object_reader import ObjectReader
 
 ReadMode = Literal["auto", "mmap", "pread"]
 READ_MODES: tuple[ReadMode, ...] = ("auto", "mmap", "pread")

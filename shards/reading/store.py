@@ -28,7 +28,7 @@ from shards.reading.open_files import OPEN_FILES
 from shards.reading.reader import MirroredReader, RowReader, ShardOpener, StoredReader, Verify
 from shards.reading.remote_reader import RemoteReader
 from shards.reading.shard_file import ReadMode
-from shards.storage.location import Location, as_location
+from shards.storage.location import Location, as_location, storage_of
 from shards.storage.range_cache import RangeCache
 from shards.storage.remote_path import RemotePath
 from shards.values.dtypes import bfloat16_to_float32
@@ -48,7 +48,7 @@ def open_store(path: str | Location, cache: RangeCache | None = None) -> Store:
         StoreDamagedError: If an object is missing or of another size than the manifest says.
     """
     path = as_location(path)
-    if cache is not None and not isinstance(path, RemotePath):
+    if cache is not None and not storage_of(path).is_remote:
         raise UsageError(f"--cache is for stores on a server, and {path} lies on this machine; leave it out")
     begun = read_recipe(path)
     manifest = Manifest.read(path)
@@ -83,8 +83,8 @@ class Store:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it lies on a server, so that reading takes a journey."""
-        return isinstance(self.path, RemotePath)
+        """Whether it lies on a server, so that each request takes a round trip."""
+        return storage_of(self.path).is_remote
 
     @property
     def num_rows(self) -> int:

@@ -12,8 +12,8 @@ from pathlib import PurePosixPath
 from shards.errors import UsageError
 from shards.sources.folder import whole_address
 from shards.sources.found import IMAGE_SUFFIXES, FoundImage
-from shards.storage.location import Location
-from shards.storage.object_reader import ObjectReader, open_object
+from shards.storage.location import Location, open_object
+from shards.storage.object_reader import ObjectReader
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from pathlib import PurePosixPath
 from shards.sources.folder import whole_address
 from shards.sources.found import IMAGE_SUFFIXES, FoundImage
 from shards.sources.tars import Member, members
-from shards.storage.location import Location
-from shards.storage.object_reader import open_object
+from shards.storage.location import Location, open_object
 
 _CLASS_SUFFIXES = frozenset((".cls", ".json"))
 

@@ -2,8 +2,7 @@
 
 Bytes are written under a temporary name in the folder they will stay in, flushed to the disk, and then given
 their final name. `publish_once` uses ``link``, which refuses a name that is taken: the first publication
-wins for ever. `replace_atomically` uses ``rename``, for the few small files that have a newer version.
-A server of objects shows them whole or not at all anyway, and is asked to refuse a name that is taken.
+wins for ever. `replacing` uses ``rename``, for files that have a newer version.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
-from shards.storage.location import Location
 from shards.storage.remote_path import RemotePath
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
@@ -76,27 +74,11 @@ def write_temporary(final: Path, content: bytes) -> Path:
     return temporary
 
 
-def publish_bytes(final: Location, content: bytes) -> bool:
-    """Write ``content`` as ``final`` unless that name is taken; see `publish_once`."""
-    if isinstance(final, RemotePath):
-        return final.create(content)
-    return publish_once(write_temporary(final, content), final)
-
-
-def replace_atomically(final: Location, content: bytes) -> None:
-    """Write ``content`` as ``final``; a reader sees the old file or the new one, whole."""
-    if isinstance(final, RemotePath):
-        final.write_bytes(content)
-        return
-    write_temporary(final, content).replace(final)
-    fsync_dir(final.parent)
-
-
 @contextmanager
 def replacing(final: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the name ``final`` when the block ends, flushed to the disk.
 
-    For what is too large to be handed to `replace_atomically`. If the block fails, ``final`` stays as it was.
+    For what is too large to be handed to `shards.replace_atomically`. If the block fails, ``final`` stays as it was.
     """
     with _temporary(final) as (temporary, file):
         yield file

@@ -1,26 +1,107 @@
 """Where a store or one of its objects lies: a path on this machine, or a URL.
 
-Most of the code says `root / name` and reads bytes, and does not care which it is. What is done differently for each
-lies here and in `shards.storage.atomic` (publishing once), `shards.storage.output` (writing) and
-`shards.storage.object_reader` (reading).
+Most of the code says ``root / name`` and reads bytes, and does not care which it is. What is done differently for each
+is a member of `Storage`, which `shards.storage.folder` and `shards.storage.server` implement. Rows of stores on this
+machine are read past all of it, by `shards.reading.shard_file`.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from shards.storage.parallel import in_parallel
+from shards.storage.folder import Folder
+from shards.storage.object_reader import ObjectReader
+from shards.storage.output import OutputFile
 from shards.storage.remote_path import RemotePath, is_url
+from shards.storage.server import Server
 
 Location = Path | RemotePath
 """A folder or object; `RemotePath` does what stores need of `pathlib.Path`, with the same exceptions."""
 
+L = TypeVar("L", contravariant=True)
+
+
+class Storage(Protocol[L]):
+    """What folders of this machine and servers do each in their own way; ``L`` is their kind of path."""
+
+    is_remote: bool
+    """Whether each request takes a round trip to a server."""
+
+    def publish(self, path: L, content: bytes) -> bool:
+        """Write an object, whole, unless its name is taken; says whether it was free."""
+
+    def replace(self, path: L, content: bytes) -> None:
+        """Write an object in place of what may be there; a reader sees the old one or the new one, whole."""
+
+    def begin_object(self, path: L, pool: Executor) -> OutputFile:
+        """Begin an object that is written from front to back; hashing and flushing may be done in ``pool``."""
+
+    def open_object(self, path: L) -> ObjectReader:
+        """Open an object to be read mostly from front to back.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
+
+    def size(self, path: L) -> int:
+        """Bytes of an object.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
+
+    def sizes(self, root: L, names: Sequence[str]) -> dict[str, int]:
+        """Bytes of each of these objects that is there, by name."""
+
+    def can_list(self, root: L) -> bool:
+        """Whether `names` and `entries` can be asked; web servers do not list what they have."""
+
+    def names(self, root: L, below: str) -> list[str]:
+        """See `object_names`."""
+
+    def entries(self, root: L) -> Iterator[str]:
+        """Last parts of the names of what lies in a folder; nothing if it is not there."""
+
+    def read_all(self, root: L, names: Sequence[str]) -> dict[str, bytes]:
+        """Content of each of these small objects that is there, by name."""
+
+    def remove_tree(self, root: L) -> None:
+        """Remove a folder and all that is in it, if it is there."""
+
+    def move(self, root: L, source: str, target: str) -> None:
+        """Give an object of a folder another name there, in place of what may bear it."""
+
+    def link(self, source: L, target: L) -> bool:
+        """Give an object a second name unless that is taken; False where that cannot be done."""
+
+    def free_bytes(self, path: L) -> int | None:
+        """Bytes that can still be written where ``path`` is, or will be; None where that is not known."""
+
+    def beside(self, path: L, name: str) -> Path:
+        """A path of this machine for what belongs to a store and is no part of it, such as logs."""
+
+    def require_first_creation_wins(self, root: L) -> None:
+        """Find out whether an object that is there can be created again.
+
+        Raises:
+            UsageError: If it can.
+        """
+
+
+_FOLDER: Storage[Path] = Folder()
+_SERVER: Storage[RemotePath] = Server()
+
+
+def storage_of(path: Location) -> Storage[Any]:
+    """What implements `Storage` for a location."""
+    return _SERVER if isinstance(path, RemotePath) else _FOLDER
+
 
 def as_location(place: str | Location) -> Location:
-    """The place that a command line or a caller names.
+    """The location that a command line or a caller names.
 
     Raises:
         UsageError: If it is a URL that names no object store this program knows, or that holds credentials.
@@ -30,22 +111,38 @@ def as_location(place: str | Location) -> Location:
     return RemotePath.of_url(str(place)) if is_url(str(place)) else Path(place).expanduser()
 
 
+def publish_bytes(final: Location, content: bytes) -> bool:
+    """Write ``content`` as ``final`` unless that name is taken; says whether it was free."""
+    return storage_of(final).publish(final, content)
+
+
+def replace_atomically(final: Location, content: bytes) -> None:
+    """Write ``content`` as ``final``; a reader sees the old object or the new one, whole."""
+    storage_of(final).replace(final, content)
+
+
+def begin_object(final: Location, pool: Executor) -> OutputFile:
+    """Begin an object that is written from front to back and then published; see `OutputFile`."""
+    return storage_of(final).begin_object(final, pool)
+
+
+def open_object(path: Location) -> ObjectReader:
+    """Open an object to be read mostly from front to back.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+    """
+    return storage_of(path).open_object(path)
+
+
 def object_sizes(root: Location, names: Iterable[str]) -> dict[str, int]:
     """Bytes of each of these objects that is there, by name."""
-    if isinstance(root, RemotePath):
-        return root.sizes(list(names))
-    sizes = {}
-    for name in names:
-        try:
-            sizes[name] = (root / name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    return sizes
+    return storage_of(root).sizes(root, list(names))
 
 
 def lists_objects(root: Location) -> bool:
     """Whether `object_names` can be asked there; web servers do not list what they have."""
-    return not isinstance(root, RemotePath) or root.can_list
+    return storage_of(root).can_list(root)
 
 
 def file_size(path: Location) -> int:
@@ -54,7 +151,7 @@ def file_size(path: Location) -> int:
     Raises:
         FileNotFoundError: If it is not there.
     """
-    return path.size() if isinstance(path, RemotePath) else path.stat().st_size
+    return storage_of(path).size(path)
 
 
 def object_names(root: Location, below: str = "") -> list[str]:
@@ -66,53 +163,29 @@ def object_names(root: Location, below: str = "") -> list[str]:
         root: The folder.
         below: Name of a folder in it.
     """
-    if isinstance(root, RemotePath):
-        return sorted(root.object_names(below))
-    return sorted(_file_names(root, f"{below}/" if below else ""))
-
-
-def _file_names(root: Path, start: str) -> Iterator[str]:
-    """As `object_names`: a call a folder and none a file, because servers of files answer each in a journey."""
-    folders = [start]
-    while folders:
-        folder = folders.pop()
-        try:
-            with os.scandir(root / folder) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(f"{folder}{entry.name}/")
-                    elif not (entry.is_symlink() and os.path.isdir(entry.path)):  # noqa: PTH112 - it never raises
-                        yield folder + entry.name
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # not there, or gone meanwhile; or not for us to see
+    return storage_of(root).names(root, below)
 
 
 def read_objects(root: Location, names: Iterable[str]) -> dict[str, bytes]:
-    """Content of each of these small objects that is there, by name; several at once where reading takes a journey."""
-    names = list(names)
-
-    def read(name: str) -> bytes | None:
-        try:
-            return (root / name).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    contents = in_parallel(read, names) if isinstance(root, RemotePath) else map(read, names)
-    return {name: content for name, content in zip(names, contents, strict=True) if content is not None}
+    """Content of each of these small objects that is there, by name."""
+    return storage_of(root).read_all(root, list(names))
 
 
 def remove_tree(root: Location) -> None:
     """Remove a folder and all that is in it, if it is there."""
-    if isinstance(root, RemotePath):
-        in_parallel(lambda name: (root / name).unlink(missing_ok=True), root.object_names())
-    else:
-        shutil.rmtree(root, ignore_errors=True)
+    storage_of(root).remove_tree(root)
 
 
 def move(root: Location, source: str, target: str) -> None:
     """Give an object of a folder another name there, in place of what may bear it."""
-    if isinstance(root, RemotePath):
-        (root / source).replace(root / target)
-    else:
-        (root / target).parent.mkdir(parents=True, exist_ok=True)
-        (root / source).replace(root / target)
+    storage_of(root).move(root, source, target)
+
+
+def beside(path: Location, name: str) -> Path:
+    """A path of this machine for what belongs to a store and is no part of it: beside it, or in the working folder."""
+    return storage_of(path).beside(path, name)
+
+
+def free_bytes(path: Location) -> int | None:
+    """Bytes that can still be written where ``path`` is, or will be; None on a server, which does not say."""
+    return storage_of(path).free_bytes(path)

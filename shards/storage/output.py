@@ -1,21 +1,17 @@
 """An object that is written from front to back and then published, whole, if its name is still free.
 
-Its digest is known the moment it is complete. A file of this machine is written under a temporary name beside its final
-one. An object on a server is written into a scratch file without a name, which goes when the process goes, and sent
-when it is published: nothing half-written can stay on either side.
+Its digest is known the moment it is complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
-from shards.storage.atomic import publish_once, temporary_path
-from shards.storage.location import Location
 from shards.storage.remote_path import RemotePath
 
 Buffer = bytes | memoryview
@@ -25,30 +21,27 @@ _WORTH_A_THREAD = 1 << 18
 _FLUSH_EVERY = 1 << 26  # bytes after which the disk is set to work, so that the last flush has little left
 
 
-class OutputFile:
+class OutputFile(ABC):
     """Writes a file from front to back, hashing each piece in a helper thread while it is being written.
+
+    Args:
+        final: Name the file is meant for.
+        descriptor: An empty file of this machine that is open for writing; closed by `discard`.
+        pool: Where hashing and flushing may be done.
 
     Attributes:
         final: Name the file is meant for.
         position: Bytes written so far.
     """
 
-    def __init__(self, final: Location, pool: Executor) -> None:
+    def __init__(self, final: Path | RemotePath, descriptor: int, pool: Executor) -> None:
         self.final = final
         self.position = 0
+        self._descriptor = descriptor
         self._pool = pool
         self._sha256 = hashlib.sha256()
         self._flushed = 0
         self._flushing: Future[None] | None = None
-        self._temporary: Path | None = None
-        if isinstance(final, RemotePath):
-            with tempfile.TemporaryFile(prefix=f"{final.name}.", buffering=0) as scratch:
-                self._descriptor = os.dup(scratch.fileno())
-            return
-        final.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = temporary_path(final)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._descriptor = os.open(self._temporary, flags, 0o644)
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Append the bytes of C-contiguous buffers; they may be reused when this returns."""
@@ -96,22 +89,13 @@ class OutputFile:
                     written -= head.nbytes
 
     def finish(self) -> str:
-        """Complete the file and flush it to the disk; returns the SHA-256 in hexadecimal digits."""
+        """Complete the file; returns the SHA-256 in hexadecimal digits."""
         self._finish_flush()
-        if self._temporary is not None:
-            os.fsync(self._descriptor)
         return self._sha256.hexdigest()
 
+    @abstractmethod
     def publish(self) -> bool:
         """Give the finished object its name; says whether that was still free."""
-        if isinstance(self.final, RemotePath):
-            # The scratch file has no name of its own; this is how its descriptor is opened once more.
-            won = self.final.upload(f"/dev/fd/{self._descriptor}")
-        else:
-            assert self._temporary is not None
-            won = publish_once(self._temporary, self.final)
-        self.discard()
-        return won
 
     def discard(self) -> None:
         """Close the file, and remove it unless it is published."""
@@ -120,5 +104,3 @@ class OutputFile:
                 self._flushing.exception()  # the descriptor must stay open until it is done
             os.close(self._descriptor)
             self._descriptor = -1
-        if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)

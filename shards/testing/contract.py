@@ -27,8 +27,7 @@ from shards.metadata.plan import Plan, SourceRecord
 from shards.reading.loader import Loader
 from shards.reading.shard_file import READ_MODES, ReadMode
 from shards.reading.store import Store, open_store
-from shards.storage.atomic import publish_bytes
-from shards.storage.location import Location, object_names, read_objects, remove_tree
+from shards.storage.location import Location, object_names, publish_bytes, read_objects, remove_tree
 from shards.testing.stock_readers import stock_rows
 from shards.values.dtypes import TOKEN_DTYPES, to_float64, to_storage
 from shards.values.quantize import Int8Code, fit_code

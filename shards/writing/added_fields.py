@@ -7,16 +7,13 @@ added to lists it in its manifest by name and encoder, not by bytes: a field may
 from __future__ import annotations
 
 import dataclasses
-import os
-from pathlib import Path
 
 from shards.formats import format_of
 from shards.metadata.identity import MIRRORED_VIEWS
 from shards.metadata.layout import FIELDS, MANIFEST, field_of
 from shards.metadata.manifest import Manifest
 from shards.reading.store import Store
-from shards.storage.atomic import replace_atomically
-from shards.storage.location import Location
+from shards.storage.location import Location, replace_atomically, storage_of
 
 
 def field_path(store: Location, name: str) -> Location:
@@ -59,18 +56,11 @@ def link_images(store: Store, field: Location) -> str | None:
     """
     if format_of(store.recipe).shares_objects:
         return f"{store.recipe.format} objects hold them beside tokens"
-    if not (isinstance(store.path, Path) and isinstance(field, Path)):
-        return "files cannot be linked there"
     for view in store.views:
         if view in MIRRORED_VIEWS:
             continue
         for shard in range(store.recipe.num_shards):
             name = format_of(store.recipe).object_path(field_of(store.recipe, view, "image"), shard)
-            (field / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(store.path / name, field / name)
-            except FileExistsError:
-                continue
-            except OSError:
-                return "files cannot be linked there"  # another device, or a file system without links
+            if not storage_of(field).link(store.path / name, field / name):
+                return "files cannot be linked there"
     return None

@@ -29,8 +29,7 @@ from shards.metadata.manifest import Manifest
 from shards.metadata.plan import NO_LABEL, Plan
 from shards.metadata.statistics_arrays import error_objects, statistics_objects
 from shards.metadata.zarr_documents import group_document, plain_array_document
-from shards.storage.atomic import replace_atomically
-from shards.storage.location import Location, read_objects, remove_tree
+from shards.storage.location import Location, read_objects, remove_tree, replace_atomically
 from shards.storage.parallel import ahead
 from shards.values.moments import Moments
 from shards.writing.added_fields import finished_fields

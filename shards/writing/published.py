@@ -19,8 +19,8 @@ from shards.metadata.index import ABSENT
 from shards.metadata.layout import Field, fields_of, moments_path
 from shards.metadata.plan import Plan
 from shards.storage.checksum import crc32c
-from shards.storage.location import Location
-from shards.storage.object_reader import blocks_of, open_object
+from shards.storage.location import Location, open_object
+from shards.storage.object_reader import blocks_of
 from shards.values.moments import Moments, RowSums
 
 

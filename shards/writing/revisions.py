@@ -13,8 +13,7 @@ from shards.metadata.identity import Recipe
 from shards.metadata.layout import FIELDS, INDEX, MANIFEST, REVISIONS, ROOT, WORK_DIR, derived_path
 from shards.metadata.manifest import Manifest
 from shards.metadata.root import read_recipe, root_document
-from shards.storage.atomic import publish_bytes
-from shards.storage.location import Location, lists_objects, object_names
+from shards.storage.location import Location, lists_objects, object_names, publish_bytes
 
 _DERIVED = (INDEX, "label", "valid", "stats")
 

@@ -19,9 +19,8 @@ from shards.metadata.commit import CommitRecord, ObjectRecord
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import commit_path, fields_of, moments_path
 from shards.metadata.plan import Plan
-from shards.storage.atomic import publish_bytes
 from shards.storage.checksum import crc32c_rows
-from shards.storage.location import Location
+from shards.storage.location import Location, publish_bytes
 from shards.values.moments import Moments, RowSums
 from shards.values.quantize import Int8Code
 from shards.writing.published import describe_shard

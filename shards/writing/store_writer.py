@@ -20,9 +20,8 @@ from shards.metadata.manifest import Manifest
 from shards.metadata.plan import Plan
 from shards.metadata.repaired import read_plan, record_repaired
 from shards.metadata.root import read_recipe, root_document
-from shards.storage.atomic import is_temporary, publish_bytes
-from shards.storage.location import Location, object_names
-from shards.storage.remote_path import RemotePath
+from shards.storage.atomic import is_temporary
+from shards.storage.location import Location, object_names, publish_bytes, storage_of
 from shards.values.quantize import Int8Code
 from shards.writing.finalize import finalize_store
 from shards.writing.revisions import current_revision, newest_revision
@@ -150,10 +149,7 @@ def _holds_other_things(path: Location) -> bool:
     """Whether there is anything in a folder, temporary files apart, and no store."""
     if (path / PLAN).exists():
         return False
-    if isinstance(path, RemotePath):  # where empty folders may be listed that nobody made
-        found = any(not is_temporary(PurePosixPath(name)) for name in path.object_names())
-    else:
-        found = path.is_dir() and not all(is_temporary(inside) for inside in path.iterdir())
+    found = any(not is_temporary(PurePosixPath(name)) for name in storage_of(path).entries(path))
     # A store's plan comes first: what another worker has begun meanwhile has one by now.
     return found and not (path / PLAN).exists()
 
@@ -186,8 +182,7 @@ def _with_published_code(path: Location, recipe: Recipe, code: Int8Code) -> Reci
 
 def _publish_plan(path: Location, plan: Plan) -> None:
     if not (path / PLAN).exists():
-        if isinstance(path, RemotePath):
-            path.require_first_creation_wins()
+        storage_of(path).require_first_creation_wins(path)
         publish_bytes(path / PLAN, plan.to_bytes())
     begun = Plan.read(path / PLAN)
     if begun != plan and _same_deal(begun, plan):

@@ -22,8 +22,7 @@ import eval.command
 import train.settings.commandline
 from eval.settings import AssessSettings, GenerationSettings, ReconstructionSettings
 from pipeline import cli
-from shards.storage.atomic import publish_bytes
-from shards.storage.location import as_location
+from shards.storage.location import as_location, publish_bytes
 from shards.testing.contract import StoreKind, build_store
 from train.settings.presets import DECODER_DEFAULT, DIT_DEFAULT, decoder_settings, dit_settings
 

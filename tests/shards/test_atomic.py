@@ -10,14 +10,12 @@ import pytest
 
 from shards.storage.atomic import (
     is_temporary,
-    publish_bytes,
     publish_once,
-    replace_atomically,
     replacing,
     temporary_path,
     write_temporary,
 )
-from shards.storage.output import OutputFile
+from shards.storage.location import begin_object, publish_bytes, replace_atomically
 
 
 def test_the_first_publication_wins_and_the_loser_is_dropped(tmp_path):
@@ -86,7 +84,7 @@ def test_output_of_any_cut_has_the_same_bytes_and_digest(tmp_path):
     digests = set()
     with ThreadPoolExecutor(1) as pool:
         for cut in (1_000_003, 3_000_000, 1_000):
-            file = OutputFile(tmp_path / "object", pool)
+            file = begin_object(tmp_path / "object", pool)
             parts = [content[i : i + cut] for i in range(0, len(content), cut)]
             file.write(parts[: len(parts) // 2])
             file.write([b"", *parts[len(parts) // 2 :]])
@@ -104,7 +102,7 @@ def test_a_disk_that_takes_a_little_at_a_time_gets_everything(tmp_path, monkeypa
     writev = os.writev
     monkeypatch.setattr(os, "writev", lambda fd, views: writev(fd, [views[0][:5]]))
     with ThreadPoolExecutor(1) as pool:
-        file = OutputFile(tmp_path / "object", pool)
+        file = begin_object(tmp_path / "object", pool)
         file.write([b"hello, ", b"world, ", b"in pieces"])
         file.finish()
         file.publish()

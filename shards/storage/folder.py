@@ -1,0 +1,187 @@
+"""Stores and objects in folders of this machine; see `shards.storage.location.Storage`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from shards.storage.atomic import publish_once, replacing, temporary_path, write_temporary
+from shards.storage.object_reader import ObjectReader
+from shards.storage.output import OutputFile
+
+
+class Folder:
+    """Implements `shards.storage.location.Storage` for `pathlib.Path`."""
+
+    is_remote = False
+
+    def publish(self, path: Path, content: bytes) -> bool:
+        """See `Storage.publish`."""
+        return publish_once(write_temporary(path, content), path)
+
+    def replace(self, path: Path, content: bytes) -> None:
+        """See `Storage.replace`."""
+        with replacing(path) as file:
+            file.write(content)
+
+    def begin_object(self, path: Path, pool: Executor) -> OutputFile:
+        """See `Storage.begin_object`."""
+        return LocalOutput(path, pool)
+
+    def open_object(self, path: Path) -> ObjectReader:
+        """See `Storage.open_object`."""
+        return LocalObject(path)
+
+    def size(self, path: Path) -> int:
+        """See `Storage.size`."""
+        return path.stat().st_size
+
+    def sizes(self, root: Path, names: Sequence[str]) -> dict[str, int]:
+        """See `Storage.sizes`."""
+        sizes = {}
+        for name in names:
+            try:
+                sizes[name] = (root / name).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return sizes
+
+    def can_list(self, root: Path) -> bool:
+        """See `Storage.can_list`."""
+        return True
+
+    def names(self, root: Path, below: str) -> list[str]:
+        """See `Storage.names`."""
+        return sorted(_file_names(root, f"{below}/" if below else ""))
+
+    def entries(self, root: Path) -> Iterator[str]:
+        """See `Storage.entries`: also the names of folders without files."""
+        return (inside.name for inside in root.iterdir()) if root.is_dir() else iter(())
+
+    def read_all(self, root: Path, names: Sequence[str]) -> dict[str, bytes]:
+        """See `Storage.read_all`."""
+        contents = {}
+        for name in names:
+            try:
+                contents[name] = (root / name).read_bytes()
+            except FileNotFoundError:
+                continue
+        return contents
+
+    def remove_tree(self, root: Path) -> None:
+        """See `Storage.remove_tree`."""
+        shutil.rmtree(root, ignore_errors=True)
+
+    def move(self, root: Path, source: str, target: str) -> None:
+        """See `Storage.move`."""
+        (root / target).parent.mkdir(parents=True, exist_ok=True)
+        (root / source).replace(root / target)
+
+    def link(self, source: Path, target: Path) -> bool:
+        """See `Storage.link`."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(source)
+        except FileExistsError:
+            return True
+        except OSError:  # another device, or a file system without links
+            return False
+        return True
+
+    def free_bytes(self, path: Path) -> int | None:
+        """See `Storage.free_bytes`."""
+        path = path.absolute()
+        while not path.exists():
+            path = path.parent
+        return shutil.disk_usage(path).free
+
+    def beside(self, path: Path, name: str) -> Path:
+        """See `Storage.beside`."""
+        return path.with_name(name)
+
+    def require_first_creation_wins(self, root: Path) -> None:
+        """See `Storage.require_first_creation_wins`: ``link`` sees to it."""
+
+
+class LocalObject:
+    """A file, closed when the last reference to it goes.
+
+    Attributes:
+        path: Its path.
+        descriptor: The open file.
+        size: Its length when it was opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self.descriptor).st_size
+
+    def read(self, nbytes: int, offset: int) -> bytes:
+        """See `ObjectReader.read`."""
+        return os.pread(self.descriptor, nbytes, offset)
+
+    def close(self) -> None:
+        """Close it now."""
+        descriptor, self.descriptor = getattr(self, "descriptor", -1), -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    __del__ = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class LocalOutput(OutputFile):
+    """A file that is written under a temporary name beside its final one."""
+
+    def __init__(self, final: Path, pool: Executor) -> None:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = temporary_path(final)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        super().__init__(final, os.open(self._temporary, flags, 0o644), pool)
+        self._final = final
+
+    def finish(self) -> str:
+        """Complete the file and flush it to the disk; returns the SHA-256 in hexadecimal digits."""
+        digest = super().finish()
+        os.fsync(self._descriptor)
+        return digest
+
+    def publish(self) -> bool:
+        """See `OutputFile.publish`."""
+        won = publish_once(self._temporary, self._final)
+        self.discard()
+        return won
+
+    def discard(self) -> None:
+        """See `OutputFile.discard`."""
+        super().discard()
+        self._temporary.unlink(missing_ok=True)
+
+
+def _file_names(root: Path, start: str) -> Iterator[str]:
+    """As `object_names`: a call a folder and none a file, because servers of files answer each in a journey."""
+    folders = [start]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{folder}{entry.name}/")
+                    elif not (entry.is_symlink() and os.path.isdir(entry.path)):  # noqa: PTH112 - it never raises
+                        yield folder + entry.name
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # not there, or gone meanwhile; or not for us to see

@@ -1,0 +1,143 @@
+"""Stores and objects on servers; see `shards.storage.location.Storage`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from shards.storage.object_reader import BLOCK_NBYTES, ObjectReader
+from shards.storage.output import OutputFile
+from shards.storage.parallel import in_parallel
+from shards.storage.remote_path import RemotePath
+
+
+class Server:
+    """Implements `shards.storage.location.Storage` for `RemotePath`: requests that wait are made side by side."""
+
+    is_remote = True
+
+    def publish(self, path: RemotePath, content: bytes) -> bool:
+        """See `Storage.publish`: the server refuses a name that is taken."""
+        return path.create(content)
+
+    def replace(self, path: RemotePath, content: bytes) -> None:
+        """See `Storage.replace`: a server shows an object whole or not at all."""
+        path.write_bytes(content)
+
+    def begin_object(self, path: RemotePath, pool: Executor) -> OutputFile:
+        """See `Storage.begin_object`."""
+        return RemoteOutput(path, pool)
+
+    def open_object(self, path: RemotePath) -> ObjectReader:
+        """See `Storage.open_object`."""
+        return RemoteObject(path)
+
+    def size(self, path: RemotePath) -> int:
+        """See `Storage.size`."""
+        return path.size()
+
+    def sizes(self, root: RemotePath, names: Sequence[str]) -> dict[str, int]:
+        """See `Storage.sizes`."""
+        return root.sizes(list(names))
+
+    def can_list(self, root: RemotePath) -> bool:
+        """See `Storage.can_list`."""
+        return root.can_list
+
+    def names(self, root: RemotePath, below: str) -> list[str]:
+        """See `Storage.names`."""
+        return sorted(root.object_names(below))
+
+    def entries(self, root: RemotePath) -> Iterator[str]:
+        """See `Storage.entries`: objects alone, as some servers list folders that nobody made."""
+        return (name.rpartition("/")[2] for name in root.object_names())
+
+    def read_all(self, root: RemotePath, names: Sequence[str]) -> dict[str, bytes]:
+        """See `Storage.read_all`."""
+
+        def read(name: str) -> bytes | None:
+            try:
+                return (root / name).read_bytes()
+            except FileNotFoundError:
+                return None
+
+        contents = zip(names, in_parallel(read, names), strict=True)
+        return {name: content for name, content in contents if content is not None}
+
+    def remove_tree(self, root: RemotePath) -> None:
+        """See `Storage.remove_tree`."""
+        in_parallel(lambda name: (root / name).unlink(missing_ok=True), root.object_names())
+
+    def move(self, root: RemotePath, source: str, target: str) -> None:
+        """See `Storage.move`."""
+        (root / source).replace(root / target)
+
+    def link(self, source: object, target: object) -> bool:
+        """See `Storage.link`: an object has one name."""
+        return False
+
+    def free_bytes(self, path: RemotePath) -> int | None:
+        """See `Storage.free_bytes`: a server does not say."""
+        return None
+
+    def beside(self, path: RemotePath, name: str) -> Path:
+        """See `Storage.beside`."""
+        return Path(name)
+
+    def require_first_creation_wins(self, root: RemotePath) -> None:
+        """See `Storage.require_first_creation_wins`."""
+        root.require_first_creation_wins()
+
+
+class RemoteObject:
+    """An object on a server, read a block at a time and the last block kept.
+
+    Attributes:
+        path: Its place.
+        size: Its length.
+    """
+
+    def __init__(self, path: RemotePath, *, size: int | None = None, block: int = BLOCK_NBYTES) -> None:
+        self.path = path
+        self.size = path.size() if size is None else size
+        self._size_of_block = block
+        self._start = 0
+        self._block = b""
+
+    def read(self, nbytes: int, offset: int) -> bytes:
+        """See `ObjectReader.read`."""
+        nbytes = max(0, min(nbytes, self.size - offset))
+        if not self._start <= offset <= offset + nbytes <= self._start + len(self._block):
+            wanted = min(max(nbytes, self._size_of_block), self.size - offset)
+            self._block, self._start = self.path.read_range(offset, wanted), offset
+        begin = offset - self._start
+        return self._block[begin : begin + nbytes]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._block = b""
+
+
+class RemoteOutput(OutputFile):
+    """An object that is written into a scratch file without a name, which goes when the process goes, and then sent."""
+
+    def __init__(self, final: RemotePath, pool: Executor) -> None:
+        with tempfile.TemporaryFile(prefix=f"{final.name}.", buffering=0) as scratch:
+            super().__init__(final, os.dup(scratch.fileno()), pool)
+        self._final = final
+
+    def publish(self) -> bool:
+        """See `OutputFile.publish`."""
+        # The scratch file has no name of its own; this is how its descriptor is opened once more.
+        won = self._final.upload(f"/dev/fd/{self._descriptor}")
+        self.discard()
+        return won
