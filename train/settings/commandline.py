@@ -45,7 +45,7 @@ def parse(
         loaded = load_settings(Path(name))
         if type(loaded) is not type(preset(default)):
             raise UsageError(f"{name} holds settings of another trainer than {script}")
-        start: _Settings = loaded
+        start: _Settings = dataclasses.replace(loaded, varies=name)
     else:
         start = preset(name)
         start = dataclasses.replace(start, out=Path("runs") / name)

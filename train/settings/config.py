@@ -180,6 +180,8 @@ class TrainerSettings:
     """Bytes that --cache may hold."""
     out: Path | None = field(default=None, metadata=FREE)
     """Directory of the run; run the same command again to continue it. None: runs/PRESET."""
+    varies: str | None = field(default=None, metadata=FREE)
+    """The config.json that the run was begun from; the command line notes it, for `python -m train.compare`."""
     max_steps: int = field(default=100_000, metadata=FREE)
     """Optimizer steps the run ends at; raise it to train a finished run longer."""
     global_batch_size: int = 1024

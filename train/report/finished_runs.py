@@ -1,0 +1,182 @@
+"""Reading back what runs wrote, finished or not: settings, metrics, samples, and the scores that eval gave them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards import UserError
+from train.report.metrics_file import read_metrics
+from train.settings.saved_settings import flat_values, load_settings
+
+_PLACES = frozenset({"out", "varies"})
+"""Settings that say where a run lies and comes from, and are no difference between runs."""
+TRAINING_PASSES = 3
+"""FLOPs of a training step in forward passes: one forward, two backward."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its folder shows it.
+
+    Attributes:
+        path: Its folder.
+        name: What the page calls it; unique among the runs compared.
+        settings: Resolved settings by dotted name.
+        varies: The run whose config.json it was begun from, where it was.
+        metrics: Lines of metrics.jsonl.
+        samples: Sheets of samples by step.
+        flops: FLOPs of a training step for one sample; None where no snapshot tells the network.
+        scores: By the name of a results.json's folder, its metrics.
+    """
+
+    path: Path
+    name: str
+    settings: dict[str, Any]
+    varies: str | None
+    metrics: list[dict[str, Any]]
+    samples: dict[int, Path]
+    flops: float | None
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Steps logged so far."""
+        return max((line["step"] for line in self.metrics), default=0)
+
+    def curve(self, metric: str) -> list[tuple[float, float]]:
+        """Step and value of a metric, wherever it was logged."""
+        return [(line["step"], line[metric]) for line in self.metrics if line.get(metric) is not None]
+
+    def progress(self) -> list[tuple[int, float, float, float]]:
+        """Step, images, hours of training and FLOPs at each line that training logged."""
+        rows, hours, before = [], 0.0, 0
+        for line in self.metrics:
+            if "step_seconds" not in line:
+                continue
+            hours += (line["step"] - before) * line["step_seconds"] / 3600
+            before = line["step"]
+            images = float(line["samples_seen"])
+            rows.append((line["step"], images, hours, images * (self.flops or 0.0)))
+        return rows
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Read a run's folder, which may be written to meanwhile.
+
+    Raises:
+        UserError: It holds no run, or one that cannot be read; the message says which file.
+    """
+    settings = load_settings(path / "config.json")
+    samples = {int(p.stem.removeprefix("step-")): p for p in sorted((path / "samples").glob("step-*.png"))}
+    return Run(
+        path=path,
+        name=name,
+        settings={key: value for key, value in flat_values(settings).items() if key not in _PLACES},
+        varies=settings.varies,
+        metrics=read_metrics(path / "metrics.jsonl"),
+        samples=samples,
+        flops=_step_flops(path),
+    )
+
+
+def _step_flops(path: Path) -> float | None:
+    """FLOPs of a training step for one sample, by the network that the newest snapshot holds."""
+    from train.models.config import config_from_dict
+    from train.models.cost import forward_flops
+    from train.weights.tensor_files import open_tensors
+
+    latest = path / "snapshots" / "latest.safetensors"
+    if not latest.is_file():
+        return None
+    with open_tensors(latest) as (_, header):
+        return float(TRAINING_PASSES * forward_flops(config_from_dict(header["config"])))
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
+    """Read runs; those that cannot be read are told of and do not hold up the others.
+
+    Returns:
+        The runs, and by folder why one could not be read.
+    """
+    runs, unreadable = [], {}
+    for path, name in zip(paths, _short_names(paths), strict=True):
+        try:
+            runs.append(read_run(path, name))
+        except (UserError, OSError, ValueError, KeyError) as error:
+            unreadable[path] = str(error)
+    return runs, unreadable
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The ends of some paths that tell them apart."""
+    depth = 1
+    absolute = [path.absolute() for path in paths]
+    while True:
+        names = ["/".join(path.parts[-depth:]) for path in absolute]
+        if len(set(names)) == len(set(absolute)) or depth > max(len(path.parts) for path in absolute):
+            return names
+        depth += 1
+
+
+def add_scores(runs: Iterable[Run], results: Iterable[Path]) -> list[str]:
+    """Give each run the metrics of the results.json files that are about its snapshots.
+
+    A file below a run's folder is about that run; another one is matched by the digest of the snapshot it names.
+
+    Args:
+        runs: The runs, whose `scores` are filled.
+        results: Further results.json files, or folders that hold one.
+
+    Returns:
+        A line for each file that is about none of the runs, or cannot be read.
+    """
+    runs = list(runs)
+    problems = []
+    for run in runs:
+        for path in sorted(run.path.glob("**/results.json")):
+            problems += _add(run, path)
+    digests: dict[str, Run] | None = None
+    for given in results:
+        path = given / "results.json" if given.is_dir() else given
+        try:
+            digest = json.loads(path.read_text()).get("snapshot_sha256")
+        except (OSError, ValueError) as error:
+            problems.append(f"{path} cannot be read: {error}")
+            continue
+        if digests is None:
+            digests = {
+                _digest(p): run for run in runs for p in (run.path / "snapshots").glob("*.safetensors")
+            }
+        if digest in digests:
+            problems += _add(digests[digest], path)
+        else:
+            problems.append(f"{path} is about a snapshot of none of these runs")
+    return problems
+
+
+def _add(run: Run, path: Path) -> list[str]:
+    try:
+        content = json.loads(path.read_text())
+        metrics = content.get("metrics", content)
+        run.scores[path.parent.name] = {
+            name: float(value) for name, value in metrics.items() if isinstance(value, int | float)
+        }
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return [f"{path} holds no metrics: {error}"]
+    return []
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """Names of the settings that are not the same in all runs, in the order of the settings."""
+    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
