@@ -94,7 +94,7 @@ def _step_flops(path: Path) -> float | None:
     if not latest.is_file():
         return None
     with open_tensors(latest) as (_, header):
-        return float(TRAINING_PASSES * forward_flops(config_from_dict(header["config"])))
+        return float(TRAINING_PASSES * forward_flops(config_from_dict(json.loads(header)["config"])))
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
