@@ -29,15 +29,20 @@ class CompareSettings:
     """results.json files of eval, or folders that hold one, besides those inside the runs' folders."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Compare; returns the exit code."""
-    settings = tyro.cli(
+def parse(arguments: Sequence[str]) -> CompareSettings:
+    """Settings from a command line."""
+    return tyro.cli(
         CompareSettings,
         prog="python -m train.compare",
         description=__doc__,
         args=list(arguments),
         config=(tyro.conf.FlagConversionOff,),
     )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare; returns the exit code."""
+    settings = parse(arguments)
     from shards import UsageError
     from train.report.comparison import write_comparison
     from train.report.finished_runs import add_scores, read_runs

@@ -19,6 +19,7 @@ import zarr
 from PIL import Image
 
 import eval.command
+import train.compare
 import train.settings.commandline
 from eval.settings import AssessSettings, GenerationSettings, ReconstructionSettings
 from pipeline import cli
@@ -140,6 +141,8 @@ def read(words):
 
 
 def read_script(words):
+    if words[0] == "-m":
+        words = [f"{words[1].replace('.', '/')}.py", *words[2:]]
     script, *rest = words
     assert (ROOT / script).is_file(), script
     if script == "train/dit.py":
@@ -154,6 +157,8 @@ def read_script(words):
         eval.command.parse(rest, GenerationSettings, script)
     elif script == "eval/reconstruction.py":
         eval.command.parse(rest, ReconstructionSettings, script)
+    elif script == "train/compare.py":
+        train.compare.parse(rest)
     else:
         raise AssertionError(f"nothing is known of {script}")
 
