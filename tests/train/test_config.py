@@ -53,7 +53,7 @@ def test_an_unknown_preset_lists_those_there_are():
     ("change", "message"),
     [
         (lambda saved: saved["settings"].update(colour="red"), "colour"),
-        (lambda saved: saved["settings"]["optimizer"].update(momentum=0.9), "momentum"),
+        (lambda saved: saved["settings"]["optimizer"].update(inertia=0.9), "inertia"),
         (lambda saved: saved["settings"]["model"].pop("depth"), "depth"),
         (lambda saved: saved["settings"].update(seed="0"), "seed"),
         (lambda saved: saved["settings"]["optimizer"].update(schedule="step"), "schedule"),

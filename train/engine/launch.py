@@ -22,7 +22,7 @@ from train.engine.signals import StopRequest, die_with_launcher
 from train.engine.summary import start_summary
 from train.engine.task import Task
 from train.report.tracking import Journal, resolve_tracker
-from train.settings.config import DecoderSettings, DiTSettings, Settings
+from train.settings.config import DecoderSettings, DiTSettings, OptimizerSettings, Settings
 from train.settings.saved_settings import flat_values, load_settings, require_same_run, to_json
 from train.weights.snapshot import SnapshotMeta
 
@@ -163,7 +163,14 @@ def resolve(
         views=views,
         precision=resolve_precision(settings.precision),
         compile=on_cuda if settings.compile is None else settings.compile,
+        optimizer=_resolve_optimizer(settings.optimizer, on_cuda=on_cuda),
     )
+
+
+def _resolve_optimizer(optimizer: OptimizerSettings, *, on_cuda: bool) -> OptimizerSettings:
+    if optimizer.name != "muon" or optimizer.half is not None:
+        return optimizer
+    return dataclasses.replace(optimizer, half=on_cuda)
 
 
 def remember(settings: Settings, out: Path, team: Team) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from train.settings.config import OptimizerSettings
 
@@ -20,16 +21,18 @@ def learning_rate(step: int, steps_per_epoch: int, settings: OptimizerSettings) 
         settings: the schedule.
 
     Source: github:bytetriper/RAE src/utils/optim_utils.py at a4d18c4 (which calls the held phase warm-up);
+    epochs cut to whole steps: github:nanovisionx/RAEv2 src/utils/optim_utils.py at 8a0d238;
     "warmup-stable-decay": github:noctrog/flatdino train.py at cdd398f.
     """
     if settings.schedule == "warmup-stable-decay":
         return _warmup_stable_decay(step, steps_per_epoch, settings)
-    hold = round(settings.hold_epochs * steps_per_epoch)
+    whole: Callable[[float], int] = round if settings.round_epochs else int
+    hold = whole(settings.hold_epochs * steps_per_epoch)
     if step < hold:
         return settings.lr * (step + 1) / hold if settings.warm_up else settings.lr
     if settings.schedule == "constant":
         return settings.lr
-    end = round(settings.decay_end_epoch * steps_per_epoch)
+    end = whole(settings.decay_end_epoch * steps_per_epoch)
     done = min(1.0, (step - hold) / max(1, end - hold))
     remaining = 1.0 - done if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     return settings.final_lr + (settings.lr - settings.final_lr) * remaining

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from train.distributed import assign
+from train.engine.muon import Muon
 from train.settings.config import OptimizerName, OptimizerSettings
 
 
@@ -37,8 +38,25 @@ def adamw(model: nn.Module, settings: OptimizerSettings) -> AdamW:
     )
 
 
+def muon(model: nn.Module, settings: OptimizerSettings) -> Muon:
+    """Muon over the matrices that are trained, AdamW over everything else."""
+    return Muon(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+        eps=settings.eps,
+        safety=settings.safety,
+        safety_on_last=settings.safety_on_last,
+        decay_matrices_only=settings.decay_matrices_only,
+        half=settings.half,
+    )
+
+
 OPTIMIZERS: dict[OptimizerName, Callable[[nn.Module, OptimizerSettings], Optimizer]] = {
     "adamw": adamw,
+    "muon": muon,
 }
 """Makes an optimizer of a model's trained parameters, by the name that `--optimizer.name` takes."""
 

@@ -1,8 +1,9 @@
 """Guidance: push the velocity away from that of a worse prediction.
 
-Each function turns a model and a batch of labels into a velocity field for `train.flow.integrators.integrate`.
 Guided by scale w inside a closed interval of times [low, high]: v = worse + w · (v − worse); outside it the
-model's own v.
+model's own v. `classifier_free` and `auto_guidance` turn a model and a batch of labels into a velocity field for
+`train.flow.integrators.integrate`; `internal` turns a model with a base output into a guided model, which either can
+take. As the weights sum to 1, it does not matter whether velocities are combined or the data they lead to.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from train.flow.integrators import Velocity
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 """model(x_t [B, D, h, w], t float [B], y int64 [B]) -> velocity [B, D, h, w]."""
+
+TwoOutputs = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""model(x_t [B, D, h, w], t float [B], y int64 [B]) -> velocity and the base output's velocity, [B, D, h, w] each."""
 
 ALWAYS = (0.0, 1.0)
 """The interval that is every time."""
@@ -96,12 +100,49 @@ def auto_guidance(
     return velocity
 
 
+def internal(
+    model: TwoOutputs,
+    scale: float,
+    *,
+    null_label: int,
+    unconditional_scale: float | None = None,
+    interval: tuple[float, float] = ALWAYS,
+) -> Model:
+    """Internal guidance: the worse prediction is the model's own base output, from the same forward pass.
+
+    Source: arXiv 2605.18324; github:nanovisionx/RAEv2 src/utils/guidance_utils.py at 8a0d238, whose published
+    evaluation takes scale 1.78 in [0.1, 1]. Its project page writes full + w · (full − base), so its w is scale − 1.
+
+    Args:
+        model: a model with a base output, in evaluation mode.
+        scale: w ≥ 1; 1 is no guidance and costs nothing either.
+        null_label: the label that means no class.
+        unconditional_scale: w, 0 or more, where the label is `null_label`, which classifier-free guidance asks for too;
+            None: `scale`.
+        interval: times (low, high) at which to guide, ends included.
+
+    Raises:
+        UsageError: scale below 1, or an interval without extent.
+    """
+    _check(scale, interval)
+
+    def guided_model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        full, base = model(x, t, y)
+        weight = torch.full_like(t, scale)
+        if unconditional_scale is not None:
+            weight = torch.where(y == null_label, unconditional_scale, weight)
+        weight = weight.to(full.dtype).view(-1, *[1] * (full.ndim - 1))
+        return _extrapolate(full, base, weight, _inside(t, interval))
+
+    return guided_model
+
+
 def _inside(t: Tensor, interval: tuple[float, float]) -> Tensor:
     low, high = interval
     return (t >= low) & (t <= high)
 
 
-def _extrapolate(better: Tensor, worse: Tensor, scale: float, guided: Tensor) -> Tensor:
+def _extrapolate(better: Tensor, worse: Tensor, scale: float | Tensor, guided: Tensor) -> Tensor:
     return torch.where(guided.view(-1, *[1] * (better.ndim - 1)), worse + scale * (better - worse), better)
 
 

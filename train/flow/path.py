@@ -16,6 +16,9 @@ from torch import Tensor
 
 TimeDistribution = Literal["uniform", "logit-normal"]
 
+Prediction = Literal["velocity", "x"]
+"""What a network puts out: the velocity, or the data."""
+
 MAX_TIME = 1 - 1 / 1000
 """Latest time before the shift, in training and on the published sampling grid.
 
@@ -108,6 +111,45 @@ def velocity_from_data(x_t: Tensor, data: Tensor, t: Tensor, floor: float) -> Te
         floor: least time divided by, above 0.
     """
     return (x_t - data) / t.clamp(min=floor).to(x_t.dtype).reshape(-1, *[1] * (x_t.ndim - 1))
+
+
+def as_velocity(
+    output: Tensor, x_t: Tensor, t: Tensor, prediction: Prediction = "velocity", floor: float = 0.0
+) -> Tensor:
+    """The velocity that a network's output [B, ...] stands for at x_t and t; as `velocity_from_data` for data."""
+    return output if prediction == "velocity" else velocity_from_data(x_t, output, t, floor)
+
+
+def velocity_loss(
+    output: Tensor,
+    data: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    prediction: Prediction = "velocity",
+    floor: float = 0.0,
+) -> Tensor:
+    """Squared error of the velocity a network's output stands for, a sample: float32 [B].
+
+    The target is (x_t − data) / max(t, floor): noise − data wherever t is not below the floor, and less below it. So
+    for predicted data the error is that of the data, divided by max(t, floor)².
+
+    Source: arXiv 2605.18324; github:nanovisionx/RAEv2 src/stage2/transport/transport.py at 8a0d238.
+
+    Args:
+        output: what the network put out, [B, ...].
+        data: [B, ...].
+        noise: as `data`.
+        t: float [B] in [0, 1].
+        prediction: what `output` is.
+        floor: least time divided by; 0 for none, which x does not allow.
+    """
+    if prediction == "x":
+        return per_sample_loss(output, data) / t.clamp(min=floor).square()
+    target = velocity_target(data, noise)
+    if floor > 0:
+        # x_t − data is t · (noise − data).
+        target = target * (t / t.clamp(min=floor)).reshape(-1, *[1] * (data.ndim - 1))
+    return per_sample_loss(output, target)
 
 
 def per_sample_loss(prediction: Tensor, target: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from typing import Literal
 from shards import UsageError
 
 Precision = Literal["fp32", "tf32", "bf16"]
+Prediction = Literal["velocity", "x"]
 Objective = Literal["velocity"]
 """Names of `train.tasks.objectives.OBJECTIVES`."""
-OptimizerName = Literal["adamw"]
+OptimizerName = Literal["adamw", "muon"]
 """Names of `train.engine.optimizer.OPTIMIZERS`."""
 
 FREE = {"free": True}
@@ -73,7 +74,7 @@ class OptimizerSettings:
     """Optimizer, gradient clipping and the schedule, whose epochs are floor(rows / global batch) steps."""
 
     name: OptimizerName = "adamw"
-    """The optimizer."""
+    """The optimizer. muon: Muon for parameters with two dimensions, AdamW for the others."""
     lr: float = 2e-4
     """Learning rate before it decays."""
     final_lr: float = 2e-5
@@ -91,12 +92,22 @@ class OptimizerSettings:
     """warmup-stable-decay: epoch at which the decay begins."""
     decay_end_epoch: float = 0.0
     """Epoch at which `final_lr` is reached; no schedule depends on --max-steps."""
+    round_epochs: bool = True
+    """Round epochs to the nearest step, as RAE does, rather than cut them to whole steps, as RAEv2 does."""
+    momentum: float = 0.95
+    """Muon's momentum (Nesterov's)."""
+    safety: float = 1.05
+    """Muon divides singular values by this before each polynomial; RAEv2's own value is not public."""
+    safety_on_last: bool = True
+    """Divide before the last polynomial too; the public packages with 1.01 and 1.02 did not."""
+    half: bool | None = None
+    """Muon iterates in float16 on a direction rounded to bfloat16, as the public package. None: on CUDA only."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
     eps: float = 1e-8
     """AdamW's guard against division by zero."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay."""
     decay_matrices_only: bool = False
     """Leave biases, norms and learned tokens out of the weight decay."""
     clip_norm: float | None = 1.0
@@ -106,6 +117,10 @@ class OptimizerSettings:
         """Refuse what no schedule can mean."""
         if self.lr <= 0:
             raise UsageError(f"--optimizer.lr must be positive; got {self.lr}")
+        if self.safety < 1:
+            raise UsageError(
+                f"--optimizer.safety must be at least 1, or Muon's iteration may diverge; got {self.safety}"
+            )
         if self.schedule == "warmup-stable-decay":
             if not self.hold_epochs <= self.decay_start_epoch < self.decay_end_epoch:
                 raise UsageError(
@@ -122,8 +137,16 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSettings:
-    """Flow matching: which times are trained on, and how often the label is withheld."""
+    """Flow matching: what is predicted, which times are trained on, and how often the label is withheld."""
 
+    prediction: Prediction = "velocity"
+    """What the network puts out: the velocity, or x, the data. The loss is the velocity's error in both cases."""
+    time_floor: float = 0.0
+    """Least time that data is divided by to become a velocity, in training and sampling; x needs one above 0."""
+    base_weight: float = 1.0
+    """Weight of the loss of the base output, where the network has one."""
+    latest_time: float = 0.999
+    """Latest time that is drawn, before the shift, as RAE's; 1 cuts nothing off, as RAEv2."""
     time_distribution: Literal["uniform", "logit-normal"] = "logit-normal"
     """Distribution of the time t before the shift; t = 0 is data, t = 1 is noise."""
     mu: float = 0.0
@@ -134,6 +157,18 @@ class FlowSettings:
     """The time shift is sqrt(numbers in a latent / this)."""
     label_dropout: float = 0.1
     """Probability of training a sample without its label, which classifier-free guidance needs."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no loss can mean."""
+        if self.prediction == "x" and not 0 < self.time_floor < 1:
+            raise UsageError(
+                "--flow.prediction x divides by the time and needs --flow.time-floor between 0 and 1, RAEv2's is 0.05; "
+                f"got {self.time_floor}"
+            )
+        if not 0 <= self.time_floor < 1:
+            raise UsageError(f"--flow.time-floor must be at least 0 and below 1; got {self.time_floor}")
+        if not 0 < self.latest_time <= 1:
+            raise UsageError(f"--flow.latest-time must be above 0 and at most 1; got {self.latest_time}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from train.engine.feed import MicroBatch
-from train.engine.task import Losses, Task
-from train.flow.path import draw_time, interpolate, per_sample_loss, time_shift, velocity_target
+from train.engine.task import Losses, Task, sum_and_count
+from train.flow.path import draw_time, interpolate, time_shift, velocity_loss
 from train.models.build import Generator
 from train.models.config import GeneratorConfig
 from train.models.dequantize import latents_of
@@ -21,14 +21,23 @@ from train.weights.snapshot import save_snapshot
 NUM_BANDS = 10
 """Bands of the time t whose loss is logged separately: it differs more between times than between steps."""
 
-METRIC_NAMES = tuple(f"loss_t{band / NUM_BANDS:.1f}" for band in range(NUM_BANDS))
-"""The loss in each band, by the time at which the band begins."""
+
+def band_names(prefix: str) -> tuple[str, ...]:
+    """Names of the loss in each band, by the time at which the band begins."""
+    return tuple(f"{prefix}_t{band / NUM_BANDS:.1f}" for band in range(NUM_BANDS))
+
+
+METRIC_NAMES = band_names("loss")
+"""The loss in each band."""
+
+BASE_METRIC_NAMES = ("loss_base", *band_names("loss_base"))
+"""The loss of the base output, without its weight; all of it, and in each band."""
 
 
 class VelocityTask(Task):
     """A diffusion transformer and its flow-matching loss: `train/dit.py --objective velocity`, its default."""
 
-    metric_names: ClassVar[tuple[str, ...]] = METRIC_NAMES
+    metric_names: ClassVar[tuple[str, ...]] = METRIC_NAMES + BASE_METRIC_NAMES
     model: Generator
 
     def __init__(self, parts: DiTParts) -> None:
@@ -48,19 +57,35 @@ class VelocityTask(Task):
         return self.model.config
 
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
-        """Squared error of the predicted velocity, per sample, and its sums by band of t."""
+        """Squared error of the velocity, per sample, and its sums by band of t; the base output's too, if any."""
+        flow = self._settings.flow
         data = self._latents(batch.fields["tokens"])
         noise = normal(self._settings.seed, "noise", batch.positions, tuple(data.shape[1:]))
         t = self.times(batch.positions)
-        prediction = model(interpolate(data, noise, t), t, self.labels(batch))
-        per_sample = per_sample_loss(prediction, velocity_target(data, noise))
-        return Losses(per_sample, loss_by_time(per_sample.detach(), t))
+        outputs = model(interpolate(data, noise, t), t, self.labels(batch))
+        full, *base = (
+            velocity_loss(output, data, noise, t, flow.prediction, flow.time_floor)
+            for output in (outputs if isinstance(outputs, tuple) else (outputs,))
+        )
+        metrics = loss_by_time(full.detach(), t)
+        for losses in base:
+            metrics["loss_base"] = sum_and_count(losses.detach())
+            metrics |= loss_by_time(losses.detach(), t, "loss_base")
+            full = full + flow.base_weight * losses
+        return Losses(full, metrics)
 
     def times(self, positions: Tensor) -> Tensor:
         """The times drawn for samples, float32 [b]."""
         flow = self._settings.flow
         u = uniform(self._settings.seed, "time", positions)
-        return draw_time(u, flow.time_distribution, mu=flow.mu, sigma=flow.sigma, shift=self._shift)
+        return draw_time(
+            u,
+            flow.time_distribution,
+            mu=flow.mu,
+            sigma=flow.sigma,
+            shift=self._shift,
+            latest=flow.latest_time,
+        )
 
     def labels(self, batch: MicroBatch) -> Tensor:
         """Labels int64 [b]; the null label where there is none, or where it is withheld."""
@@ -95,10 +120,10 @@ class VelocityTask(Task):
         return {} if self._parts.fid is None else {"fid": self._parts.fid(self.model, self.normalizer)}
 
 
-def loss_by_time(losses: Tensor, t: Tensor) -> dict[str, Tensor]:
+def loss_by_time(losses: Tensor, t: Tensor, prefix: str = "loss") -> dict[str, Tensor]:
     """Sum and count, float32 [2], of losses [b] at times [b] in each band of t, by the metric's name."""
     band = (t * NUM_BANDS).long().clamp_(0, NUM_BANDS - 1)
     member = torch.nn.functional.one_hot(band, NUM_BANDS).to(losses.dtype)
     # Where a loss is not finite, 0 · inf would spoil every band; the whole step is left out anyway.
     sums_and_counts = torch.stack([member.T @ losses, member.sum(dim=0)], dim=1)
-    return dict(zip(METRIC_NAMES, sums_and_counts, strict=True))
+    return dict(zip(band_names(prefix), sums_and_counts, strict=True))
