@@ -82,6 +82,8 @@ if TYPE_CHECKING:
     from shards.values.dtypes import to_storage as to_storage
     from shards.values.quantize import Int8Code as Int8Code
     from shards.values.quantize import fit_code as fit_code
+    from shards.values.statistics_file import StatisticsFile as StatisticsFile
+    from shards.values.statistics_file import read_statistics_file as read_statistics_file
     from shards.writing.published import published_rows as published_rows
     from shards.writing.shard_writer import ShardWriter as ShardWriter
     from shards.writing.store_writer import StoreWriter as StoreWriter
@@ -140,6 +142,7 @@ _MODULES = {
     "shards.values.code_error": ["Calibration", "describe_error", "fit_and_judge", "require_within"],
     "shards.values.dtypes": ["TOKEN_DTYPES", "storage_type", "to_float64", "to_storage"],
     "shards.values.quantize": ["Int8Code", "fit_code"],
+    "shards.values.statistics_file": ["StatisticsFile", "read_statistics_file"],
     "shards.writing.published": ["published_rows"],
     "shards.writing.shard_writer": ["ShardWriter"],
     "shards.writing.store_writer": ["StoreWriter", "stale_temporaries"],

@@ -107,7 +107,7 @@ def test_a_store_that_was_finished_without_keeps_its_own(encode, tmp_path, publi
     ("arrays", "complaint"),
     [
         ({"var": np.ones((64, 2, 3))}, "[D, h, w] = [64, 2, 2]; var in"),
-        ({"mean": np.ones((64, 1, 1)), "var": np.ones(SHAPE)}, "mean in"),
+        ({"mean": np.ones((64, 1, 1)), "var": np.ones(SHAPE)}, "holds mean [64, 1, 1]"),
         ({"mean": np.ones(SHAPE)}, "must hold 'var'"),
         ({"var": np.ones(SHAPE), "std": np.ones(SHAPE)}, "holds var, std"),
         ({"var": -np.ones(SHAPE)}, "a variance cannot be negative"),

@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 
+from shards import UsageError
 from train.models.build import build_model
 from train.models.config import DiTConfig, DiTDHConfig, ViTDecoderConfig, decoder_config
 from train.models.normalizer import LatentNormalizer
@@ -114,7 +115,7 @@ def test_statistics_are_read_with_and_without_a_mean(tmp_path, mean):
 
 def test_statistics_of_another_shape_or_with_other_names_are_refused(tmp_path):
     torch.save({"mean": None, "variance": torch.ones(8, 4, 4)}, tmp_path / "stat.pt")
-    with pytest.raises(PublishedFileError, match=r"'mean', 'variance'"):
+    with pytest.raises(UsageError, match="holds mean, variance"):
         load_statistics(tmp_path / "stat.pt")
 
 
@@ -132,7 +133,7 @@ def test_missing_unknown_and_misshapen_keys_are_all_listed(tmp_path):
 
 def test_another_networks_file_is_refused(tmp_path):
     save_state_dict(random_model(DECODER), tmp_path / "model.pt")
-    with pytest.raises(PublishedFileError, match=r"is not a DiT or DiT-DH.*x_embedder"):
+    with pytest.raises(PublishedFileError, match=r"is not a .*x_embedder"):
         load_dit(tmp_path / "model.pt")
 
 
@@ -146,8 +147,9 @@ class Bomb:
 def test_a_file_that_would_run_code_is_refused_and_nothing_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"ema": {"x": Bomb()}}, "evil.pt")
-    with pytest.raises(PublishedFileError, match="cannot be read as weights only"):
+    with pytest.raises(PublishedFileError, match=r"holds \w+\.system, which is no tensor") as refused:
         read_state_dict(tmp_path / "evil.pt")
+    assert "weights_only" not in str(refused.value)
     assert not (tmp_path / "exploded").exists()
 
 

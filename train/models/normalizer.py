@@ -32,7 +32,7 @@ class LatentNormalizer(nn.Module):
         """Build from statistics of any float type.
 
         Raises:
-            UsageError: the shapes are not [D, h, w] or differ.
+            UsageError: the shapes are not [D, h, w] or differ, or the numbers are not finite or a variance is negative.
         """
         super().__init__()
         if variance.ndim != 3 or (mean is not None and mean.shape != variance.shape):
@@ -40,6 +40,12 @@ class LatentNormalizer(nn.Module):
                 "latent statistics must be [D, h, w], mean and variance alike; got "
                 f"mean {None if mean is None else list(mean.shape)} and variance {list(variance.shape)}"
             )
+        if not all(bool(torch.isfinite(values).all()) for values in (mean, variance) if values is not None):
+            raise UsageError(
+                "latent statistics must be finite numbers; compute them again or give another file"
+            )
+        if bool((variance < 0).any()):
+            raise UsageError(f"a variance cannot be negative; the smallest here is {variance.min().item():g}")
         self.eps = eps
         self.register_buffer("mean", None if mean is None else mean.float())
         self.register_buffer("variance", variance.float())

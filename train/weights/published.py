@@ -1,13 +1,12 @@
 """Read and write the files in which RAE's weights are published.
 
-| file | holds | read by | written by | |---|---|---|---| | `stage2_model.pt` | a DiT-DH or DiT, bare or
-under `ema` | `load_dit` | `save_state_dict` | | decoder `model.pt` | a ViT decoder, bare or under `ema`,
-there also as `decoder.*` | `load_decoder` | `save_state_dict` | | `stat.pt` | {mean, var} of the latent;
-the mean may be absent | `load_statistics` | `save_statistics` |
+- `stage2_model.pt`: a DiT-DH or DiT, bare or under `ema`; `load_dit` and `save_state_dict`.
+- `model.pt` of a decoder: a ViT decoder, bare or under `ema`, there also as `decoder.*`; `load_decoder` and
+  `save_state_dict`.
+- `stat.pt`: {mean, var} of the latent, where the mean may be absent; `load_statistics` and `save_statistics`.
 
-None of these files says what network it belongs to, so its configuration is read from its keys and shapes.
-A key that is missing, too many or of another shape is an error that lists it. Nothing in a file can run
-code.
+None of these files says what network it belongs to, so its configuration is read from its keys and shapes. Keys that
+are missing, unknown or of another shape are listed in one error. Nothing in a file can run code.
 
 Source: github:bytetriper/RAE src/utils/model_utils.py, src/stage1/rae.py, src/extract_decoder.py at a4d18c4.
 """
@@ -15,15 +14,17 @@ Source: github:bytetriper/RAE src/utils/model_utils.py, src/stage1/rae.py, src/e
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shards import read_statistics_file, replacing
 from train.models.build import Generator, build_model
 from train.models.config import (
     IMAGENET_MEAN,
@@ -34,8 +35,12 @@ from train.models.config import (
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
 from train.weights.infer import PublishedFileError, infer_decoder_config, infer_dit_config
+from train.weights.tensor_files import save_tensors
 
 StateDict = dict[str, Tensor]
+
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+"""A class or function that a pickle names, in PyTorch's refusal of it."""
 
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile put before every key."""
@@ -67,12 +72,10 @@ def load_decoder(
     """A ViT decoder from a published file, in evaluation mode.
 
     Args:
-        path: decoder `model.pt`, a training checkpoint with `decoder.*` keys, or .safetensors of the same
-        keys.
+        path: decoder `model.pt`, a training checkpoint with `decoder.*` keys, or .safetensors of the same keys.
         config: what the network must be; by default read from the file, for the published widths.
-        pixel_mean: mean of the encoder's pixels, which no published file holds; not used when `config` is
-        given.
-        pixel_std: their deviation; SigLIP2's mean and deviation are both 0.5.
+        pixel_mean: mean of the encoder's pixels, which no published file holds; not used when `config` is given.
+        pixel_std: their standard deviation; SigLIP2's mean and standard deviation are both 0.5.
 
     Raises:
         PublishedFileError: the file cannot be read or does not fit.
@@ -84,8 +87,7 @@ def load_decoder(
     state = inside or state
     if config is None:
         config = infer_decoder_config(state, path, pixel_mean=pixel_mean, pixel_std=pixel_std)
-    # The reference loads decoders without insisting on every key, and old files lack this one, which starts
-    # as 0.
+    # Old files lack this key, which starts as 0; the reference accepts that.
     state.setdefault("trainable_cls_token", torch.zeros(1, 1, config.width))
     model = build_model(config)
     load_exactly(model, state, path)
@@ -93,33 +95,30 @@ def load_decoder(
 
 
 def load_statistics(path: Path) -> LatentNormalizer:
-    """Latent statistics from a published `stat.pt`, whose mean may be absent or None.
+    """Latent statistics from a published `stat.pt`, or a file of the same names as .npz or .safetensors.
 
     Raises:
-        PublishedFileError: the file cannot be read or holds something else.
+        UsageError: the file cannot be read or holds something else.
     """
-    values = _read(path)
-    unknown = sorted(set(values) - {"mean", "var"})
-    mean, variance = values.get("mean"), values.get("var")
-    if unknown or not isinstance(variance, Tensor) or not (mean is None or isinstance(mean, Tensor)):
-        raise PublishedFileError(
-            f"a statistics file must hold the tensor 'var' and, if any, 'mean'; {path} holds {sorted(values)}"
-        )
-    return LatentNormalizer(mean, variance)
+    found = read_statistics_file(path)
+    mean = None if found.mean is None else torch.from_numpy(found.mean)
+    return LatentNormalizer(mean, torch.from_numpy(found.variance))
 
 
 def save_statistics(normalizer: LatentNormalizer, path: Path) -> None:
     """Write latent statistics as a published `stat.pt`; an absent mean is written as None."""
-    torch.save({"mean": normalizer.mean, "var": normalizer.variance}, path)
+    with replacing(path) as file:
+        torch.save({"mean": normalizer.mean, "var": normalizer.variance}, file)
 
 
 def save_state_dict(model: nn.Module, path: Path) -> None:
     """Write a model's weights in the published layout: a bare state dict, .safetensors or else PyTorch's own."""
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path)
+        save_tensors(path, model.state_dict())
+        return
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -180,7 +179,12 @@ def _read(path: Path) -> dict[str, Any]:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise PublishedFileError(f"there is no file {path}: give the path of a published file") from error
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, SafetensorError) as error:
+    except pickle.UnpicklingError as error:
+        # PyTorch's own message advises to load the file without this safety.
+        named = _GLOBAL.search(str(error))
+        what = f"{named[1]}, which is no tensor" if named else "more than tensors"
+        raise PublishedFileError(f"{path} holds {what}; a file of weights alone is read") from None
+    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PublishedFileError(f"{path} cannot be read as weights only: {reason}") from error
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):

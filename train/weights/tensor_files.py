@@ -121,10 +121,10 @@ def _encoded_header(
     Source: github:huggingface/safetensors README, "Format".
     """
     # One entry: the file's own metadata may hold text alone.
-    metadata = {_HEADER: json.dumps(header, sort_keys=True)}
+    metadata = {_HEADER: json.dumps(header, sort_keys=True)} if header else {}
     if embed_digest:
         metadata = {_DIGEST: _NO_DIGEST.decode(), **metadata}
-    entries: dict[str, Any] = {"__metadata__": metadata}
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for name, tensor in tensors:
         start, end = end, end + tensor.numel() * tensor.element_size()
