@@ -25,7 +25,7 @@ from measuring import Result, report
 from PIL import Image
 
 from pipeline.encode.claims import Claims, Failures, Task
-from pipeline.encode.decoding import BatchDecoder
+from pipeline.encode.decoding import BatchDecoder, batch_length
 from pipeline.encode.leases import Leases, Owner
 from pipeline.encode.worker import Worker
 from pipeline.encoders.encoder import Encoder, create_encoder
@@ -111,17 +111,15 @@ def end_to_end(case: Case) -> float:
     """Images a second from files to a committed shard, in all views."""
     with tempfile.TemporaryDirectory() as folder:
         writer = StoreWriter.create_or_continue(Path(folder) / "store", case.recipe, case.plan)
+        length = batch_length(case.recipe.capacity, case.batch_size)
+        source = ImageFiles(SourceReader(), Pictures(case.recipe))
+        rows = BatchDecoder(
+            source, length=length, threads=case.threads, pin_memory=case.encoder.device.type == "cuda"
+        )
         with Leases(writer.path, Owner.this_process("benchmark")) as leases:
             claims = Claims(writer.pending, leases, Failures(writer.path, 1))
             with Worker(
-                case.encoder,
-                writer,
-                ImageFiles(SourceReader(), Pictures(case.recipe)),
-                claims,
-                lambda event: None,
-                name="benchmark",
-                batch_size=case.batch_size,
-                decode_threads=case.threads,
+                case.encoder, writer, rows, claims, lambda event: None, name="benchmark", length=length
             ) as worker:
                 began = time.perf_counter()
                 worker.run()

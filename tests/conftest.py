@@ -13,15 +13,16 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
+from shards.reading.store import Store
 from shards.storage.file_systems import forget_connections
 from shards.storage.remote_path import RemotePath
 
@@ -42,6 +43,48 @@ def tiny() -> list[str]:
         "--encoder-args",
         "depth=1",
     ]
+
+
+@pytest.fixture(scope="session")
+def make_compressor() -> Callable[..., Path]:
+    """Writes the snapshot of a small flat compressor with seeded weights for the tokens of a store."""
+
+    def make(path: Path, store: Store, *, seed: int = 0, scale: float = 1.0, **meta: Any) -> Path:
+        import torch
+
+        from train.models.build import build_model
+        from train.models.flat_config import FlatConfig, FlatHalfConfig
+        from train.weights.snapshot import SnapshotMeta, save_snapshot
+
+        half = FlatHalfConfig(width=32, depth=1, num_heads=2, mlp_width=48)
+        config = FlatConfig(
+            num_tokens=store.num_tokens,
+            token_width=store.width,
+            num_latents=3,
+            latent_width=6,
+            encoder=half,
+            decoder=half,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            weights = build_model(config).state_dict()
+            weights = {name: value + scale * 0.2 * torch.randn_like(value) for name, value in weights.items()}
+        values = {
+            "encoder": store.recipe.encoder.to_dict(),
+            "class_names": tuple(store.class_names),
+            "num_classes": max(1, store.num_classes),
+            "grid": store.grid,
+            "width": store.width,
+            "step": 10,
+            "samples_seen": 160,
+            "ema_rate": 0.0,
+            "dtype": store.recipe.dtype,
+            "code": store.recipe.code,
+        }
+        save_snapshot(path, weights, config=config, normalizer=None, meta=SnapshotMeta(**{**values, **meta}))
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")

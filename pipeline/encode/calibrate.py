@@ -72,7 +72,7 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
     for batch in decoder.batches(Task(0, recipe.views), records):
         good = [slot for slot, row in enumerate(batch.rows()) if row.reason is None]
         if good:
-            kept.append(_some_tokens(batch.images[:, good], source.pictures, recipe, encoder, count))
+            kept.append(_some_tokens(batch.inputs[:, good], source.pictures, recipe, encoder, count))
         decoder.recycle(batch)
     decoder.close()
     source.close()

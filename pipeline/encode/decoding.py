@@ -1,62 +1,73 @@
-"""Reading and decoding the images of a shard in threads, into reused buffers."""
+"""What the rows of a shard are encoded from, batch by batch, read in threads into reused buffers."""
 
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.encode.claims import Task
 from pipeline.sources.picture_sources import PictureSource
 from pipeline.sources.pictures import Images
-from shards import BadImageError, SourceRecord, UndecodableImageError
+from shards import BadImageError, CommitRecord, SourceRecord, UndecodableImageError
 
 
 @dataclass(frozen=True)
 class DecodedRow:
-    """What became of one image.
+    """What became of one row.
 
     Attributes:
-        reason: Why it cannot be used, or None if it can.
+        reason: Why it cannot be used in any view, or None.
         read_seconds: Time spent reading its bytes.
         decode_seconds: Time spent decoding and cropping it.
+        reasons: Why it cannot be used in some views, by view.
     """
 
     reason: str | None
     read_seconds: float
     decode_seconds: float
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def reason_in(self, view: str) -> str | None:
+        """Why it cannot be used in a view, or None if it can."""
+        return self.reason or self.reasons.get(view)
 
 
 @dataclass
 class DecodedBatch:
-    """Consecutive rows of a shard on their way through the decoder.
+    """Consecutive rows of a shard on their way to the encoder.
 
     Attributes:
         task: The shard they belong to.
         first_place: Place of the first row in its shard.
-        images: uint8 [V, b, P, P, 3], the pictures of all views (`pipeline.sources.pictures`), those the task needs
-            filled by the time `rows` returns; slots of unusable images and behind the last image hold zeros.
+        length: Number of rows.
+        inputs: What all views are encoded from, [V, b, ...], those the task needs filled by the time `rows` returns;
+            slots of unusable rows and behind the last row hold zeros. Of images: pictures uint8 [V, b, P, P, 3].
         last: Whether the shard ends with this batch.
         views_written: How many of the task's views the store has of it.
     """
 
     task: Task
     first_place: int
-    images: Tensor
+    length: int
+    inputs: Tensor
     last: bool
-    pending: list[Future[DecodedRow]] = field(default_factory=list)
+    pending: list[Future[list[DecodedRow]]] = field(default_factory=list)
     views_written: int = 0
 
     def rows(self) -> list[DecodedRow]:
-        """What became of each image; waits for all of them.
+        """What became of each row; waits for all of them.
 
         Raises:
             OSError: If the source's device fails.
-            SourceGoneError: If the source is gone.
+            UserError: If the source is gone or damaged.
         """
-        return [future.result() for future in self.pending]
+        return [row for future in self.pending for row in future.result()]
 
     def cancel(self) -> None:
         """Stops work that has not begun and waits for what has."""
@@ -74,25 +85,16 @@ def batch_length(capacity: int, at_most: int) -> int:
     return -(-capacity // num_batches)
 
 
-class BatchDecoder:
-    """Decodes rows into buffers, ahead of the encoder.
+class RowBatches(ABC):
+    """Reads rows into buffers, ahead of the encoder.
 
     Args:
-        source: Gives what the views show.
         length: Rows of every batch.
-        threads: How many images are decoded at once.
-        pin_memory: Put pictures where a GPU can fetch them by itself.
+        threads: How many reads are under way at once.
+        pin_memory: Put buffers where a GPU can fetch them by itself.
     """
 
-    def __init__(
-        self,
-        source: PictureSource,
-        *,
-        length: int,
-        threads: int,
-        pin_memory: bool = False,
-    ) -> None:
-        self._source = source
+    def __init__(self, *, length: int, threads: int, pin_memory: bool = False) -> None:
         self._length = length
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._pin_memory = pin_memory
@@ -103,29 +105,72 @@ class BatchDecoder:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def batches(self, task: Task, records: list[SourceRecord]) -> Iterator[DecodedBatch]:
-        """Starts decoding a shard batch by batch, as the iterator is advanced; advancing never waits."""
+        """Starts reading a shard batch by batch, as the iterator is advanced; advancing never waits."""
         for first in range(0, len(records), self._length):
             part = records[first : first + self._length]
-            images = self._free.pop() if self._free else self._new()
-            batch = DecodedBatch(task, first, images, first + len(part) == len(records))
-            pictures = images.numpy()
-            pictures[:, len(part) :] = 0
-            batch.pending += [
-                self._pool.submit(self._decode, record, task.views, pictures[:, slot])
-                for slot, record in enumerate(part)
-            ]
+            inputs = self._free.pop() if self._free else self._new()
+            inputs[:, len(part) :] = 0
+            batch = DecodedBatch(task, first, len(part), inputs, first + len(part) == len(records))
+            batch.pending += self._start(batch, part)
             yield batch
 
     def recycle(self, batch: DecodedBatch) -> None:
         """Takes a batch's buffer back once nobody reads it any more."""
-        self._free.append(batch.images)
+        self._free.append(batch.inputs)
+
+    @abstractmethod
+    def shown(self, inputs: Tensor, view: str) -> Tensor:
+        """What the encoder is given of a view, [b, ...], of inputs [V, b, ...] on any device."""
+
+    @abstractmethod
+    def images(self, batch: DecodedBatch, view: str) -> NDArray[Any] | None:
+        """Pictures uint8 [b, P, P, 3] to store of a view that stores its own; None if they are `linked`."""
+
+    def linked(self, task: Task, view: str) -> CommitRecord | None:
+        """Record of the task's shard in the store whose images the written store has as links; None if it has not."""
+        return None
+
+    @abstractmethod
+    def _new(self) -> Tensor:
+        """A buffer for the inputs of a batch."""
+
+    @abstractmethod
+    def _start(self, batch: DecodedBatch, records: Sequence[SourceRecord]) -> list[Future[list[DecodedRow]]]:
+        """Starts filling a batch's buffer; the results, one after the other, are those of its rows."""
+
+
+class BatchDecoder(RowBatches):
+    """Decodes images; see `RowBatches` for the other arguments.
+
+    Args:
+        source: Gives what the views show.
+    """
+
+    def __init__(self, source: PictureSource, *, length: int, threads: int, pin_memory: bool = False) -> None:
+        super().__init__(length=length, threads=threads, pin_memory=pin_memory)
+        self._source = source
+
+    def shown(self, inputs: Tensor, view: str) -> Tensor:
+        """See `RowBatches.shown`: pixels uint8 [b, 3, P, P]."""
+        return self._source.pictures.shown(inputs, view)
+
+    def images(self, batch: DecodedBatch, view: str) -> NDArray[Any] | None:
+        """See `RowBatches.images`."""
+        return self._source.pictures.stored(batch.inputs.numpy(), view)
 
     def _new(self) -> Tensor:
         size = self._source.pictures.size
         shape = (len(self._source.pictures.names), self._length, size, size, 3)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
 
-    def _decode(self, record: SourceRecord, views: tuple[str, ...], out: Images) -> DecodedRow:
+    def _start(self, batch: DecodedBatch, records: Sequence[SourceRecord]) -> list[Future[list[DecodedRow]]]:
+        pictures, views = batch.inputs.numpy(), batch.task.views
+        return [
+            self._pool.submit(self._decode, record, views, pictures[:, slot])
+            for slot, record in enumerate(records)
+        ]
+
+    def _decode(self, record: SourceRecord, views: tuple[str, ...], out: Images) -> list[DecodedRow]:
         began = time.perf_counter()
         read = began
         try:
@@ -136,4 +181,4 @@ class BatchDecoder:
         except (BadImageError, UndecodableImageError) as error:
             out[:] = 0
             reason = str(error)
-        return DecodedRow(reason, read - began, time.perf_counter() - read)
+        return [DecodedRow(reason, read - began, time.perf_counter() - read)]

@@ -1,19 +1,22 @@
 """A worker from nothing but its settings: what every engine starts, in its own process or another."""
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from pipeline.encode.claims import Claims, Failures
+from pipeline.encode.decoding import BatchDecoder, RowBatches, batch_length
 from pipeline.encode.leases import Leases, Owner
 from pipeline.encode.progress import Event, WorkerStarted
+from pipeline.encode.stored_batches import StoredBatches
 from pipeline.encode.worker import Worker
 from pipeline.encoders.encoder import Encoder, create_encoder
+from pipeline.encoders.latents import LatentEncoder, RowEncoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
-from shards import StoreWriter, usable_cores
+from shards import StoreWriter, as_location, open_store, usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,33 @@ def decode_threads_for(config: EncodeConfig, processes: int) -> int:
     return config.work.decode_threads or max(1, usable_cores() // processes)
 
 
-def build_encoder(config: EncodeConfig) -> Encoder:
-    """The encoder that the settings name, on the CPU."""
+def build_encoder(config: EncodeConfig) -> RowEncoder:
+    """What makes the tokens, on the CPU: the encoder that the settings name, or the compressor."""
+    if config.compressor is not None:
+        return latent_encoder(config)
+    return image_encoder(config)
+
+
+def latent_encoder(config: EncodeConfig) -> LatentEncoder:
+    """The compressor that the settings name, for the tokens of the store that is the source.
+
+    Raises:
+        UserError: If it is no compressor, or not one for these tokens.
+    """
+    from train.weights.compressor import load_compressor
+
+    assert config.compressor is not None
+    store = open_store(as_location(config.source_path()))
+    compressor = load_compressor(config.compressor)
+    compressor.require_fits(
+        store.recipe.encoder, store.recipe.dtype, store.recipe.code, what=f"the store {store.path}"
+    )
+    precision = "bfloat16" if config.encoder.precision == "bfloat16" else "float32"
+    return LatentEncoder(compressor, store, precision)
+
+
+def image_encoder(config: EncodeConfig) -> Encoder:
+    """The image encoder that the settings name, on the CPU."""
     choice = config.encoder
     return create_encoder(
         choice.encoder,
@@ -55,7 +83,7 @@ def build_encoder(config: EncodeConfig) -> Encoder:
     )
 
 
-def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: Encoder | None = None) -> None:
+def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: RowEncoder | None = None) -> None:
     """Encodes shards of a store that exists until none is left for this worker.
 
     Args:
@@ -78,12 +106,12 @@ def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: Encod
     encoder.to_device(device, writer.recipe.precision)
     if config.encoder.compile:
         encoder.compile_trunk()
-    decode_threads = decode_threads_for(config, spec.processes)
-    report(WorkerStarted(spec.name, str(device), decode_threads))
+    threads = decode_threads_for(config, spec.processes)
+    report(WorkerStarted(spec.name, str(device), threads))
     store = config.store.out
-    views = {view for view, _ in writer.pending()}
+    length = batch_length(writer.recipe.capacity, config.work.batch_size)
     with (
-        closing(picture_source(config.source_path(), writer.recipe, views)) as source,
+        opened_rows(config, writer, length=length, threads=threads, pin_memory=device.type == "cuda") as rows,
         Leases(store, Owner.this_process(spec.name)) as leases,
     ):
         claims = Claims(
@@ -93,14 +121,20 @@ def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: Encod
             rank=spec.rank,
             world_size=spec.world_size,
         )
-        with Worker(
-            encoder,
-            writer,
-            source,
-            claims,
-            report,
-            name=spec.name,
-            batch_size=config.work.batch_size,
-            decode_threads=decode_threads,
-        ) as worker:
+        with Worker(encoder, writer, rows, claims, report, name=spec.name, length=length) as worker:
             worker.run()
+
+
+@contextmanager
+def opened_rows(
+    config: EncodeConfig, writer: StoreWriter, *, length: int, threads: int, pin_memory: bool
+) -> Iterator[RowBatches]:
+    """What the rows of a store are encoded from: images, or the tokens of the store it is derived from."""
+    if config.compressor is not None:
+        images = writer.recipe.image_size > 0
+        source = open_store(as_location(config.source_path()))
+        yield StoredBatches(source, images=images, length=length, threads=threads, pin_memory=pin_memory)
+        return
+    views = {view for view, _ in writer.pending()}
+    with closing(picture_source(config.source_path(), writer.recipe, views)) as pictures:
+        yield BatchDecoder(pictures, length=length, threads=threads, pin_memory=pin_memory)

@@ -4,7 +4,7 @@ import numpy as np
 
 from pipeline.encode.devices import named_devices, precision_for
 from pipeline.encode.statistics_file import read_statistics
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.latents import RowEncoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
@@ -55,7 +55,7 @@ def _store_plan(config: EncodeConfig) -> Plan:
     return plan.with_repaired(source.repaired)
 
 
-def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:
+def make_recipe(config: EncodeConfig, plan: Plan, encoder: RowEncoder) -> Recipe:
     """What the store will hold."""
     store = config.store
     devices = named_devices(config.work.devices)
@@ -78,7 +78,7 @@ def make_recipe(config: EncodeConfig, plan: Plan, encoder: Encoder) -> Recipe:
     )
 
 
-def _default_image_size(config: EncodeConfig, encoder: Encoder) -> int:
+def _default_image_size(config: EncodeConfig, encoder: RowEncoder) -> int:
     """Side of the stored pictures: a store's where they come from a store, else what fits the encoder."""
     stored = 0
     if is_store(config.source_path()):

@@ -35,7 +35,7 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
         for index, row in zip(sample[batch.first_place :], batch.rows(), strict=False)
         if row.reason is not None
     ]
-    encode_rate = _encode_rate(encoder.to_device(device, recipe.precision), batches[0].images[0], recipe)
+    encode_rate = _encode_rate(encoder.to_device(device, recipe.precision), batches[0].inputs[0], recipe)
     lines = [
         f"images      {plan.num_images} in {len(plan.class_names) or 'no'} classes, {plan.num_shards} shards of "
         f"{plan.shard_size(0)} rows or one less",

@@ -10,12 +10,20 @@ from torch import Tensor
 
 from shards import Int8Code
 
-_STORED_AS = {
+TORCH_TYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
     "int8": torch.int8,
 }
+"""How torch sees each storage type."""
+
+
+def as_numpy(values: Tensor) -> NDArray[Any]:
+    """Stored numbers as numpy and the store see the same memory; bfloat16 as its bits, uint16."""
+    if values.dtype is torch.bfloat16:
+        return values.view(torch.int16).numpy().view(np.uint16)
+    return values.numpy()
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,8 @@ class StoredTokens:
             self.square_error.copy_(other.square_error, non_blocking=non_blocking)
 
     def as_numpy(self) -> NDArray[Any]:
-        """`values` as numpy and the store see the same memory; bfloat16 as its bits, uint16."""
-        if self.values.dtype is torch.bfloat16:
-            return self.values.view(torch.int16).numpy().view(np.uint16)
-        return self.values.numpy()
+        """`values` as numpy and the store see the same memory."""
+        return as_numpy(self.values)
 
 
 class TokenStorage:
@@ -53,7 +59,7 @@ class TokenStorage:
     """
 
     def __init__(self, dtype: str, code: Int8Code | None) -> None:
-        self.dtype = _STORED_AS[dtype]
+        self.dtype = TORCH_TYPES[dtype]
         self._code = code
         self._boundaries, self._levels = torch.empty(0), torch.empty(0)
         if code is not None:

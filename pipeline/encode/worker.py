@@ -20,11 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.encode.claims import Claims, Task
-from pipeline.encode.decoding import BatchDecoder, DecodedBatch, batch_length
+from pipeline.encode.decoding import DecodedBatch, RowBatches
 from pipeline.encode.progress import BatchEncoded, BatchWritten, Event, ShardFailed
 from pipeline.encode.tokens import StoredTokens, TokenStorage
-from pipeline.encoders.encoder import Encoder
-from pipeline.sources.picture_sources import PictureSource
+from pipeline.encoders.latents import RowEncoder
 from shards import ShardWriter, StoreWriter, UserError
 
 # What a device, a library or a source may raise for one shard while others still succeed. Anything else is a
@@ -66,25 +65,23 @@ class Worker:
     Args:
         encoder: Already on its device.
         writer: The store.
-        source: Gives the pictures of images.
+        rows: Gives what is encoded; closed with the worker.
         claims: Says which shard comes next.
         report: Takes news for the progress line and log.
         name: Name of this worker in the news.
-        batch_size: Largest number of images the encoder sees at once.
-        decode_threads: How many images are decoded at once.
+        length: Rows of every batch of `rows`.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: RowEncoder,
         writer: StoreWriter,
-        source: PictureSource,
+        rows: RowBatches,
         claims: Claims,
         report: Callable[[Event], None],
         *,
         name: str,
-        batch_size: int,
-        decode_threads: int,
+        length: int,
     ) -> None:
         self._encoder = encoder
         self._device = encoder.device
@@ -93,11 +90,8 @@ class Worker:
         self._report = report
         self._name = name
         recipe = writer.recipe
-        self._length = batch_length(recipe.capacity, batch_size)
-        self._pictures = source.pictures
-        self._decoder = BatchDecoder(
-            source, length=self._length, threads=decode_threads, pin_memory=self._pinned
-        )
+        self._length = length
+        self._rows = rows
         self._storage = TokenStorage(recipe.dtype, writer.code)
         self._free_tokens: queue.SimpleQueue[StoredTokens] = queue.SimpleQueue()
         for _ in range(_TOKEN_BUFFERS):
@@ -121,7 +115,7 @@ class Worker:
         with ExitStack() as last:  # all of it, even on a device that is beyond use
             for pool in self._write_pools.values():
                 last.callback(pool.shutdown)
-            last.callback(self._decoder.close)
+            last.callback(self._rows.close)
             last.callback(self._claims.give_back)
             last.callback(self._drop_in_flight)
 
@@ -178,23 +172,20 @@ class Worker:
 
     def _batches(self) -> Iterator[DecodedBatch]:
         while (task := self._claims.next()) is not None:
-            yield from self._decoder.batches(task, self._writer.plan.records_of(task.shard))
+            yield from self._rows.batches(task, self._writer.plan.records_of(task.shard))
 
     def _encode(self, batch: DecodedBatch) -> None:
         began = time.perf_counter()
         try:
             rows = batch.rows()
             decoded = time.perf_counter()
-            bad = {
-                batch.first_place + slot: row.reason
-                for slot, row in enumerate(rows)
-                if row.reason is not None
-            }
-            images = batch.images.to(self._device, non_blocking=self._pinned)
+            inputs = batch.inputs.to(self._device, non_blocking=self._pinned)
             for view in batch.task.views:
                 tokens = self._free_tokens.get()
-                pixels = self._pictures.shown(images, view)
-                tokens.copy_(self._storage(self._encoder.encode(pixels)), non_blocking=self._pinned)
+                shown = self._rows.shown(inputs, view)
+                tokens.copy_(self._storage(self._encoder.encode(shown)), non_blocking=self._pinned)
+                reasons = ((slot, row.reason_in(view)) for slot, row in enumerate(rows))
+                bad = {batch.first_place + slot: reason for slot, reason in reasons if reason is not None}
                 encoded = _Encoded(batch, view, tokens, self._mark(), bad)
                 self._writing.append((batch.task, self._write_pools[view].submit(self._write, encoded)))
         except SHARD_FAILURES as error:
@@ -204,7 +195,7 @@ class Worker:
                 self._name,
                 batch.task.shard,
                 rows=len(rows),
-                bad=len(bad),
+                bad=sum(any(row.reason_in(view) for view in batch.task.views) for row in rows),
                 read_seconds=sum(row.read_seconds for row in rows),
                 decode_seconds=sum(row.decode_seconds for row in rows),
                 wait_seconds=decoded - began,
@@ -241,7 +232,10 @@ class Worker:
                 shard = self._open.pop(key, None)
                 if shard is None:
                     task = batch.task
-                    shard = self._writer.shard(encoded.view, task.shard, attempts=task.attempt).__enter__()
+                    linked = self._rows.linked(task, encoded.view)
+                    shard = self._writer.shard(
+                        encoded.view, task.shard, attempts=task.attempt, linked=linked
+                    ).__enter__()
                 guard.push(shard)
                 self._write_rows(shard, encoded)
             finally:
@@ -262,7 +256,7 @@ class Worker:
             batch.views_written += 1
             if batch.views_written < len(batch.task.views):
                 return
-        self._decoder.recycle(batch)
+        self._rows.recycle(batch)
         if batch.last:
             self._claims.done(batch.task)
 
@@ -270,9 +264,10 @@ class Worker:
         batch = encoded.batch
         recipe = self._writer.recipe
         arrays: dict[str, NDArray[Any]] = {"tokens": encoded.tokens.as_numpy()}
-        if "image" in recipe.fields(encoded.view):
-            arrays["image"] = self._pictures.stored(batch.images.numpy(), encoded.view)
-        good = [slot for slot in range(len(batch.pending)) if batch.first_place + slot not in encoded.bad]
+        images = self._rows.images(batch, encoded.view) if "image" in recipe.fields(encoded.view) else None
+        if images is not None:
+            arrays["image"] = images
+        good = [slot for slot in range(batch.length) if batch.first_place + slot not in encoded.bad]
         for run in _consecutive(good):
             block = {name: array[run.start : run.stop] for name, array in arrays.items()}
             shard.write_block(batch.first_place + run.start, block)

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.encode.job import WorkerSpec, run_worker
 from pipeline.encode.progress import Event, Progress, WorkerGaveUp
 from pipeline.encode.worker import WorkerGivesUpError
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.latents import RowEncoder
 from pipeline.settings.config import EncodeConfig
 from shards import UserError
 
@@ -21,7 +21,7 @@ _LOOK_SECONDS = 0.5
 def run_local(
     config: EncodeConfig,
     devices: list[str],
-    encoder: Encoder | None,
+    encoder: RowEncoder | None,
     progress: Progress,
     *,
     machine: int = 0,

@@ -8,7 +8,7 @@ from pipeline.encode.claims import Failures
 from pipeline.encode.devices import named_devices
 from pipeline.encode.finish import finish_once
 from pipeline.encode.progress import Progress
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.latents import RowEncoder
 from pipeline.engines import slurm
 from pipeline.engines.local import run_local
 from pipeline.engines.ray import run_ray
@@ -41,7 +41,7 @@ def find_world(work: WorkConfig, arguments: Sequence[str]) -> World | None:
     return World(0, 1, None)
 
 
-def run(config: EncodeConfig, writer: StoreWriter, encoder: Encoder | None, world: World) -> None:
+def run(config: EncodeConfig, writer: StoreWriter, encoder: RowEncoder | None, world: World) -> None:
     """Encodes what is still to come, with whoever else is at work on it, and finishes the store.
 
     Args:
@@ -69,7 +69,9 @@ def _log_state(config: EncodeConfig, writer: StoreWriter) -> None:
         finished = writer.plan.num_shards - len(unfinished)
         log(f"continuing {writer.path}: {finished} of {writer.plan.num_shards} shards are there")
     source = config.source_path()
-    if is_store(source):
+    if config.compressor is not None:
+        log(f"reading the tokens that {source} holds")
+    elif is_store(source):
         stored = holds_pictures(open_store(as_location(source)), writer.recipe, views)
         log(
             f"reading the pictures that {source} holds"
@@ -78,7 +80,9 @@ def _log_state(config: EncodeConfig, writer: StoreWriter) -> None:
         )
 
 
-def _encode_pending(config: EncodeConfig, writer: StoreWriter, encoder: Encoder | None, world: World) -> None:
+def _encode_pending(
+    config: EncodeConfig, writer: StoreWriter, encoder: RowEncoder | None, world: World
+) -> None:
     devices = [str(device) for device in named_devices(config.work.devices)]
     if world.local_rank is not None:
         devices = [devices[world.local_rank % len(devices)]]

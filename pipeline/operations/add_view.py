@@ -25,6 +25,11 @@ def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
         UserError: If the encoder is not the store's, or it cannot be done, or is not done completely.
     """
     before = open_store(config.store)
+    if before.recipe.encoder.compressor is not None:
+        raise UsageError(
+            f"{config.store} holds latents made of another store's tokens; add the views to that store, then make the "
+            "field anew with `pipeline add-field` under another --name"
+        )
     missing = tuple(view for view in config.view_names() if view not in before.views)
     if not missing:
         log(f"{config.store} has the views {', '.join(before.views)} already")

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from pipeline.console import log
 from pipeline.encode.calibrate import calibrate
-from pipeline.encode.job import build_encoder
+from pipeline.encode.job import build_encoder, image_encoder
 from pipeline.encode.leases import Leases, Owner, remove_if_empty, require_nobody_at_work
 from pipeline.encode.planning import begin_or_continue, given_statistics, make_plan, make_recipe
 from pipeline.encode.preflight import preflight
 from pipeline.encode.retry import withdraw_quarantined
 from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.latents import RowEncoder
 from pipeline.engines.running import find_world, run
 from pipeline.engines.static import World
 from pipeline.settings.config import EncodeConfig
@@ -50,7 +51,7 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
 
 
 def _dry_run(config: EncodeConfig) -> None:
-    plan, encoder = make_plan(config), build_encoder(config)
+    plan, encoder = make_plan(config), image_encoder(config)
     recipe = make_recipe(config, plan, encoder)
     given_statistics(config, recipe)
     preflight(config, plan, recipe, encoder)
@@ -79,7 +80,7 @@ def _retry(config: EncodeConfig, world: World) -> None:
     remove_if_empty(path / WORK_DIR)  # the lease made it anew
 
 
-def begin_or_await(config: EncodeConfig, world: World) -> tuple[StoreWriter, Encoder | None]:
+def begin_or_await(config: EncodeConfig, world: World) -> tuple[StoreWriter, RowEncoder | None]:
     """Begins or continues the store, or waits until the first of equal workers has done so."""
     if world.rank == 0:
         return begin(config)
@@ -88,7 +89,7 @@ def begin_or_await(config: EncodeConfig, world: World) -> tuple[StoreWriter, Enc
     return writer, None
 
 
-def begin(config: EncodeConfig) -> tuple[StoreWriter, Encoder]:
+def begin(config: EncodeConfig) -> tuple[StoreWriter, RowEncoder]:
     """Lists the source, builds the encoder, and begins or continues the store."""
     plan = make_plan(config)
     encoder = build_encoder(config)
@@ -96,6 +97,7 @@ def begin(config: EncodeConfig) -> tuple[StoreWriter, Encoder]:
     given = given_statistics(config, recipe)
     code = None
     if recipe.dtype == "int8":
+        assert isinstance(encoder, Encoder), "derived fields are not stored as int8"
         code = _begun_code(config.store.out) or calibrate(config, plan, recipe, encoder)
         recipe = dataclasses.replace(recipe, code=code.digest)
     writer = begin_or_continue(config.store.out, recipe, plan, code)
@@ -104,7 +106,7 @@ def begin(config: EncodeConfig) -> tuple[StoreWriter, Encoder]:
     return writer, encoder
 
 
-def warn_untrained(encoder: Encoder) -> None:
+def warn_untrained(encoder: RowEncoder) -> None:
     """Warns that tokens are of no use but for trying things out, if the encoder was never trained."""
     if encoder.identity.random_weights:
         log(

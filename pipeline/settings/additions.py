@@ -1,6 +1,7 @@
 """Settings of the commands that add to a finished store: frozen dataclasses, free of heavy imports."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -45,6 +46,8 @@ class AddViewConfig:
 class AddFieldConfig:
     """Encode a finished store's images with another encoder into STORE/fields/NAME, a store of the same rows.
 
+    With --compressor the field is derived: compact latents made of the tokens that are stored, without the images.
+
     Whoever has the store open reads on undisturbed. Run again, it continues.
     """
 
@@ -52,6 +55,11 @@ class AddFieldConfig:
     """Folder of the finished store."""
     name: str
     """Name of the field: a plain word, such as siglip2."""
+    compressor: Path | None = None
+    """Snapshot of a compressor (train/compressor.py, or a decoder trained with --pool): makes latents of the stored
+    tokens, in the place of an encoder. Its arithmetic is float32 unless --precision says bfloat16."""
+    untrained: bool = False
+    """Take a compressor that has not been trained, for trying things out."""
     encoder: tyro.conf.OmitArgPrefixes[EncoderConfig] = field(default_factory=EncoderConfig)
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     """Storage type of the tokens."""

@@ -225,6 +225,8 @@ class EncodeConfig:
     removed and encoded again. For a store that nobody has open."""
     dry_run: bool = False
     """Count, sample and time, and write nothing."""
+    compressor: tyro.conf.Suppress[Path | None] = None
+    """Of a derived field: snapshot of what makes its latents of the source's tokens, in the place of an encoder."""
     labels: Path | None = None
     """File that fixes class names and their ids, or a store to take them from."""
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from shards.errors import StoreDamagedError, UsageError
 from shards.formats import RowLocator, format_of, object_path
 from shards.metadata.code_arrays import read_code
+from shards.metadata.commit import CommitRecord
 from shards.metadata.given_statistics import GIVEN, GivenStatistics, read_given
 from shards.metadata.identity import MIRRORED_VIEWS, Recipe
 from shards.metadata.index import Index
-from shards.metadata.layout import INDEX, PLAN, Field, field_of
+from shards.metadata.layout import INDEX, PLAN, Field, commit_path, field_of
 from shards.metadata.manifest import Manifest, missing_objects
 from shards.metadata.plan import Plan, planned_rows
 from shards.metadata.root import read_recipe
@@ -198,6 +199,16 @@ class Store:
             StoreDamagedError: If it is missing or not the one that was written.
         """
         return self.manifest.object_bytes(self.path, path)
+
+    def commit(self, view: str, shard: int) -> CommitRecord:
+        """What was published for a shard of a view.
+
+        Raises:
+            StoreDamagedError: If its record is missing or not the one that was written.
+        """
+        self._require_views([view])
+        path = commit_path(view, shard)
+        return CommitRecord.from_bytes(self.object_bytes(path), path=self.path / path)
 
     def _derived_bytes(self, name: str) -> bytes:
         return self.object_bytes(self.manifest.derived(name))

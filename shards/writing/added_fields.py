@@ -7,12 +7,14 @@ added to lists it in its manifest by name and encoder, not by bytes: a field may
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from shards.formats import format_of
 from shards.metadata.identity import MIRRORED_VIEWS
 from shards.metadata.layout import FIELDS, MANIFEST, field_of
 from shards.metadata.manifest import Manifest
 from shards.reading.store import Store
+from shards.storage.atomic import temporary_path
 from shards.storage.location import Location, replace_atomically, storage_of
 
 
@@ -40,6 +42,16 @@ def finished_fields(store: Location) -> dict[str, str]:
         for name in sorted(folders)
         if (folders[name] / MANIFEST).exists()
     }
+
+
+def can_link_images(store: Store) -> bool:
+    """Whether `link_images` will do, tried on a small file."""
+    if format_of(store.recipe).shares_objects or not isinstance(store.path, Path):
+        return False
+    probe = temporary_path(store.path / MANIFEST)
+    linked = storage_of(store.path).link(store.path / MANIFEST, probe)
+    probe.unlink(missing_ok=True)
+    return linked
 
 
 def link_images(store: Store, field: Location) -> str | None:

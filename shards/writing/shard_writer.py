@@ -41,14 +41,18 @@ class ShardWriter:
         shard: int,
         attempts: int,
         code: Int8Code | None = None,
+        linked: CommitRecord | None = None,
     ) -> None:
+        """Begin a shard; see `StoreWriter.shard`."""
         self._root = root
         self._recipe = recipe
         self._plan = plan
         self.view = view
         self.shard = shard
         self._attempts = attempts
-        self._fields = fields_of(recipe, view)
+        self._linked = linked
+        fields = fields_of(recipe, view)
+        self._fields = fields if linked is None else fields[:1]
         self._begun = time.monotonic()
         self._next_place = 0
         self._bad: dict[int, str] = {}
@@ -168,7 +172,7 @@ class ShardWriter:
         moments = self._sums.moments()
         digests = self._outputs.finish()
         won = [file.publish() for file in self._outputs.files]
-        if self._outputs.all_new and all(won):
+        if self._all_new() and all(won):
             record = self._own_record(digests, moments, square_error)
         else:
             record, moments = describe_shard(
@@ -185,6 +189,13 @@ class ShardWriter:
         path = self._root / commit_path(self.view, self.shard)
         publish_bytes(path, record.to_bytes())
         return CommitRecord.from_bytes(path.read_bytes(), path=path)
+
+    def _all_new(self) -> bool:
+        """Whether no object that this writer was to write had been published before."""
+        if self._linked is None:
+            return self._outputs.all_new
+        tokens = self._root / object_path(self._recipe, self._fields[0], self.shard)
+        return [file.final for file in self._outputs.files] == [tokens]
 
     def _require_complete(self) -> None:
         size = self._plan.shard_size(self.shard)
@@ -214,6 +225,10 @@ class ShardWriter:
             ObjectRecord(path, file.position, digest)
             for path, file, digest in zip(paths, self._outputs.files, digests, strict=True)
         )
+        checksums = self._crc32c
+        if self._linked is not None:
+            objects += tuple(record for record in self._linked.objects if record.path not in paths)
+            checksums = {**self._linked.crc32c, **checksums}
         content = moments.to_bytes()
         path = moments_path(self.view, self.shard)
         return CommitRecord(
@@ -223,7 +238,7 @@ class ShardWriter:
             objects=objects,
             moments=ObjectRecord(path, len(content), hashlib.sha256(content).hexdigest()),
             bad=self._bad,
-            crc32c=self._crc32c,
+            crc32c=checksums,
             offsets=self._outputs.offsets,
             square_error=square_error,
             seconds=self._seconds(),

@@ -14,6 +14,7 @@ from typing import Self
 from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
 from shards.formats import array_documents
 from shards.metadata.code_arrays import code_bytes, published_code
+from shards.metadata.commit import CommitRecord
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import CODE_TABLE, FIELDS, MANIFEST, PLAN, ROOT, commit_path
 from shards.metadata.manifest import Manifest
@@ -121,17 +122,21 @@ class StoreWriter:
         except StoreIncompleteError:
             return False
 
-    def shard(self, view: str, shard: int, *, attempts: int = 1) -> ShardWriter:
+    def shard(
+        self, view: str, shard: int, *, attempts: int = 1, linked: CommitRecord | None = None
+    ) -> ShardWriter:
         """Begin a shard of a view; use as a context manager.
 
         Args:
             view: One of the recipe's views.
             shard: Number of the shard.
             attempts: How often this shard has been begun, for the record.
+            linked: Record of the same shard of the store whose images were linked here: then tokens alone are written,
+                of the same rows.
         """
         if view not in self.recipe.views or not 0 <= shard < self.recipe.num_shards:
             raise ValueError(f"the recipe has no shard {shard} of view {view!r}")
-        return ShardWriter(self.path, self.recipe, self.plan, view, shard, attempts, self.code)
+        return ShardWriter(self.path, self.recipe, self.plan, view, shard, attempts, self.code, linked)
 
     def finalize(self, provenance: dict[str, str] | None = None) -> Manifest:
         """Write index, statistics and, last, the manifest; any process may do it, also twice.

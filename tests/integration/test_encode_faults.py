@@ -298,13 +298,25 @@ ADDITIONS = {
         "random:1",
         *ARGUMENTS[6:],
     ],
+    "derive": [
+        "add-field",
+        "STORE",
+        "--name",
+        "flat",
+        "--compressor",
+        "STORE/../compressor.safetensors",
+        "--batch-size",
+        "4",
+    ],
     "reshard": ["reshard", "STORE", "--out", "STORE/../new", "--shards", "2"],
     "subset": ["subset", "STORE", "--out", "STORE/../new", "--every", "2"],
 }
 
 
 KILLED = [
-    pytest.param(name, seed, marks=() if name in ("add-view", "reshard") and not seed else pytest.mark.slow)
+    pytest.param(
+        name, seed, marks=() if name in ("add-view", "derive", "reshard") and not seed else pytest.mark.slow
+    )
     for name in ADDITIONS
     for seed in range(9)
 ]
@@ -312,7 +324,7 @@ KILLED = [
 
 @pytest.mark.parametrize(("name", "seed"), KILLED)
 def test_what_is_done_to_a_finished_store_survives_kills_and_the_store_is_whole_at_every_moment(
-    encode, whole, tmp_path, name, seed
+    encode, whole, tmp_path, make_compressor, name, seed
 ):
     def run(root, kill_at=0):
         arguments = [argument.replace("STORE", str(root / "store")) for argument in ADDITIONS[name]]
@@ -320,6 +332,8 @@ def test_what_is_done_to_a_finished_store_survives_kills_and_the_store_is_whole_
 
     shutil.copytree(whole[0], tmp_path / "one" / "store")
     shutil.copytree(whole[0], tmp_path / "other" / "store")
+    for root in ("one", "other"):
+        make_compressor(tmp_path / root / "compressor.safetensors", open_store(whole[0]))
     code, output = run(tmp_path / "one")
     assert code == 0, output
     num_calls = int(output.rpartition("calls ")[2])
