@@ -13,7 +13,7 @@ from shards.errors import StoreDamagedError
 from shards.metadata.commit import CommitRecord
 from shards.metadata.layout import PLAN, REPAIRED, commit_path
 from shards.metadata.plan import Plan
-from shards.metadata.root import read_recipe
+from shards.metadata.root import is_store, read_recipe
 from shards.storage.location import Location, read_objects, replace_atomically
 
 
@@ -55,7 +55,7 @@ def continued_plan(root: Location, listing: Plan) -> Plan:
     Returns:
         The listing itself where there is no store yet, or one of other images.
     """
-    if not (root / PLAN).exists():
+    if not is_store(root):  # killed at its very beginning it has a plan, and nothing has been repaired since
         return listing
     begun = read_plan(root)
     if listing in (begun, begun.as_listed_now()):
