@@ -52,7 +52,8 @@ def generate(plan: GenerationPlan) -> dict[str, Any]:
     require_output_folder(plan.settings.out)
     team = Team()
     try:
-        return _generate(plan, team)
+        with team.locked(plan.settings.out):
+            return _generate(plan, team)
     finally:
         team.close()
 

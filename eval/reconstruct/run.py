@@ -41,7 +41,8 @@ def reconstruct(settings: ReconstructionSettings) -> dict[str, Any]:
     require_output_folder(settings.out)
     team = Team()
     try:
-        return _reconstruct(settings, team)
+        with team.locked(settings.out):
+            return _reconstruct(settings, team)
     finally:
         team.close()
 

@@ -69,7 +69,7 @@ def read_statistics_file(path: Path) -> StatisticsFile:
     content = _content(path)
     try:
         values = _reader(path)(content)
-        arrays = {name: np.asarray(value, np.float64) for name, value in values.items() if value is not None}
+        arrays = {name: np.array(value, np.float64) for name, value in values.items() if value is not None}
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(

@@ -139,7 +139,7 @@ def test_missing_extra_and_misshapen_keys_are_listed(published, files, tmp_path)
 
 
 def test_networks_in_each_others_place_are_refused(published, files):
-    with pytest.raises(PublishedFileError, match="is not a DiT"):
+    with pytest.raises(PublishedFileError, match="is not a transformer"):
         generate(replace(published, snapshot=files / "decoder.pt"))
     with pytest.raises(PublishedFileError, match="is not a ViT decoder"):
         generate(replace(published, decoder=files / "dit.pt"))
