@@ -30,6 +30,9 @@ from train.weights.published import load_dit, load_exactly, save_state_dict
 NEW_KEYS = {"r_embedder.W", *(f"r_embedder.mlp.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias"))}
 NETWORKS = "mf_dit*"
 
+# The compiler asks activations for the gradient they do not have.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
 def two_time(request, transformer):
