@@ -6,10 +6,12 @@ Run the same command again to continue. `python train/dit.py --help` lists the p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.settings.commandline import parse, run
+from train.settings.few_step import require_start
 from train.settings.presets import DIT_DEFAULT, DIT_PRESETS, dit_settings, preset_list
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         script="train/dit.py",
         presets=preset_list(DIT_PRESETS),
     )
+    require_start(settings)
     # After the command line is read, so that --help and mistakes are answered at once.
     from train.engine.launch import launch
 
@@ -48,15 +51,19 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
     from train.engine.statistics_source import FILE_NAME, latent_normalizer, save_normalizer
     from train.models.build import build_model
     from train.models.dequantize import Dequantizer
+    from train.models.embeddings import initialise_as_published
     from train.settings.networks import dit_config
     from train.tasks.objectives import OBJECTIVES
     from train.tasks.parts import DiTParts
 
     assert settings.out is not None
-    model = build_model(dit_config(settings.model, store))
-    inherited = None
-    if settings.init_from is not None and not begun(settings.out, team):
-        inherited = start_from(model, settings.init_from)
+    config = dit_config(settings.model, store)
+    model = build_model(replace(config, end_time=settings.objective != "velocity"))
+    if model.r_embedder is not None and settings.end_time_init == "published":
+        initialise_as_published(model.r_embedder)
+    inherited, start = None, settings.init_from or settings.teacher
+    if start is not None and not begun(settings.out, team):
+        inherited = start_from(model, start)
     kept = settings.out / FILE_NAME
     normalizer = latent_normalizer(
         store, settings.views or (), published=settings.statistics, inherited=inherited, kept=kept

@@ -16,9 +16,9 @@ from eval.networks.published import published_decoder, published_dit
 from eval.settings import Precision
 from shards import EncoderIdentity, IdentityMismatchError, Store, UsageError
 from train.engine.arithmetic import allow_tf32
-from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
 from train.weights.snapshot import Snapshot, is_snapshot, load_snapshot
+from train.weights.tensor_files import file_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,20 +124,11 @@ def require_fitting_guide(model: Snapshot, guide: Snapshot, path: Path) -> None:
         )
     assert model.normalizer is not None
     assert guide.normalizer is not None
-    if not _same_statistics(model.normalizer, guide.normalizer):
+    if not model.normalizer.same_as(guide.normalizer):
         raise IdentityMismatchError(
             f"a guide must see latents normalised alike, the statistics in {path} differ from the model's; "
             "train both with the same statistics"
         )
-
-
-def _same_statistics(a: LatentNormalizer, b: LatentNormalizer) -> bool:
-    state_a, state_b = a.state_dict(), b.state_dict()
-    return (
-        a.eps == b.eps
-        and state_a.keys() == state_b.keys()
-        and all(torch.equal(state_a[name], state_b[name]) for name in state_a)
-    )
 
 
 def set_precision(precision: Precision) -> None:
@@ -155,5 +146,4 @@ def path_digest(path: Path) -> str:
     if path.is_dir():
         parts = "".join(path_digest(path / name) for name in AUTOENCODER_FILES)
         return hashlib.sha256(parts.encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)

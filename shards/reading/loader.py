@@ -72,7 +72,7 @@ class Loader:
 
     Args:
         store: The store.
-        fields: Fields to deliver.
+        fields: Fields to deliver; without any, batches are rows and labels, and nothing is read of the shards.
         views: Views to draw from; each sample's view is a function of (seed, position).
         rows: Rows of an epoch, ascending; by default every valid row.
         seed: Names the order and the draws.
@@ -114,8 +114,8 @@ class Loader:
     ) -> None:
         if threads < 1 or ring < 2:
             raise UsageError(f"a loader needs at least 1 thread and 2 buffers, not {threads} and {ring}")
-        if not fields or not views:
-            raise UsageError("a loader needs at least one field and one view")
+        if not views:
+            raise UsageError("a loader needs at least one view")
         rows = store.valid_rows if rows is None else rows
         self.order = RowOrder(rows, seed, group, capacity=store.capacity)
         self._schedule = Schedule(

@@ -237,7 +237,7 @@ def test_a_program_that_ends_while_reading_ends(store):
         ({"micro_batch_size": 0}, "micro-batch size must be 1 or more"),
         ({"threads": 0}, "at least 1 thread"),
         ({"ring": 1}, "2 buffers"),
-        ({"fields": ()}, "at least one field"),
+        ({"views": ()}, "at least one view"),
         ({"fields": ("codes",)}, "has no 'codes'"),
         ({"views": ("crop0",)}, "not 'crop0'"),
     ],

@@ -23,7 +23,8 @@ from train.flow.mean_flow import (
     trajectory_pairs,
 )
 from train.models.build import build_model
-from train.models.config import DiTConfig, DiTDHConfig, config_from_dict, config_to_dict
+from train.models.config import DiTConfig, DiTDHConfig, InContextDiTConfig, config_from_dict, config_to_dict
+from train.models.cost import num_parameters
 
 SIGMA = 0.6
 """Standard deviation of the data."""
@@ -155,6 +156,10 @@ SHAPE = {"token_width": 6, "grid": (4, 4), "num_classes": 3, "width": 16, "depth
 CONFIGS = [
     pytest.param(DiTConfig(**SHAPE), id="dit"),
     pytest.param(DiTDHConfig(**SHAPE, head_width=24, head_depth=1, head_num_heads=2), id="dit-dh"),
+    pytest.param(InContextDiTConfig(**SHAPE, base_depth=1), id="raev2-plain"),
+    pytest.param(
+        InContextDiTConfig(**SHAPE, head_width=24, head_depth=1, head_num_heads=2, base_depth=1), id="raev2"
+    ),
 ]
 
 
@@ -164,7 +169,7 @@ def test_a_network_without_end_time_is_what_it_was_and_refuses_one(config):
     model = build_model(config)
     assert not any("r_embedder" in key for key in model.state_dict())
     with pytest.raises(UsageError, match="end_time"):
-        model(torch.zeros(1, 6, 4, 4), torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+        model(torch.zeros(1, 6, 4, 4), torch.ones(1), torch.zeros(1, dtype=torch.int64), r=torch.zeros(1))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -173,13 +178,20 @@ def test_a_network_with_end_time_learns_from_it(config):
     assert config_from_dict(config_to_dict(config)) == config
     torch.manual_seed(0)
     model = build_model(config)
+    assert num_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
     for parameter in model.parameters():  # the zero-initialised layers let nothing through
         if parameter.requires_grad and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     x, t, y = torch.randn(4, 6, 4, 4), torch.tensor([1.0, 0.9, 0.5, 0.2]), torch.tensor([0, 1, 2, 3])
-    assert not torch.allclose(model(x, t, y, torch.zeros(4)), model(x, t, y))
-    assert torch.equal(model(x, t, y), model(x, t, y, t))
-    model(x, t, y, t / 2).square().mean().backward()
+
+    def outputs(**end):
+        out = model(x, t, y, **end)
+        return torch.stack(out) if isinstance(out, tuple) else out[None]
+
+    for to_zero, instantaneous in zip(outputs(r=torch.zeros(4)), outputs(), strict=True):
+        assert not torch.allclose(to_zero, instantaneous)
+    assert torch.equal(outputs(), outputs(r=t))
+    outputs(r=t / 2).square().mean().backward()
     trained = [p for name, p in model.named_parameters() if name.startswith("r_embedder.mlp")]
     assert len(trained) == 4
     assert all(p.grad.abs().sum() > 0 for p in trained)

@@ -16,8 +16,9 @@ from train.models.config import DiTConfig
 from train.models.dequantize import Dequantizer
 from train.models.normalizer import LatentNormalizer
 from train.settings.config import DiTNetwork, DiTSettings, FlowSettings
+from train.tasks.bands import sums_by_band
 from train.tasks.parts import DiTParts
-from train.tasks.velocity import VelocityTask, loss_by_time
+from train.tasks.velocity import LOSS_BY_TIME, VelocityTask
 
 LOGIT_NORMAL = FlowSettings()
 
@@ -114,8 +115,8 @@ def test_labels_are_withheld_as_often_as_asked_and_always_where_there_is_none(pr
 
 def test_bands_add_up_to_the_whole():
     t, losses = torch.rand(100), torch.rand(100)
-    bands = loss_by_time(losses, t)
+    bands = sums_by_band(LOSS_BY_TIME, losses, t)
     assert sum(count for _, count in bands.values()) == 100
     torch.testing.assert_close(sum(total for total, _ in bands.values()), losses.sum())
     torch.testing.assert_close(bands["loss_t0.3"][0], losses[(t >= 0.3) & (t < 0.4)].sum())
-    assert loss_by_time(torch.ones(1), torch.ones(1))["loss_t0.9"].tolist() == [1, 1]
+    assert sums_by_band(LOSS_BY_TIME, torch.ones(1), torch.ones(1))["loss_t0.9"].tolist() == [1, 1]

@@ -19,16 +19,17 @@ def allow_tf32(*, allowed: bool) -> None:
 
 
 @contextmanager
-def whole_float32(device: torch.device) -> Iterator[None]:
+def whole_float32(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
     """Within this context float32 is computed as float32, without TensorFloat-32 and without autocast.
 
     The switches are the process's: what another thread computes meanwhile is computed so too.
 
     Args:
         device: where it is computed.
+        tf32: allow TensorFloat-32 after all.
     """
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    allow_tf32(allowed=False)
+    allow_tf32(allowed=tf32)
     try:
         with torch.autocast(device.type, enabled=False):
             yield

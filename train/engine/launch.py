@@ -105,7 +105,7 @@ def run(
         settings,
         team,
         steps_per_epoch=steps_per_epoch(len(rows), settings.global_batch_size),
-        facts={"encoder": store.recipe.encoder.id, "recipe": store.recipe.id},
+        facts={"encoder": store.recipe.encoder.id, "recipe": store.recipe.id, **task.facts},
     )
     trainer.resume()
     feed = Feed(

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +45,16 @@ from train.engine.totals import Seen, StepTotals, Window, WindowState, stack_met
 from train.report.tracking import Journal
 from train.settings.config import Settings
 
+_SETTING_OF = {"encoder": "store", "recipe": "store"}
+"""Which setting a fact of a checkpoint comes from, where it is not called alike."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """What a checkpoint holds of a run besides tensors."""
 
     facts: dict[str, str]
-    """Identities of the store that is trained on."""
+    """Identities of the store that is trained on, and of what else is learnt from, such as a teacher."""
     bad_steps: int
     """Steps whose loss or gradient was not finite."""
     window: WindowState
@@ -102,16 +106,24 @@ class Trainer:
         found = read_state(newest)
         require_intact_for_all(newest, found, self.team)
         state = read_document(json.dumps(found.state), RunState, name=newest / STATE, remedy=remedy(newest))
-        if state.facts != self.facts and "store" not in self.settings.allow_change:
-            raise UserError(
-                f"{newest} was trained on another store ({state.facts}, now {self.facts}); "
-                "give the store it was begun with, or insist with --allow-change store"
-            )
+        self._require_same_facts(newest, state.facts)
         restore_parts(partial(open_part, newest), self.task.model, self.averages, self.optimizer)
         self.task.load_extra_state({name: read_part(newest, name) for name in self.task.extra_state()})
         self.step = self._saved_step = found.step
         self.bad_steps = state.bad_steps
         self.window.load(state.window)
+
+    def _require_same_facts(self, checkpoint: Path, before: dict[str, str]) -> None:
+        changed = {
+            _SETTING_OF.get(name, name)
+            for name in before.keys() | self.facts.keys()
+            if before.get(name) != self.facts.get(name)
+        }
+        for setting in sorted(changed - set(self.settings.allow_change)):
+            raise UserError(
+                f"{checkpoint} was trained on another {setting} ({before}, now {self.facts}); "
+                f"give the {setting} it was begun with, or insist with --allow-change {setting}"
+            )
 
     def train(self, feed: Feed, journal: Journal, stop: StopRequest) -> None:
         """Train until `max_steps` or until any process is told to stop; end with a checkpoint and a snapshot.
@@ -172,7 +184,8 @@ class Trainer:
             with gradients_stay_local(self.wrapped, local=not batch.last_of_step):
                 losses = task.backward(self.wrapped, batch, scale, self.autocast)
             own = losses.per_sample.detach()
-            totals += stack_metrics(names, {"loss": sum_and_count(own), **losses.metrics}, totals)
+            logged = own if losses.logged is None else losses.logged
+            totals += stack_metrics(names, {"loss": sum_and_count(logged), **losses.metrics}, totals)
             seen.append(Seen(rows=batch.rows, positions=batch.positions, losses=own))
         # Filled on the device: a tensor made of a Python number is copied there, and the host waits for the copy.
         told = totals.new_full((1,), float(stop.signal is not None))

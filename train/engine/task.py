@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,8 @@ class Losses:
     metrics: Mapping[str, Tensor]
     """By name, float32 [2] on the device, without gradient: sum and weight of a metric over the samples; a metric of
     the task that is left out has no weight here."""
+    logged: Tensor | None = None
+    """float32 [b], without gradient: what is logged as the loss where `per_sample` says nothing; None: that."""
 
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -41,6 +44,8 @@ class Task(ABC):
     """Fields of the store that a micro-batch must hold."""
     needs_whole_step: ClassVar[bool] = False
     """Whether `before_step` and `after_update` are called, for which all micro-batches of a step are kept."""
+    facts: Mapping[str, str] = MappingProxyType({})
+    """Identities of what else is learnt from, by the setting that names it; a run is continued with the same alone."""
     evaluate_every: int | None = None
     """Steps between two calls of `evaluate`; None: it is never called."""
     model: nn.Module

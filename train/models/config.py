@@ -84,6 +84,8 @@ class LatentTransformerConfig:
     """Nominal MLP width over width; SwiGLU takes two thirds of it."""
     positions: Positions = "grid"
     """What places are told by: row and column of a grid, or the number in a sequence."""
+    end_time: bool = False
+    """The network is also told the time r at which a jump ends and predicts the average velocity from t to r."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -127,8 +129,6 @@ class ModulatedDiTConfig(LatentTransformerConfig):
     """Adaptive normalisation shifts as well as scales."""
     null_label: bool = True
     """The label table has the row `num_classes` for no class, which classifier-free guidance needs."""
-    end_time: bool = False
-    """The network is also told the time r at which a jump ends and predicts the average velocity from t to r."""
 
     def __post_init__(self) -> None:
         """Refuse shapes no network can have."""

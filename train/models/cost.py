@@ -76,8 +76,7 @@ def _linears(config: ModelConfig) -> Iterator[_Linear]:
     tokens, width = config.token_grid[0] * config.token_grid[1], config.width
     patch_values = config.patch_size**2 * config.token_width
     for _ in range(2 if config.end_time else 1):
-        yield _Linear(2 * NUM_FREQUENCIES, width, 1)
-        yield _Linear(width, width, 1)
+        yield from _scalar_linears(width)
     yield _Linear(patch_values, width, tokens)
     for _ in range(config.depth):
         yield from _block_linears(config, width, tokens, conditions=1)
@@ -110,6 +109,8 @@ def _block_linears(
 def _in_context_linears(config: InContextDiTConfig) -> Iterator[_Linear]:
     image, width, head = config.token_grid[0] * config.token_grid[1], config.width, config.head_width
     yield from _scalar_linears(width)
+    if config.end_time:
+        yield from _scalar_linears(width)
     if config.num_scale_tokens:
         yield from _scalar_linears(width)
     if config.condition == "text" and config.context_width is not None:
@@ -223,7 +224,7 @@ def _flat_other_parameters(shape: FlatHalfShape) -> int:
 def _in_context_others(config: InContextDiTConfig) -> int:
     width, head = config.width, config.head_width
     frames, text = config.condition == "frames", config.condition == "text"
-    scalars = 1 + bool(config.num_scale_tokens) + frames
+    scalars = 1 + config.end_time + bool(config.num_scale_tokens) + frames
     learned = config.num_time_tokens + config.num_scale_tokens
     if config.condition == "label":
         learned += config.num_condition_tokens + config.num_classes + 1

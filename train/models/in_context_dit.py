@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from train.models.compilation import compile_blocks
 from train.models.condition_tokens import Condition, ScalarTokens, condition_tokens
 from train.models.config import InContextDiTConfig, swiglu_width
-from train.models.embeddings import PatchEmbedding, RotaryEncoding, unpatchify
+from train.models.embeddings import (
+    PatchEmbedding,
+    RotaryEncoding,
+    embed_times,
+    end_time_embedding,
+    unpatchify,
+)
 from train.models.layers import NORM_EPS, SWIGLU_MULTIPLE, modulate, run_blocks, zero_linear
 
 
@@ -154,6 +160,7 @@ class _InContext(nn.Module):
         self.config = config
         self.recompute_activations = False
         self.t_embedder = ScalarTokens(config.num_time_tokens, config.width)
+        self.r_embedder = end_time_embedding(config.width) if config.end_time else None
         self.cfg_w_embedder = (
             ScalarTokens(config.num_scale_tokens, config.width) if config.num_scale_tokens else None
         )
@@ -232,9 +239,10 @@ class InContextDiT(_InContext):
         condition: Condition = None,
         mask: Tensor | None = None,
         scale: Tensor | None = None,
+        r: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """As `InContextDiTDH.forward`."""
-        time = self.t_embedder(t)
+        time = embed_times(self.t_embedder, self.r_embedder, t, r)
         tokens, early = self._deep(self.x_embedder(x_t), time, self.rope, condition, mask, scale)
         full = self._image(self.final_layer(tokens))
         if self.base_final_layer is None:
@@ -267,6 +275,7 @@ class InContextDiTDH(_InContext):
         condition: Condition = None,
         mask: Tensor | None = None,
         scale: Tensor | None = None,
+        r: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Predict the data, or what else the network is trained to predict.
 
@@ -276,11 +285,13 @@ class InContextDiTDH(_InContext):
             condition: classes int64 [B] in [0, num_classes], where num_classes is no class; or as `Condition` says.
             mask: of a text, bool or 0 and 1, [B, m]: which of the last m tokens of the text are attended to.
             scale: guidance scale float [B], where the network is conditioned on it.
+            r: end of the jump from t, float [B], of a network with `end_time`; None: r = t. There are no published
+                weights of such a one: r is embedded with t, as in DiT-DH.
 
         Returns:
             The prediction [B, D, h, w]; where there is a base output, that prediction and the base one.
         """
-        time = self.t_embedder(t)
+        time = embed_times(self.t_embedder, self.r_embedder, t, r)
         tokens, early = self._deep(self.s_embedder(x_t), time, self.enc_rope, condition, mask, scale)
         # SiLU here and again inside every modulation: so the published weights were trained.
         s = self.s_projector(F.silu(time[:, None] + tokens))
@@ -289,5 +300,6 @@ class InContextDiTDH(_InContext):
         full = self._image(self.final_layer(x, s))
         if self.base_final_layer is None:
             return full
+        assert early is not None, "a base output reads an early block"
         c = F.silu(time[:, None] + early)
         return full, self._image(self.base_final_layer(c, c))

@@ -60,6 +60,15 @@ class LatentNormalizer(nn.Module):
         """Rows and columns (h, w) of the latent."""
         return self.variance.shape[1], self.variance.shape[2]
 
+    def same_as(self, other: LatentNormalizer) -> bool:
+        """Whether both normalise by exactly the same numbers."""
+        ours, theirs = self.state_dict(), other.state_dict()
+        return (
+            self.eps == other.eps
+            and ours.keys() == theirs.keys()
+            and all(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours)
+        )
+
     def to_latents(self, tokens: Tensor) -> Tensor:
         """Raw tokens [B, h·w, D] of any float type → normalised latents float32 [B, D, h, w]."""
         latents = tokens.float().transpose(1, 2).reshape(len(tokens), *self.variance.shape)

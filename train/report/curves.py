@@ -25,6 +25,9 @@ def _named(*names: str) -> Callable[[str], bool]:
 PANELS = (
     Panel("loss", _named("loss", "l1")),
     Panel("loss by time t", lambda name: name.startswith("loss_t")),
+    Panel("squared error by time t", lambda name: name.startswith("error_t"), log=True),
+    Panel("squared error by length of the jump, t − r", lambda name: name.startswith("error_gap"), log=True),
+    Panel("RMS of the velocity and of du/dt", _named("velocity_rms", "derivative_rms"), log=True),
     Panel("PSNR, dB", _named("psnr", "held_out_psnr")),
     Panel("SSIM", _named("held_out_ssim")),
     Panel("LPIPS", _named("lpips", "held_out_lpips")),

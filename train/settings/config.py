@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from shards import UsageError
+from train.settings.few_step import MeanFlowSettings, MidTrainingSettings, TeacherGuidance
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Prediction = Literal["velocity", "x"]
-Objective = Literal["velocity"]
+Objective = Literal["velocity", "mid-training", "mean-flow"]
 """Names of `train.tasks.objectives.OBJECTIVES`."""
 OptimizerName = Literal["adamw", "muon"]
 """Names of `train.engine.optimizer.OPTIMIZERS`."""
@@ -289,7 +290,21 @@ class DiTSettings(TrainerSettings):
     model: DiTNetwork
     """Shape of the network."""
     objective: Objective = "velocity"
-    """What the network learns to predict. velocity: the velocity from data to noise (flow matching)."""
+    """What the network learns to predict. velocity: the velocity from data to noise (flow matching); mid-training:
+    average velocities along a teacher's trajectories; mean-flow: average velocities, with --teacher or without."""
+    teacher: Path | None = field(default=None, metadata=FREE)
+    """Snapshot, ours or a published file, of the network that mid-training and mean-flow distil."""
+    teacher_guidance: TeacherGuidance = field(default_factory=TeacherGuidance)
+    """Guidance of the teacher."""
+    teacher_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the teacher's matrices; bfloat16 halves its memory and computes it in bfloat16."""
+    mean_flow: MeanFlowSettings = field(default_factory=MeanFlowSettings)
+    """The objective mean-flow."""
+    mid_training: MidTrainingSettings = field(default_factory=MidTrainingSettings)
+    """The objective mid-training."""
+    end_time_init: Literal["zero", "published"] = "zero"
+    """Values of the five end-time weights where the initial weights have none; zero: the network begins as its
+    teacher; published: PyTorch's defaults."""
     flow: FlowSettings = FlowSettings()
     """Flow matching."""
     statistics: Path | None = None

@@ -17,8 +17,10 @@ from train.settings.config import (
     DiTNetwork,
     DiTSettings,
     FlowSettings,
+    Objective,
 )
 from train.settings.config import OptimizerSettings as Adam
+from train.settings.few_step import MidTrainingSettings
 
 STEPS_80_EPOCHS = 80 * 1251
 STEPS_800_EPOCHS = 800 * 1251
@@ -44,6 +46,15 @@ class DiTRow(NamedTuple):
     grid: int | None
     recipe: Training
     source: str
+
+
+class Stage(NamedTuple):
+    """A stage of few-step generation: its objective, and how it is trained, by the network's grid."""
+
+    objective: Objective
+    on_16: Training
+    on_32: Training
+    tiny: Training
 
 
 class DecoderRow(NamedTuple):
@@ -120,16 +131,44 @@ _TINY_NETWORKS = {
     "dit": DiTNetwork(width="auto", depth=6, num_heads=4),
 }
 
+# fmt: off
+_CMT_256  = Training(Adam(lr=1e-4), 0.999,  8,   10_000)
+_MFD_256  = Training(Adam(lr=1e-4), 0.9999, 256, 250_000)
+_MFD_512  = Training(Adam(lr=1e-4), 0.9995, 128, 250_000)
+_MFT_512  = Training(Adam(lr=1e-4), 0.9995, 128, 100_000)
+_CMT_TINY = Training(Adam(lr=1e-3), 0.99,   8,   500)
+_MFD_TINY = Training(Adam(lr=1e-3), 0.995,  32,  1000)
+
+STAGES = {
+    #             objective       16×16      32×32     tiny
+    "cmt": Stage("mid-training", _CMT_256,  _CMT_256, _CMT_TINY),
+    "mfd": Stage("mean-flow",    _MFD_256,  _MFD_512, _MFD_TINY),
+    "mft": Stage("mean-flow",    _MFD_256,  _MFT_512, _MFD_TINY),
+}
+# fmt: on
+"""Stages of few-step generation; `NAME-STAGE` is that stage of the network of the preset NAME (`_stage_settings`).
+
+Rate, averages and batches are published, but for fine-tuning at 256 pixels, for which there is no script, and the tiny
+ones; numbers of steps are ours. Source: github:sony/mf-rae src/train_{cmt,cmt_512,mfd,mfd_512,mft_512}.py and
+configs at fffc544.
+"""
+
+_PAIRS = {16: 64, 32: 8}
+"""Pairs of a trajectory by the side of the grid. Source: as `STAGES`."""
+
 DIT_DEFAULT = "dit-dh-xl-256"
 DECODER_DEFAULT = "decoder-xl"
 
 
 def dit_settings(name: str) -> DiTSettings:
-    """Settings of a preset of train/dit.py.
+    """Settings of a preset of train/dit.py, or of a stage of few-step generation of its network.
 
     Raises:
         UsageError: there is no preset of this name.
     """
+    base, _, stage = name.rpartition("-")
+    if base in DIT_PRESETS and stage in STAGES:
+        return _stage_settings(dit_settings(base), STAGES[stage])
     row = _row(DIT_PRESETS, name)
     grid = None if row.grid is None else (row.grid, row.grid)
     if row.size == "tiny":
@@ -145,6 +184,22 @@ def dit_settings(name: str) -> DiTSettings:
         ema_rates=(row.recipe.ema_rate,),
         global_batch_size=row.recipe.batch,
         max_steps=row.recipe.steps,
+    )
+
+
+def _stage_settings(base: DiTSettings, stage: Stage) -> DiTSettings:
+    """Network, what it puts out, grid and shift base are the preset's, the rest is the stage's."""
+    side = None if base.model.grid is None else base.model.grid[0]
+    training = {16: stage.on_16, 32: stage.on_32}.get(side or 0, stage.tiny)
+    return replace(
+        base,
+        objective=stage.objective,
+        flow=replace(base.flow, time_distribution="uniform", latest_time=0.999, label_dropout=0.1),
+        mid_training=MidTrainingSettings(pairs=_PAIRS.get(side or 0, 16)),
+        optimizer=training.optimizer,
+        ema_rates=(training.ema_rate,),
+        global_batch_size=training.batch,
+        max_steps=training.steps,
     )
 
 
@@ -175,7 +230,12 @@ def decoder_settings(name: str) -> DecoderSettings:
 
 def preset_list(rows: dict[str, DiTRow] | dict[str, DecoderRow]) -> str:
     """The presets' names and sources, a line each, for --help."""
-    return "\n".join(f"  {name:<22} {row.source}" for name, row in rows.items())
+    lines = [f"  {name:<22} {row.source}" for name, row in rows.items()]
+    if rows is DIT_PRESETS:
+        lines.append(
+            f"  NAME-{{{','.join(STAGES)}}}     few-step generation: a stage of any of these, docs/few-step.md"
+        )
+    return "\n".join(lines)
 
 
 _Row = TypeVar("_Row", DiTRow, DecoderRow)
@@ -183,5 +243,6 @@ _Row = TypeVar("_Row", DiTRow, DecoderRow)
 
 def _row(rows: dict[str, _Row], name: str) -> _Row:
     if name not in rows:
-        raise UsageError(f"no preset is called {name!r}; there are {', '.join(rows)}")
+        stages = f", and each of them with -{', -'.join(STAGES)}" if rows is DIT_PRESETS else ""
+        raise UsageError(f"no preset is called {name!r}; there are {', '.join(rows)}{stages}")
     return rows[name]

@@ -10,9 +10,13 @@ from collections.abc import Callable
 
 from train.engine.task import Task
 from train.settings.config import Objective
+from train.tasks.mean_flow import MeanFlowTask
+from train.tasks.mid_training import MidTrainingTask
 from train.tasks.parts import DiTParts
 from train.tasks.velocity import VelocityTask
 
 OBJECTIVES: dict[Objective, Callable[[DiTParts], Task]] = {
     "velocity": VelocityTask,
+    "mid-training": MidTrainingTask,
+    "mean-flow": MeanFlowTask,
 }

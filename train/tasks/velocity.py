@@ -10,34 +10,26 @@ from torch import Tensor, nn
 
 from train.engine.feed import MicroBatch
 from train.engine.task import Losses, Task, sum_and_count
-from train.flow.path import draw_time, interpolate, time_shift, velocity_loss
+from train.flow.path import as_velocity, draw_time, interpolate, time_shift, velocity_loss
 from train.models.build import Generator
 from train.models.config import GeneratorConfig
 from train.models.dequantize import latents_of
 from train.randomness import normal, uniform
+from train.tasks.bands import band_names, sums_by_band
 from train.tasks.parts import DiTParts
 from train.weights.snapshot import save_snapshot
 
-NUM_BANDS = 10
-"""Bands of the time t whose loss is logged separately: it differs more between times than between steps."""
+LOSS_BY_TIME = band_names("loss_t")
+"""The loss in each band of the time t."""
 
-
-def band_names(prefix: str) -> tuple[str, ...]:
-    """Names of the loss in each band, by the time at which the band begins."""
-    return tuple(f"{prefix}_t{band / NUM_BANDS:.1f}" for band in range(NUM_BANDS))
-
-
-METRIC_NAMES = band_names("loss")
-"""The loss in each band."""
-
-BASE_METRIC_NAMES = ("loss_base", *band_names("loss_base"))
-"""The loss of the base output, without its weight; all of it, and in each band."""
+BASE_LOSS_BY_TIME = band_names("loss_base_t")
+"""The loss of the base output, without its weight, in each band of the time t."""
 
 
 class VelocityTask(Task):
     """A diffusion transformer and its flow-matching loss: `train/dit.py --objective velocity`, its default."""
 
-    metric_names: ClassVar[tuple[str, ...]] = METRIC_NAMES + BASE_METRIC_NAMES
+    metric_names: ClassVar[tuple[str, ...]] = (*LOSS_BY_TIME, "loss_base", *BASE_LOSS_BY_TIME)
     model: Generator
 
     def __init__(self, parts: DiTParts) -> None:
@@ -67,12 +59,20 @@ class VelocityTask(Task):
             velocity_loss(output, data, noise, t, flow.prediction, flow.time_floor)
             for output in (outputs if isinstance(outputs, tuple) else (outputs,))
         )
-        metrics = loss_by_time(full.detach(), t)
+        metrics = sums_by_band(LOSS_BY_TIME, full.detach(), t)
         for losses in base:
             metrics["loss_base"] = sum_and_count(losses.detach())
-            metrics |= loss_by_time(losses.detach(), t, "loss_base")
+            metrics |= sums_by_band(BASE_LOSS_BY_TIME, losses.detach(), t)
             full = full + flow.base_weight * losses
         return Losses(full, metrics)
+
+    def as_velocities(self, outputs: Tensor | tuple[Tensor, ...], x_t: Tensor, t: Tensor) -> list[Tensor]:
+        """The velocities that a network's outputs stand for, float32; the second is that of the base output, if any."""
+        flow = self._settings.flow
+        return [
+            as_velocity(output.float(), x_t, t, flow.prediction, flow.time_floor)
+            for output in (outputs if isinstance(outputs, tuple) else (outputs,))
+        ]
 
     def times(self, positions: Tensor) -> Tensor:
         """The times drawn for samples, float32 [b]."""
@@ -118,12 +118,3 @@ class VelocityTask(Task):
     def evaluate(self) -> dict[str, float]:
         """FID of a few samples."""
         return {} if self._parts.fid is None else {"fid": self._parts.fid(self.model, self.normalizer)}
-
-
-def loss_by_time(losses: Tensor, t: Tensor, prefix: str = "loss") -> dict[str, Tensor]:
-    """Sum and count, float32 [2], of losses [b] at times [b] in each band of t, by the metric's name."""
-    band = (t * NUM_BANDS).long().clamp_(0, NUM_BANDS - 1)
-    member = torch.nn.functional.one_hot(band, NUM_BANDS).to(losses.dtype)
-    # Where a loss is not finite, 0 · inf would spoil every band; the whole step is left out anyway.
-    sums_and_counts = torch.stack([member.T @ losses, member.sum(dim=0)], dim=1)
-    return dict(zip(band_names(prefix), sums_and_counts, strict=True))

@@ -44,6 +44,18 @@ _FLUSH_EVERY = 1 << 26
 """Bytes written at a time, and after which a flush begins that was not under way."""
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def save_tensors(
     path: Path,
     tensors: dict[str, Tensor],
