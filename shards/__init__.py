@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shards.integrity.verify import verify_store as verify_store
     from shards.integrity.withdrawal import withdraw_damaged as withdraw_damaged
     from shards.integrity.withdrawal import withdraw_repaired as withdraw_repaired
+    from shards.metadata.archives import ArchiveIdentity as ArchiveIdentity
     from shards.metadata.code_arrays import published_code as published_code
     from shards.metadata.commit import CommitRecord as CommitRecord
     from shards.metadata.compression import row_codec as row_codec
@@ -58,9 +59,12 @@ if TYPE_CHECKING:
     from shards.reading.token_sample import chosen_tokens as chosen_tokens
     from shards.reading.token_sample import sample_stored as sample_stored
     from shards.sources.find import find_images as find_images
+    from shards.sources.found import Found as Found
     from shards.sources.found import FoundImage as FoundImage
+    from shards.sources.found import SourceOptions as SourceOptions
     from shards.sources.reading import BadImageError as BadImageError
     from shards.sources.reading import SourceReader as SourceReader
+    from shards.sources.roots import SourceRoots as SourceRoots
     from shards.storage.atomic import fsync_dir as fsync_dir
     from shards.storage.atomic import replacing as replacing
     from shards.storage.location import Location as Location
@@ -108,6 +112,7 @@ _MODULES = {
     "shards.integrity.problem": ["Problem"],
     "shards.integrity.verify": ["verify_store"],
     "shards.integrity.withdrawal": ["withdraw_damaged", "withdraw_repaired"],
+    "shards.metadata.archives": ["ArchiveIdentity"],
     "shards.metadata.code_arrays": ["published_code"],
     "shards.metadata.commit": ["CommitRecord"],
     "shards.metadata.compression": ["row_codec"],
@@ -131,8 +136,9 @@ _MODULES = {
     "shards.reading.store": ["Store", "open_store"],
     "shards.reading.token_sample": ["chosen_tokens", "sample_stored"],
     "shards.sources.find": ["find_images"],
-    "shards.sources.found": ["FoundImage"],
+    "shards.sources.found": ["Found", "FoundImage", "SourceOptions"],
     "shards.sources.reading": ["BadImageError", "SourceReader"],
+    "shards.sources.roots": ["SourceRoots"],
     "shards.storage.atomic": ["fsync_dir", "replacing"],
     "shards.storage.location": ["Location", "as_location", "beside", "publish_bytes", "replace_atomically"],
     "shards.storage.lock": ["FolderLock"],

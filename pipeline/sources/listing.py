@@ -1,10 +1,13 @@
 """Every image of a source with its label."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from pipeline.console import log
 from pipeline.sources.labels import LabelTable
-from shards import NO_LABEL, FoundImage, SourceRecord, UsageError, find_images
+from shards import NO_LABEL, ArchiveIdentity, FoundImage, SourceOptions, SourceRecord, UsageError, find_images
+
+_AS_IT_IS = SourceOptions()
 
 
 @dataclass(frozen=True)
@@ -14,28 +17,34 @@ class Listing:
     Attributes:
         records: One for each image, sorted by key; keys are unique.
         class_names: Name of each label; empty where the source has no classes.
+        archives: What each tar and parquet file was when it was listed, by address.
+        roots: Folders, files and URLs at or below which the images lie.
     """
 
     records: list[SourceRecord]
     class_names: tuple[str, ...]
+    archives: Mapping[str, ArchiveIdentity] = field(default_factory=dict)
+    roots: tuple[str, ...] = ()
 
 
-def list_source(source: str, labels: LabelTable | None = None) -> Listing:
-    """Lists a source of any kind.
+def list_source(source: str, labels: LabelTable | None = None, options: SourceOptions = _AS_IT_IS) -> Listing:
+    """Lists a source of any kind, and says what was found in it and what was left out.
 
     Args:
         source: An image folder; a tar of tars; a webdataset tar, or a folder or pattern of them; a parquet file, or a
             folder or pattern of them; a CSV file.
         labels: Class names and ids to use instead of the source's own.
+        options: What to take where a source can be read in several ways.
 
     Raises:
         UsageError: If there is no such source, it holds no images, or a class is not in `labels`.
     """
-    found = find_images(source)
-    for note in found.notes:
-        log(note)
+    found = find_images(source, options)
+    for line in found.summary():
+        log(line)
     own_names = LabelTable.of_names(found.class_names) if found.class_names else None
-    return number_classes(found.images, labels or own_names)
+    listing = number_classes(found.images, labels or own_names)
+    return replace(listing, archives=found.archives, roots=found.roots)
 
 
 def number_classes(found: list[FoundImage], labels: LabelTable | None) -> Listing:

@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 
 from shards.draws import permutation
 from shards.errors import StoreDamagedError, UsageError
+from shards.metadata.archives import ArchiveIdentity
 from shards.storage.location import Location
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 PLAN_VERSION = 1
+ARCHIVES_VERSION = 2
+"""Of plans that say what the archives were that their offsets belong to; others are of version 1 as before."""
 NO_LABEL = -1
 
 
@@ -68,6 +71,8 @@ class Plan:
         seed: Seed of the deal.
         repaired: Size in bytes by key of each image whose file was repaired after it was listed, and has another size
             now (`shards.metadata.repaired`). Records and `nbytes` have it; equality, bytes and digest of a plan do not.
+        archives: What each tar or parquet file was when its images were listed, by address. Plans are equal whatever
+            it says: a copied archive has another time.
     """
 
     def __init__(
@@ -77,16 +82,23 @@ class Plan:
         num_shards: int,
         seed: int,
         repaired: Mapping[str, int] = MappingProxyType({}),
+        archives: Mapping[str, ArchiveIdentity] | None = None,
     ) -> None:
         self._table = table
         self.class_names = class_names
         self.num_shards = num_shards
         self.seed = seed
         self.repaired = repaired
+        self.archives = dict(sorted((archives or {}).items()))
 
     @classmethod
     def build(
-        cls, records: Iterable[SourceRecord], class_names: Sequence[str], num_shards: int, seed: int
+        cls,
+        records: Iterable[SourceRecord],
+        class_names: Sequence[str],
+        num_shards: int,
+        seed: int,
+        archives: Mapping[str, ArchiveIdentity] | None = None,
     ) -> Self:
         """Deal the records to shards.
 
@@ -95,6 +107,7 @@ class Plan:
             class_names: Name of each label, by label.
             num_shards: Exact number of shards.
             seed: Seed of the deal; the same records and seed always give the same plan.
+            archives: What each tar or parquet file was when it was listed, by address; of more than the records name.
 
         Raises:
             UsageError: If there are no records, a key comes twice, or there are more shards than images.
@@ -121,7 +134,9 @@ class Plan:
                 "nbytes": pa.array([r.nbytes for r in dealt], pa.int64()),
             }
         )
-        return cls(table, tuple(class_names), num_shards, seed)
+        named = {record.uri for record in listing}
+        kept = {uri: archive for uri, archive in (archives or {}).items() if uri in named}
+        return cls(table, tuple(class_names), num_shards, seed, archives=kept)
 
     @property
     def num_images(self) -> int:
@@ -212,11 +227,11 @@ class Plan:
         """The same plan with other sizes of repaired images, in bytes by key; keys of other plans are left out."""
         own = set(self._table["key"].to_pylist()) if sizes else ()
         repaired = {key: nbytes for key, nbytes in sizes.items() if key in own}
-        return type(self)(self._table, self.class_names, self.num_shards, self.seed, repaired)
+        return type(self)(self._table, self.class_names, self.num_shards, self.seed, repaired, self.archives)
 
     def as_listed_now(self) -> Self:
         """The plan that the images, as they are now, would be given."""
-        return type(self)(self._now, self.class_names, self.num_shards, self.seed)
+        return type(self)(self._now, self.class_names, self.num_shards, self.seed, archives=self.archives)
 
     def source_digest(self) -> str:
         """Digest of what was encoded: sorted keys with size and label, and class names."""
@@ -242,11 +257,13 @@ class Plan:
         import pyarrow.parquet as pq
 
         settings = {
-            "version": PLAN_VERSION,
+            "version": ARCHIVES_VERSION if self.archives else PLAN_VERSION,
             "num_shards": self.num_shards,
             "seed": self.seed,
             "class_names": list(self.class_names),
         }
+        if self.archives:
+            settings["archives"] = {uri: archive.to_dict() for uri, archive in self.archives.items()}
         table = self._table.replace_schema_metadata({"shards.plan": json.dumps(settings, ensure_ascii=False)})
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
@@ -263,20 +280,29 @@ class Plan:
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(pa.BufferReader(path.read_bytes())).combine_chunks()
+            # Threads of pyarrow may outlive the interpreter and free the buffer then, which ends the process
+            # with SIGABRT.
+            file = pq.ParquetFile(pa.BufferReader(path.read_bytes()), pre_buffer=False)
+            table = file.read(use_threads=False).combine_chunks()
             settings = json.loads((table.schema.metadata or {})[b"shards.plan"])
             version = settings["version"]
+            archives = {
+                str(uri): ArchiveIdentity.from_dict(values)
+                for uri, values in settings.get("archives", {}).items()
+            }
         except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError) as error:
             raise StoreDamagedError(
                 f"{path} is not a readable plan ({error}); restore it or encode anew"
             ) from error
-        if version != PLAN_VERSION:
+        if version not in (PLAN_VERSION, ARCHIVES_VERSION):
             raise StoreDamagedError(
-                f"{path} is a plan of version {version}; this program reads {PLAN_VERSION}"
+                f"{path} is a plan of version {version}; this program reads {PLAN_VERSION} and "
+                f"{ARCHIVES_VERSION}"
             )
         return cls(
             table.replace_schema_metadata(None),
             tuple(settings["class_names"]),
             int(settings["num_shards"]),
             int(settings["seed"]),
+            archives=archives,
         )

@@ -1,74 +1,249 @@
 """Finding every image of a source of any kind."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
 from shards.errors import UsageError
-from shards.sources.folder import find_in_folder
-from shards.sources.found import IMAGE_SUFFIXES, Found, FoundImage
-from shards.sources.tables import class_names_in, find_in_csv, find_in_parquet
-from shards.sources.tars import find_in_tar_of_tars, is_tar_of_tars
-from shards.sources.webdataset import find_in_webdataset
+from shards.sources.addresses import printable, whole_address
+from shards.sources.class_labels import odd_numbering
+from shards.sources.csv_lists import find_in_csv
+from shards.sources.folder import FolderListing
+from shards.sources.found import IMAGE_SUFFIXES, Found, FoundImage, SourceOptions, is_hidden, some
+from shards.sources.parquet_files import find_in_parquet
+from shards.sources.roots import SourceRoots
+from shards.sources.tars import TarListing
 from shards.storage.location import Location, as_location
+from shards.storage.remote_path import RemotePath
+
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".lz4")
+_SPLITS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "test": "test", "testing": "test",
+}  # fmt: skip
+_AS_THEY_ARE = SourceOptions()
 
 
-def find_images(source: str) -> Found:
+def find_images(source: str, options: SourceOptions = _AS_THEY_ARE) -> Found:
     """Finds every image of a source, in an order that is the same on every machine.
 
     Args:
         source: An image folder; a tar of tars; a webdataset tar, or a folder or pattern of them; a parquet file, or a
-            folder or pattern of them; a CSV file.
+            folder or pattern of them; a CSV file. A pattern may have `*`, `?`, `[…]` and `{00..31}` or `{a,b}`.
+        options: What to take where a source can be read in several ways.
 
     Raises:
-        UsageError: If there is no such source, or it holds no images.
+        UsageError: If there is no such source, it holds no images, or can be read in several ways.
     """
-    found, class_names, notes = _find(source)
-    images = sorted(found, key=lambda image: (image.key, image.uri, image.offset))
+    found = _find(source, options)
+    images = sorted(found.images, key=lambda image: (image.key, image.uri, image.offset))
     if not images:
-        some = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UsageError(f"SOURCE must hold images ({some}), found none in {source}")
-    return Found(unique_keys(images), class_names, tuple(notes))
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        there = "; ".join(found.notes)
+        raise UsageError(
+            f"SOURCE must hold images ({endings}), found none in {source}" + f"; {there}" * bool(there)
+        )
+    notes = (*found.notes, *odd_numbering({i.class_name for i in images if i.class_name is not None}))
+    return replace(found, images=unique_keys(images), notes=notes)
 
 
-def _find(source: str) -> tuple[Iterable[FoundImage], tuple[str, ...], list[str]]:
-    """The images of a source, its own class names, and what to tell of those left out."""
-    paths = _files_of(source)
+def _find(source: str, options: SourceOptions) -> Found:
+    paths = _named_files(source)
     if paths is None:
-        return find_in_folder(as_location(source)), (), []
+        folder = as_location(source)
+        split = _split_folder(folder, options)
+        paths = _archives_in(folder, options)
+        if paths is None:
+            root = folder if split is None else folder / split
+            listing = FolderListing()
+            found = listing.find(root)
+            roots = SourceRoots.of([root]).places
+            return replace(found, notes=(*found.notes, *listing.left_out.lines()), roots=roots)
+    return _find_in_files(source, _of_one_split(source, paths, options), options)
+
+
+def _find_in_files(source: str, paths: list[Location], options: SourceOptions) -> Found:
     suffixes = {path.suffix.lower() for path in paths}
+    packed = [path for path in paths if path.suffix.lower() in _COMPRESSED]
+    if packed:
+        raise UsageError(
+            f"images are read where they lie, which a compressed file does not allow: {packed[0]}; unpack "
+            "it first, such as "
+            "with `gunzip -k` a .tar.gz"
+        )
     if suffixes == {".tar"}:
-        if len(paths) == 1 and is_tar_of_tars(paths[0]):
-            return find_in_tar_of_tars(paths[0]), (), []
-        images, notes = find_in_webdataset(paths)
-        return images, (), notes
-    if suffixes == {".parquet"}:
-        return find_in_parquet(paths), class_names_in(paths[0]), []
-    if suffixes == {".csv"} and len(paths) == 1:
-        return find_in_csv(paths[0]), (), []
-    raise UsageError(
-        "SOURCE must be an image folder, or tar, parquet or one csv file, "
-        f"got {source} ({', '.join(sorted(suffixes)) or 'nothing'})"
-    )
+        listing = TarListing(options)
+        found = listing.find(paths)
+        found = replace(found, notes=(*found.notes, *listing.notes()))
+    elif suffixes == {".parquet"}:
+        found = find_in_parquet(paths, options)
+    elif len(paths) == 1 and suffixes <= {".csv", ".tsv"}:
+        found = find_in_csv(paths[0], options)
+        return replace(found, roots=SourceRoots.of_table(paths[0], options).places)
+    else:
+        raise UsageError(
+            "SOURCE must be an image folder, or tar, parquet or one csv file, "
+            f"got {source} ({', '.join(sorted(suffixes)) or 'nothing'})"
+        )
+    beside = {image.uri for image in found.images} - {whole_address(path) for path in paths}
+    tables = [SourceRoots.of_table(path, options).places for path in paths] if beside else []
+    own = [whole_address(path) for path in paths]
+    return replace(found, roots=tuple(dict.fromkeys([*own, *(place for part in tables for place in part)])))
 
 
-def _files_of(source: str) -> list[Location] | None:
-    """The table or tar files that `source` stands for, or None if it is a folder of images."""
+def _named_files(source: str) -> list[Location] | None:
+    """The table or tar files that `source` names, or None if it is a folder."""
     path = as_location(source)
-    if any(character in source for character in "*?[") and not path.exists():
-        return sorted(path.parent.glob(path.name), key=_by_path)
     if path.is_file():
         return [path]
     if path.is_dir():
-        for pattern in ("*.tar", "*.parquet"):
-            files: list[Location] = sorted(path.glob(pattern), key=_by_path)
-            if files:
-                return files
         return None
+    if any(character in source for character in "*?[{"):
+        found = [file for pattern in expanded(source) for file in _matching(pattern)]
+        unique = list(dict.fromkeys(found))
+        if unique:
+            return unique
     raise UsageError(
-        f"SOURCE must be an image folder, tar, parquet or csv file, got {source}: it does not exist; give SOURCE, "
+        f"SOURCE must be an image folder, tar, parquet or csv file, got {source}: it does not exist; give "
+        "SOURCE, "
         "or set IMAGENET to a folder with one sub-folder for each class"
     )
+
+
+def _matching(pattern: str) -> list[Location]:
+    path = as_location(pattern)
+    if not any(character in pattern for character in "*?["):
+        if not path.is_file():
+            raise UsageError(f"every file of a pattern in braces must be there, {pattern} is not")
+        return [path]
+    return sorted((p for p in path.parent.glob(path.name) if not p.name.startswith(".")), key=_by_path)
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """What a pattern with `{00..31}` or `{a,b}` stands for, in order, as a shell expands it."""
+    pieces: list[list[str]] = []
+    for place, text in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
+        if place % 2 == 0:
+            pieces.append([text])
+            continue
+        ends = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+        if ends:
+            first, last = int(ends[1]), int(ends[2])
+            width = max(map(len, ends.groups())) if "0" in (ends[1][0], ends[2][0]) else 0
+            step = 1 if first <= last else -1
+            if abs(last - first) > 1_000_000:
+                raise UsageError(
+                    f"a pattern in braces must stand for at most a million files, got {{{text}}}"
+                )
+            pieces.append([f"{number:0{width}d}" for number in range(first, last + step, step)])
+        else:
+            pieces.append(text.split(",") if "," in text else ["{" + text + "}"])
+    return ("".join(parts) for parts in product(*pieces))
+
+
+def _archives_in(folder: Location, options: SourceOptions) -> list[Location] | None:
+    """The tars, parquet or csv files of a folder, or None if its images are to be taken.
+
+    Raises:
+        UsageError: If there are several kinds, and none was chosen.
+    """
+    by_kind: dict[str, list[Location]] = {}
+    for kind in ("tar", "parquet"):
+        files = [path for path in folder.glob(f"*.{kind}") if not path.name.startswith(".")]
+        if files := [path for path in files if isinstance(path, RemotePath) or not path.is_dir()]:
+            by_kind[kind] = sorted(files, key=_by_path)
+    if options.kind == "csv":
+        by_kind["csv"] = sorted(folder.glob("*.csv"), key=_by_path)
+    if options.kind is not None:
+        if options.kind == "images":
+            return None
+        if not by_kind.get(options.kind):
+            raise UsageError(f"--source-kind {options.kind}: {folder} holds no .{options.kind} files itself")
+        return by_kind[options.kind]
+    if not by_kind:
+        return None
+    image = next(FolderListing().files(folder), None)
+    if image is not None or len(by_kind) > 1:
+        _refuse_mixture(folder, by_kind, None if image is None else "/".join(image[1]))
+    return next(iter(by_kind.values()))
+
+
+def _refuse_mixture(folder: Location, by_kind: dict[str, list[Location]], image: str | None) -> None:
+    parts = [f"{len(files)} .{kind} files (such as {files[0].name})" for kind, files in by_kind.items()]
+    kinds = list(by_kind)
+    if image is not None:
+        parts.append(f"images (such as {printable(image)})")
+        kinds.append("images")
+    raise UsageError(
+        f"{folder} holds {' and '.join(parts)} side by side; take one kind with --source-kind "
+        f"{' or '.join(kinds)}, or "
+        "name a folder or pattern of one kind"
+    )
+
+
+def _split_folder(folder: Location, options: SourceOptions) -> str | None:
+    """The folder of the split that was asked for, where a folder holds nothing but splits.
+
+    Raises:
+        UsageError: If there are several, and none was named.
+    """
+    names = _folder_names(folder)
+    splits = {name: _SPLITS.get(name.lower()) for name in names}
+    if len(set(splits.values()) - {None}) < 2 or None in splits.values():
+        return None
+    if options.split is None:
+        raise UsageError(
+            f"{folder} holds splits side by side: {some(sorted(names))}; name one with --split, such as "
+            f"--split {min(names)}, "
+            f"or give {folder / min(names)}"
+        )
+    wanted = [name for name in names if options.split in (name, splits[name])]
+    if len(wanted) != 1:
+        raise UsageError(f"--split must be one of {some(sorted(names))}, got {options.split}")
+    return wanted[0]
+
+
+def _folder_names(folder: Location) -> list[str]:
+    if isinstance(folder, RemotePath):
+        names = {
+            name.partition("/")[0] for name in folder.object_names() if "/" in name and not is_hidden(name)
+        }
+        return sorted(names)
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
+
+
+def _split_of(path: Location) -> str | None:
+    words = re.split(r"[^A-Za-z]+", path.stem)
+    found = {_SPLITS[word.lower()] for word in words if word.lower() in _SPLITS}
+    return found.pop() if len(found) == 1 else None
+
+
+def _of_one_split(source: str, paths: Sequence[Location], options: SourceOptions) -> list[Location]:
+    """The files of one split, if their names say that there are several.
+
+    Raises:
+        UsageError: If there are several, and none was named.
+    """
+    splits = {path: _split_of(path) for path in paths}
+    found = sorted({split for split in splits.values() if split is not None})
+    if options.split is not None:
+        wanted = _SPLITS.get(options.split.lower(), options.split)
+        chosen = [path for path in paths if splits[path] == wanted]
+        if not chosen:
+            raise UsageError(
+                f"--split must be one of {some(found) or 'none'} in {source}, got {options.split}"
+            )
+        return chosen
+    if len(found) > 1:
+        examples = [next(path.name for path in paths if splits[path] == split) for split in found]
+        raise UsageError(
+            f"{source} holds the splits {' and '.join(found)} side by side (such as {some(examples)}); name "
+            "one with "
+            f"--split, such as --split {found[-2] if 'train' not in found else 'train'}"
+        )
+    return list(paths)
 
 
 def _by_path(path: Location) -> tuple[str, ...]:

@@ -2,16 +2,33 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import UserError
+from shards.metadata.archives import ArchiveIdentity
+from shards.sources.archives import RowsDigest, identity_now
+from shards.sources.parquet_files import (
+    ImageColumn,
+    batches,
+    first_image_column,
+    image_column,
+    open_parquet,
+    require_bounded,
+)
 from shards.storage.location import Location
 
 _CACHED_GROUPS = 4
+
+
+class SourceChangedError(UserError):
+    """An archive is not the one that was listed, and its images cannot be told apart."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,7 @@ class _Table:
     """
 
     metadata: Any
-    column: str
+    column: ImageColumn
     ends: NDArray[np.int64]
 
 
@@ -36,33 +53,44 @@ class ParquetRows:
     several threads. The groups used last are kept, which helps where a file has few of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, archives: Mapping[str, ArchiveIdentity] = MappingProxyType({})) -> None:
+        self._listed = archives
         self._tables: dict[Location, _Table] = {}
         self._groups: OrderedDict[tuple[Location, int], Future[Any]] = OrderedDict()
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
 
-    def read(self, path: Location, row: int) -> bytes | None:
-        """Bytes of the image in a row, None where it holds none.
+    def read(self, path: Location, uri: str, row: int) -> bytes | str | None:
+        """Bytes of the image in a row; where it holds none, the path it names, if it does.
 
         Raises:
+            SourceChangedError: If it is not the file that was listed.
             OSError: If the file is gone or cannot be read.
         """
-        table = self._table(path)
+        table = self._table(path, uri)
         group = int(np.searchsorted(table.ends, row, side="right"))
+        if not 0 <= row < int(table.ends[-1] if len(table.ends) else 0):
+            return None
         first = int(table.ends[group - 1]) if group else 0
-        content: bytes | None = self._values(path, table, group)[row - first].as_py()
-        return content
+        content, paths = self._values(path, table, group)
+        value: bytes | None = content[row - first].as_py()
+        return paths[row - first] if value is None else value
 
-    def _table(self, path: Location) -> _Table:
-        if path not in self._tables:
-            from shards.sources.tables import image_column, open_parquet
+    def _table(self, path: Location, uri: str) -> _Table:
+        with self._opening:
+            if path not in self._tables:
+                self._tables[path] = self._opened(path, uri)
+            return self._tables[path]
 
-            with open_parquet(path) as file:
-                column = image_column(file.schema_arrow)
-                assert column is not None, "the plan lists rows of this file"
-                counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-                self._tables[path] = _Table(file.metadata, column, np.cumsum(counts))
-        return self._tables[path]
+    def _opened(self, path: Location, uri: str) -> _Table:
+        with open_parquet(path) as file:
+            listed = self._listed.get(uri)
+            # Plans from before archives were described took the first column.
+            column = image_column(file, path, listed.column) if listed else first_image_column(file)
+            assert column is not None, "the plan lists rows of this file"
+            _require_same_rows(path, file, column, listed)
+            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            return _Table(file.metadata, column, np.cumsum(counts))
 
     def _values(self, path: Location, table: _Table, group: int) -> Any:
         """A row group's images; one thread decodes it, others that want it wait."""
@@ -84,9 +112,32 @@ class ParquetRows:
         return values.result()
 
 
-def _decoded_group(path: Location, table: _Table, group: int) -> Any:
-    from shards.sources.tables import open_parquet
-
+def _decoded_group(path: Location, table: _Table, group: int) -> tuple[Any, list[str | None]]:
+    """The images of a row group, and the paths of those rows that have one."""
     with open_parquet(path, table.metadata) as file:
-        read = file.read_row_group(group, columns=[f"{table.column}.bytes"], use_threads=False)
-    return read.column(table.column).combine_chunks().field("bytes")
+        require_bounded(file, group, table.column.columns)
+        read = file.read_row_group(group, columns=table.column.columns, use_threads=False)
+    column = read.column(table.column.name).combine_chunks()
+    return table.column.content(column), table.column.paths(column)
+
+
+def _require_same_rows(
+    path: Location, file: Any, column: ImageColumn, listed: ArchiveIdentity | None
+) -> None:
+    """Refuses a file that was rewritten since it was listed, because its rows have nothing but their numbers.
+
+    A file that was only touched or copied has another time; all its images are then read once and compared.
+    """
+    if listed is None or listed.same_file(identity_now(path)):
+        return
+    digest = RowsDigest()
+    for batch in batches(file, column.columns):
+        for value in column.content(batch.column(column.name)):
+            digest.add(value.as_buffer() if value.is_valid else None)
+    if digest.hex() != listed.rows:
+        raise SourceChangedError(
+            f"{path} is not the file that was listed: it was written anew ({listed.nbytes} bytes then, "
+            f"{identity_now(path).nbytes} now), and its rows are other images; bring the old file back, or "
+            "encode this one "
+            "into a new store"
+        )

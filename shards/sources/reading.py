@@ -2,19 +2,23 @@
 
 import errno
 import os
-import threading
-from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
-from urllib.parse import unquote_to_bytes
 
 from shards.errors import UserError
+from shards.metadata.archives import ArchiveIdentity
+from shards.sources.addresses import local_path
+from shards.sources.archives import NotAFileError, open_regular
 from shards.sources.parquet_rows import ParquetRows
+from shards.sources.roots import SourceRoots
+from shards.sources.tar_headers import LARGEST_FILE
+from shards.sources.tar_members import MemberGoneError, TarMembers
 from shards.storage.location import Location
 from shards.storage.remote_path import RemotePath, is_url
 
-_OPEN_ARCHIVES = 64
+NO_ARCHIVES: Mapping[str, ArchiveIdentity] = MappingProxyType({})
 
 
 class BadImageError(Exception):
@@ -48,21 +52,24 @@ class ImagePlace(Protocol):
 class SourceReader:
     """Reads the bytes of images; may be used by several threads at once, and as a context manager.
 
-    A record is a whole file (offset 0), a range of a tar (offset of its first byte), or a row of a parquet file
-    (offset = number of the row).
+    An image is a whole file (offset 0), a range of a tar (offset of its first byte), or a row of a parquet file
+    (offset = number of the row). Nothing but regular files is opened, and no more than a file's stated bytes are read.
+
+    Args:
+        archives: What each archive was when it was listed, by address: offsets into another file are not trusted.
+        roots: Where images may lie; None where the user has named the source, and the listing has followed it.
     """
 
-    def __init__(self) -> None:
-        self._archives: OrderedDict[Path, int] = OrderedDict()
-        self._tables = ParquetRows()
-        self._lock = threading.Lock()
+    def __init__(
+        self, archives: Mapping[str, ArchiveIdentity] = NO_ARCHIVES, roots: SourceRoots | None = None
+    ) -> None:
+        self._tars = TarMembers(archives)
+        self._tables = ParquetRows(archives)
+        self._roots = roots
 
     def close(self) -> None:
         """Closes all archives."""
-        with self._lock:
-            for descriptor in self._archives.values():
-                os.close(descriptor)
-            self._archives.clear()
+        self._tars.close()
 
     def __enter__(self) -> Self:
         return self
@@ -80,30 +87,40 @@ class SourceReader:
             any_size: Accept another size than when it was listed: it may have been repaired.
 
         Raises:
-            BadImageError: If this image is missing, unreadable or has another size than when it was listed.
-            SourceGoneError: If the folder or archive it lay in is gone.
+            BadImageError: If this image is missing, unreadable or has another size than when it was listed, or lies
+                where nothing is to be read.
+            SourceGoneError: If the folder or archive it lay in is gone, or is another one.
             OSError: If the device fails; reading again may help.
         """
+        if self._roots is not None and not self._roots.hold(record.uri):
+            raise BadImageError(
+                f"outside of the source: {_folder_of(record.uri)} was not named; allow it with --source PLACE"
+            )
         path = RemotePath.of_url(record.uri) if is_url(record.uri) else local_path(record.uri)
         suffix = path.suffix.lower()
         try:
             if suffix == ".parquet":
-                content = self._row(path, record.offset)
+                content = self._row(path, record)
             elif suffix == ".tar":
-                content = self._read_range(path, record.offset, record.nbytes)
+                content = self._tars.read(path, record, any_size=any_size)
             else:
-                content = path.read_bytes()
+                content = _file_bytes(path, None if any_size else record.nbytes)
+        except MemberGoneError as error:
+            raise BadImageError(str(error)) from error
         except (FileNotFoundError, NotADirectoryError) as error:
             gone = path if suffix in (".parquet", ".tar") else path.parent
             if not (gone.exists() or _may_be_folder(gone)):
                 raise SourceGoneError(
-                    f"the source is gone: {gone} does not exist any more; bring it back and run the same command again"
+                    f"the source is gone: {gone} does not exist any more; bring it back and run the same "
+                    "command again"
                 ) from error
             raise BadImageError("missing: it was there when the source was listed") from error
         except PermissionError as error:
             raise BadImageError("unreadable: permission denied") from error
+        except NotAFileError as error:
+            raise BadImageError("unreadable: it is no regular file") from error
         except OSError as error:
-            if error.errno != errno.ELOOP:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):
                 raise
             raise BadImageError("unreadable: a link that leads to itself") from error
         if len(content) != record.nbytes and not any_size:
@@ -112,37 +129,53 @@ class SourceReader:
             )
         return content
 
-    def _row(self, path: Location, row: int) -> bytes:
-        content = self._tables.read(path, row)
-        if content is None:
-            raise BadImageError(f"row of {path.name} holds no bytes, and its path names no file beside it")
-        return content
+    def _row(self, path: Location, record: ImagePlace) -> bytes:
+        content = self._tables.read(path, record.uri, record.offset)
+        if isinstance(content, bytes):
+            return content
+        named = "" if content is None else f", {content!r}"
+        raise BadImageError(
+            f"row of {path.name} holds no bytes, and its path{named} names no file beside it; allow files "
+            "elsewhere with "
+            "--source PLACE"
+            if named
+            else f"row of {path.name} holds no bytes, and its path names no file beside it"
+        )
 
-    def _read_range(self, path: Location, offset: int, nbytes: int) -> bytes:
-        if isinstance(path, RemotePath):
-            return path.read_range(offset, nbytes)
-        with self._lock:
-            descriptor = self._archives.pop(path, None)
-            if descriptor is None:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self._archives[path] = descriptor
-            # A second descriptor of the same file, so that the oldest one can be closed while it is being read.
-            own = os.dup(descriptor)
-            if len(self._archives) > _OPEN_ARCHIVES:
-                os.close(self._archives.popitem(last=False)[1])
-        try:
-            return os.pread(own, nbytes, offset)
-        finally:
-            os.close(own)
+
+def _file_bytes(path: Location, nbytes: int | None) -> bytes:
+    """A whole file; of one that has another length than was stated nothing but that length is read.
+
+    Raises:
+        MemberGoneError: If it has another length, or is far too long for an image.
+    """
+    if isinstance(path, RemotePath):
+        now = path.size()
+    else:
+        descriptor = open_regular(path)
+        now = os.fstat(descriptor).st_size
+    try:
+        if nbytes is not None and now != nbytes:
+            raise MemberGoneError(f"changed since it was listed: {nbytes} bytes then, {now} now")
+        if now > LARGEST_FILE:
+            raise MemberGoneError(f"{now} bytes are more than an image may have, {LARGEST_FILE}")
+        return path.read_bytes() if isinstance(path, RemotePath) else _read_all(descriptor, now)
+    finally:
+        if isinstance(path, Path):
+            os.close(descriptor)
+
+
+def _read_all(descriptor: int, nbytes: int) -> bytes:
+    content = os.pread(descriptor, nbytes, 0)
+    while len(content) < nbytes and (more := os.pread(descriptor, nbytes - len(content), len(content))):
+        content += more
+    return content
+
+
+def _folder_of(uri: str) -> str:
+    return uri.rpartition("/")[0] or uri
 
 
 def _may_be_folder(place: Location) -> bool:
     """Whether images may lie below a place of a server, which has no folders of their own; web servers do not say."""
     return isinstance(place, RemotePath) and (not place.can_list or place.is_dir())
-
-
-def local_path(uri: str) -> Path:
-    """The path of a local address."""
-    if uri.startswith("file://"):
-        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
-    return Path(uri)

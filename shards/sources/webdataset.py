@@ -4,17 +4,56 @@ A name reaches up to the first dot of its last path part; the rest is the ending
 """
 
 import json
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from shards.sources.folder import whole_address
-from shards.sources.found import IMAGE_SUFFIXES, FoundImage
-from shards.sources.tars import Member, members
+from shards.errors import UsageError
+from shards.sources.class_labels import as_numbers, chosen_column, class_of
+from shards.sources.found import IMAGE_SUFFIXES, FoundImage, LeftOut, SourceOptions, some, suffix_of
+from shards.sources.tar_headers import Member
 from shards.storage.location import Location, open_object
+from shards.storage.object_reader import ObjectReader
 
-_CLASS_SUFFIXES = frozenset((".cls", ".json"))
+_LARGEST_LABEL = 1 << 10
+_LARGEST_JSON = 1 << 22
+
+
+@dataclass(frozen=True)
+class FlatTar:
+    """A tar whose images lie in it directly.
+
+    Attributes:
+        path: Where it lies.
+        uri: Its whole address.
+        files: Its files that are not hidden, in order.
+    """
+
+    path: Location
+    uri: str
+    files: list[Member]
+
+
+@dataclass
+class FoundInTars:
+    """Images of flat tars.
+
+    Attributes:
+        images: One for each sample that has one.
+        classes_from: What gave the classes, if anything did.
+        instead: What could have given them and did not.
+        notes: Lines about other images that were left out.
+        only_images: Whether the tars hold nothing beside images.
+        in_folders: Whether some images lie in folders of their tar.
+    """
+
+    images: list[FoundImage] = field(default_factory=list)
+    classes_from: str | None = None
+    instead: str = ""
+    notes: tuple[str, ...] = ()
+    only_images: bool = True
+    in_folders: bool = False
 
 
 @dataclass
@@ -24,13 +63,13 @@ class _Sample:
     Attributes:
         name: Their name.
         images: Those that are images, by ending.
-        class_suffixes: Endings of those that may say its class.
-        class_name: Its class, if one of them does.
+        others: Endings of those that are not.
+        class_name: Its class, if one of them says it.
     """
 
     name: str
     images: dict[str, Member] = field(default_factory=dict)
-    class_suffixes: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
     class_name: str | None = None
 
     def plain_image(self) -> Member | None:
@@ -38,58 +77,83 @@ class _Sample:
         return next((member for suffix, member in self.images.items() if suffix in IMAGE_SUFFIXES), None)
 
 
-def find_in_webdataset(paths: list[Location]) -> tuple[list[FoundImage], list[str]]:
-    """One image of each sample of webdataset tars, and lines about the other images that the samples hold.
+def find_in_flat_tars(tars: list[FlatTar], options: SourceOptions, left_out: LeftOut) -> FoundInTars:
+    """One image of each sample of webdataset tars.
 
-    Its class is in the sample's `.cls` file or the `.json` file's `label`. Where no tar holds such a file and every
-    image lies in a folder, its class is the first folder of its path, as in an image folder.
+    Its class is in the sample's `.cls` file or the `.json` file's label. Where no such file says one, it is the first
+    folder of its path, as in an image folder. An image whose own files and path say nothing has no class.
 
     Keys are the tar's name and the sample's, so that equal samples of two tars stay apart.
     """
-    found: list[FoundImage] = []
-    folders: list[str | None] = []
+    labels = _Labels(options)
     unused: list[str] = []
-    says_classes = False
-    for path in paths:
-        samples = list(_samples(path))
-        says_classes = says_classes or any(sample.class_suffixes for sample in samples)
+    found = FoundInTars()
+    folders: list[str | None] = []
+    others: Counter[str] = Counter()
+    for tar in tars:
+        with open_object(tar.path) as source:
+            samples = list(_samples(tar, source, labels))
+        others.update(suffix for sample in samples for suffix in sample.others)
         for sample, image in _images_of(samples, unused):
-            key = f"{path.stem}/{sample.name}"
-            found.append(FoundImage(key, sample.class_name, whole_address(path), image.offset, image.nbytes))
+            problem = image.problem
+            key, nbytes = f"{tar.path.stem}/{sample.name}", 0 if problem else image.nbytes
+            found.images.append(
+                FoundImage(key, sample.class_name, tar.uri, image.offset, nbytes, image.parts, problem)
+            )
             folders.append(_first_folder(sample.name))
-    notes = []
+    found.only_images, found.in_folders = not others, any(folders)
+    _name_classes(found, folders, labels)
     if unused:
-        notes = [
-            f"left out {len(unused)} images such as {unused[0]}: each sample of a webdataset tar gives one image"
-        ]
-    if says_classes or None in folders:
-        return found, notes
-    return [replace(image, class_name=folder) for image, folder in zip(found, folders, strict=True)], notes
+        found.notes = (
+            f"left out {len(unused)} images such as {unused[0]}: each sample of a webdataset tar gives one "
+            "image",
+        )
+    for suffix, count in others.items():
+        if suffix not in labels.used_suffixes:
+            left_out.endings[suffix] += count
+    if found.classes_from is None and others:
+        beside = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(8))
+        found.instead = f"files beside the images are {beside}" + labels.keys_seen()
+    return found
 
 
-def _samples(path: Location) -> Iterator[_Sample]:
+def _name_classes(found: FoundInTars, folders: list[str | None], labels: "_Labels") -> None:
+    """Settles where the classes come from: files of labels if any says one, else folders."""
+    names: list[str | None]
+    if any(image.class_name is not None for image in found.images):
+        found.classes_from = " and ".join(sorted(labels.said_by))
+        names = as_numbers([image.class_name for image in found.images])
+    elif any(folders):
+        found.classes_from = "the first folder of each path in the tars"
+        names = folders
+    else:
+        return
+    found.images = [
+        image
+        if image.class_name == name
+        else FoundImage(image.key, name, image.uri, image.offset, image.nbytes, image.parts, image.problem)
+        for image, name in zip(found.images, names, strict=True)
+    ]
+
+
+def _samples(tar: FlatTar, source: ObjectReader, labels: "_Labels") -> Iterator[_Sample]:
     """The samples of a tar: a name that comes again after others, or an ending that comes again, begins a new one."""
     sample: _Sample | None = None
-    with open_object(path) as source:
-        for member in members(path):
-            name, suffix = split_sample_name(member.name)
-            if name == "" or name.endswith("/"):
-                continue  # a hidden file, which webdataset skips too
-            if (
-                sample is None
-                or sample.name != name
-                or suffix in sample.images
-                or suffix in sample.class_suffixes
-            ):
-                if sample is not None:
-                    yield sample
-                sample = _Sample(name)
-            if PurePosixPath(member.name.lower()).suffix in IMAGE_SUFFIXES:
-                sample.images[suffix] = member
-            elif suffix in _CLASS_SUFFIXES:
-                sample.class_suffixes.add(suffix)
-                if sample.class_name is None:
-                    sample.class_name = _class_of(suffix, source.read(member.nbytes, member.offset))
+    for member in tar.files:
+        if suffix_of(member.name) == ".tar":
+            continue
+        name, suffix = split_sample_name(member.name)
+        again = sample is not None and (suffix in sample.images or suffix in sample.others)
+        if sample is None or sample.name != name or again:
+            if sample is not None:
+                yield sample
+            sample = _Sample(name)
+        if suffix_of(member.name) in IMAGE_SUFFIXES:
+            sample.images[suffix] = member
+        else:
+            sample.others.add(suffix)
+            if sample.class_name is None:
+                sample.class_name = labels.read(suffix, member, source, tar.path)
     if sample is not None:
         yield sample
 
@@ -119,7 +183,7 @@ def _images_of(samples: list[_Sample], unused: list[str]) -> Iterator[tuple[_Sam
 
 
 def _first_folder(name: str) -> str | None:
-    parts = [part for part in PurePosixPath(name).parts if part != "/"]
+    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
     return parts[0] if len(parts) > 1 else None
 
 
@@ -133,13 +197,86 @@ def split_sample_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, "." + endings.lower()
 
 
-def _class_of(suffix: str, content: bytes) -> str | None:
-    text = content.decode("utf-8", "replace").strip()
-    if suffix == ".cls":
-        return text or None
-    try:
-        values = json.loads(text)
-    except ValueError:
+class _Labels:
+    """Reads the classes that files of samples say.
+
+    Attributes:
+        said_by: What has said a class so far.
+        used_suffixes: Endings of files that were read.
+    """
+
+    def __init__(self, options: SourceOptions) -> None:
+        self.said_by: set[str] = set()
+        self.used_suffixes = {".cls", ".json"}
+        self._options = options
+        self._keys: Counter[str] = Counter()
+
+    def read(self, suffix: str, member: Member, source: ObjectReader, tar: Location) -> str | None:
+        """The class that one file says, if it says one.
+
+        Raises:
+            UsageError: If it is a pickle, is far too long for a label, or holds something that is none.
+        """
+        if suffix == ".cls":
+            return self._of_cls(member, source, f"{member.name} in {tar}")
+        if suffix == ".json" and member.nbytes <= _LARGEST_JSON:
+            return self._of_json(member, source, f"{member.name} in {tar}")
         return None
-    label = values.get("label", values.get("cls")) if isinstance(values, dict) else None
-    return None if label is None else str(label)
+
+    def keys_seen(self) -> str:
+        """The keys of `.json` files that said no class."""
+        return f"; keys of .json files are {some(self._keys, 12)}" if self._keys else ""
+
+    def _of_cls(self, member: Member, source: ObjectReader, where: str) -> str | None:
+        if member.nbytes > _LARGEST_LABEL:
+            raise UsageError(
+                f"a label must be short, {where} has {member.nbytes} bytes; write the class's name or number"
+            )
+        content = read_member(source, member)
+        try:
+            text = content.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            what = "a pickle, which is never opened" if content[:1] == b"\x80" else "no UTF-8 text"
+            raise UsageError(f"{where} is {what}; write the class's name or number as text") from error
+        if text.startswith("\x80"):
+            raise UsageError(f"{where} is a pickle, which is never opened; write the class as text")
+        return self._said(class_of(text, self._options, where), ".cls files")
+
+    def _of_json(self, member: Member, source: ObjectReader, where: str) -> str | None:
+        try:
+            values = json.loads(read_member(source, member).decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(values, dict):
+            return None
+        if self._options.label_column is not None and self._options.label_column not in values:
+            return None
+        key = chosen_column(list(values), self._options, where)
+        if key is None:
+            self._keys.update(values)
+            return None
+        return self._said(class_of(values[key], self._options, where), f"{key!r} in .json files")
+
+    def _said(self, name: str | None, source: str) -> str | None:
+        if name is not None:
+            self.said_by.add(source)
+        return name
+
+
+def read_member(source: ObjectReader, member: Member) -> bytes:
+    """The bytes of a small file in a tar; a sparse one is put together."""
+    if member.problem is not None:
+        return b""
+    return read_parts(source, member.offset, member.nbytes, member.parts)
+
+
+def read_parts(
+    source: ObjectReader, offset: int, nbytes: int, parts: tuple[tuple[int, int, int], ...] | None
+) -> bytes:
+    """The bytes of a file in a tar, with zeros between the pieces of a sparse one."""
+    if parts is None:
+        return source.read(nbytes, offset)
+    content = bytearray(nbytes)
+    for first, place, length in parts:
+        content[first : first + length] = source.read(length, place)
+    return bytes(content)

@@ -122,6 +122,18 @@ class RemotePath:
             raise FileNotFoundError(str(self))
         return int(info["size"])
 
+    def version(self) -> tuple[int, str]:
+        """Bytes of the object, and what the server says of its version: a tag or a time, "" if it says nothing.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
+        info = retried(lambda: self._fs.info(self._address), f"looking at {self}")
+        if info["type"] != "file" or info["size"] is None:
+            raise FileNotFoundError(str(self))
+        keys = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
+        return int(info["size"]), next((str(info[key]) for key in keys if info.get(key)), "")
+
     def read_bytes(self) -> bytes:
         """Content of a small object."""
         return bytes(retried(lambda: self._fs.cat_file(self._address), f"reading {self}"))

@@ -77,7 +77,8 @@ def reshuffled(parts: Sequence[Part], class_names: Sequence[str], num_shards: in
     """
     records = [part.records() for part in parts]
     repaired = {key: nbytes for part in parts for key, nbytes in part.store.repaired.items()}
-    plan = Plan.build([r for own in records for r in own], class_names, num_shards, seed)
+    archives = {uri: archive for part in parts for uri, archive in part.store.plan.archives.items()}
+    plan = Plan.build([r for own in records for r in own], class_names, num_shards, seed, archives)
     plan = plan.with_repaired(repaired)
     origin: dict[str, tuple[int, int]] = {}
     for index, (part, own) in enumerate(zip(parts, records, strict=True)):

@@ -1,0 +1,34 @@
+"""Places of images as text that means the same in every working folder, and that any file can hold."""
+
+import os
+from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
+
+from shards.storage.location import Location
+from shards.storage.remote_path import RemotePath
+
+
+def printable(name: str) -> str:
+    r"""A file name as text that any file can hold; bytes that are not UTF-8 become `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def whole_address(path: Location) -> str:
+    """The address of a path or URL."""
+    return str(path) if isinstance(path, RemotePath) else address_of(str(path.absolute()))
+
+
+def address_of(path: str) -> str:
+    """The address of a local path; a name that is not UTF-8 becomes a `file://` address."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "file://" + quote(os.fsencode(path))
+    return path
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local address."""
+    if uri.startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+    return Path(uri)

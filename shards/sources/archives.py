@@ -1,0 +1,59 @@
+"""Opening what sources name, regular files alone; and the identity of archives whose offsets are trusted later."""
+
+import hashlib
+import os
+import stat
+import struct
+from pathlib import Path
+
+from shards.metadata.archives import ArchiveIdentity
+from shards.storage.location import Location
+from shards.storage.remote_path import RemotePath
+
+
+class NotAFileError(OSError):
+    """A name stands for a pipe, a socket, a device or a folder, where a file was expected."""
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a regular file, or of one that a link leads to; never waits, as opening a pipe would.
+
+    Raises:
+        NotAFileError: If it is something else.
+        OSError: If it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotAFileError(f"{path} is no regular file")
+    return descriptor
+
+
+def identity_now(path: Location) -> ArchiveIdentity:
+    """Size and time of an archive as it is now.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+    """
+    if isinstance(path, RemotePath):
+        return ArchiveIdentity(*path.version())
+    status = path.stat()
+    return ArchiveIdentity(status.st_size, str(status.st_mtime_ns))
+
+
+class RowsDigest:
+    """SHA-256 over length and CRC32C of images in order of row; a row without an image counts as length −1."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, content: bytes | memoryview | None) -> None:
+        """Takes the next row."""
+        import google_crc32c
+
+        nbytes, checksum = (-1, 0) if content is None else (len(content), google_crc32c.value(bytes(content)))
+        self._digest.update(struct.pack("<qI", nbytes, checksum))
+
+    def hex(self) -> str:
+        """The digest so far."""
+        return self._digest.hexdigest()

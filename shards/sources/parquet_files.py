@@ -1,0 +1,324 @@
+"""Images inside parquet files, HuggingFace style (a struct with `bytes`) or as a plain binary column."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from shards.errors import UsageError
+from shards.metadata.archives import ArchiveIdentity
+from shards.sources.addresses import whole_address
+from shards.sources.archives import RowsDigest, identity_now, open_regular
+from shards.sources.class_labels import as_numbers, chosen_column, class_of, folded
+from shards.sources.csv_lists import find_listed
+from shards.sources.folder import begins_like_an_image
+from shards.sources.found import Found, FoundImage, SourceOptions, some
+from shards.sources.roots import SourceRoots
+from shards.storage.location import Location, file_size
+from shards.storage.remote_path import RemotePath
+
+_BINARY_COLUMNS = (
+    "image",
+    "img",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "bytes",
+    "image_bytes",
+    "content",
+    "data",
+    "picture",
+)
+_ROWS_AT_ONCE = 64
+_LARGEST_GROUP = 4 << 30
+_LARGEST_UNSUSPICIOUS = 256 << 20
+_LARGEST_RATIO = 50
+
+
+@dataclass(frozen=True)
+class ImageColumn:
+    """The column of a parquet file that holds image files.
+
+    Attributes:
+        name: Its name.
+        is_struct: Whether each is a struct with `bytes`, and perhaps `path`.
+    """
+
+    name: str
+    is_struct: bool
+
+    @property
+    def columns(self) -> list[str]:
+        """What to ask of a reader; parts that are not there are ignored."""
+        return [f"{self.name}.bytes", f"{self.name}.path"] if self.is_struct else [self.name]
+
+    def content(self, column: Any) -> Any:
+        """The bytes of some rows of the column, as an array of pyarrow's large binary."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        values = pc.struct_field(column, "bytes") if self.is_struct else column
+        return values if values.type in (pa.binary(), pa.large_binary()) else values.cast(pa.large_binary())
+
+    def paths(self, column: Any) -> list[str | None]:
+        """The paths of some rows of the column, None where a row has none."""
+        import pyarrow.compute as pc
+
+        if not self.is_struct or "path" not in {part.name for part in column.type}:
+            return [None] * len(column)
+        names = pc.struct_field(column, "path").to_pylist()
+        return [name if isinstance(name, str) and name else None for name in names]
+
+
+def find_in_parquet(paths: Sequence[Location], options: SourceOptions) -> Found:
+    """Every row of parquet files that hold images, or paths of images.
+
+    For images inside, the offset is the number of the row in its file; a row without bytes is the file that its `path`
+    names, if that is there. Numbers in the label column stay the class names here; HuggingFace's features say what they
+    mean.
+
+    Raises:
+        UsageError: If a file is damaged, has no column of images or paths, or several that could be it, or
+        files differ in
+            the names of their classes.
+    """
+    parts = []
+    for path in paths:
+        with undamaged(path):
+            parts.append(_File(path, options).find())
+    names = {part.class_names for part in parts}
+    if len(names) > 1:
+        raise UsageError(
+            f"parquet files of one source must name the same classes, {paths[0]} and others differ; encode "
+            "them apart and "
+            "merge the stores"
+        )
+    images = [image for part in parts for image in part.images]
+    sources = sorted({part.classes_from for part in parts if part.classes_from is not None})
+    return Found(
+        images,
+        class_names=names.pop(),
+        classes_from=" and ".join(sources) or None,
+        instead=parts[0].instead,
+        archives={uri: identity for part in parts for uri, identity in part.archives.items()},
+    )
+
+
+class _File:
+    """One parquet file that is being listed."""
+
+    def __init__(self, path: Location, options: SourceOptions) -> None:
+        self._path = path
+        self._options = options
+        self._file = open_parquet(path)
+
+    def find(self) -> Found:
+        names = list(self._file.schema_arrow.names)
+        column = image_column(self._file, self._path, self._options.image_column)
+        if column is None:
+            table = self._file.read(names, use_threads=False)
+            rows = list(enumerate(table.to_pylist(), start=1))
+            return find_listed(self._path, names, rows, self._options)
+        others = [name for name in names if name != column.name]
+        label = chosen_column(others, self._options, str(self._path))
+        class_names = self._class_names(label)
+        identity, digest = identity_now(self._path), RowsDigest()
+        images = list(self._images(column, label, digest))
+        if class_names:
+            self._require_named(images, class_names)
+        uri = whole_address(self._path)
+        return Found(
+            images,
+            class_names=class_names,
+            classes_from=None if label is None else f"column {label}",
+            instead=f"columns are {some(names, 20)}; name one with --label-column",
+            archives={uri: ArchiveIdentity(identity.nbytes, identity.modified, digest.hex(), column.name)},
+        )
+
+    def _images(self, column: ImageColumn, label: str | None, digest: RowsDigest) -> Iterator[FoundImage]:
+        roots = SourceRoots.of_table(self._path, self._options)
+        uri = whole_address(self._path)
+        sizes: list[int] = []
+        places: list[Location | None] = []
+        classes: list[str | None] = []
+        where = f"column {label} of {self._path}"
+        for batch in batches(self._file, [*column.columns, *([label] if label else [])]):
+            content = column.content(batch.column(column.name))
+            names = column.paths(batch.column(column.name))
+            for value, name in zip(content, names, strict=True):
+                held = value.as_buffer() if value.is_valid else None
+                digest.add(held)
+                sizes.append(0 if held is None else held.size)
+                places.append(self._file_beside(name, roots) if held is None and name else None)
+            values = batch.column(label).to_pylist() if label else [None] * len(batch)
+            classes += [class_of(value, self._options, where) for value in values]
+        classes = as_numbers(classes)
+        for number, (size, place, name) in enumerate(zip(sizes, places, classes, strict=True)):
+            key = f"{self._path.stem}/{number:09d}"
+            if place is None:
+                yield FoundImage(key, name, uri, number, size)
+            else:
+                yield FoundImage(key, name, whole_address(place), 0, file_size(place))
+
+    def _file_beside(self, name: str, roots: SourceRoots) -> Location | None:
+        """The file that the `path` of a row without bytes names from the table's folder, if it is there."""
+        path = self._path.parent / name
+        return path if roots.hold(whole_address(path)) and path.is_file() else None
+
+    def _class_names(self, label: str | None) -> tuple[str, ...]:
+        """Names of the numbers in the label column, where HuggingFace datasets left them; else nothing.
+
+        Source: `datasets` writes its features as JSON under the schema's metadata key `huggingface`.
+        """
+        schema = self._file.schema_arrow
+        try:
+            features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+            names = features[label]["names"]
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return ()
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return ()
+        return tuple(f"{number} {name}" for number, name in enumerate(names))
+
+    def _require_named(self, images: list[FoundImage], class_names: tuple[str, ...]) -> None:
+        numbers = {str(number) for number in range(len(class_names))}
+        for image in images:
+            if image.class_name is not None and image.class_name not in numbers:
+                raise UsageError(
+                    f"labels must be numbers of the {len(class_names)} classes that {self._path} names, row "
+                    f"{image.offset} has {image.class_name}; mend the file's features or its labels"
+                )
+
+
+def image_column(file: Any, path: Location, asked: str | None = None) -> ImageColumn | None:
+    """The column of a parquet file that holds images, if there is one.
+
+    Raises:
+        UsageError: If several could be it, or the one asked for cannot.
+    """
+    schema = file.schema_arrow
+    structs = [str(field.name) for field in schema if _holds_bytes(field.type)]
+    plain = [str(field.name) for field in schema if _is_binary(field.type)]
+    if asked is not None:
+        if asked not in (*structs, *plain):
+            raise UsageError(
+                f"--image-column must be a column of images of {path}, {asked!r} is not; such columns are "
+                f"{some([*structs, *plain], 20) or 'none'}"
+            )
+        return ImageColumn(asked, asked in structs)
+    found = structs or [name for name in plain if folded(name) in _BINARY_COLUMNS or _begins(file, name)]
+    if len(found) > 1:
+        raise UsageError(f"{path} has several columns of images: {some(found)}; name one with --image-column")
+    lists = [str(field.name) for field in schema if _is_list_of_images(field.type)]
+    if not found and lists:
+        raise UsageError(
+            f"a row of a parquet file must have one image, column {lists[0]} of {path} holds lists of "
+            "images; write a row "
+            "for each"
+        )
+    return ImageColumn(found[0], bool(structs)) if found else None
+
+
+def first_image_column(file: Any) -> ImageColumn | None:
+    """The first struct with `bytes`, if there is one."""
+    names = (str(field.name) for field in file.schema_arrow if _holds_bytes(field.type))
+    return next((ImageColumn(name, is_struct=True) for name in names), None)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_struct(kind)) and any(
+        part.name == "bytes" and _is_binary(part.type) for part in kind
+    )
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or str(kind) in ("binary_view", "null")
+    ) and not pa.types.is_null(kind)
+
+
+def _is_list_of_images(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    return _holds_bytes(kind.value_type) or _is_binary(kind.value_type)
+
+
+def _begins(file: Any, name: str) -> bool:
+    """Whether the first value of a binary column begins like an image."""
+    first = next(iter(file.iter_batches(batch_size=1, columns=[name], use_threads=False)), None)
+    value = None if first is None or not len(first) else first.column(0)[0].as_py()
+    return value is not None and begins_like_an_image(value[:16])
+
+
+def batches(file: Any, columns: list[str]) -> Iterator[Any]:
+    """Some columns of a parquet file, a few rows at a time; of no other column a byte is read."""
+    for group in range(file.num_row_groups):
+        require_bounded(file, group, columns)
+        yield from file.iter_batches(
+            batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False
+        )
+
+
+def require_bounded(file: Any, group: int, columns: list[str]) -> None:
+    """Refuses a row group that would unfold to more than memory bears, by what the footer says of it.
+
+    Raises:
+        UsageError: Naming the row group and its size.
+    """
+    described = file.metadata.row_group(group)
+    parts = [described.column(number) for number in range(described.num_columns)]
+    wanted = [part for part in parts if any(_belongs(part.path_in_schema, column) for column in columns)]
+    unfolded = sum(part.total_uncompressed_size for part in wanted)
+    stored = sum(part.total_compressed_size for part in wanted)
+    suspicious = unfolded > _LARGEST_UNSUSPICIOUS and unfolded > _LARGEST_RATIO * max(stored, 1)
+    if unfolded < 0 or stored < 0 or unfolded > _LARGEST_GROUP or suspicious:
+        raise UsageError(
+            f"a row group of images must unfold to no more than {_LARGEST_GROUP >> 30} GiB and "
+            f"{_LARGEST_RATIO} times its "
+            f"stored bytes, group {group} has {stored} bytes that unfold to {unfolded}; write smaller row "
+            "groups"
+        )
+
+
+def _belongs(path: str, column: str) -> bool:
+    return path == column or path.startswith(f"{column}.")
+
+
+def open_parquet(path: Location, metadata: Any = None) -> Any:
+    """A parquet file at any place, of which only the parts that are asked for are read; its footer, if it is known.
+
+    Raises:
+        UsageError: If it is no parquet file, or damaged.
+    """
+    import pyarrow.parquet as pq
+
+    if not isinstance(path, RemotePath):
+        os.close(open_regular(path))
+    with undamaged(path):
+        return pq.ParquetFile(
+            path.open("rb") if isinstance(path, RemotePath) else path, metadata=metadata, pre_buffer=False
+        )
+
+
+@contextmanager
+def undamaged(path: Location) -> Iterator[None]:
+    """Turns what pyarrow says of a damaged parquet file into one line for its user."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        # Of a damaged page or footer pyarrow says OSError without a number; those of a device have one.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} is not a readable parquet file ({reason}); download it anew") from error

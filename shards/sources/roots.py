@@ -1,0 +1,55 @@
+"""Where images may be read from: a table or a plan from elsewhere may name any file and any server."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+from shards.sources.addresses import local_path
+from shards.sources.found import SourceOptions
+from shards.storage.location import Location
+from shards.storage.remote_path import RemotePath, is_url
+
+
+@dataclass(frozen=True)
+class SourceRoots:
+    """Folders, files and URLs below which images may be read; names are compared, links not followed.
+
+    Attributes:
+        places: Whole addresses without `.`, `..` and a slash at the end.
+    """
+
+    places: tuple[str, ...]
+
+    @classmethod
+    def of(cls, places: Iterable[str | Location]) -> Self:
+        """The roots at some paths and URLs."""
+        return cls(tuple(dict.fromkeys(_normal(_absolute(place)) for place in places)))
+
+    @classmethod
+    def of_table(cls, table: Location, options: SourceOptions) -> Self:
+        """Where a table may name files: below its own folder, and where the user says."""
+        parent = table.parent if isinstance(table, RemotePath) else table.absolute().parent
+        return cls.of([parent, *options.roots])
+
+    def hold(self, address: str) -> bool:
+        """Whether an address lies at or below one of them."""
+        place = _normal(_absolute(address))
+        return any(place == root or place.startswith(root.rstrip("/") + "/") for root in self.places)
+
+
+def _absolute(place: str | Location) -> str:
+    if isinstance(place, RemotePath) or is_url(str(place)):
+        return str(place)
+    path = local_path(place) if isinstance(place, str) else place
+    return str(path.expanduser().absolute())
+
+
+def _normal(place: str) -> str:
+    scheme, separator, path = place.partition("://")
+    if separator and not place.startswith("file://"):
+        return f"{scheme}://{posixpath.normpath(path)}"
+    normal = posixpath.normpath(place)
+    return normal[1:] if normal.startswith("//") else normal
