@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shards.errors import UsageError as UsageError
     from shards.errors import UserError as UserError
     from shards.formats import object_path as object_path
+    from shards.images import LARGEST_IMAGE as LARGEST_IMAGE
     from shards.images import center_crop as center_crop
     from shards.images import decode_image as decode_image
     from shards.images import random_crops as random_crops
@@ -108,7 +109,7 @@ _MODULES = {
         "UserError",
     ],
     "shards.formats": ["object_path"],
-    "shards.images": ["center_crop", "decode_image", "random_crops"],
+    "shards.images": ["LARGEST_IMAGE", "center_crop", "decode_image", "random_crops"],
     "shards.integrity.problem": ["Problem"],
     "shards.integrity.verify": ["verify_store"],
     "shards.integrity.withdrawal": ["withdraw_damaged", "withdraw_repaired"],

@@ -12,16 +12,22 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from shards.draws import integers_below
 from shards.errors import UndecodableImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000") + (
+    "AVIF",
+) * AvifImagePlugin.SUPPORTED
 """Formats that are tried; others of Pillow's start external programs or are not for pictures."""
+
+LARGEST_IMAGE = 100_000_000
+"""Pixels of the largest image that is decoded unasked: some 0.8 GB for each that is decoded at a time."""
 
 # What Pillow's decoders raise on files that are not what they claim to be.
 _DECODER_ERRORS = (
@@ -29,31 +35,75 @@ _DECODER_ERRORS = (
     NotImplementedError, RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+"""The chunks of a PNG that decide about its pixels."""
 
-def decode_image(content: bytes) -> Image.Image:
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What turns a picture upright, by the EXIF tag Orientation."""
+
+
+def decode_image(content: bytes, *, max_pixels: int = LARGEST_IMAGE) -> Image.Image:
     """Decode an image file to RGB.
 
     Args:
         content: The file's bytes.
+        max_pixels: Refuse an image of more pixels, by its header and before any of it is decoded.
 
     Returns:
         A picture of mode RGB, decoded whole. It stays Pillow's, because copies as arrays cost as much as all other
         work on a picture of some megapixels, and let no other thread run meanwhile.
 
     Raises:
-        UndecodableImageError: With the reason, if the bytes are not one whole image of a known format.
+        UndecodableImageError: With the reason, if the bytes are not one whole image of a known format, or it is too
+            large. Damage to metadata, which no pixel depends on, does not count.
     """
     if not content:
         raise UndecodableImageError("the file is empty")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            opened.load()
-            ImageOps.exif_transpose(opened, in_place=True)
-            return _to_rgb(opened)
-    except UnidentifiedImageError as error:
-        raise UndecodableImageError(f"not an image of a known format ({', '.join(FORMATS)})") from error
+        return _decoded(content, max_pixels)
     except _DECODER_ERRORS as error:
+        if content.startswith(_PNG):
+            # Pillow refuses a PNG for a damaged or large text, profile or EXIF chunk, too.
+            with suppress(*_DECODER_ERRORS):
+                return _decoded(_pixel_chunks(content), max_pixels)
+        if isinstance(error, UnidentifiedImageError):
+            raise UndecodableImageError(f"not an image of a known format ({', '.join(FORMATS)})") from error
         raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _decoded(content: bytes, max_pixels: int) -> Image.Image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+        if opened.width * opened.height > max_pixels:
+            raise UndecodableImageError(
+                f"{opened.width} × {opened.height} pixels are more than --max-pixels {max_pixels}"
+            )
+        opened.load()
+        return _to_rgb(_upright(opened))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says; where the metadata cannot be read it says nothing."""
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except _DECODER_ERRORS:
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _pixel_chunks(content: bytes) -> bytes:
+    """A PNG file without the chunks that its pixels do not depend on."""
+    kept, position = [_PNG], len(_PNG)
+    while position + 12 <= len(content):
+        stop = position + 12 + int.from_bytes(content[position : position + 4], "big")
+        if content[position + 4 : position + 8] in _PNG_PIXELS:
+            kept.append(content[position:stop])
+        position = stop
+    return b"".join(kept)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -28,6 +30,9 @@ from shards.storage.remote_path import RemotePath
 
 # Tests run in several processes on few cores; more threads a process would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What commands remember of a user between two runs; child processes share it.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

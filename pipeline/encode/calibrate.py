@@ -62,7 +62,7 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
     """
     count = min(recipe.calibration_rows, plan.num_images)
     records = plan.records(even_spread(count, plan.num_images))
-    source = picture_source(config.source_path(), recipe, recipe.views)
+    source = picture_source(config, recipe, recipe.views, plan)
     decoder = BatchDecoder(
         source,
         length=batch_length(count, config.work.batch_size),

@@ -60,9 +60,16 @@ def _check_bad(config: EncodeConfig, plan: Plan, reasons: dict[int, str]) -> Non
         log(f"  unusable: {key_of[row]}: {reasons[row]}")
     if len(reasons) > _NAMED_AT_MOST:
         log(f"  … and {len(reasons) - _NAMED_AT_MOST} more")
+    if len(reasons) == plan.num_images:
+        raise UserError(
+            f"none of the {plan.num_images} images can be used, for reasons such as those above; a store "
+            "needs at least one "
+            "row: repair them and add --retry-quarantined, or give another SOURCE"
+        )
     if len(reasons) > config.work.allowed_bad(plan.num_images):
         raise UserError(
-            f"{len(reasons)} of {plan.num_images} images are unusable, more than --max-bad {config.work.max_bad}; "
+            f"{len(reasons)} of {plan.num_images} images are unusable, more than --max-bad "
+            f"{config.work.max_bad}; "
             f"repair them and add --retry-quarantined, or allow them with --max-bad {len(reasons)}"
         )
 
@@ -73,6 +80,7 @@ def _refuse_unfinished(config: EncodeConfig, writer: StoreWriter) -> None:
     for shard, reason in parked.items():
         log(f"  shard {shard} failed {config.work.max_attempts} times: {reason}")
     raise UserError(
-        f"{len(shards)} of {writer.recipe.num_shards} shards are not done ({len(parked)} of them failed too often); "
+        f"{len(shards)} of {writer.recipe.num_shards} shards are not done ({len(parked)} of them failed too "
+        "often); "
         "mend the cause and run the same command again"
     )

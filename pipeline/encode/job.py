@@ -136,5 +136,5 @@ def opened_rows(
         yield StoredBatches(source, images=images, length=length, threads=threads, pin_memory=pin_memory)
         return
     views = {view for view, _ in writer.pending()}
-    with closing(picture_source(config.source_path(), writer.recipe, views)) as pictures:
+    with closing(picture_source(config, writer.recipe, views, writer.plan)) as pictures:
         yield BatchDecoder(pictures, length=length, threads=threads, pin_memory=pin_memory)

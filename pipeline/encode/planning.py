@@ -1,13 +1,17 @@
 """The beginning of an encode: which images go where, what the store will hold, and whether it may be continued."""
 
+from collections.abc import Callable, Collection, Sequence
+
 import numpy as np
 
+from pipeline.console import log
 from pipeline.encode.devices import named_devices, precision_for
 from pipeline.encode.statistics_file import read_statistics
 from pipeline.encoders.latents import RowEncoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
+from pipeline.sources.picture_sources import holds_pictures, named_roots
 from pipeline.sources.pictures import default_crop
 from shards import (
     GivenStatistics,
@@ -16,6 +20,7 @@ from shards import (
     Location,
     Plan,
     Recipe,
+    SourceRoots,
     StoreWriter,
     UsageError,
     as_location,
@@ -28,22 +33,35 @@ from shards.metadata.root import read_recipe
 from shards.writing.revisions import current_revision
 from shards.writing.selection import Part
 
+_FOLLOWS_FROM_IMAGES = ("source_digest ", "num_images ")
+_SOURCE_REMEDY = (
+    "the images of a store are fixed when it is begun: bring the source back as it was, or give another "
+    "--out; to add images, "
+    "encode them alone and `pipeline merge` both stores"
+)
 
-def make_plan(config: EncodeConfig) -> Plan:
+
+def make_plan(config: EncodeConfig, tell: Callable[[str], object] = log) -> Plan:
     """Lists the source and deals its images to the shards; a store's are those of its plan, by the same keys.
 
     The plan of a store that was begun stands if nothing has changed since but images that were repaired.
+
+    Args:
+        config: Names source and store.
+        tell: Takes lines about what was found and what was left out.
     """
-    return continued_plan(config.store.out, _listed(config))
+    return continued_plan(config.store.out, _listed(config, tell))
 
 
-def _listed(config: EncodeConfig) -> Plan:
+def _listed(config: EncodeConfig, tell: Callable[[str], object]) -> Plan:
     """The plan that the source gives a new store."""
     if is_store(config.source_path()):
         return _store_plan(config)
     labels = LabelTable.read(config.labels) if config.labels else None
-    listing = list_source(config.source_path(), labels)
-    return Plan.build(listing.records, listing.class_names, config.store.shards, config.store.seed)
+    listing = list_source(config.source_path(), labels, config.reading.options(), tell=tell)
+    return Plan.build(
+        listing.records, listing.class_names, config.store.shards, config.store.seed, listing.archives
+    )
 
 
 def _store_plan(config: EncodeConfig) -> Plan:
@@ -51,8 +69,34 @@ def _store_plan(config: EncodeConfig) -> Plan:
         raise UsageError(f"--labels are for files; the store {config.source_path()} names its own classes")
     source = open_store(as_location(config.source_path()))
     part = Part(source, np.arange(source.plan.num_images))
-    plan = Plan.build(part.records(), source.class_names, config.store.shards, config.store.seed)
+    plan = Plan.build(
+        part.records(), source.class_names, config.store.shards, config.store.seed, source.plan.archives
+    )
     return plan.with_repaired(source.repaired)
+
+
+def require_readable(config: EncodeConfig, recipe: Recipe, plan: Plan, views: Collection[str]) -> None:
+    """Refuses, before anything is written, a store's plan whose images all lie where nothing may be read.
+
+    Of a plan some of whose images lie elsewhere, those become rows that are unusable, each with the reason.
+
+    Raises:
+        UsageError: Naming where they lie, and the option that allows it.
+    """
+    if not is_store(config.source_path()):
+        return
+    store = open_store(as_location(config.source_path()))
+    if holds_pictures(store, recipe, views):
+        return
+    roots = SourceRoots.of(named_roots(config))
+    places = plan.uris.tolist()
+    if not any(roots.hold(place) for place in places):
+        folder = places[0].rpartition("/")[0]
+        raise UsageError(
+            f"{config.source_path()} was not made on this machine, and its plan says that its images lie "
+            "elsewhere, such as "
+            f"in {folder}; name where they may be read with --source PLACE"
+        )
 
 
 def make_recipe(config: EncodeConfig, plan: Plan, encoder: RowEncoder) -> Recipe:
@@ -103,9 +147,11 @@ def begin_or_continue(path: Location, recipe: Recipe, plan: Plan, code: Int8Code
         differences = read_recipe(path).diff(recipe)
         if differences and read_recipe(path, current_revision(path)).diff(recipe):
             changed = changed_images(Plan.read(path / PLAN), plan)
+            # What follows from the images alone says nothing that these lines do not.
+            settings = [d for d in differences if not (changed and d.startswith(_FOLLOWS_FROM_IMAGES))]
             raise IdentityMismatchError(
-                f"{path} was begun with another recipe: {'; '.join(differences + changed)}; "
-                "give the settings it was begun with, or another --out"
+                f"{path} was begun with another recipe: {'; '.join(settings + changed)}; "
+                + (_SOURCE_REMEDY if changed else "give the settings it was begun with, or another --out")
             )
     return StoreWriter.create_or_continue(path, recipe, plan, code)
 
@@ -119,4 +165,11 @@ def changed_images(before: Plan, after: Plan) -> list[str]:
         "are new": sorted(new.keys() - old.keys()),
         "have another size or class": sorted(key for key in old.keys() & new.keys() if old[key] != new[key]),
     }
-    return [f"{len(keys)} source images {what}, such as {keys[0]}" for what, keys in kinds.items() if keys]
+    lines = [f"{len(keys)} source images {what}, such as {keys[0]}" for what, keys in kinds.items() if keys]
+    if before.class_names != after.class_names:
+        lines.append(f"classes were {_few(before.class_names)} and are {_few(after.class_names)}")
+    return lines
+
+
+def _few(names: Sequence[str]) -> str:
+    return (", ".join(names[:5]) + ", …" * (len(names) > 5)) or "none"

@@ -37,7 +37,8 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
     ]
     encode_rate = _encode_rate(encoder.to_device(device, recipe.precision), batches[0].inputs[0], recipe)
     lines = [
-        f"images      {plan.num_images} in {len(plan.class_names) or 'no'} classes, {plan.num_shards} shards of "
+        f"images      {plan.num_images} in {len(plan.class_names) or 'no'} classes, {plan.num_shards} "
+        "shards of "
         f"{plan.shard_size(0)} rows or one less",
         f"unusable    {len(bad)} of {len(sample)} sampled images",
         *(f"            {key}: {reason}" for key, reason in bad[:_BAD_NAMED]),
@@ -46,7 +47,8 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
         f"{usable_cores()} cores decode {decode_rate:.1f} images/s",
         "time        "
         + ", ".join(f"{count} devices {_hours(plan, encode_rate, count)}" for count in (1, 8, 64)),
-        f"            to keep one device busy takes {encode_rate / decode_rate * usable_cores():.1f} such cores",
+        f"            to keep one device busy takes {encode_rate / decode_rate * usable_cores():.1f} such "
+        "cores",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 
@@ -60,7 +62,7 @@ def _decode(
     config: EncodeConfig, recipe: Recipe, plan: Plan, sample: NDArray[np.int64]
 ) -> tuple[list[DecodedBatch], float]:
     """The decoded sample, and images decoded a second on all cores."""
-    source = picture_source(config.source_path(), recipe, recipe.views)
+    source = picture_source(config, recipe, recipe.views, plan)
     decoder = BatchDecoder(
         source,
         length=batch_length(len(sample), config.work.batch_size),

@@ -61,7 +61,7 @@ def _bad_images(writer: StoreWriter, commits: Commits) -> dict[int, SourceRecord
 def _decodable(config: EncodeConfig, writer: StoreWriter, records: list[SourceRecord]) -> Mapping[str, int]:
     """Size in bytes now, by key, of those images that can be decoded."""
     with (
-        closing(picture_source(config.source_path(), writer.recipe, writer.recipe.views)) as source,
+        closing(picture_source(config, writer.recipe, writer.recipe.views, writer.plan)) as source,
         ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode") as pool,
     ):
         found = pool.map(lambda record: _size_if_decodable(source, record, writer.recipe.views), records)

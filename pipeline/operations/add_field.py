@@ -14,7 +14,8 @@ from pipeline.encode.space import missing_nbytes, require_space
 from pipeline.engines.running import find_world, run
 from pipeline.operations.encode import begin_or_await
 from pipeline.settings.additions import AddFieldConfig
-from pipeline.settings.config import EncodeConfig, EncoderConfig, StoreConfig
+from pipeline.settings.config import EncodeConfig, EncoderConfig, SourceConfig, StoreConfig
+from pipeline.sources.known_roots import known_roots
 from shards import IdentityMismatchError, Location, Store, UsageError, open_store
 from shards.metadata.layout import WORK_DIR
 from shards.writing.added_fields import can_link_images, field_path, link_images, publish_fields
@@ -72,6 +73,7 @@ def _encode_settings(config: AddFieldConfig, store: Store) -> EncodeConfig:
         image_size = image_size if _can_share(store) else 0
     settings = EncodeConfig(
         source=str(config.store),
+        reading=SourceConfig(roots=(*config.roots, *known_roots(config.store))),
         encoder=encoder,
         compressor=config.compressor,
         store=StoreConfig(

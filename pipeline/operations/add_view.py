@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 from pipeline.console import log
 from pipeline.encode.job import build_encoder
+from pipeline.encode.planning import require_readable
 from pipeline.encode.space import missing_nbytes, require_space
 from pipeline.engines.running import find_world, run
 from pipeline.operations.encode import warn_untrained
 from pipeline.settings.additions import AddViewConfig
-from pipeline.settings.config import EncodeConfig, EncoderConfig, StoreConfig
+from pipeline.settings.config import EncodeConfig, EncoderConfig, SourceConfig, StoreConfig
+from pipeline.sources.known_roots import known_roots
 from shards import EncoderIdentity, Recipe, Store, StoreWriter, UsageError, open_store
 from shards.writing.revisions import begin_revision
 
@@ -42,6 +44,7 @@ def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
     settings.check()
     encoder = build_encoder(settings)
     before.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
+    require_readable(settings, recipe, before.plan, missing)
     require_space(config.store, missing_nbytes(config.store, recipe, before.plan))
     begin_revision(config.store, recipe)
     warn_untrained(encoder)
@@ -57,6 +60,7 @@ def _encode_settings(config: AddViewConfig, recipe: Recipe) -> EncodeConfig:
         raise UsageError(f"the weights of {config.store} came from a file; give it again with --weights PATH")
     return EncodeConfig(
         source=str(config.store),
+        reading=SourceConfig(roots=(*config.roots, *known_roots(config.store))),
         encoder=EncoderConfig(
             encoder=config.encoder or name,
             weights=weights,

@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from pipeline.console import log
 from pipeline.encode.space import require_space
+from pipeline.sources.known_roots import known_roots, remember_roots
 from shards import Int8Code, Location, Recipe
 from shards.metadata.layout import fields_of
 from shards.storage.location import object_names, object_sizes
@@ -35,6 +36,7 @@ def copy(
     there = sum(object_sizes(out, object_names(out)).values())
     require_space(out, expected_nbytes(selection, recipe) - there)
     writer, rows = begin_copy(selection, out, recipe, code)
+    remember_roots(writer.path, [root for store in selection.stores for root in known_roots(store.path)])
     with tqdm(total=rows, unit="row", unit_scale=True, desc=command, file=sys.stderr) as bar:
         manifest = copy_rows(selection, writer, {"made by": f"pipeline {command}"}, bar.update)
     log(

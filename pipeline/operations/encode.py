@@ -8,7 +8,13 @@ from pipeline.console import log
 from pipeline.encode.calibrate import calibrate
 from pipeline.encode.job import build_encoder, image_encoder
 from pipeline.encode.leases import Leases, Owner, remove_if_empty, require_nobody_at_work
-from pipeline.encode.planning import begin_or_continue, given_statistics, make_plan, make_recipe
+from pipeline.encode.planning import (
+    begin_or_continue,
+    given_statistics,
+    make_plan,
+    make_recipe,
+    require_readable,
+)
 from pipeline.encode.preflight import preflight
 from pipeline.encode.retry import withdraw_quarantined
 from pipeline.encoders.encoder import Encoder
@@ -16,6 +22,8 @@ from pipeline.encoders.latents import RowEncoder
 from pipeline.engines.running import find_world, run
 from pipeline.engines.static import World
 from pipeline.settings.config import EncodeConfig
+from pipeline.sources.known_roots import remember_roots
+from pipeline.sources.picture_sources import named_roots, with_known_roots
 from shards import Int8Code, Location, StoreWriter, UserError, publish_given, published_code
 from shards.metadata.layout import ROOT, WORK_DIR
 from shards.metadata.root import read_recipe
@@ -37,6 +45,7 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
         UserError: If it cannot be done, or is not done completely.
     """
     config.check()
+    config = with_known_roots(config)
     if config.dry_run:
         _dry_run(config)
         return
@@ -91,7 +100,8 @@ def begin_or_await(config: EncodeConfig, world: World) -> tuple[StoreWriter, Row
 
 def begin(config: EncodeConfig) -> tuple[StoreWriter, RowEncoder]:
     """Lists the source, builds the encoder, and begins or continues the store."""
-    plan = make_plan(config)
+    found: list[str] = []
+    plan = make_plan(config, found.append)
     encoder = build_encoder(config)
     recipe = make_recipe(config, plan, encoder)
     given = given_statistics(config, recipe)
@@ -100,8 +110,12 @@ def begin(config: EncodeConfig) -> tuple[StoreWriter, RowEncoder]:
         assert isinstance(encoder, Encoder), "derived fields are not stored as int8"
         code = _begun_code(config.store.out) or calibrate(config, plan, recipe, encoder)
         recipe = dataclasses.replace(recipe, code=code.digest)
+    require_readable(config, recipe, plan, recipe.views)
     writer = begin_or_continue(config.store.out, recipe, plan, code)
+    remember_roots(writer.path, named_roots(config))
     publish_given(writer.path, given)
+    for line in found:
+        log(line)
     warn_untrained(encoder)
     return writer, encoder
 

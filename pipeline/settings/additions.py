@@ -6,7 +6,13 @@ from typing import Literal
 
 import tyro
 
-from pipeline.settings.config import ALLOWED_ERROR, EncoderConfig, StoreConfig, WorkConfig
+from pipeline.settings.config import (
+    ALLOWED_ERROR,
+    EncoderConfig,
+    SourceRootsArgument,
+    StoreConfig,
+    WorkConfig,
+)
 from pipeline.settings.location_argument import LocationArgument
 
 
@@ -31,6 +37,8 @@ class AddViewConfig:
     """Run the encoder through torch.compile."""
     allow_error: float = ALLOWED_ERROR
     """int8: see `pipeline encode`."""
+    roots: SourceRootsArgument = ()
+    """Folder or URL that the images lie in, if the store was not made on this machine. May be given several times."""
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
 
     def view_names(self) -> tuple[str, ...]:
@@ -69,4 +77,6 @@ class AddFieldConfig:
     """int8: see `pipeline encode`."""
     allow_error: float = ALLOWED_ERROR
     """int8: see `pipeline encode`."""
+    roots: SourceRootsArgument = ()
+    """Folder or URL that the images lie in, if the store was not made on this machine. May be given several times."""
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)

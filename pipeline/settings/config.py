@@ -9,7 +9,7 @@ import tyro
 
 from pipeline.settings.layers import parse_layers
 from pipeline.settings.location_argument import LocationArgument
-from shards import UsageError, beside
+from shards import SourceOptions, UsageError, beside
 
 DEFAULT_SOURCE = "data/imagenet/train"
 DEFAULT_ENCODER = "vit_base_patch14_reg4_dinov2"
@@ -143,7 +143,8 @@ class StoreConfig:
                 names.append(text)
             else:
                 raise UsageError(
-                    f"--views must be made of center, flip and crop:K, got {text!r}; such as center,flip,crop:2"
+                    f"--views must be made of center, flip and crop:K, got {text!r}; such as "
+                    "center,flip,crop:2"
                 )
         return tuple(names)
 
@@ -165,6 +166,9 @@ class WorkConfig:
     """After so many failures a shard is set aside, and named at the end."""
     max_bad: str = "100%"
     """Share (0.1%) or number of images that may be undecodable; more of them fail the run at its end."""
+    max_pixels: int = 100_000_000
+    """Pixels of the largest image that is decoded; larger ones are unusable. One of this size takes about 0.8 GB in
+    each decode thread; more than 178,956,970 Pillow does not decode."""
     log_dir: Path | None = None
     """Folder for progress.jsonl and worker errors. Default: the store's name with .logs behind it."""
     ray_address: str | None = None
@@ -184,7 +188,14 @@ class WorkConfig:
         Raises:
             UsageError: Naming the setting.
         """
-        for name in ("batch_size", "decode_threads", "max_attempts", "ray_actors", "slurm_tasks"):
+        for name in (
+            "batch_size",
+            "decode_threads",
+            "max_attempts",
+            "max_pixels",
+            "ray_actors",
+            "slurm_tasks",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -210,6 +221,42 @@ class WorkConfig:
         )
 
 
+SourceRootsArgument = Annotated[tuple[str, ...], tyro.conf.arg(name="source"), tyro.conf.UseAppendAction]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """How a source is read that can be read in several ways."""
+
+    source_kind: Literal["images", "tar", "parquet", "csv"] | None = None
+    """Take files of one kind, where several lie side by side."""
+    split: str | None = None
+    """Take one split, such as train, where several lie side by side."""
+    label_column: str | None = None
+    """Column of a table, or key of .json files, that says the class. Default: label, or the only other name of one."""
+    first_label: bool = False
+    """Where labels are lists, take the first of each; by default lists are refused."""
+    image_column: str | None = None
+    """Column of a parquet file that holds the images. Default: the only one that does."""
+    take_readable: bool = False
+    """Take what can be read of damaged tars; the store records how much was left out."""
+    roots: SourceRootsArgument = ()
+    """Further folder or URL that images may lie in, such as those that a table names outside of its own folder. May be
+    given several times."""
+
+    def options(self) -> SourceOptions:
+        """As the lister takes them."""
+        return SourceOptions(
+            kind=self.source_kind,
+            split=self.split,
+            label_column=self.label_column,
+            first_label=self.first_label,
+            image_column=self.image_column,
+            take_readable=self.take_readable,
+            roots=self.roots,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
     """Encode an image set into a store; run the same command again to continue it."""
@@ -217,6 +264,7 @@ class EncodeConfig:
     source: Annotated[str | None, tyro.conf.Positional] = None
     """Images: a folder (class sub-folders or none), tar, parquet or csv files, or the URL of one of them.
     Default: $IMAGENET, else data/imagenet/train."""
+    reading: tyro.conf.OmitArgPrefixes[SourceConfig] = field(default_factory=SourceConfig)
     encoder: tyro.conf.OmitArgPrefixes[EncoderConfig] = field(default_factory=EncoderConfig)
     store: tyro.conf.OmitArgPrefixes[StoreConfig]
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)

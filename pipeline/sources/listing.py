@@ -1,6 +1,6 @@
 """Every image of a source with its label."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pipeline.console import log
@@ -27,7 +27,13 @@ class Listing:
     roots: tuple[str, ...] = ()
 
 
-def list_source(source: str, labels: LabelTable | None = None, options: SourceOptions = _AS_IT_IS) -> Listing:
+def list_source(
+    source: str,
+    labels: LabelTable | None = None,
+    options: SourceOptions = _AS_IT_IS,
+    *,
+    tell: Callable[[str], object] = log,
+) -> Listing:
     """Lists a source of any kind, and says what was found in it and what was left out.
 
     Args:
@@ -35,13 +41,14 @@ def list_source(source: str, labels: LabelTable | None = None, options: SourceOp
             folder or pattern of them; a CSV file.
         labels: Class names and ids to use instead of the source's own.
         options: What to take where a source can be read in several ways.
+        tell: Takes lines about what was found and what was left out.
 
     Raises:
         UsageError: If there is no such source, it holds no images, or a class is not in `labels`.
     """
     found = find_images(source, options)
     for line in found.summary():
-        log(line)
+        tell(line)
     own_names = LabelTable.of_names(found.class_names) if found.class_names else None
     listing = number_classes(found.images, labels or own_names)
     return replace(listing, archives=found.archives, roots=found.roots)

@@ -1,18 +1,23 @@
 """Where a row's pictures come from: its image file, or the pictures that a finished store holds already."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.settings.config import EncodeConfig
+from pipeline.sources.known_roots import known_roots, roots_of_source
 from pipeline.sources.pictures import Images, Pictures
 from shards import (
     MIRRORED_VIEWS,
     BadImageError,
+    Plan,
     Recipe,
     SourceReader,
     SourceRecord,
+    SourceRoots,
     Store,
     as_location,
     is_store,
@@ -128,18 +133,36 @@ def holds_pictures(store: Store, recipe: Recipe, views: Collection[str]) -> bool
     return same_places and Pictures(recipe).size == store.image_size and shown <= set(store.views)
 
 
-def picture_source(source: str, recipe: Recipe, views: Collection[str]) -> PictureSource:
+def picture_source(config: EncodeConfig, recipe: Recipe, views: Collection[str], plan: Plan) -> PictureSource:
     """The pictures of some views of a recipe.
 
     Args:
-        source: What the plan was made from. A store that holds the pictures gives them itself; of another one, and of
-            everything else, they are cut from the files that the plan names.
+        config: Names what the plan was made from. A store that holds the pictures gives them itself; of
+        another one, and
+            of everything else, they are cut from the files that the plan names.
         recipe: What is written.
         views: Views that are needed.
+        plan: Says what the archives were that its offsets belong to.
     """
-    pictures = Pictures(recipe)
-    if is_store(source):
-        store = open_store(as_location(source))
+    pictures = Pictures(recipe, config.work.max_pixels)
+    if is_store(config.source_path()):
+        store = open_store(as_location(config.source_path()))
         if holds_pictures(store, recipe, views):
             return StoredImages(store, pictures)
-    return ImageFiles(SourceReader(), pictures)
+    return ImageFiles(SourceReader(plan.archives, SourceRoots.of(named_roots(config))), pictures)
+
+
+def named_roots(config: EncodeConfig) -> tuple[str, ...]:
+    """Where the user says that images may be read: with `--source`, and by naming a source of files."""
+    source = config.source_path()
+    own = () if is_store(source) else roots_of_source(source)
+    return (*own, *config.reading.roots)
+
+
+def with_known_roots(config: EncodeConfig) -> EncodeConfig:
+    """The same settings, with the places that were named when the store they read from was made on this machine."""
+    source = config.source_path()
+    if not is_store(source):
+        return config
+    roots = (*config.reading.roots, *known_roots(as_location(source)))
+    return replace(config, reading=replace(config.reading, roots=roots))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.settings.config import PIXELS_PER_TOKEN
 from shards import (
+    LARGEST_IMAGE,
     MIRRORED_VIEWS,
     BadImageError,
     EncoderIdentity,
@@ -34,12 +35,17 @@ class Pictures:
     Attributes:
         names: The views with a picture of their own (V of them): all but the mirrored ones.
         size: Side P of a picture in pixels, also where pictures are not stored: tokens do not depend on that.
+
+    Args:
+        recipe: What is written.
+        max_pixels: Larger images are refused.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, max_pixels: int = LARGEST_IMAGE) -> None:
         self.names = tuple(view for view in recipe.views if view not in MIRRORED_VIEWS)
         self.size = recipe.image_size or default_crop(recipe.encoder)
         self._seed = recipe.seed
+        self._max_pixels = max_pixels
 
     def draw(self, content: bytes, key: str, views: Collection[str], out: Images) -> None:
         """Decodes an image file and cuts what some views show.
@@ -54,7 +60,7 @@ class Pictures:
             UndecodableImageError: If it is not one whole image.
             BadImageError: If it is too long and thin.
         """
-        image = decode_image(content)
+        image = decode_image(content, max_pixels=self._max_pixels)
         shorter, longer = sorted(image.size)
         if longer > _LONGEST * shorter:
             raise BadImageError(f"{longer} pixels are more than {_LONGEST} times the other side's {shorter}")

@@ -112,10 +112,10 @@ def _images(
 
 
 def _require_one_class(table: Location, images: list[FoundImage]) -> None:
-    classes: dict[str, str | None] = {}
+    classes: dict[str, str] = {}
     for image in images:
         name = posixpath.normpath(image.uri)
-        if classes.setdefault(name, image.class_name) != image.class_name:
+        if image.class_name and classes.setdefault(name, image.class_name) != image.class_name:
             raise UsageError(
                 f"an image must have one class, {table} gives {image.key} both {classes[name]} and "
                 f"{image.class_name}; "

@@ -2,10 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,21 +51,25 @@ class ParquetRows:
     several threads. The groups used last are kept, which helps where a file has few of them.
     """
 
-    def __init__(self, archives: Mapping[str, ArchiveIdentity] = MappingProxyType({})) -> None:
-        self._listed = archives
+    def __init__(self) -> None:
         self._tables: dict[Location, _Table] = {}
         self._groups: OrderedDict[tuple[Location, int], Future[Any]] = OrderedDict()
         self._lock = threading.Lock()
         self._opening = threading.Lock()
 
-    def read(self, path: Location, uri: str, row: int) -> bytes | str | None:
+    def read(self, path: Location, row: int, listed: ArchiveIdentity | None = None) -> bytes | str | None:
         """Bytes of the image in a row; where it holds none, the path it names, if it does.
+
+        Args:
+            path: The file.
+            row: Number of the row in it.
+            listed: What the file was when it was listed, where that is known.
 
         Raises:
             SourceChangedError: If it is not the file that was listed.
             OSError: If the file is gone or cannot be read.
         """
-        table = self._table(path, uri)
+        table = self._table(path, listed)
         group = int(np.searchsorted(table.ends, row, side="right"))
         if not 0 <= row < int(table.ends[-1] if len(table.ends) else 0):
             return None
@@ -76,21 +78,11 @@ class ParquetRows:
         value: bytes | None = content[row - first].as_py()
         return paths[row - first] if value is None else value
 
-    def _table(self, path: Location, uri: str) -> _Table:
+    def _table(self, path: Location, listed: ArchiveIdentity | None) -> _Table:
         with self._opening:
             if path not in self._tables:
-                self._tables[path] = self._opened(path, uri)
+                self._tables[path] = _opened(path, listed)
             return self._tables[path]
-
-    def _opened(self, path: Location, uri: str) -> _Table:
-        with open_parquet(path) as file:
-            listed = self._listed.get(uri)
-            # Plans from before archives were described took the first column.
-            column = image_column(file, path, listed.column) if listed else first_image_column(file)
-            assert column is not None, "the plan lists rows of this file"
-            _require_same_rows(path, file, column, listed)
-            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            return _Table(file.metadata, column, np.cumsum(counts))
 
     def _values(self, path: Location, table: _Table, group: int) -> Any:
         """A row group's images; one thread decodes it, others that want it wait."""
@@ -110,6 +102,17 @@ class ParquetRows:
                 with self._lock:
                     self._groups.pop(key, None)  # whoever asks again, tries again
         return values.result()
+
+
+def _opened(path: Location, listed: ArchiveIdentity | None) -> _Table:
+    with open_parquet(path) as file:
+        # Plans from before archives were described took the first column.
+        column = image_column(file, path, listed.column) if listed else first_image_column(file)
+        if column is None:
+            raise SourceChangedError(f"{path} has no column of images any more; bring the old file back")
+        _require_same_rows(path, file, column, listed)
+        counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        return _Table(file.metadata, column, np.cumsum(counts))
 
 
 def _decoded_group(path: Location, table: _Table, group: int) -> tuple[Any, list[str | None]]:

@@ -64,7 +64,8 @@ class SourceReader:
         self, archives: Mapping[str, ArchiveIdentity] = NO_ARCHIVES, roots: SourceRoots | None = None
     ) -> None:
         self._tars = TarMembers(archives)
-        self._tables = ParquetRows(archives)
+        self._tables = ParquetRows()
+        self._archives = archives
         self._roots = roots
 
     def close(self) -> None:
@@ -130,17 +131,13 @@ class SourceReader:
         return content
 
     def _row(self, path: Location, record: ImagePlace) -> bytes:
-        content = self._tables.read(path, record.uri, record.offset)
+        content = self._tables.read(path, record.offset, self._archives.get(record.uri))
         if isinstance(content, bytes):
             return content
-        named = "" if content is None else f", {content!r}"
-        raise BadImageError(
-            f"row of {path.name} holds no bytes, and its path{named} names no file beside it; allow files "
-            "elsewhere with "
-            "--source PLACE"
-            if named
-            else f"row of {path.name} holds no bytes, and its path names no file beside it"
-        )
+        reason = f"row of {path.name} holds no bytes, and its path names no file beside it"
+        if content is not None:
+            reason += f" ({content}); files elsewhere are read if --source names their folder"
+        raise BadImageError(reason)
 
 
 def _file_bytes(path: Location, nbytes: int | None) -> bytes:

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Self
 
+import numpy as np
+
 from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
 from shards.formats import array_documents
 from shards.metadata.code_arrays import code_bytes, published_code
@@ -191,14 +193,30 @@ def _publish_plan(path: Location, plan: Plan) -> None:
         publish_bytes(path / PLAN, plan.to_bytes())
     begun = Plan.read(path / PLAN)
     if begun != plan and _same_deal(begun, plan):
-        raise IdentityMismatchError(
-            f"{path} was begun with the same source images at other places, such as {begun.uris[0]} and not "
-            f"{plan.uris[0]}; give the source by the path it was begun with, or name a new folder"
-        )
+        raise IdentityMismatchError(f"{path} was begun with the same source images {_moved(begun, plan)}")
     if begun != plan:
         raise IdentityMismatchError(
             f"{path} was begun with other source images or another seed; name a new folder"
         )
+
+
+def _moved(begun: Plan, plan: Plan) -> str:
+    """Where the images were when a store was begun, where they are now, and what can be done."""
+    moved = np.flatnonzero(begun.uris != plan.uris)
+    if len(moved):
+        first = moved[0]
+        return (
+            f"at other places, such as {begun.uris[first]} and not {plan.uris[first]}; give the source by "
+            "the path it was "
+            "begun with, or name a new folder"
+        )
+    first = np.flatnonzero(begun.offsets != plan.offsets)[0]
+    return (
+        f"at other places inside {plan.uris[first]}, which was packed anew since ({begun.keys[first]} began "
+        "at "
+        f"{begun.offsets[first]}, now at {plan.offsets[first]}); bring the old file back, or name a new "
+        "folder"
+    )
 
 
 def _same_deal(one: Plan, other: Plan) -> bool:

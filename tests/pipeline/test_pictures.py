@@ -16,7 +16,7 @@ from pipeline.settings.config import StoreConfig
 from pipeline.sources.listing import list_source
 from shards.draws import integers_below
 from shards.errors import UsageError
-from shards.images import random_crops
+from shards.images import FORMATS, random_crops
 from shards.metadata.plan import Plan
 from shards.reading.store import open_store
 
@@ -139,7 +139,7 @@ def test_an_image_repaired_later_gets_the_same_crops_and_tokens(folder, tmp_path
     assert pipeline("encode", folder, "--out", tmp_path / "store", *more)[0] == 0
     reasons = [line["reason"] for line in open_store(tmp_path / "store").index.table("reason").to_pylist()]
     assert [reason for reason in reasons if reason] == [
-        "not an image of a known format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, JPEG2000)"
+        f"not an image of a known format ({', '.join(FORMATS)})"
     ]
     broken.write_bytes(content)
     code, _, err = pipeline("encode", folder, "--out", tmp_path / "store", *more, "--retry-quarantined")
