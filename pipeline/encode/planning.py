@@ -83,7 +83,7 @@ def require_readable(config: EncodeConfig, recipe: Recipe, plan: Plan, views: Co
     Raises:
         UsageError: Naming where they lie, and the option that allows it.
     """
-    if not is_store(config.source_path()):
+    if config.compressor is not None or not is_store(config.source_path()):
         return
     store = open_store(as_location(config.source_path()))
     if holds_pictures(store, recipe, views):
