@@ -18,6 +18,7 @@ from eval.networks.diffusers_layout import AUTOENCODER_FILES, CONFIG_FILE, WEIGH
 from eval.networks.load import load_decoder, load_dit, path_digest
 from eval.reconstruct.run import reconstruct
 from eval.settings import GenerationSettings, ReconstructionSettings
+from shards import even_spread
 from shards.errors import IdentityMismatchError, UsageError
 from shards.metadata.identity import EncoderIdentity
 from shards.reading.store import open_store
@@ -92,7 +93,7 @@ def test_reconstruction_draws_what_diffusers_draws(folder, wide_store, tmp_path)
     results = reconstruct(settings)
     assert results["decoder_sha256"] == path_digest(path)
     store = open_store(wide_store)
-    rows = store.valid_rows[np.arange(4) * len(store.valid_rows) // 4]
+    rows = store.valid_rows[even_spread(4, len(store.valid_rows))]
     tokens, images = (np.empty((4, *store.reader("center", f).row_shape), t) for f, t in
                       (("tokens", np.float16), ("image", np.uint8)))  # fmt: skip
     store.reader("center", "tokens").read(rows, tokens)

@@ -101,8 +101,8 @@ def load_statistics(path: Path) -> LatentNormalizer:
         UsageError: the file cannot be read or holds something else.
     """
     found = read_statistics_file(path)
-    mean = None if found.mean is None else torch.from_numpy(found.mean)
-    return LatentNormalizer(mean, torch.from_numpy(found.variance))
+    mean = None if found.mean is None else torch.tensor(found.mean)
+    return LatentNormalizer(mean, torch.tensor(found.variance))
 
 
 def save_statistics(normalizer: LatentNormalizer, path: Path) -> None:
