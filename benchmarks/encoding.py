@@ -27,6 +27,7 @@ from PIL import Image
 from pipeline.encode.claims import Claims, Failures, Task
 from pipeline.encode.decoding import BatchDecoder, batch_length
 from pipeline.encode.leases import Leases, Owner
+from pipeline.encode.targets import Target
 from pipeline.encode.worker import Worker
 from pipeline.encoders.encoder import Encoder, create_encoder
 from pipeline.sources.listing import list_source
@@ -46,6 +47,11 @@ class StandIn(torch.nn.Module):
         self.register_buffer("mean", torch.zeros(1))
         shape = (batch_size, self.identity.num_tokens, self.identity.width)
         self.tokens = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
+
+    @property
+    def device(self) -> torch.device:
+        """The processor, which waits for it."""
+        return torch.device("cpu")
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """The same tokens for all, as the store keeps them, once their time is over."""
@@ -119,7 +125,13 @@ def end_to_end(case: Case) -> float:
         with Leases(writer.path, Owner.this_process("benchmark")) as leases:
             claims = Claims(writer.pending, leases, Failures(writer.path, 1))
             with Worker(
-                case.encoder, writer, rows, claims, lambda event: None, name="benchmark", length=length
+                case.encoder,
+                [Target(writer)],
+                rows,
+                claims,
+                lambda event: None,
+                name="benchmark",
+                length=length,
             ) as worker:
                 began = time.perf_counter()
                 worker.run()

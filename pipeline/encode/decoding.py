@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,8 +126,8 @@ class RowBatches(ABC):
     def images(self, batch: DecodedBatch, view: str) -> NDArray[Any] | None:
         """Pictures uint8 [b, P, P, 3] to store of a view that stores its own; None if they are `linked`."""
 
-    def linked(self, task: Task, view: str) -> CommitRecord | None:
-        """Record of the task's shard in the store whose images the written store has as links; None if it has not."""
+    def linked(self, task: Task, view: str) -> Callable[[], CommitRecord] | None:
+        """Gives the record of the task's shard in the store whose images the written store has as links, if it has."""
         return None
 
     @abstractmethod

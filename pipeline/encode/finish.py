@@ -8,9 +8,10 @@ from pipeline.encode.calibrate import report_measured
 from pipeline.encode.claims import Failures
 from pipeline.encode.leases import Leases, Owner, remove_if_empty
 from pipeline.settings.config import EncodeConfig
-from shards import Plan, StoreWriter, UserError, bad_rows, open_store
+from shards import Location, Plan, StoreWriter, UserError, bad_rows, open_store
 from shards.metadata.layout import WORK_DIR
 from shards.storage.location import remove_tree
+from shards.writing.added_fields import publish_fields
 from shards.writing.finalize import read_commits
 
 _NAMED_AT_MOST = 20
@@ -52,6 +53,15 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
         f"{writer.recipe.num_shards} shards, {num_bad} unusable"
     )
     report_measured(store, config.store.allow_error)
+
+
+def list_fields(store: Location) -> None:
+    """Lists a finished store's finished fields in its manifest, which one process at a time may change."""
+    with Leases(store, Owner.this_process("fields")) as leases:
+        while not leases.take("finish"):
+            time.sleep(0.5)
+        publish_fields(store)
+    remove_if_empty(store / WORK_DIR)
 
 
 def _check_bad(config: EncodeConfig, plan: Plan, reasons: dict[int, str]) -> None:

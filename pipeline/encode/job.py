@@ -1,8 +1,10 @@
 """A worker from nothing but its settings: what every engine starts, in its own process or another."""
 
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -11,6 +13,7 @@ from pipeline.encode.decoding import BatchDecoder, RowBatches, batch_length
 from pipeline.encode.leases import Leases, Owner
 from pipeline.encode.progress import Event, WorkerStarted
 from pipeline.encode.stored_batches import StoredBatches
+from pipeline.encode.targets import open_targets, pending_in_any
 from pipeline.encode.worker import Worker
 from pipeline.encoders.encoder import Encoder, create_encoder
 from pipeline.encoders.latents import LatentEncoder, RowEncoder
@@ -98,7 +101,8 @@ def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: RowEn
     config = spec.config
     writer = StoreWriter.open(config.store.out)
     encoder = encoder or build_encoder(config)
-    writer.recipe.encoder.require_same(encoder.identity, what=f"the encoder built by {spec.name}")
+    targets = open_targets(config, writer, encoder, spec.name)
+    pending = partial(pending_in_any, [target.writer for target in targets])
     device = torch.device(spec.device)
     if device.type == "cuda":
         # What does not name a device means this one: events, streams, kernels compiled here.
@@ -111,23 +115,36 @@ def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: RowEn
     store = config.store.out
     length = batch_length(writer.recipe.capacity, config.work.batch_size)
     with (
-        opened_rows(config, writer, length=length, threads=threads, pin_memory=device.type == "cuda") as rows,
+        opened_rows(
+            config,
+            writer,
+            {view for view, _ in pending()},
+            length=length,
+            threads=threads,
+            pin_memory=device.type == "cuda",
+        ) as rows,
         Leases(store, Owner.this_process(spec.name)) as leases,
     ):
         claims = Claims(
-            writer.pending,
+            pending,
             leases,
             Failures(store, config.work.max_attempts),
             rank=spec.rank,
             world_size=spec.world_size,
         )
-        with Worker(encoder, writer, rows, claims, report, name=spec.name, length=length) as worker:
+        with Worker(encoder, targets, rows, claims, report, name=spec.name, length=length) as worker:
             worker.run()
 
 
 @contextmanager
 def opened_rows(
-    config: EncodeConfig, writer: StoreWriter, *, length: int, threads: int, pin_memory: bool
+    config: EncodeConfig,
+    writer: StoreWriter,
+    views: AbstractSet[str],
+    *,
+    length: int,
+    threads: int,
+    pin_memory: bool,
 ) -> Iterator[RowBatches]:
     """What the rows of a store are encoded from: images, or the tokens of the store it is derived from."""
     if config.compressor is not None:
@@ -135,6 +152,5 @@ def opened_rows(
         source = open_store(as_location(config.source_path()))
         yield StoredBatches(source, images=images, length=length, threads=threads, pin_memory=pin_memory)
         return
-    views = {view for view, _ in writer.pending()}
     with closing(picture_source(config, writer.recipe, views, writer.plan)) as pictures:
         yield BatchDecoder(pictures, length=length, threads=threads, pin_memory=pin_memory)

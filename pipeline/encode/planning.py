@@ -100,8 +100,14 @@ def require_readable(config: EncodeConfig, recipe: Recipe, plan: Plan, views: Co
 
 
 def make_recipe(config: EncodeConfig, plan: Plan, encoder: RowEncoder) -> Recipe:
-    """What the store will hold."""
+    """What the store will hold.
+
+    Raises:
+        UsageError: If class tokens are asked for, and the encoder has none.
+    """
     store = config.store
+    if store.class_token:
+        encoder.require_class_token()
     devices = named_devices(config.work.devices)
     image_size = _default_image_size(config, encoder) if store.image_size is None else store.image_size
     return Recipe(
@@ -119,6 +125,7 @@ def make_recipe(config: EncodeConfig, plan: Plan, encoder: RowEncoder) -> Recipe
         image_compression=None if store.image_compression == "none" else store.image_compression,
         calibration_rows=store.calibration_rows if store.dtype == "int8" else 0,
         code_error=store.code_error if store.dtype == "int8" else 0.0,
+        class_token=store.class_token,
     )
 
 

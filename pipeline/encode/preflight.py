@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,13 @@ from pipeline.encode.decoding import BatchDecoder, DecodedBatch, batch_length
 from pipeline.encode.devices import named_devices
 from pipeline.encode.job import decode_threads_for
 from pipeline.encode.space import gigabytes
+from pipeline.encode.targets import companion_encoders, companion_paths
+from pipeline.encoders.aggregation import Aggregation
 from pipeline.encoders.encoder import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
 from shards import TOKEN_DTYPES, Plan, Recipe, even_spread, storage_type, usable_cores
-from shards.metadata.layout import field_of
+from shards.metadata.layout import fields_of
 from shards.storage.location import free_bytes
 
 _SAMPLE = 256
@@ -35,7 +38,13 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
         for index, row in zip(sample[batch.first_place :], batch.rows(), strict=False)
         if row.reason is not None
     ]
-    encode_rate = _encode_rate(encoder.to_device(device, recipe.precision), batches[0].inputs[0], recipe)
+    companions = companion_encoders(config, encoder)
+    encode_rate = _encode_rate(
+        encoder.to_device(device, recipe.precision),
+        [encoder.aggregation, *(companion.aggregation for companion in companions.values())],
+        batches[0].inputs[0],
+        recipe,
+    )
     lines = [
         f"images      {plan.num_images} in {len(plan.class_names) or 'no'} classes, {plan.num_shards} "
         "shards of "
@@ -79,13 +88,20 @@ def _decode(
     return batches, len(records) / seconds
 
 
-def _encode_rate(encoder: Encoder, images: Tensor, recipe: Recipe) -> float:
+def _encode_rate(
+    encoder: Encoder, aggregations: Sequence[Aggregation], images: Tensor, recipe: Recipe
+) -> float:
     """Images a second through the encoder in all views, on batches that are ready."""
     pixels = images.permute(0, 3, 1, 2).to(encoder.device)
-    encoder.encode(pixels).cpu()
+
+    def encode() -> None:
+        for output in encoder.encode_all(pixels, aggregations, class_token=recipe.class_token):
+            output.tokens.cpu()
+
+    encode()
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < _TIMED_SECONDS:
-        encoder.encode(pixels).cpu()
+        encode()
         count += len(images)
     return count / (time.perf_counter() - began) / len(recipe.views)
 
@@ -93,12 +109,12 @@ def _encode_rate(encoder: Encoder, images: Tensor, recipe: Recipe) -> float:
 def _sizes(config: EncodeConfig, recipe: Recipe) -> list[str]:
     values = recipe.encoder.num_tokens * recipe.encoder.width
     tokens = {name: values * storage_type(name).numpy.itemsize * recipe.num_images for name in TOKEN_DTYPES}
-    images = sum(
-        field_of(recipe, view, "image").row_nbytes * recipe.num_images
-        for view in recipe.views
-        if "image" in recipe.fields(view)
-    )
-    needed = tokens[recipe.dtype] * len(recipe.views) + images
+    fields = [field for view in recipe.views for field in fields_of(recipe, view)]
+    of_images = sum(field.row_nbytes for field in fields if field.name == "image") * recipe.num_images
+    of_tokens = sum(field.row_nbytes for field in fields if field.name != "image") * recipe.num_images
+    companions = companion_paths(config)
+    # Companions share the images' files where the file system can do that.
+    needed = of_images + of_tokens * (1 + len(companions))
     free = free_bytes(config.store.out)
     if free is None:
         room = "a server does not say how much is free"
@@ -106,7 +122,9 @@ def _sizes(config: EncodeConfig, recipe: Recipe) -> list[str]:
         room = f"free {gigabytes(free)}: {'enough' if needed < free else 'NOT ENOUGH'}"
     return [
         "a view      " + ", ".join(f"{name} {gigabytes(size)}" for name, size in tokens.items()),
-        f"store       {len(recipe.views)} views as {recipe.dtype} and images of {recipe.image_size} px: "
+        f"store       {len(recipe.views)} views as {recipe.dtype}"
+        + (f", the same again as {', '.join(companions)}," if companions else "")
+        + f" and images of {recipe.image_size} px: "
         f"{gigabytes(needed)}; {room}",
     ]
 

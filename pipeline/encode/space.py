@@ -26,7 +26,7 @@ def require_space(path: Location, nbytes: int) -> None:
 
 
 def missing_nbytes(
-    path: Location, recipe: Recipe, plan: Plan, names: Collection[str] = ("tokens", "image")
+    path: Location, recipe: Recipe, plan: Plan, names: Collection[str] = ("tokens", "cls", "image")
 ) -> int:
     """Bytes of the rows of a store that nobody has written yet; of compressed ones nobody can know before.
 

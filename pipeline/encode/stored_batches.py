@@ -1,9 +1,9 @@
 """The stored tokens of a store as what a derived field is encoded from: read row by row, never the images."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -40,9 +40,9 @@ class StoredBatches(RowBatches):
         self._readers = [store.reader(view, "tokens") for view in store.views]
         self._shape = (store.num_tokens, store.width)
 
-    def linked(self, task: Task, view: str) -> CommitRecord | None:
+    def linked(self, task: Task, view: str) -> Callable[[], CommitRecord] | None:
         """See `RowBatches.linked`."""
-        return self._commit(view, task.shard) if self._images else None
+        return partial(self._commit, view, task.shard) if self._images else None
 
     def shown(self, inputs: Tensor, view: str) -> Tensor:
         """See `RowBatches.shown`: tokens as stored [b, N, C]."""

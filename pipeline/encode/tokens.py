@@ -1,6 +1,6 @@
 """Tokens between the device and the store: torch on one side, numpy storage types on the other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,16 +34,20 @@ class StoredTokens:
         values: [B, N, D]; int8 as codes.
         square_error: What int8 loses: each row's sum over tokens of squared errors, float64 [B, D]; None for other
             storage types.
+        class_token: float16 [B, D]; None where none is stored.
     """
 
     values: Tensor
     square_error: Tensor | None
+    class_token: Tensor | None = None
 
     def copy_(self, other: "StoredTokens", *, non_blocking: bool = False) -> None:
         """Takes over what another holds, from any device; pinned memory may be filled after this returns."""
         self.values.copy_(other.values, non_blocking=non_blocking)
         if self.square_error is not None and other.square_error is not None:
             self.square_error.copy_(other.square_error, non_blocking=non_blocking)
+        if self.class_token is not None and other.class_token is not None:
+            self.class_token.copy_(other.class_token, non_blocking=non_blocking)
 
     def as_numpy(self) -> NDArray[Any]:
         """`values` as numpy and the store see the same memory."""
@@ -66,15 +70,27 @@ class TokenStorage:
             self._boundaries = torch.from_numpy(code.boundaries)
             self._levels = torch.from_numpy(code.table[:, 1:].copy())
 
-    def empty(self, shape: tuple[int, int, int], *, pin_memory: bool) -> StoredTokens:
-        """Memory on the host for rows [B, N, D]."""
+    def empty(
+        self, shape: tuple[int, int, int], *, class_token: bool = False, pin_memory: bool
+    ) -> StoredTokens:
+        """Memory on the host for rows [B, N, D], with class tokens if they are stored."""
         square_error = None
         if self._code is not None:
             square_error = torch.empty((shape[0], shape[2]), dtype=torch.float64, pin_memory=pin_memory)
-        return StoredTokens(torch.empty(shape, dtype=self.dtype, pin_memory=pin_memory), square_error)
+        values = torch.empty(shape, dtype=self.dtype, pin_memory=pin_memory)
+        if not class_token:
+            return StoredTokens(values, square_error)
+        of_classes = torch.empty((shape[0], shape[2]), dtype=torch.float16, pin_memory=pin_memory)
+        return StoredTokens(values, square_error, of_classes)
 
-    def __call__(self, tokens: Tensor) -> StoredTokens:
-        """Tokens float32 [B, N, D] as they will be stored."""
+    def __call__(self, tokens: Tensor, class_token: Tensor | None = None) -> StoredTokens:
+        """Tokens float32 [B, N, D], and class tokens [B, D] if there are any, as they will be stored."""
+        stored = self._stored(tokens)
+        if class_token is None:
+            return stored
+        return replace(stored, class_token=class_token.to(torch.float16))
+
+    def _stored(self, tokens: Tensor) -> StoredTokens:
         if self._code is None:
             return StoredTokens(tokens.to(self.dtype), None)
         if tokens.device.type == "cpu":

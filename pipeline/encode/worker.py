@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,13 +18,15 @@ from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.encode.claims import Claims, Task
 from pipeline.encode.decoding import DecodedBatch, RowBatches
 from pipeline.encode.progress import BatchEncoded, BatchWritten, Event, ShardFailed
-from pipeline.encode.tokens import StoredTokens, TokenStorage
+from pipeline.encode.targets import Target, outputs
+from pipeline.encode.tokens import StoredTokens
 from pipeline.encoders.latents import RowEncoder
-from shards import ShardWriter, StoreWriter, UserError
+from shards import ShardWriter, UserError
 
 # What a device, a library or a source may raise for one shard while others still succeed. Anything else is a
 # fault of the program and ends the worker.
@@ -50,11 +52,13 @@ class ShardFailureError(Exception):
 
 @dataclass
 class _Encoded:
-    """Tokens of one view of a batch, on their way back from the device."""
+    """Tokens of one view of a batch for each target that lacks them, on their way back from the device."""
 
     batch: DecodedBatch
     view: str
-    tokens: StoredTokens
+    targets: list[int]
+    buffers: list[StoredTokens]
+    """One a target of the worker, whether it is used or not."""
     ready: torch.cuda.Event | None
     bad: dict[int, str]
 
@@ -64,7 +68,7 @@ class Worker:
 
     Args:
         encoder: Already on its device.
-        writer: The store.
+        targets: The stores to fill; the first has the images.
         rows: Gives what is encoded; closed with the worker.
         claims: Says which shard comes next.
         report: Takes news for the progress line and log.
@@ -75,7 +79,7 @@ class Worker:
     def __init__(
         self,
         encoder: RowEncoder,
-        writer: StoreWriter,
+        targets: Sequence[Target],
         rows: RowBatches,
         claims: Claims,
         report: Callable[[Event], None],
@@ -85,18 +89,20 @@ class Worker:
     ) -> None:
         self._encoder = encoder
         self._device = encoder.device
-        self._writer = writer
+        self._targets = targets
+        self._writer = targets[0].writer
         self._claims = claims
         self._report = report
         self._name = name
-        recipe = writer.recipe
+        recipe = self._writer.recipe
         self._length = length
         self._rows = rows
-        self._storage = TokenStorage(recipe.dtype, writer.code)
-        self._free_tokens: queue.SimpleQueue[StoredTokens] = queue.SimpleQueue()
+        self._storage = [target.storage for target in targets]
+        self._free_tokens: queue.SimpleQueue[list[StoredTokens]] = queue.SimpleQueue()
         for _ in range(_TOKEN_BUFFERS):
-            self._free_tokens.put(self._new_token_buffer())
-        # A view's shards are files of their own: one thread each keeps their batches in order.
+            self._free_tokens.put(self._new_token_buffers())
+        # A view's shards are files of their own: one thread each keeps their batches in order, and publishes a shard's
+        # images before those who share them.
         self._write_pools = {
             view: ThreadPoolExecutor(1, thread_name_prefix=f"store-writer {view}") for view in recipe.views
         }
@@ -104,7 +110,8 @@ class Worker:
         self._failed_in_a_row: set[int] = set()
         self._writing: deque[tuple[Task, Future[None]]] = deque()
         self._window: deque[DecodedBatch] = deque()
-        self._open: dict[tuple[int, str], ShardWriter] = {}
+        self._open: dict[tuple[int, str, int], ShardWriter] = {}
+        self._lacking: dict[tuple[int, str], list[int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -123,10 +130,13 @@ class Worker:
     def _pinned(self) -> bool:
         return self._device.type == "cuda"
 
-    def _new_token_buffer(self) -> StoredTokens:
-        encoder = self._writer.recipe.encoder
-        shape = (self._length, encoder.num_tokens, encoder.width)
-        return self._storage.empty(shape, pin_memory=self._pinned)
+    def _new_token_buffers(self) -> list[StoredTokens]:
+        recipe = self._writer.recipe
+        shape = (self._length, recipe.encoder.num_tokens, recipe.encoder.width)
+        return [
+            storage.empty(shape, class_token=recipe.class_token, pin_memory=self._pinned)
+            for storage in self._storage
+        ]
 
     def run(self) -> None:
         """Takes shards and encodes them until nothing is left that this worker could do.
@@ -172,6 +182,10 @@ class Worker:
 
     def _batches(self) -> Iterator[DecodedBatch]:
         while (task := self._claims.next()) is not None:
+            for view in task.views:
+                self._lacking[task.shard, view] = [
+                    index for index, target in enumerate(self._targets) if target.lacks(view, task.shard)
+                ]
             yield from self._rows.batches(task, self._writer.plan.records_of(task.shard))
 
     def _encode(self, batch: DecodedBatch) -> None:
@@ -181,12 +195,12 @@ class Worker:
             decoded = time.perf_counter()
             inputs = batch.inputs.to(self._device, non_blocking=self._pinned)
             for view in batch.task.views:
-                tokens = self._free_tokens.get()
-                shown = self._rows.shown(inputs, view)
-                tokens.copy_(self._storage(self._encoder.encode(shown)), non_blocking=self._pinned)
+                lacking = self._lacking[batch.task.shard, view]
+                buffers = self._free_tokens.get()
+                self._encode_into(buffers, lacking, self._rows.shown(inputs, view))
                 reasons = ((slot, row.reason_in(view)) for slot, row in enumerate(rows))
                 bad = {batch.first_place + slot: reason for slot, reason in reasons if reason is not None}
-                encoded = _Encoded(batch, view, tokens, self._mark(), bad)
+                encoded = _Encoded(batch, view, lacking, buffers, self._mark(), bad)
                 self._writing.append((batch.task, self._write_pools[view].submit(self._write, encoded)))
         except SHARD_FAILURES as error:
             raise ShardFailureError(batch.task) from error
@@ -204,6 +218,12 @@ class Worker:
         )
         while self._writing and (len(self._writing) > _TOKEN_BUFFERS or self._writing[0][1].done()):
             self._collect_written()
+
+    def _encode_into(self, buffers: list[StoredTokens], targets: list[int], shown: Tensor) -> None:
+        found = outputs(self._encoder, shown, [self._targets[index] for index in targets])
+        for index, output in zip(targets, found, strict=True):
+            stored = self._storage[index](output.tokens, output.class_token)
+            buffers[index].copy_(stored, non_blocking=self._pinned)
 
     def _mark(self) -> torch.cuda.Event | None:
         """What happens on the device once everything asked of it so far is done; None where calls return only then."""
@@ -223,31 +243,37 @@ class Worker:
 
     def _write(self, encoded: _Encoded) -> None:
         """Runs in the view's writer thread."""
-        batch, key = encoded.batch, (encoded.batch.task.shard, encoded.view)
+        batch, shards = encoded.batch, []
         with ExitStack() as guard:
             try:
                 if encoded.ready is not None:
                     encoded.ready.synchronize()
                 began = time.perf_counter()
-                shard = self._open.pop(key, None)
-                if shard is None:
-                    task = batch.task
-                    linked = self._rows.linked(task, encoded.view)
-                    shard = self._writer.shard(
-                        encoded.view, task.shard, attempts=task.attempt, linked=linked
-                    ).__enter__()
-                guard.push(shard)
-                self._write_rows(shard, encoded)
+                for index in encoded.targets:
+                    shard = self._opened(batch.task, encoded.view, index)
+                    shards.append((index, shard))
+                    guard.push(shard)
+                    self._write_rows(shard, index, encoded)
             finally:
-                self._free_tokens.put(encoded.tokens)  # the device goes on while the shard is published
-            if batch.last:
-                shard.publish()
-            else:
-                self._open[key] = shard
-                guard.pop_all()  # the shard stays open for its next batch
+                self._free_tokens.put(encoded.buffers)  # the device goes on while the shard is published
+            for index, shard in shards:
+                if batch.last:
+                    shard.publish()
+                else:
+                    self._open[batch.task.shard, encoded.view, index] = shard
+            if not batch.last:
+                guard.pop_all()  # the shards stay open for their next batch
         self._count_written(batch)
         seconds = time.perf_counter() - began
         self._report(BatchWritten(self._name, batch.task.shard, encoded.view, seconds, published=batch.last))
+
+    def _opened(self, task: Task, view: str, index: int) -> ShardWriter:
+        shard = self._open.pop((task.shard, view, index), None)
+        if shard is None:
+            target = self._targets[index]
+            linked = target.linked(view, task.shard) or self._rows.linked(task, view)
+            shard = target.writer.shard(view, task.shard, attempts=task.attempt, linked=linked).__enter__()
+        return shard
 
     def _count_written(self, batch: DecodedBatch) -> None:
         """Takes note that one more view of a batch is written; with the last one the batch is done with."""
@@ -260,20 +286,20 @@ class Worker:
         if batch.last:
             self._claims.done(batch.task)
 
-    def _write_rows(self, shard: ShardWriter, encoded: _Encoded) -> None:
-        batch = encoded.batch
-        recipe = self._writer.recipe
-        arrays: dict[str, NDArray[Any]] = {"tokens": encoded.tokens.as_numpy()}
-        images = self._rows.images(batch, encoded.view) if "image" in recipe.fields(encoded.view) else None
-        if images is not None:
+    def _write_rows(self, shard: ShardWriter, index: int, encoded: _Encoded) -> None:
+        batch, tokens = encoded.batch, encoded.buffers[index]
+        arrays: dict[str, NDArray[Any]] = {"tokens": tokens.as_numpy()}
+        if shard.takes_images and (images := self._rows.images(batch, encoded.view)) is not None:
             arrays["image"] = images
+        if tokens.class_token is not None:
+            arrays["cls"] = tokens.class_token.numpy()
         good = [slot for slot in range(batch.length) if batch.first_place + slot not in encoded.bad]
         for run in _consecutive(good):
             block = {name: array[run.start : run.stop] for name, array in arrays.items()}
             shard.write_block(batch.first_place + run.start, block)
-            if encoded.tokens.square_error is not None:
+            if tokens.square_error is not None:
                 # Row by row, so that the sum does not depend on the batches.
-                for square_error in encoded.tokens.square_error[run.start : run.stop].numpy():
+                for square_error in tokens.square_error[run.start : run.stop].numpy():
                     shard.add_square_error(square_error)
         for place, reason in encoded.bad.items():
             shard.quarantine(place, reason)
@@ -291,7 +317,7 @@ class Worker:
             shard.__exit__(None, None, None)
         self._open.clear()
         while self._free_tokens.qsize() < _TOKEN_BUFFERS:  # a cancelled write never gave its buffer back
-            self._free_tokens.put(self._new_token_buffer())
+            self._free_tokens.put(self._new_token_buffers())
 
 
 def _consecutive(slots: list[int]) -> Iterator[range]:

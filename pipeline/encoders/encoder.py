@@ -6,8 +6,10 @@ several blocks' combined. The families of `families.py` follow the reference's c
 timm's. `docs/encoding.md` lists the traps between timm and transformers that are handled here.
 """
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,6 +48,19 @@ _REFUSALS = (
 """What timm and torch refuse the arguments of a model with, whichever comes first."""
 
 
+@dataclass(frozen=True)
+class EncoderOutput:
+    """What one combination of blocks gives for some images.
+
+    Attributes:
+        tokens: Raw tokens, float32 [B, N, D].
+        class_token: The highest block's class token after the same norm, float32 [B, D]; None if it was not asked for.
+    """
+
+    tokens: Tensor
+    class_token: Tensor | None
+
+
 class Encoder(nn.Module):
     """A frozen encoder, from pixels to raw tokens.
 
@@ -72,11 +87,42 @@ class Encoder(nn.Module):
         self.identity = identity
         self.aggregation = aggregation
         self.precision = "float32"
-        self._picture_patch = family.picture_patch
-        self._blocks: Callable[[Tensor], Tensor] = self._run_blocks
+        self._family = family
+        self._pixel_statistics = mean, std
+        self._blocks = self._run_blocks
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(requires_grad=False).eval()
+
+    def of_blocks(self, layers: Sequence[int], combination: str | None, option: str) -> "Encoder":
+        """The encoder that combines other blocks of the same network; both share it.
+
+        Args:
+            layers: Blocks, counted from 0, ascending.
+            combination: How; None takes the family's.
+            option: What names them, for messages.
+
+        Raises:
+            UsageError: If there are no such blocks.
+        """
+        name = self.identity.name
+        aggregation = _aggregation(self.trunk, name, self._family, layers, combination, option)
+        identity = dataclasses.replace(
+            self.identity,
+            aggregation=aggregation.identity(len(self.trunk.blocks)),  # type: ignore[arg-type]
+        )
+        return Encoder(self.trunk, identity, aggregation, self._family, *self._pixel_statistics)
+
+    def require_class_token(self) -> None:
+        """Refuses a network without class token.
+
+        Raises:
+            UsageError: Naming it.
+        """
+        if getattr(self.trunk, "cls_token", None) is None:
+            raise UsageError(
+                f"--class-token: {self.identity.name} has no class token; leave it out, or name another --encoder"
+            )
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  (torch's own signature)
         """Stays as it is: networks with rotary positions would scale their coordinates at random while training."""
@@ -118,8 +164,8 @@ class Encoder(nn.Module):
         if not pixels.is_floating_point():
             values = values / 255
         sizes = [self.identity.input_size]
-        if self._picture_patch is not None:
-            sizes = [self.identity.grid[0] * self._picture_patch, *sizes]
+        if self._family.picture_patch is not None:
+            sizes = [self.identity.grid[0] * self._family.picture_patch, *sizes]
         for size in sizes:
             if values.shape[-2:] != (size, size):
                 values = F.interpolate(values, size=(size, size), mode="bicubic", align_corners=False)
@@ -137,21 +183,60 @@ class Encoder(nn.Module):
 
     def tokens_of(self, normalised: Tensor) -> Tensor:
         """Raw tokens float32 [B, N, D] of normalised pixels float32 [B, 3, S, S]."""
+        (output,) = self._outputs(normalised, (self.aggregation,), class_token=False)
+        return output.tokens
+
+    @torch.inference_mode()
+    def encode_all(
+        self, pixels: Tensor, aggregations: Sequence[Aggregation], *, class_token: bool
+    ) -> list[EncoderOutput]:
+        """What several combinations of blocks give, from one pass over the network.
+
+        Args:
+            pixels: As `prepare` takes them.
+            aggregations: What is wanted.
+            class_token: Whether each one's class token is wanted too.
+        """
+        return self._outputs(self.prepare(pixels), tuple(aggregations), class_token=class_token)
+
+    def _outputs(
+        self, normalised: Tensor, aggregations: tuple[Aggregation, ...], *, class_token: bool
+    ) -> list[EncoderOutput]:
         low = self.precision == "bfloat16"
         with torch.autocast(normalised.device.type, dtype=torch.bfloat16, enabled=low):
-            return self._blocks(normalised)
+            tokens, class_tokens = self._blocks(normalised, aggregations, class_token)
+        return [EncoderOutput(*pair) for pair in zip(tokens, class_tokens, strict=True)]
 
-    def _run_blocks(self, normalised: Tensor) -> Tensor:
-        layers = self.aggregation.layers
-        outputs: list[Tensor] = self.trunk.forward_intermediates(  # type: ignore[operator]
-            normalised, indices=list(layers), stop_early=True, output_fmt="NLC", intermediates_only=True
+    def _run_blocks(
+        self,
+        normalised: Tensor,
+        aggregations: tuple[Aggregation, ...],
+        class_token: bool,  # noqa: FBT001
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The network as it is compiled: tokens and class token by aggregation."""
+        layers = sorted({layer for aggregation in aggregations for layer in aggregation.layers})
+        outputs = self.trunk.forward_intermediates(  # type: ignore[operator]
+            normalised,
+            indices=layers,
+            return_prefix_tokens=True,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
         )
-        norm: nn.LayerNorm = self.trunk.norm  # type: ignore[assignment]
-        normed = (
-            (layer, norm(output.float()).float()) for layer, output in zip(layers, outputs, strict=True)
-        )
-        (tokens,) = combine((self.aggregation,), normed)
-        return tokens
+        # Networks without prefix tokens give patch tokens alone.
+        pairs = [pair if isinstance(pair, tuple) else (pair, None) for pair in outputs]
+        by_layer = dict(zip(layers, pairs, strict=True))
+        tokens = combine(aggregations, ((layer, self._normed(pair[0])) for layer, pair in by_layer.items()))
+        class_tokens = [
+            self._normed(by_layer[aggregation.highest][1][:, 0]) if class_token else None
+            for aggregation in aggregations
+        ]
+        return tokens, class_tokens
+
+    def _normed(self, tokens: Tensor) -> Tensor:
+        """Tokens float [..., D] after the last norm, float32."""
+        normed: Tensor = self.trunk.norm(tokens.float())  # type: ignore[operator]
+        return normed.float()
 
 
 def create_encoder(
@@ -184,7 +269,7 @@ def create_encoder(
     family = family_of(name)
     overrides = dict(model_args or {})
     trunk, size = _build(name, weights, input_size, overrides)
-    aggregation = _aggregation(trunk, name, family, layers, combination)
+    aggregation = _aggregation(trunk, name, family, layers, combination, "--layers")
     mean, std = family.mean or _timm_config(name).mean, family.std or _timm_config(name).std
 
     if weights.startswith("random:"):
@@ -222,14 +307,19 @@ def create_encoder(
 
 
 def _aggregation(
-    trunk: Any, name: str, family: Family, layers: Sequence[int] | None, combination: str | None
+    trunk: Any,
+    name: str,
+    family: Family,
+    layers: Sequence[int] | None,
+    combination: str | None,
+    option: str,
 ) -> Aggregation:
     depth = len(trunk.blocks)
     if combination is not None and combination not in COMBINATIONS:
         raise UsageError(f"--combination must be one of {', '.join(COMBINATIONS)}, got {combination}")
     chosen = (depth - 1,) if layers is None else tuple(layers)
-    check_ascending(chosen, "--layers", ",".join(map(str, chosen)))
-    check_within(chosen, depth, "--layers", f"--encoder {name}")
+    check_ascending(chosen, option, ",".join(map(str, chosen)))
+    check_within(chosen, depth, option, f"--encoder {name}")
     if combination is None:
         combination = WITH_SPATIAL_MEAN if family.spatial_mean and len(chosen) > 1 else MEAN
     return Aggregation(chosen, combination)

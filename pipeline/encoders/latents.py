@@ -45,6 +45,14 @@ class LatentEncoder:
         """Runs the network through torch.compile from now on."""
         self._network = torch.compile(self._compressor.encode)
 
+    def require_class_token(self) -> None:
+        """Refuses class tokens.
+
+        Raises:
+            UsageError: Always: a compressor has none.
+        """
+        raise UsageError("--class-token: a compressor has no class token; leave it out")
+
     @torch.inference_mode()
     def encode(self, tokens: Tensor) -> Tensor:
         """Latents float32 [B, K, F] of tokens as stored [B, N, C]."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pipeline.console import log
 from pipeline.encode.claims import Failures
 from pipeline.encode.devices import named_devices
-from pipeline.encode.finish import finish_once
+from pipeline.encode.finish import finish_once, list_fields
 from pipeline.encode.progress import Progress
+from pipeline.encode.targets import companion_paths, pending_in_any
 from pipeline.encoders.latents import RowEncoder
 from pipeline.engines import slurm
 from pipeline.engines.local import run_local
@@ -53,16 +54,21 @@ def run(config: EncodeConfig, writer: StoreWriter, encoder: RowEncoder | None, w
     Raises:
         UserError: If it cannot be done, or is not done completely.
     """
-    if writer.pending():
+    writers = [writer, *(StoreWriter.open(path) for path in companion_paths(config).values())]
+    if pending_in_any(writers):
         if world.rank == 0:
             Failures(writer.path, config.work.max_attempts).clear()
-            _log_state(config, writer)
-        _encode_pending(config, writer, encoder, world)
+            _log_state(config, writers)
+        _encode_pending(config, writers, encoder, world)
+    for companion in writers[1:]:
+        finish_once(config, companion)
     finish_once(config, writer)
+    if len(writers) > 1:
+        list_fields(writer.path)
 
 
-def _log_state(config: EncodeConfig, writer: StoreWriter) -> None:
-    pending = writer.pending()
+def _log_state(config: EncodeConfig, writers: Sequence[StoreWriter]) -> None:
+    writer, pending = writers[0], pending_in_any(writers)
     views = dict.fromkeys(view for view, _ in pending)
     unfinished = {shard for _, shard in pending}
     if len(pending) < len(views) * writer.plan.num_shards:
@@ -81,15 +87,15 @@ def _log_state(config: EncodeConfig, writer: StoreWriter) -> None:
 
 
 def _encode_pending(
-    config: EncodeConfig, writer: StoreWriter, encoder: RowEncoder | None, world: World
+    config: EncodeConfig, writers: Sequence[StoreWriter], encoder: RowEncoder | None, world: World
 ) -> None:
     devices = [str(device) for device in named_devices(config.work.devices)]
     if world.local_rank is not None:
         devices = [devices[world.local_rank % len(devices)]]
     with Progress(
         config.log_dir(),
-        num_rows=writer.plan.num_images,
-        rows_done=lambda: _rows_done(writer),
+        num_rows=writers[0].plan.num_images,
+        rows_done=lambda: _rows_done(writers),
         quiet=world.rank > 0,
     ) as progress:
         if config.work.engine == "ray":
@@ -106,7 +112,8 @@ def _encode_pending(
             )
 
 
-def _rows_done(writer: StoreWriter) -> int:
-    """Images of the shards that are finished in every view."""
-    unfinished = {shard for _, shard in writer.pending()}
-    return writer.plan.num_images - sum(writer.plan.shard_size(shard) for shard in unfinished)
+def _rows_done(writers: Sequence[StoreWriter]) -> int:
+    """Images of the shards that are finished in every view of every store."""
+    plan = writers[0].plan
+    unfinished = {shard for _, shard in pending_in_any(writers)}
+    return plan.num_images - sum(plan.shard_size(shard) for shard in unfinished)

@@ -4,12 +4,11 @@ Another encoder sees the store's images; a compressor is given the store's token
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any, cast
 
 from pipeline.console import log
-from pipeline.encode.leases import Leases, Owner, remove_if_empty
+from pipeline.encode.finish import list_fields
 from pipeline.encode.space import missing_nbytes, require_space
 from pipeline.engines.running import find_world, run
 from pipeline.operations.encode import begin_or_await
@@ -17,8 +16,7 @@ from pipeline.settings.additions import AddFieldConfig
 from pipeline.settings.config import EncodeConfig, EncoderConfig, SourceConfig, StoreConfig
 from pipeline.sources.known_roots import known_roots
 from shards import IdentityMismatchError, Location, Store, UsageError, open_store
-from shards.metadata.layout import WORK_DIR
-from shards.writing.added_fields import can_link_images, field_path, link_images, publish_fields
+from shards.writing.added_fields import can_link_images, field_path, link_images
 
 
 def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
@@ -52,10 +50,10 @@ def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
             "same; make a `pipeline reshard` of it first"
         )
     shared = writer.recipe.image_size > 0 and _share_images(store, field)
-    names = ("tokens",) if shared else ("tokens", "image")
+    names = ("tokens", "cls") if shared else ("tokens", "cls", "image")
     require_space(field, missing_nbytes(field, writer.recipe, writer.plan, names))
     run(settings, writer, encoder, world)
-    _publish(store)
+    list_fields(store.path)
     lost = store.manifest.num_valid - open_store(field).manifest.num_valid
     log(
         f"{field} is a store of the rows of {store.path}"
@@ -86,6 +84,7 @@ def _encode_settings(config: AddFieldConfig, store: Store) -> EncodeConfig:
             compression=cast("Any", recipe.compression or "none"),
             image_compression=cast("Any", recipe.image_compression or "none"),
             seed=recipe.seed,
+            class_token=config.class_token,
             calibration_rows=config.calibration_rows,
             code_error=config.code_error,
             allow_error=config.allow_error,
@@ -147,12 +146,3 @@ def _share_images(store: Store, field: Location) -> bool:
     if reason is not None:
         log(f"the images are stored a second time in {field}: {reason}")
     return reason is None
-
-
-def _publish(store: Store) -> None:
-    """Lists the field in the store's manifest, which one process at a time may change."""
-    with Leases(store.path, Owner.this_process("add-field")) as leases:
-        while not leases.take("finish"):
-            time.sleep(0.5)
-        publish_fields(store.path)
-    remove_if_empty(store.path / WORK_DIR)

@@ -17,6 +17,7 @@ from pipeline.encode.planning import (
 )
 from pipeline.encode.preflight import preflight
 from pipeline.encode.retry import withdraw_quarantined
+from pipeline.encode.targets import companion_encoders, companion_paths, open_targets
 from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.latents import RowEncoder
 from pipeline.engines.running import find_world, run
@@ -24,9 +25,10 @@ from pipeline.engines.static import World
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.known_roots import remember_roots
 from pipeline.sources.picture_sources import named_roots, with_known_roots
-from shards import Int8Code, Location, StoreWriter, UserError, publish_given, published_code
+from shards import Int8Code, Location, Plan, Recipe, StoreWriter, UserError, publish_given, published_code
 from shards.metadata.layout import ROOT, WORK_DIR
 from shards.metadata.root import read_recipe
+from shards.writing.added_fields import why_not_linked
 
 _AWAIT_SECONDS = 1800.0
 _RETRY = "retry"
@@ -78,13 +80,14 @@ def _retry(config: EncodeConfig, world: World) -> None:
     path = config.store.out
     writer = StoreWriter.open(path)  # refuses what is no store
     encoder = build_encoder(config)
-    writer.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
+    targets = open_targets(config, writer, encoder, "this command")
     publish_given(path, given_statistics(config, writer.recipe))
     with Leases(path, Owner.this_process("retry")) as leases:
         while not leases.take(_RETRY):
             time.sleep(0.5)
         require_nobody_at_work(path, _WATCH_SECONDS, what="retried", own=_RETRY)
-        withdraw_quarantined(config, StoreWriter.open(path))
+        for target in targets:
+            withdraw_quarantined(config, StoreWriter.open(target.writer.path))
         run(config, StoreWriter.open(path), encoder, world)
     remove_if_empty(path / WORK_DIR)  # the lease made it anew
 
@@ -105,19 +108,32 @@ def begin(config: EncodeConfig) -> tuple[StoreWriter, RowEncoder]:
     encoder = build_encoder(config)
     recipe = make_recipe(config, plan, encoder)
     given = given_statistics(config, recipe)
-    code = None
-    if recipe.dtype == "int8":
-        assert isinstance(encoder, Encoder), "derived fields are not stored as int8"
-        code = _begun_code(config.store.out) or calibrate(config, plan, recipe, encoder)
-        recipe = dataclasses.replace(recipe, code=code.digest)
+    companions = companion_encoders(config, encoder)
     require_readable(config, recipe, plan, recipe.views)
-    writer = begin_or_continue(config.store.out, recipe, plan, code)
+    writer = _begin_store(config, config.store.out, recipe, plan, encoder)
     remember_roots(writer.path, named_roots(config))
+    for name, path in companion_paths(config).items():
+        companion = companions[name]
+        _begin_store(config, path, dataclasses.replace(recipe, encoder=companion.identity), plan, companion)
+        reason = why_not_linked(writer.path, recipe, path)
+        if recipe.image_size and reason is not None:
+            log(f"the images are stored once more in {path}: {reason}")
     publish_given(writer.path, given)
     for line in found:
         log(line)
     warn_untrained(encoder)
     return writer, encoder
+
+
+def _begin_store(
+    config: EncodeConfig, path: Location, recipe: Recipe, plan: Plan, encoder: RowEncoder
+) -> StoreWriter:
+    code = None
+    if recipe.dtype == "int8":
+        assert isinstance(encoder, Encoder), "derived fields are not stored as int8"
+        code = _begun_code(path) or calibrate(config, plan, recipe, encoder)
+        recipe = dataclasses.replace(recipe, code=code.digest)
+    return begin_or_continue(path, recipe, plan, code)
 
 
 def warn_untrained(encoder: RowEncoder) -> None:
@@ -137,7 +153,7 @@ def _begun_code(path: Location) -> Int8Code | None:
 def _await_store(config: EncodeConfig) -> StoreWriter:
     """The store, once the first worker has begun it."""
     deadline = time.monotonic() + _AWAIT_SECONDS
-    while not (config.store.out / ROOT).exists():
+    while not all((path / ROOT).exists() for path in (config.store.out, *companion_paths(config).values())):
         if time.monotonic() > deadline:
             raise UserError(
                 f"{config.store.out} was not begun within {_AWAIT_SECONDS:.0f} s; is the first worker running?"

@@ -82,6 +82,8 @@ def store_figures(recipe: Recipe) -> list[Figure]:
     parts = [_array_figure("tokens", recipe, tokens)]
     if images:
         parts.append(_array_figure("images", recipe, images))
+    if class_tokens := [field for field in fields if field.name == "cls"]:
+        parts.append(_array_figure("class tokens", recipe, class_tokens))
     index = len(fields) * recipe.num_shards * (recipe.capacity * _INDEX_ENTRY + _INDEX_CHECKSUM)
     rule = (
         f"{len(fields)} arrays × {recipe.num_shards:,} shards × "

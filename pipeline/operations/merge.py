@@ -14,7 +14,7 @@ from shards import IdentityMismatchError, Store, UsageError, open_store
 from shards.writing.copying import copied_recipe
 from shards.writing.selection import Part, reshuffled
 
-_SHARED = ("dtype", "views", "image_size", "precision")
+_SHARED = ("dtype", "views", "image_size", "precision", "class_token")
 """Settings that all stores must have in common, beside the encoder."""
 
 

@@ -71,6 +71,8 @@ class AddFieldConfig:
     encoder: tyro.conf.OmitArgPrefixes[EncoderConfig] = field(default_factory=EncoderConfig)
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     """Storage type of the tokens."""
+    class_token: bool = False
+    """Store the class token of each image and view too, as field `cls`."""
     calibration_rows: int = 1024
     """int8: see `pipeline encode`."""
     code_error: float = 0.0

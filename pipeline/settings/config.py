@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipeline.settings.layers import parse_layers
+from pipeline.settings.layers import parse_companion, parse_layers
 from pipeline.settings.location_argument import LocationArgument
 from shards import SourceOptions, UsageError, beside
 
@@ -95,6 +95,8 @@ class StoreConfig:
     """Side of the stored centre crop, in pixels; 0 stores none. Default: 16 for each token of a row."""
     format: Literal["zarr", "webdataset"] = "zarr"
     """Form of the store."""
+    class_token: bool = False
+    """Store the class token of each image and view too, 2 bytes a channel, as field `cls`."""
     compression: Literal["none", "blosc", "zstd"] = "none"
     """zarr's own compression of the tokens, for cold storage only: readers then leave the fast path."""
     image_compression: Literal["none", "blosc", "zstd"] = "none"
@@ -268,6 +270,9 @@ class EncodeConfig:
     encoder: tyro.conf.OmitArgPrefixes[EncoderConfig] = field(default_factory=EncoderConfig)
     store: tyro.conf.OmitArgPrefixes[StoreConfig]
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
+    also: tuple[str, ...] = ()
+    """Further combinations of blocks from the same pass over the network, each a store of the same rows in
+    STORE/fields/NAME: NAME=LAYERS, such as k1=23 k23=1-23; behind a colon its --combination, if not the default."""
     retry_quarantined: bool = False
     """Try the unusable images of a store again, once they are repaired: the shards of those that can be decoded now are
     removed and encoded again. For a store that nobody has open."""
@@ -288,8 +293,21 @@ class EncodeConfig:
         self.store.check_int8()
         self.encoder.model_args()
         self.encoder.layer_numbers()
+        self.companions()
         self.work.allowed_bad(0)
         self.work.check_counts()
+
+    def companions(self) -> dict[str, tuple[tuple[int, ...], str | None]]:
+        """`also` as blocks and combination by name.
+
+        Raises:
+            UsageError: If one cannot be read, or a name comes twice.
+        """
+        found = [parse_companion(text) for text in self.also]
+        table = {name: (layers, combination) for name, layers, combination in found}
+        if len(table) < len(found):
+            raise UsageError(f"--also must give each field a name of its own, got {' '.join(self.also)}")
+        return table
 
     def source_path(self) -> str:
         """Where the images are."""

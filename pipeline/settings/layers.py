@@ -35,3 +35,16 @@ def check_ascending(layers: Sequence[int], option: str, text: str) -> None:
     if not layers or list(layers) != wanted:
         remedy = f"use {','.join(map(str, wanted))}" if wanted else "such as 11,13,15"
         raise UsageError(f"{option} must name each block once, in ascending order, got {text}; {remedy}")
+
+
+def parse_companion(text: str) -> tuple[str, tuple[int, ...], str | None]:
+    """Name, blocks and combination of a companion field: `k23=1-23` or `k1=23:mean+spatial-mean`.
+
+    Raises:
+        UsageError: If it is not of that form, or the name is no plain word.
+    """
+    name, equals, rest = text.partition("=")
+    layers, colon, combination = rest.partition(":")
+    if not (equals and name.isidentifier() and name.isascii()):
+        raise UsageError(f"--also takes NAME=LAYERS, NAME a plain word, got {text!r}; such as k23=1-23")
+    return name, parse_layers(layers, f"--also {name}"), combination if colon else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,9 +90,20 @@ class Format(Protocol):
         """Content by path of what stock readers of the format need beside the shards; it follows from the recipe."""
 
     def open_outputs(
-        self, root: Location, recipe: Recipe, plan: Plan, view: str, shard: int, pool: Executor
+        self,
+        root: Location,
+        recipe: Recipe,
+        plan: Plan,
+        view: str,
+        shard: int,
+        pool: Executor,
+        awaited: Collection[str] = (),
     ) -> ShardOutputs:
-        """Begin the objects of a shard of a view; hashing and flushing may be done in ``pool``."""
+        """Begin the objects of a shard of a view; hashing and flushing may be done in ``pool``.
+
+        Objects of ``awaited`` fields are not written: somebody else puts them there. Formats whose fields share an
+        object await none.
+        """
 
     def read_extents(self, source: ObjectReader, field: Field, shard: int, capacity: int) -> Extents:
         """Find the rows of a field by looking into an open object of the right length.

@@ -1,9 +1,9 @@
 """The webdataset format: one tar a shard and view, whose members are plain files that ``webdataset`` decodes.
 
-A row is the members ``ROW.tokens.npy``, ``ROW.image.npy`` (where the view has images), ``ROW.cls`` and
-``ROW.json``, ROW being the row's number in nine digits: a key with a dot in it would silently merge samples.
-Every byte follows from the rows and the plan: no times, no owners. The arrays are uncompressed npy, so a
-row's numbers are one extent.
+A row is the members ``ROW.tokens.npy``, ``ROW.image.npy`` (where the view has images), ``ROW.cls.npy`` (where the
+store has class tokens), ``ROW.cls``, which is the label, and ``ROW.json``, ROW being the row's number in nine digits:
+a key with a dot in it would silently merge samples. Every byte follows from the rows and the plan: no times, no owners.
+The arrays are uncompressed npy, so a row's numbers are one extent.
 
 Source: POSIX.1-1988 ustar,
 https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html#tag_20_92_13_06; npy 1.0,
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -50,9 +50,17 @@ class WebdatasetFormat:
         return {}
 
     def open_outputs(
-        self, root: Location, recipe: Recipe, plan: Plan, view: str, shard: int, pool: Executor
+        self,
+        root: Location,
+        recipe: Recipe,
+        plan: Plan,
+        view: str,
+        shard: int,
+        pool: Executor,
+        awaited: Collection[str] = (),
     ) -> TarShardFile:
         """See `Format.open_outputs`."""
+        assert not awaited, "the fields of a tar are written together"
         fields = fields_of(recipe, view)
         return TarShardFile(root / self.object_path(fields[0], shard), fields, plan, shard, pool)
 
@@ -98,7 +106,7 @@ class RowMembers:
             (name, _member(f"{key}.{name}.npy", [header, arrays[name].data]))
             for name, header in self._headers.items()
         ]
-        members.append(("cls", _member(f"{key}.cls", [b"%d" % record.label])))
+        members.append(("label", _member(f"{key}.cls", [b"%d" % record.label])))
         members.append(("json", _member(f"{key}.json", [json.dumps(facts, ensure_ascii=False).encode()])))
         return members
 

@@ -9,7 +9,7 @@ sharding-indexed codec, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -54,11 +54,18 @@ class ZarrFormat:
         return documents
 
     def open_outputs(
-        self, root: Location, recipe: Recipe, plan: Plan, view: str, shard: int, pool: Executor
+        self,
+        root: Location,
+        recipe: Recipe,
+        plan: Plan,
+        view: str,
+        shard: int,
+        pool: Executor,
+        awaited: Collection[str] = (),
     ) -> ZarrOutputs:
         """See `Format.open_outputs`."""
         paths = {field: root / self.object_path(field, shard) for field in fields_of(recipe, view)}
-        return ZarrOutputs(paths, recipe.capacity, pool)
+        return ZarrOutputs(paths, recipe.capacity, pool, awaited)
 
     def read_extents(self, source: ObjectReader, field: Field, shard: int, capacity: int) -> Extents:
         """See `Format.read_extents`: the index at the object's end, if it can be true."""
@@ -72,11 +79,13 @@ class ZarrFormat:
 class ZarrOutputs:
     """See `shards.formats.format.ShardOutputs`: an object a field, but for those that are published already."""
 
-    def __init__(self, paths: Mapping[Field, Location], capacity: int, pool: Executor) -> None:
+    def __init__(
+        self, paths: Mapping[Field, Location], capacity: int, pool: Executor, awaited: Collection[str]
+    ) -> None:
         self._fields = {
             field.name: ZarrShardFile(path, field, capacity, pool)
             for field, path in paths.items()
-            if not path.exists()
+            if field.name not in awaited and not path.exists()
         }
         self.all_new = len(self._fields) == len(paths)
         self.files = [file.output for file in self._fields.values()]

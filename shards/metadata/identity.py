@@ -207,6 +207,8 @@ class Recipe:
     """Images the code was fitted to; 0 for other storage types."""
     code_error: float = 0.0
     """Error the code was to aim at, as a share of a channel's deviation; 0 is the smallest possible."""
+    class_token: bool = False
+    """Whether the encoder's class token is stored beside the tokens."""
 
     def __post_init__(self) -> None:
         """Refuse values no store can have."""
@@ -265,13 +267,16 @@ class Recipe:
         return self.capacity * self.num_shards
 
     def fields(self, view: str) -> tuple[str, ...]:
-        """Fields stored for a view; a mirrored view keeps its tokens only."""
+        """Fields stored for a view; a mirrored view keeps no image."""
         has_image = self.image_size > 0 and view not in MIRRORED_VIEWS
-        return ("tokens", "image") if has_image else ("tokens",)
+        return "tokens", *["image"] * has_image, *["cls"] * self.class_token
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {**_shallow(self), "encoder": self.encoder.to_dict(), "views": list(self.views)}
+        """As plain JSON values; a class token is named only where there is one."""
+        values = {**_shallow(self), "encoder": self.encoder.to_dict(), "views": list(self.views)}
+        if not self.class_token:
+            del values["class_token"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -280,7 +285,7 @@ class Recipe:
         Raises:
             StoreDamagedError: If the keys are not exactly this class's fields.
         """
-        _check_keys(cls, values)
+        _check_keys(cls, values, may_lack={"class_token"})
         encoder = EncoderIdentity.from_dict(values["encoder"])
         return cls(**{**values, "encoder": encoder, "views": tuple(values["views"])})
 

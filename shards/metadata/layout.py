@@ -25,11 +25,11 @@ CODE_TABLE = "code/table/c/0/0"
 
 @dataclass(frozen=True)
 class Field:
-    """One array of a store: a view's tokens or its images.
+    """One array of a store: a view's tokens, images or class tokens.
 
     Attributes:
         view: Way the image was shown to the encoder.
-        name: ``tokens`` or ``image``.
+        name: ``tokens``, ``image`` or ``cls``.
         row_shape: Shape of one row.
         dtype: How its numbers are stored.
         compression: Codec of each row, ``blosc`` or ``zstd``; None stores rows as they are.
@@ -58,6 +58,8 @@ def field_of(recipe: Recipe, view: str, name: str) -> Field:
         encoder = recipe.encoder
         shape = (encoder.num_tokens, encoder.width)
         return Field(view, name, shape, storage_type(recipe.dtype), recipe.compression)
+    if name == "cls":  # after the last norm no number exceeds √D, so float16 holds it whatever the tokens are
+        return Field(view, name, (recipe.encoder.width,), storage_type("float16"))
     assert name == "image", name
     side = recipe.image_size
     return Field(view, name, (side, side, 3), storage_type("uint8"), recipe.image_compression)

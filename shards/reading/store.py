@@ -248,7 +248,7 @@ class Store:
 
         Args:
             view: One of `views`. The image of a mirrored view is read from the view it mirrors.
-            field: ``tokens`` or ``image``.
+            field: ``tokens``, ``image`` or ``cls``.
             mode: How bytes are read; see `shards.reading.shard_file`.
             verify: When a row's checksum is compared; see `shards.reading.reader.Verify`.
 
@@ -259,8 +259,9 @@ class Store:
         if field == "image" and self.image_size and view in MIRRORED_VIEWS:
             return MirroredReader(self.reader(MIRRORED_VIEWS[view], field, mode=mode, verify=verify))
         if field not in self.recipe.fields(view):
+            remedy = "--class-token" if field == "cls" else "--image-size"
             raise UsageError(
-                f"{self.path} has no {field!r} for view {view!r}; encode with --image-size to store it"
+                f"{self.path} has no {field!r} for view {view!r}; encode with {remedy} to store it"
             )
         return self._reader_of(field_of(self.recipe, view, field), mode, verify)
 

@@ -53,10 +53,12 @@ class StoreKind:
     bad: Mapping[int, str] = dataclasses.field(default_factory=dict)
     prefix: str = ""
     class_names: tuple[str, ...] = ("cat", "dog", "größe")
+    class_token: bool = False
 
     def __str__(self) -> str:
         """Name for a test's report."""
-        return "-".join(filter(None, (self.format, self.dtype, self.compression, self.image_compression)))
+        parts = (self.format, self.dtype, self.compression, self.image_compression, "cls" * self.class_token)
+        return "-".join(filter(None, parts))
 
 
 def compressions(name: str) -> tuple[str | None, ...]:
@@ -65,7 +67,13 @@ def compressions(name: str) -> tuple[str | None, ...]:
 
 
 ALL_KINDS = tuple(
-    StoreKind(format=name, dtype=dtype, compression=compression, image_compression=compression)
+    StoreKind(
+        format=name,
+        dtype=dtype,
+        compression=compression,
+        image_compression=compression,
+        class_token=dtype == "bfloat16",
+    )
     for name in FORMATS
     for compression in compressions(name)
     for dtype in TOKEN_DTYPES
@@ -118,6 +126,7 @@ def make_recipe(kind: StoreKind, plan: Plan) -> Recipe:
         format=kind.format,
         compression=kind.compression,
         image_compression=kind.image_compression,
+        class_token=kind.class_token,
     )
 
 
@@ -344,6 +353,9 @@ class StoreContract:
                 if "image" in fields:
                     image = expected_row(field_of(store.recipe, "center", "image"), row)
                     assert same_bits(batch.arrays["image"][0], image[:, ::-1] if view == "flip" else image)
+                if "cls" in fields:
+                    cls = expected_row(field_of(store.recipe, view, "cls"), row)
+                    assert same_bits(batch.arrays["cls"][0], cls)
                 batch.release()
                 if len(seen) == 2 * size:
                     break

@@ -10,8 +10,8 @@ import dataclasses
 from pathlib import Path
 
 from shards.formats import format_of
-from shards.metadata.identity import MIRRORED_VIEWS
-from shards.metadata.layout import FIELDS, MANIFEST, field_of
+from shards.metadata.identity import MIRRORED_VIEWS, Recipe
+from shards.metadata.layout import FIELDS, MANIFEST, PLAN, WORK_DIR, field_of
 from shards.metadata.manifest import Manifest
 from shards.reading.store import Store
 from shards.storage.atomic import temporary_path
@@ -66,13 +66,25 @@ def link_images(store: Store, field: Location) -> str | None:
     Returns:
         Why they have to be stored a second time; None if they need not be.
     """
-    if format_of(store.recipe).shares_objects:
-        return f"{store.recipe.format} objects hold them beside tokens"
-    for view in store.views:
-        if view in MIRRORED_VIEWS:
-            continue
-        for shard in range(store.recipe.num_shards):
-            name = format_of(store.recipe).object_path(field_of(store.recipe, view, "image"), shard)
-            if not storage_of(field).link(store.path / name, field / name):
-                return "files cannot be linked there"
+    reason = why_not_linked(store.path, store.recipe, field)
+    views = [view for view in store.views if view not in MIRRORED_VIEWS]
+    for shard in range(store.recipe.num_shards) if reason is None else ():
+        for view in views:
+            link_image(store.path, store.recipe, field, view, shard)
+    return reason
+
+
+def why_not_linked(store: Location, recipe: Recipe, field: Location) -> str | None:
+    """Why a field that has been begun cannot have the store's images as further names; None if it can."""
+    if format_of(recipe).shares_objects:
+        return f"{recipe.format} objects hold them beside tokens"
+    if not storage_of(field).link(store / PLAN, field / WORK_DIR / "linked"):
+        return "files cannot be linked there"
     return None
+
+
+def link_image(store: Location, recipe: Recipe, field: Location, view: str, shard: int) -> None:
+    """Give a field the images of one published shard of the store; see `link_images`."""
+    name = format_of(recipe).object_path(field_of(recipe, view, "image"), shard)
+    if not storage_of(field).link(store / name, field / name):
+        raise OSError(f"{field / name} cannot be linked to {store / name}, where other files could")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +25,9 @@ from shards.values.moments import Moments, RowSums
 from shards.values.quantize import Int8Code
 from shards.writing.published import describe_shard
 
+Linked = Callable[[], CommitRecord]
+"""Puts a shard's links to another store's images in their place; gives that store's record of the shard."""
+
 
 class ShardWriter:
     """Takes the rows of one shard of one view in order of place and publishes them.
@@ -41,7 +44,7 @@ class ShardWriter:
         shard: int,
         attempts: int,
         code: Int8Code | None = None,
-        linked: CommitRecord | None = None,
+        linked: Linked | None = None,
     ) -> None:
         """Begin a shard; see `StoreWriter.shard`."""
         self._root = root
@@ -52,7 +55,7 @@ class ShardWriter:
         self._attempts = attempts
         self._linked = linked
         fields = fields_of(recipe, view)
-        self._fields = fields if linked is None else fields[:1]
+        self._fields = tuple(f for f in fields if linked is None or f.name != "image")
         self._begun = time.monotonic()
         self._next_place = 0
         self._bad: dict[int, str] = {}
@@ -66,7 +69,13 @@ class ShardWriter:
         self._pool = ThreadPoolExecutor(3, thread_name_prefix="shard-writer")
         try:
             self._outputs = format_of(self._recipe).open_outputs(
-                self._root, self._recipe, self._plan, self.view, self.shard, self._pool
+                self._root,
+                self._recipe,
+                self._plan,
+                self.view,
+                self.shard,
+                self._pool,
+                awaited=() if self._linked is None else ("image",),
             )
         except BaseException:
             self._pool.shutdown()
@@ -84,6 +93,11 @@ class ShardWriter:
             raise StoreError(
                 f"shard {self.shard} of {self._root} cannot be written: {error}; {remedy}"
             ) from error
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether rows must have the field ``image``."""
+        return any(field.name == "image" for field in self._fields)
 
     def write(self, place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write one row: by field, an array of the field's row shape and storage type."""
@@ -172,8 +186,9 @@ class ShardWriter:
         moments = self._sums.moments()
         digests = self._outputs.finish()
         won = [file.publish() for file in self._outputs.files]
-        if self._all_new() and all(won):
-            record = self._own_record(digests, moments, square_error)
+        linked = None if self._linked is None else self._linked()
+        if self._all_new() and all(won) and (linked is None or linked.bad.keys() == self._bad.keys()):
+            record = self._own_record(digests, moments, square_error, linked)
         else:
             record, moments = describe_shard(
                 self._root,
@@ -194,8 +209,8 @@ class ShardWriter:
         """Whether no object that this writer was to write had been published before."""
         if self._linked is None:
             return self._outputs.all_new
-        tokens = self._root / object_path(self._recipe, self._fields[0], self.shard)
-        return [file.final for file in self._outputs.files] == [tokens]
+        own = [self._root / object_path(self._recipe, field, self.shard) for field in self._fields]
+        return [file.final for file in self._outputs.files] == own
 
     def _require_complete(self) -> None:
         size = self._plan.shard_size(self.shard)
@@ -218,27 +233,29 @@ class ShardWriter:
         return self._square_error
 
     def _own_record(
-        self, digests: list[str], moments: Moments, square_error: NDArray[np.float64] | None
+        self,
+        digests: list[str],
+        moments: Moments,
+        square_error: NDArray[np.float64] | None,
+        linked: CommitRecord | None,
     ) -> CommitRecord:
         paths = dict.fromkeys(object_path(self._recipe, field, self.shard) for field in self._fields)
-        objects = tuple(
-            ObjectRecord(path, file.position, digest)
-            for path, file, digest in zip(paths, self._outputs.files, digests, strict=True)
-        )
-        checksums = self._crc32c
-        if self._linked is not None:
-            objects += tuple(record for record in self._linked.objects if record.path not in paths)
-            checksums = {**self._linked.crc32c, **checksums}
+        by_path = {record.path: record for record in (linked.objects if linked else ())}
+        for path, file, digest in zip(paths, self._outputs.files, digests, strict=True):
+            by_path[path] = ObjectRecord(path, file.position, digest)
+        fields = fields_of(self._recipe, self.view)
+        stored = dict.fromkeys(object_path(self._recipe, field, self.shard) for field in fields)
+        checksums = {**(linked.crc32c if linked else {}), **self._crc32c}
         content = moments.to_bytes()
         path = moments_path(self.view, self.shard)
         return CommitRecord(
             view=self.view,
             shard=self.shard,
             num_rows=moments.count,
-            objects=objects,
+            objects=tuple(by_path[path] for path in stored),
             moments=ObjectRecord(path, len(content), hashlib.sha256(content).hexdigest()),
             bad=self._bad,
-            crc32c=checksums,
+            crc32c={field.name: checksums[field.name] for field in fields},
             offsets=self._outputs.offsets,
             square_error=square_error,
             seconds=self._seconds(),

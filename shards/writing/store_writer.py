@@ -16,7 +16,6 @@ import numpy as np
 from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
 from shards.formats import array_documents
 from shards.metadata.code_arrays import code_bytes, published_code
-from shards.metadata.commit import CommitRecord
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import CODE_TABLE, FIELDS, MANIFEST, PLAN, ROOT, commit_path
 from shards.metadata.manifest import Manifest
@@ -28,7 +27,7 @@ from shards.storage.location import Location, object_names, publish_bytes, stora
 from shards.values.quantize import Int8Code
 from shards.writing.finalize import finalize_store
 from shards.writing.revisions import current_revision, newest_revision
-from shards.writing.shard_writer import ShardWriter
+from shards.writing.shard_writer import Linked, ShardWriter
 
 
 class StoreWriter:
@@ -124,17 +123,15 @@ class StoreWriter:
         except StoreIncompleteError:
             return False
 
-    def shard(
-        self, view: str, shard: int, *, attempts: int = 1, linked: CommitRecord | None = None
-    ) -> ShardWriter:
+    def shard(self, view: str, shard: int, *, attempts: int = 1, linked: Linked | None = None) -> ShardWriter:
         """Begin a shard of a view; use as a context manager.
 
         Args:
             view: One of the recipe's views.
             shard: Number of the shard.
             attempts: How often this shard has been begun, for the record.
-            linked: Record of the same shard of the store whose images were linked here: then tokens alone are written,
-                of the same rows.
+            linked: For a field that has another store's images as links: puts the shard's links there and gives that
+                store's record of the shard. It is called by `publish`; images are not written.
         """
         if view not in self.recipe.views or not 0 <= shard < self.recipe.num_shards:
             raise ValueError(f"the recipe has no shard {shard} of view {view!r}")

@@ -26,14 +26,14 @@ def failing(monkeypatch):
 
     def fail(calls):
         seen = iter(range(1, 10_000))
-        working = Encoder.encode
+        working = Encoder.encode_all
 
-        def encode(self, pixels):
+        def encode_all(self, pixels, *rest, **more):
             if next(seen) in calls:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
-            return working(self, pixels)
+            return working(self, pixels, *rest, **more)
 
-        monkeypatch.setattr(Encoder, "encode", encode)
+        monkeypatch.setattr(Encoder, "encode_all", encode_all)
 
     return fail
 
@@ -55,7 +55,7 @@ def test_a_worker_with_which_everything_fails_gives_up_and_leaves_the_attempts_t
 ):
     arguments = ("encode", folder, "--out", tmp_path / "store", "--shards", 10, *tiny)
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "encode", _out_of_memory)
+        patch.setattr(Encoder, "encode_all", _out_of_memory)
         code, _, err = pipeline(*arguments)
     assert code == 1
     assert "worker 0 (cpu) gives up: 5 shards have failed here one after another" in err
@@ -67,7 +67,7 @@ def test_a_worker_with_which_everything_fails_gives_up_and_leaves_the_attempts_t
     assert len(open_store(tmp_path / "store").valid_rows) == 21
 
 
-def _out_of_memory(self, pixels):
+def _out_of_memory(self, pixels, *rest, **more):
     raise RuntimeError("CUDA error: out of memory")
 
 
@@ -132,15 +132,15 @@ def test_what_fails_always_is_set_aside_named_and_tried_by_the_next_run(
 ):
     arguments = ("encode", folder, "--out", tmp_path / "store", "--shards", 2, *tiny)
     with monkeypatch.context() as patch:
-        working = Encoder.encode
+        working = Encoder.encode_all
 
-        def encode(self, pixels):
+        def encode_all(self, pixels, *rest, **more):
             # The first shard has 11 rows in one batch, the second 10 and a slot of zeros.
             if pixels[-1].any():
                 raise RuntimeError("out of memory")
-            return working(self, pixels)
+            return working(self, pixels, *rest, **more)
 
-        patch.setattr(Encoder, "encode", encode)
+        patch.setattr(Encoder, "encode_all", encode_all)
         code, _, err = pipeline(*arguments)
     assert code == 1
     assert "shard 0 failed 3 times: RuntimeError: out of memory" in err
