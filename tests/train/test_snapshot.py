@@ -122,6 +122,9 @@ def test_one_flipped_bit_of_a_snapshot_is_found(trained):
         (lambda header: header["meta"].update(colour="red"), "meta.colour"),
         (lambda header: header.update(eps="small"), "eps"),
         (lambda header: header["config"].update(width="wide"), "width"),
+        (lambda header: header["config"].update(width=10**12), "parameters and holds"),
+        (lambda header: header["config"].update(num_heads=1), "does not fit"),
+        (lambda header: header["config"].update(depth=10**12), "1000000000000 blocks"),
     ],
 )
 def test_a_header_that_does_not_fit_is_one_line_that_names_the_key(trained, tmp_path, change, named):

@@ -10,7 +10,7 @@ import torch
 from shards import Store, UsageError, read_document
 from train.models.normalizer import LatentNormalizer
 from train.weights.published import load_statistics
-from train.weights.tensor_files import open_tensors, save_tensors
+from train.weights.tensor_files import open_tensors, require_intact, save_tensors
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,12 @@ def latent_normalizer(
 
 def save_normalizer(path: Path, normalizer: LatentNormalizer) -> None:
     """Keep a normaliser as a file."""
-    save_tensors(path, normalizer.state_dict(), {"eps": normalizer.eps})
+    save_tensors(path, normalizer.state_dict(), {"eps": normalizer.eps}, embed_digest=True)
 
 
 def load_normalizer(path: Path) -> LatentNormalizer:
     """Read what `save_normalizer` wrote."""
+    require_intact(path)
     with open_tensors(path) as (file, header):
         mean = file.get_tensor("mean") if "mean" in file.keys() else None  # noqa: SIM118 - not a dict
         eps = read_document(header, _Header, name=f"the header of {path}").eps

@@ -143,15 +143,25 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-    """Load weights where every key and shape must agree, and say which do not.
+    """Load weights where every key and shape must agree; on failure the model is left as it was.
+
+    Raises:
+        PublishedFileError: as `require_same_shapes`.
+    """
+    require_same_shapes(model, state, source)
+    model.load_state_dict(dict(state))
+
+
+def require_same_shapes(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Refuse weights that are not exactly a model's.
 
     Args:
-        model: what to load into; untouched on failure.
+        model: the model, which may be on the meta device.
         state: the weights.
         source: what to call them in an error.
 
     Raises:
-        PublishedFileError: keys are missing, too many or of another shape.
+        PublishedFileError: keys are missing, unknown or of another shape, each of them named.
     """
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
@@ -168,7 +178,6 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], source: object) 
     ]
     if found:
         raise PublishedFileError(f"{source} does not fit a {type(model).__name__}; {'; '.join(found)}")
-    model.load_state_dict(dict(state))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ and where it comes from. `train.engine.checkpoint` holds the state to resume; no
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 from shards import EncoderIdentity, UserError, read_document
 from train.models.build import build_model
 from train.models.config import ModelConfig, ViTDecoderConfig, config_from_dict, config_to_dict
+from train.models.cost import num_parameters
 from train.models.flat_config import FlatConfig
 from train.models.normalizer import EPS, LatentNormalizer
+from train.weights.infer import PublishedFileError
+from train.weights.published import require_same_shapes
 from train.weights.tensor_files import open_tensors, require_intact, save_tensors
 
 FORMAT = "rae-latents snapshot 1"
@@ -148,22 +152,68 @@ def load_snapshot(path: Path, device: torch.device | str = "cpu") -> Snapshot:
         UserError: there is no such file, or it is not a snapshot of this version.
     """
     with open_tensors(path, device) as (file, header):
-        said = read_document(header, dict[str, Any], name=path).get("format")
-        if said != FORMAT:
-            raise UserError(
-                f"{path} is not a snapshot: its header says format {said!r}, not {FORMAT!r}; "
-                "give RUN/snapshots/latest.safetensors of a training run"
-            )
-        about = read_document(header, _Header, name=f"the header of {path}")
+        about = _read_header(header, path)
         require_intact(path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     config = config_from_dict(about.config)
+    weights = {name: value for name, value in tensors.items() if not name.startswith(_NORMALIZER)}
+    _require_fit(config, weights, path)
     with torch.device(device):
         model = build_model(config)
-    model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(_NORMALIZER)})
+    model.load_state_dict(weights)
     normalizer = None
     if f"{_NORMALIZER}variance" in tensors:
         mean = tensors.get(f"{_NORMALIZER}mean")
         eps = EPS if about.eps is None else about.eps
         normalizer = LatentNormalizer(mean, tensors[f"{_NORMALIZER}variance"], eps).to(device)
     return Snapshot(model=model.eval(), config=config, normalizer=normalizer, meta=about.meta)
+
+
+def verify_snapshot(path: Path) -> bool:
+    """Check a snapshot's header and digest without building its network.
+
+    Returns:
+        Whether it holds a digest; one that was written before digests were kept does not.
+
+    Raises:
+        UserError: it is damaged, or not a snapshot of this version.
+    """
+    with open_tensors(path) as (_, header):
+        config_from_dict(_read_header(header, path).config)
+    return require_intact(path)
+
+
+def _read_header(header: str, path: Path) -> _Header:
+    said = read_document(header, dict[str, Any], name=path).get("format")
+    if said != FORMAT:
+        raise UserError(
+            f"{path} is not a snapshot: its header says format {said!r}, not {FORMAT!r}; "
+            "give RUN/snapshots/latest.safetensors of a training run"
+        )
+    return read_document(header, _Header, name=f"the header of {path}")
+
+
+def _require_fit(config: ModelConfig, weights: dict[str, Tensor], path: Path) -> None:
+    """Refuse weights of another network than the configuration describes, before that is built."""
+    deepest = max(_depths(config_to_dict(config)))
+    if deepest > len(weights):
+        raise PublishedFileError(
+            f"{path} describes a network of {deepest} blocks and holds {len(weights)} tensors"
+        )
+    numbers = sum(tensor.numel() for tensor in weights.values())
+    if (parameters := num_parameters(config)) > numbers:
+        raise PublishedFileError(
+            f"{path} describes a network of {parameters} parameters and holds {numbers} numbers"
+        )
+    with torch.device("meta"):  # shapes without memory
+        network = build_model(config)
+    require_same_shapes(network, weights, path)
+
+
+def _depths(values: dict[str, Any]) -> Iterator[int]:
+    """Every number of blocks in a configuration."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _depths(value)
+        elif name.endswith("depth"):
+            yield value
