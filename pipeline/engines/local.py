@@ -67,7 +67,7 @@ def _run_processes(specs: list[WorkerSpec], progress: Progress) -> None:
         processes[spec.name] = context.Process(target=_work, args=(spec, news), name=spec.name)
         processes[spec.name].start()
     try:
-        _follow(processes, news, progress)
+        follow(processes, news, progress)
     finally:
         for process in processes.values():
             if process.is_alive():
@@ -78,20 +78,32 @@ def _run_processes(specs: list[WorkerSpec], progress: Progress) -> None:
                 process.kill()
 
 
-def _follow(processes: dict[str, BaseProcess], news: Any, progress: Progress) -> None:
-    """Shows the workers' news until all of them have ended."""
+def follow(
+    processes: dict[str, BaseProcess], news: Any, progress: Progress, *, look_seconds: float = _LOOK_SECONDS
+) -> None:
+    """Shows the workers' news until all of them have ended.
+
+    Args:
+        processes: The workers by name.
+        news: Queue of their events.
+        progress: Takes the events.
+        look_seconds: Pause between two looks whether one of them has ended.
+
+    Raises:
+        UserError: The first error that stopped a worker, or that all of them died.
+    """
     alive = dict(processes)
     finished = 0
     looked = time.monotonic()
     while True:
-        event = _next(news)
+        event = _next(news, look_seconds)
         if isinstance(event, UserError):
             raise event
         if event is not None:
             progress(event)
         elif not alive:
             break
-        if event is None or time.monotonic() - looked > _LOOK_SECONDS:  # busy workers leave no pause
+        if event is None or time.monotonic() - looked > look_seconds:  # busy workers leave no pause
             looked = time.monotonic()
             progress.name_stalled()
             finished += _reap(alive, progress)
@@ -101,10 +113,10 @@ def _follow(processes: dict[str, BaseProcess], news: Any, progress: Progress) ->
         )
 
 
-def _next(news: Any) -> Any:
+def _next(news: Any, timeout: float) -> Any:
     """The next piece of news, or None if there is none for a while."""
     try:
-        return news.get(timeout=_LOOK_SECONDS)
+        return news.get(timeout=timeout)
     except queue.Empty:
         return None
 

@@ -249,14 +249,13 @@ def test_numbers_out_of_range_are_refused_before_anything_is_loaded(settings, ch
         replace(settings, **changes)
 
 
-def test_help_answers_in_a_second_without_torch():
+def test_help_answers_without_torch():
     program = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys\n"
         "from eval.generation import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'timm', 'zarr', 'pydantic'} & set(sys.modules), 'heavy'\n"
-        "print(f'seconds {time.perf_counter() - start}', file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "--guidance-scale" in done.stdout

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -155,15 +156,15 @@ def test_a_worker_tries_what_it_has_failed_with_after_everything_else(store):
 
 
 def test_a_beat_that_the_disk_does_not_take_is_missed_and_the_next_one_gets_through(tmp_path, monkeypatch):
-    renew, refused = Leases._renew, []
+    write, refused = Path.write_bytes, []
 
-    def renew_later(self, path):
-        if len(refused) < 2:
+    def write_later(path, content):
+        if path.name == "a.json" and len(refused) < 2:
             refused.append(path)
             raise OSError(116, "Stale file handle")
-        renew(self, path)
+        return write(path, content)
 
-    monkeypatch.setattr(Leases, "_renew", renew_later)
+    monkeypatch.setattr(Path, "write_bytes", write_later)
     with Leases(tmp_path, owner("w"), patience=0.12) as leases:
         assert leases.take("a")
         path = tmp_path / ".work" / "leases" / "a.json"

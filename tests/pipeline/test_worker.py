@@ -15,7 +15,7 @@ from pipeline.encode.decoding import batch_length
 from pipeline.encode.job import WorkerSpec, run_worker
 from pipeline.encode.progress import Progress, ShardFailed
 from pipeline.encoders.encoder import Encoder
-from pipeline.engines.local import _follow
+from pipeline.engines.local import follow
 from shards.errors import UserError
 from shards.reading.store import open_store
 
@@ -85,23 +85,24 @@ class _Process:
         self.exitcode = exitcode
 
 
-def test_a_worker_that_dies_is_named_while_the_others_keep_the_news_flowing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.engines.local._LOOK_SECONDS", 0.05)
+def test_a_worker_that_dies_is_named_while_the_others_keep_the_news_flowing(tmp_path, capsys):
     news, seen = queue.Queue(), []
     busy = _Process(None)
 
-    def told(event):
-        seen.append("died" in capsys.readouterr().err)
-        if len(seen) < 200 and not seen[-1]:
-            time.sleep(0.005)
-            news.put(event)  # never a pause
-        else:
-            busy.exitcode = 0
+    class Flowing(Progress):
+        """A progress line in whose queue there is never a pause."""
+
+        def __call__(self, event):
+            seen.append("died" in capsys.readouterr().err)
+            if len(seen) < 200 and not seen[-1]:
+                time.sleep(0.005)
+                news.put(event)
+            else:
+                busy.exitcode = 0
 
     news.put(ShardFailed("busy", 3, "reason"))
-    with Progress(tmp_path, num_rows=8, rows_done=lambda: 0) as progress:
-        monkeypatch.setattr(progress, "_take", told)
-        _follow({"busy": busy, "dead": _Process(-9)}, news, progress)
+    with Flowing(tmp_path, num_rows=8, rows_done=lambda: 0) as progress:
+        follow({"busy": busy, "dead": _Process(-9)}, news, progress, look_seconds=0.05)
     assert seen[-1], "named before the last news came"
     assert len(seen) < 200
 
