@@ -102,7 +102,7 @@ def parse(arguments: Sequence[str]) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
+    """Run the command line; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
     # Pillow warns of odd metadata in files it can read; what it cannot read is listed with its reason anyway.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     signal.signal(signal.SIGTERM, _interrupt)
@@ -136,5 +136,5 @@ def start_program(module: str, arguments: Sequence[str]) -> int:
 
 
 def _interrupt(signum: int, frame: object) -> None:
-    """Ends on SIGTERM as on Ctrl-C: leases are given back, half-written shards removed."""
+    """End on SIGTERM as on Ctrl-C: leases are given back, half-written shards removed."""
     raise KeyboardInterrupt

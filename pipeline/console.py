@@ -9,7 +9,7 @@ _NAMED_AT_MOST = 10
 
 
 def log(line: str) -> None:
-    """Prints one line."""
+    """Print one line."""
     tqdm.write(line, file=sys.stderr)
 
 

@@ -4,7 +4,7 @@ import os
 
 
 def let_waiting_threads_sleep() -> None:
-    """Makes OpenMP's threads sleep while they wait for work; without effect once torch is loaded.
+    """Make OpenMP's threads sleep while they wait for work; without effect once torch is loaded.
 
     Otherwise they spin between the encoder's steps, on the cores that decode. A policy that was set stays; worker
     processes inherit it.

@@ -42,7 +42,7 @@ class Failures:
         self.max_attempts = max_attempts
 
     def add(self, shard: int, reason: str) -> None:
-        """Notes one more failure; only the holder of the shard's lease does so."""
+        """Note one more failure; only the holder of the shard's lease does so."""
         reasons = [*self.reasons(shard), reason]
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_atomically(self._path(shard), json.dumps(reasons).encode())
@@ -65,7 +65,7 @@ class Failures:
         return found
 
     def clear(self) -> None:
-        """Forgets all failures: a new run tries every shard again."""
+        """Forget all failures: a new run tries every shard again."""
         for path in self.folder.glob("*.json"):
             path.unlink(missing_ok=True)
 
@@ -122,21 +122,21 @@ class Claims:
         return not self._mine and not self._open()
 
     def wait(self) -> None:
-        """Pauses until it makes sense to ask again."""
+        """Pause until it makes sense to ask again."""
         time.sleep(self._poll)
 
     def done(self, task: Task) -> None:
-        """Gives back a task that is committed, or that is left to others."""
+        """Give back a task that is committed, or that is left to others."""
         self._mine.discard(task.shard)
         self._leases.release(_lease_name(task.shard))
 
     def give_back(self) -> None:
-        """Leaves all shards in hand to whoever comes next."""
+        """Leave all shards in hand to whoever comes next."""
         for shard in list(self._mine):
             self.done(Task(shard, ()))
 
     def failed(self, task: Task, reason: str) -> None:
-        """Gives back a task that could not be done; this worker tries it again when there is nothing else to do."""
+        """Give back a task that could not be done; this worker tries it again when there is nothing else to do."""
         self._failures.add(task.shard, reason)
         self._failed_here.add(task.shard)
         self.done(task)

@@ -50,7 +50,7 @@ class Owner:
 
 
 def require_nobody_at_work(store: Location, wait: float, *, what: str, own: str | None = None) -> None:
-    """Refuses to touch a store that somebody is writing.
+    """Refuse to touch a store that somebody is writing.
 
     Args:
         store: The store.
@@ -69,7 +69,7 @@ def require_nobody_at_work(store: Location, wait: float, *, what: str, own: str 
 
 
 def remove_if_empty(folder: Location) -> None:
-    """Removes the folders of leases and failures in `WORK_DIR`, unless somebody uses them."""
+    """Remove the folders of leases and failures in `WORK_DIR`, unless somebody uses them."""
     for path in (folder / "leases", folder / "failures", folder):
         with suppress(OSError):  # somebody came between the look and the removal
             if path.is_dir() and not any(path.iterdir()):
@@ -144,7 +144,7 @@ class Leases:
             self.release(name)
 
     def take(self, name: str) -> bool:
-        """Takes the lease of this name unless somebody alive holds it; says whether it worked."""
+        """Take the lease of this name unless somebody alive holds it; says whether it worked."""
         path = self.folder / f"{name}.json"
         if path.exists():
             if not self._looks_dead(name, path):
@@ -165,7 +165,7 @@ class Leases:
         return True
 
     def release(self, name: str) -> None:
-        """Gives a lease back, unless it has been taken over meanwhile."""
+        """Give a lease back, unless it has been taken over meanwhile."""
         with self._lock:
             path = self._held.pop(name, None)
             if path is not None and self._is_mine(path):
@@ -190,7 +190,7 @@ class Leases:
         return alive
 
     def remove_all(self) -> None:
-        """Removes every lease; only for a store that nobody alive is writing."""
+        """Remove every lease; only for a store that nobody alive is writing."""
         for path in self.folder.glob("*"):
             path.unlink(missing_ok=True)
 

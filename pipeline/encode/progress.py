@@ -125,7 +125,7 @@ class Progress:
         self._log.close()
 
     def __call__(self, event: Event) -> None:
-        """Takes one piece of news, from any thread."""
+        """Take one piece of news, from any thread."""
         with self._lock:
             self._take(event)
 
@@ -157,11 +157,11 @@ class Progress:
         self._record({"event": type(event).__name__, **asdict(event)})
 
     def warn(self, line: str) -> None:
-        """Prints a warning above the progress line."""
+        """Print a warning above the progress line."""
         log(f"warning: {line}")
 
     def name_stalled(self) -> None:
-        """Says which workers have been silent for too long, once a silence."""
+        """Say which workers have been silent for too long, once a silence."""
         now = time.monotonic()
         for worker, heard in list(self._heard.items()):
             if now - heard > self._stall_seconds:
@@ -171,12 +171,12 @@ class Progress:
                 self._heard[worker] = now
 
     def finished(self, worker: str) -> None:
-        """Expects no more news from a worker."""
+        """Expect no more news from a worker."""
         self._heard.pop(worker, None)
         self._ended.add(worker)
 
     def _advance(self, rows: int) -> None:
-        """Moves the line forward to `rows`, never back and never beyond the end."""
+        """Move the line forward to `rows`, never back and never beyond the end."""
         rows = min(max(rows, self._shown), self._num_rows)
         self._bar.update(rows - self._shown)
         self._shown = rows

@@ -66,7 +66,7 @@ def combine(aggregations: Sequence[Aggregation], normalised: Iterable[tuple[int,
 
 
 def check_within(layers: Sequence[int], depth: int, option: str, name: str) -> None:
-    """Refuses blocks that a network does not have.
+    """Refuse blocks that a network does not have.
 
     Raises:
         UsageError: Naming the largest there is.

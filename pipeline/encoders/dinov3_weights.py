@@ -69,7 +69,7 @@ def dinov3_to_timm(state: State) -> State:
 
 
 def _split_bias(tensors: State, name: str) -> None:
-    """Replaces a bias of query, key and value together by timm's two; the file's mask silences the key's."""
+    """Replace a bias of query, key and value together by timm's two; the file's mask silences the key's."""
     bias, mask = tensors.pop(name), tensors.pop(f"{name}_mask", None)
     if mask is not None:
         bias = torch.where(mask == 0, torch.zeros_like(bias), bias * mask)
@@ -79,7 +79,7 @@ def _split_bias(tensors: State, name: str) -> None:
 
 
 def require_same_biases(tensors: State, trunk: Any, name: str) -> None:
-    """Refuses weights with biases of query and value for a network without, and the reverse.
+    """Refuse weights with biases of query and value for a network without, and the reverse.
 
     Raises:
         UsageError: Naming the timm model that the weights are of.
@@ -100,7 +100,7 @@ def require_same_biases(tensors: State, trunk: Any, name: str) -> None:
 
 
 def set_periods(trunk: Any, periods: Tensor) -> None:
-    """Makes a network compute with the rotary periods of its weight file.
+    """Make a network compute with the rotary periods of its weight file.
 
     Args:
         trunk: timm's network.

@@ -92,7 +92,7 @@ def read_weights(path: Path) -> State:
 def to_timm_layout(
     state: Mapping[str, Tensor], *, class_position: bool, dinov3: bool = False, final_affine: bool = False
 ) -> State:
-    """Renames a state dict of any known layout to timm's names and drops what the tokens do not depend on.
+    """Rename a state dict of any known layout to timm's names and drop what the tokens do not depend on.
 
     Args:
         state: A state dict in timm, transformers or original layout; a common prefix such as `vit.` may be
@@ -138,7 +138,7 @@ def _prefix_of(state: Mapping[str, Tensor]) -> str:
 
 
 def _join_query_key_value(tensors: State) -> None:
-    """Concatenates separate query, key and value matrices in that order, as timm's `attn.qkv` holds them."""
+    """Concatenate separate query, key and value matrices in that order, as timm's `attn.qkv` holds them."""
     parts = re.compile(r"^(blocks\.\d+\.attn\.)(?:query|q)\.(weight|bias)$")
     for name in [name for name in tensors if parts.match(name)]:
         match = parts.match(name)
@@ -149,7 +149,7 @@ def _join_query_key_value(tensors: State) -> None:
 
 
 def _fold_class_position(tensors: State) -> None:
-    """Adds the class token's position embedding to the class token, if the file still has it apart.
+    """Add the class token's position embedding to the class token, if the file still has it apart.
 
     Source: timm 1.0.31 `_convert_dinov2`; without it tokens of DINOv2 with registers move by up to 0.1.
     """

@@ -28,7 +28,7 @@ def run_local(
     machines: int = 1,
     processes: int | None = None,
 ) -> None:
-    """Encodes with one worker a device until no shard is left that a worker could do.
+    """Encode with one worker a device until no shard is left that a worker could do.
 
     Args:
         config: Settings of the run.
@@ -81,7 +81,7 @@ def _run_processes(specs: list[WorkerSpec], progress: Progress) -> None:
 def follow(
     processes: dict[str, BaseProcess], news: Any, progress: Progress, *, look_seconds: float = _LOOK_SECONDS
 ) -> None:
-    """Shows the workers' news until all of them have ended.
+    """Show the workers' news until all of them have ended.
 
     Args:
         processes: The workers by name.
@@ -122,7 +122,7 @@ def _next(news: Any, timeout: float) -> Any:
 
 
 def _reap(alive: dict[str, BaseProcess], progress: Progress) -> int:
-    """Removes the workers that have ended, names those that have died, and counts the others."""
+    """Remove the workers that have ended, name those that have died, and count the others."""
     finished = 0
     for name, process in list(alive.items()):
         if process.exitcode is None:
@@ -137,7 +137,7 @@ def _reap(alive: dict[str, BaseProcess], progress: Progress) -> int:
 
 
 def _work(spec: WorkerSpec, news: Any) -> None:
-    """Runs in a worker process."""
+    """Run in a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     signal.signal(signal.SIGTERM, _leave)
 

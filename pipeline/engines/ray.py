@@ -23,7 +23,7 @@ class _Slot:
 
 
 def run_ray(config: EncodeConfig, progress: Progress) -> None:
-    """Encodes with Ray actors until no shard is left that one of them could do.
+    """Encode with Ray actors until no shard is left that one of them could do.
 
     Tokens never pass through Ray's object store: an actor writes its shards itself and sends only its news.
 
@@ -75,7 +75,7 @@ def _specs(config: EncodeConfig, count: int, *, on_gpus: bool) -> list[WorkerSpe
 
 
 def _follow(ray: Any, slots: list[_Slot], news: Any, progress: Progress) -> None:
-    """Keeps every slot filled until its actor has nothing left to do."""
+    """Keep every slot filled until its actor has nothing left to do."""
     actor_class = ray.remote(_Actor)
     running: dict[Any, tuple[_Slot, Any]] = {}
 
@@ -126,7 +126,7 @@ class _Actor:
     """One worker, in a process that Ray starts."""
 
     def run(self, spec: WorkerSpec, news: Any) -> UserError | None:
-        """Encodes until nothing is left; gives the error that stopped it, if one did."""
+        """Encode until nothing is left; gives the error that stopped it, if one did."""
 
         def report(event: Event) -> None:
             news.put(event)

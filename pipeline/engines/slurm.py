@@ -45,7 +45,7 @@ def array_script(work: WorkConfig, arguments: Sequence[str]) -> str:
 
 
 def submit(script: str) -> str:
-    """Hands a script to sbatch; gives what sbatch says.
+    """Hand a script to sbatch; gives what sbatch says.
 
     Raises:
         UsageError: If there is no sbatch here.

@@ -43,7 +43,7 @@ def world_from_environment() -> World:
 
 
 def require_single_process() -> None:
-    """Refuses to be one of several processes without knowing it.
+    """Refuse to be one of several processes without knowing it.
 
     Raises:
         UsageError: If torchrun or the like has started more than this one.

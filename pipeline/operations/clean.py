@@ -15,7 +15,7 @@ from shards.writing.revisions import give_up_unfinished, superseded
 
 
 def clean(config: CleanConfig) -> None:
-    """Removes temporary files, dead leases, failure notes and superseded revisions of a store nobody is writing.
+    """Remove temporary files, dead leases, failure notes and superseded revisions of a store nobody is writing.
 
     The manifest's list of fields is brought up to date, should somebody have removed one.
 
@@ -43,7 +43,7 @@ def clean(config: CleanConfig) -> None:
 
 
 def _remove_empty_parents(root: Location, names: list[str]) -> None:
-    """Removes the folders that held nothing but these files."""
+    """Remove the folders that held nothing but these files."""
     folders = {parent for name in names for parent in PurePosixPath(name).parents} - {PurePosixPath()}
     for folder in sorted(folders, reverse=True):
         if (root / folder).is_dir() and not any((root / folder).iterdir()):

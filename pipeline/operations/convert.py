@@ -25,7 +25,7 @@ from shards.writing.selection import every_row
 
 
 def convert(config: ConvertConfig) -> None:
-    """Copies a store into another form, row for row; run again, it continues.
+    """Copy a store into another format, row for row; run again, it continues.
 
     Raises:
         UserError: If the store is damaged, or the copy cannot be made, or int8 has cost more than is allowed.

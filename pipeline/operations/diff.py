@@ -22,7 +22,7 @@ _ROW_LINES = {
 
 
 def diff(config: DiffConfig) -> int:
-    """Prints in what two stores differ; returns 1 if they do, else 0.
+    """Print in what two stores differ; returns 1 if they do, else 0.
 
     Raises:
         UserError: If one of them is no finished store, or damaged.

@@ -28,7 +28,7 @@ _WORST_CHANNELS = 5
 
 
 def inspect(config: InspectConfig) -> None:
-    """Prints the facts of a store, finished or not."""
+    """Print the facts of a store, finished or not."""
     facts = store_facts(config.store)
     text = json.dumps(facts, indent=1, ensure_ascii=False) if config.json else as_text(facts)
     sys.stdout.write(text + "\n")

@@ -34,7 +34,7 @@ img { max-width: 100%; } .notice { background: #fff3cd; padding: .6rem 1rem; } p
 
 
 def report(config: ReportConfig) -> None:
-    """Writes the page of a store; of one that is not finished, what its shards so far tell.
+    """Write the page of a store; of one that is not finished, what its shards so far tell.
 
     Raises:
         UserError: If there is no store, or the page cannot be written.

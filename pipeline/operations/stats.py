@@ -17,7 +17,7 @@ _WORST_CHANNELS = 5
 
 
 def stats(config: StatsConfig) -> None:
-    """Prints the statistics of some views, and writes or compares them where that is asked for.
+    """Print the statistics of some views, and write or compare them where that is asked for.
 
     Raises:
         UserError: If there is no finished store, it lacks a view, or a file is not one of statistics.

@@ -144,7 +144,7 @@ class RemoteReader(CheckedReader):
         return True
 
     def _fetch(self, group: list[_Wanted], flat: NDArray[np.uint8]) -> None:
-        """Runs in a request thread."""
+        """Run in a request thread."""
         shard, start = group[0].shard, group[0].offset
         end = max(piece.offset + piece.nbytes for piece in group)
         content = np.frombuffer(shard.path.read_range(start, end - start), np.uint8)
