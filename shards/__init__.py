@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from shards.integrity.withdrawal import withdraw_damaged as withdraw_damaged
     from shards.integrity.withdrawal import withdraw_repaired as withdraw_repaired
     from shards.metadata.archives import ArchiveIdentity as ArchiveIdentity
+    from shards.metadata.class_names import answers_of as answers_of
+    from shards.metadata.class_names import united_classes as united_classes
     from shards.metadata.code_arrays import published_code as published_code
     from shards.metadata.commit import CommitRecord as CommitRecord
     from shards.metadata.compression import row_codec as row_codec
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from shards.reading.dataset import StreamBatchSampler as StreamBatchSampler
     from shards.reading.loader import Batch as Batch
     from shards.reading.loader import Loader as Loader
+    from shards.reading.mixed_store import MixedStore as MixedStore
+    from shards.reading.mixture import Phase as Phase
     from shards.reading.reader import RowReader as RowReader
     from shards.reading.store import Store as Store
     from shards.reading.store import open_store as open_store
@@ -115,6 +119,7 @@ _MODULES = {
     "shards.integrity.withdrawal": ["withdraw_damaged", "withdraw_repaired"],
     "shards.metadata.archives": ["ArchiveIdentity"],
     "shards.metadata.code_arrays": ["published_code"],
+    "shards.metadata.class_names": ["answers_of", "united_classes"],
     "shards.metadata.commit": ["CommitRecord"],
     "shards.metadata.compression": ["row_codec"],
     "shards.metadata.given_statistics": ["GivenStatistics", "given_source", "publish_given"],
@@ -133,6 +138,8 @@ _MODULES = {
     "shards.metadata.statistics_arrays": ["Statistics"],
     "shards.reading.dataset": ["SampleDataset", "StreamBatchSampler"],
     "shards.reading.loader": ["Batch", "Loader"],
+    "shards.reading.mixed_store": ["MixedStore"],
+    "shards.reading.mixture": ["Phase"],
     "shards.reading.reader": ["RowReader"],
     "shards.reading.store": ["Store", "open_store"],
     "shards.reading.token_sample": ["chosen_tokens", "sample_stored"],

@@ -1,16 +1,14 @@
 """`pipeline merge`: the rows of several stores of one encoder in one store, classes united by name."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.console import named
 from pipeline.operations.copying import copy
 from pipeline.settings.operations import MergeConfig
-from pipeline.sources.labels import answers_of
-from shards import IdentityMismatchError, Store, UsageError, open_store
+from shards import IdentityMismatchError, Store, UsageError, open_store, united_classes
 from shards.writing.copying import copied_recipe
 from shards.writing.selection import Part, reshuffled
 
@@ -30,7 +28,9 @@ def merge(config: MergeConfig) -> None:
     for store in stores[1:]:
         _require_alike(stores[0], store, recode=config.recode)
     _require_different_keys(stores)
-    class_names, labels = united_classes(stores)
+    class_names, labels = united_classes(
+        (str(store.path), store.class_names, store.plan.labels) for store in stores
+    )
     parts = [
         Part(store, np.arange(store.plan.num_images), own) for store, own in zip(stores, labels, strict=True)
     ]
@@ -39,49 +39,6 @@ def merge(config: MergeConfig) -> None:
     shards = together if config.shards is None else config.shards
     selection = reshuffled(parts, class_names, shards, first.recipe.seed)
     copy(selection, copied_recipe(selection), config.out, command="merge", code=first.code)
-
-
-def united_classes(stores: Sequence[Store]) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
-    """The classes of all stores: the first's with their ids, then those that others add, in their order.
-
-    Returns:
-        The names, and for each store the new label of each of its old ones.
-
-    Raises:
-        UsageError: If a store has labels without names or two classes of one name, or names another's class
-            differently.
-    """
-    ids: dict[str, int] = {}
-    labels = []
-    for store in stores:
-        twice = [name for name, count in Counter(store.class_names).items() if count > 1]
-        if twice:
-            raise UsageError(
-                f"class names must differ to be united, {store.path} has {named(twice)} more than once"
-            )
-        nameless = sorted({str(label) for label in store.plan.labels.tolist() if label >= store.num_classes})
-        if nameless:
-            raise UsageError(
-                f"classes are united by name, and {store.path} has no names for its labels {named(nameless)}; "
-                "encode it with --labels"
-            )
-        labels.append(np.array([ids.setdefault(name, len(ids)) for name in store.class_names], np.int64))
-    clashing = [sorted(names) for names in _by_answer(ids).values() if len(names) > 1]
-    if clashing:
-        raise UsageError(
-            f"merged stores must name a class alike, {len(clashing)} have two names: "
-            f"{named([' and '.join(names) for names in clashing])}; encode one of the stores with --labels of the other"
-        )
-    return tuple(ids), labels
-
-
-def _by_answer(class_names: Iterable[str]) -> dict[str, set[str]]:
-    """The class names by each name they answer to."""
-    found: dict[str, set[str]] = {}
-    for name in class_names:
-        for answer in answers_of(name):
-            found.setdefault(answer, set()).add(name)
-    return found
 
 
 def _require_alike(first: Store, other: Store, *, recode: bool) -> None:

@@ -1,23 +1,15 @@
 """Class ids that stay the same from one source to the next."""
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from shards import UsageError
+from shards import UsageError, answers_of
 
-_SHORT_NAME = re.compile(r"^(n\d{8}|\d+)[\s,]+\S")
 _LARGEST_LABEL = 100_000
-
-
-def answers_of(name: str) -> set[str]:
-    """The names a class answers to: its full name, and the WordNet id, number or part before a tab at its beginning."""
-    match = _SHORT_NAME.match(name)
-    return {name, match.group(1) if match else name.partition("\t")[0]}
 
 
 @dataclass(frozen=True)

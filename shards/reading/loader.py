@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UsageError
-from shards.reading.order import RowOrder
 from shards.reading.reader import RowReader, Verify
 from shards.reading.ring import Job, Ring
 from shards.reading.schedule import Draw, Schedule
@@ -71,7 +70,7 @@ class Loader:
     """Iterates over one rank's batches of the infinite stream, for ever, from any position.
 
     Args:
-        store: The store.
+        store: The store, or several as one (`shards.reading.mixed_store.MixedStore`).
         fields: Fields to deliver; without any, batches are rows and labels, and nothing is read of the shards.
         views: Views to draw from; each sample's view is a function of (seed, position).
         rows: Rows of an epoch, ascending; by default every valid row.
@@ -117,7 +116,7 @@ class Loader:
         if not views:
             raise UsageError("a loader needs at least one view")
         rows = store.valid_rows if rows is None else rows
-        self.order = RowOrder(rows, seed, group, capacity=store.capacity)
+        self.order = store.order(rows, seed=seed, group=group, global_batch_size=global_batch_size)
         self._schedule = Schedule(
             order=self.order,
             seed=seed,

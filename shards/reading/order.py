@@ -9,12 +9,20 @@ at another position.
 from __future__ import annotations
 
 import threading
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.draws import permutation, shuffled_within
 from shards.errors import UsageError
+
+
+class Order(Protocol):
+    """An infinite stream of rows."""
+
+    def rows(self, start: int, count: int) -> NDArray[np.int64]:
+        """Rows at the stream's positions [start, start + count), int64[count]."""
 
 
 class RowOrder:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shards.draws import choices
 from shards.errors import UsageError
-from shards.reading.order import RowOrder, share
+from shards.reading.order import Order, share
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Schedule:
         start_sample: Stream position to begin at.
     """
 
-    order: RowOrder
+    order: Order
     seed: int
     num_views: int
     global_batch_size: int

@@ -26,6 +26,7 @@ from shards.metadata.plan import Plan, planned_rows
 from shards.metadata.root import read_recipe
 from shards.metadata.statistics_arrays import Statistics, error_path, merged_statistics
 from shards.reading.open_files import OPEN_FILES
+from shards.reading.order import Order, RowOrder
 from shards.reading.reader import MirroredReader, RowReader, ShardOpener, StoredReader, Verify
 from shards.reading.remote_reader import RemoteReader
 from shards.reading.shard_file import ReadMode
@@ -81,6 +82,24 @@ class Store:
     def recipe(self) -> Recipe:
         """What the store was made by."""
         return self.manifest.recipe
+
+    @property
+    def id(self) -> str:
+        """Digest of the recipe, by which stores are known."""
+        return self.recipe.id
+
+    def order(
+        self, rows: NDArray[np.int64], *, seed: int, group: int | None, global_batch_size: int
+    ) -> Order:
+        """The infinite stream of some of its rows.
+
+        Args:
+            rows: Rows of an epoch, ascending, int64[n].
+            seed: Names the order.
+            group: How far rows are mixed; see `shards.reading.order.RowOrder`.
+            global_batch_size: Samples of a step; the order of a single store does not depend on it.
+        """
+        return RowOrder(rows, seed, group, capacity=self.capacity)
 
     @property
     def is_remote(self) -> bool:
