@@ -3,7 +3,8 @@
     python eval/export.py SNAPSHOT --layout published --out DIR
     python eval/export.py DECODER_SNAPSHOT --layout diffusers --encoder model.safetensors [--dit SNAPSHOT] --out DIR
 
-"published" gives RAE's own files: `stage2_model.pt` and `stat.pt` of a DiT, `model.pt` of a decoder.
+"published" gives RAE's own files: `stage2_model.pt` and `stat.pt` of a DiT, `model.pt` of a decoder; of RAEv2's
+transformer `checkpoint.pt`, a bare state dict, and `stats.pt`.
 "diffusers" joins a decoder with its encoder's weights, a file in transformers' layout, to what
 `diffusers.AutoencoderRAE` loads.
 """
@@ -61,16 +62,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def export_published(snapshot: Snapshot, out: Path) -> None:
-    """Write `stage2_model.pt` and `stat.pt` of a DiT, or `model.pt` of a decoder, into a folder, which is made."""
+    """Write the published files of a DiT (weights and statistics) or of a decoder (weights)."""
+    from train.models.config import InContextDiTConfig
     from train.weights.published import save_state_dict, save_statistics
 
     out.mkdir(parents=True, exist_ok=True)
     if snapshot.kind == "decoder":
         save_state_dict(snapshot.model, out / "model.pt")
         return
-    save_state_dict(snapshot.model, out / "stage2_model.pt")
+    raev2 = isinstance(snapshot.config, InContextDiTConfig)
+    save_state_dict(snapshot.model, out / ("checkpoint.pt" if raev2 else "stage2_model.pt"))
     if snapshot.normalizer is not None:
-        save_statistics(snapshot.normalizer, out / "stat.pt")
+        save_statistics(snapshot.normalizer, out / ("stats.pt" if raev2 else "stat.pt"))
 
 
 def export_diffusers(

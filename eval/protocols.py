@@ -10,6 +10,7 @@ from eval.settings import (
     GridKind,
     Guidance,
     LabelRule,
+    Precision,
     ProtocolName,
     SamplerName,
     SetMetric,
@@ -30,6 +31,7 @@ class Sampler(NamedTuple):
 SAMPLERS: dict[SamplerName, Sampler] = {
     "euler-50": Sampler("published", 50, "euler"),
     "euler-50-to-zero": Sampler("to-zero", 51, "euler"),
+    "euler-100-to-zero": Sampler("to-zero", 101, "euler"),
 }
 
 
@@ -51,6 +53,9 @@ class Protocol:
     image_size: int
     guidance: Guidance
     guidance_scale: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    precisions: tuple[Precision, ...] = ("fp32", "tf32")
+    cautions: tuple[str, ...] = ()
     reference_name: str
     reference_url: str
     published: tuple[PublishedRow, ...]
@@ -91,6 +96,20 @@ _GUIDED_512 = (
     PublishedRow("EDM2-XXL",                        1.25,  None,  None, None, _PAPER),
     PublishedRow("RAE DiT-DH-XL, 400 epochs",       1.13,  259.6, 0.80, 0.63, _PAPER),
 )
+_V2 = "arXiv 2605.18324, project page"
+_V2_UNGUIDED = (
+    PublishedRow("RAE DiT-DH-XL, 80 epochs",        2.16,  214.8, 0.82, 0.59, _PAPER),
+    PublishedRow("RAE DiT-DH-XL, 800 epochs",       1.51,  242.9, 0.79, 0.63, _PAPER),
+    PublishedRow("RAEv2 K=7, 80 epochs",            1.65,  None,  None, None, _V2),
+    PublishedRow("RAEv2 K=23, 80 epochs",           3.01,  None,  None, None, _V2),
+)
+_V2_INTERNAL = (
+    PublishedRow("RAE DiT-DH-XL, 800 epochs",       1.13,  262.6, 0.78, 0.67, _PAPER),
+    PublishedRow("RAEv2 K=7, 80 epochs",            1.06,  None,  None, None, _V2),
+    PublishedRow("RAEv2 K=7, 80 epochs, CFG",       1.49,  None,  None, None, _V2),
+    PublishedRow("RAEv2 K=7, AutoGuidance",         1.14,  None,  None, None, _V2),
+    PublishedRow("RAEv2 K=23, 80 epochs",           1.25,  None,  None, None, _V2),
+)
 # fmt: on
 
 # Guidance scales: github:bytetriper/RAE at a4d18c4, configs/stage2/sampling.
@@ -111,11 +130,31 @@ _AT_512 = replace(
     published=(),
 )
 
+# Source: github:nanovisionx/RAEv2 configs/stage2/sampling and src/offline_eval.py at 8a0d238.
+_V2_PROTOCOL = replace(
+    _UNGUIDED,
+    sampler="euler-100-to-zero",
+    precisions=("bf16",),
+    published=_V2_UNGUIDED,
+    cautions=(
+        "RAEv2's own evaluator is private: which statistics its gFID compares with is not known, here they are ADM's; "
+        "it combines guided outputs in bfloat16, here in float32",
+    ),
+)
+
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "imagenet256-unguided": _UNGUIDED,
     "imagenet256-guided": _GUIDED,
     "imagenet512-unguided": _AT_512,
     "imagenet512-guided": replace(
         _AT_512, guidance="autoguidance", guidance_scale=1.5, published=_GUIDED_512
+    ),
+    "raev2-imagenet256-unguided": _V2_PROTOCOL,
+    "raev2-imagenet256-internal": replace(
+        _V2_PROTOCOL,
+        guidance="internal",
+        guidance_scale=1.78,
+        guidance_interval=(0.1, 1.0),
+        published=_V2_INTERNAL,
     ),
 }

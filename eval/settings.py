@@ -12,11 +12,17 @@ from shards import UsageError
 
 Precision = Literal["fp32", "tf32", "bf16"]
 LabelRule = Literal["equal", "random"]
-Guidance = Literal["none", "cfg", "autoguidance"]
+Guidance = Literal["none", "cfg", "autoguidance", "internal"]
+Prediction = Literal["velocity", "x"]
 GridKind = Literal["published", "to-zero"]
-SamplerName = Literal["euler-50", "euler-50-to-zero"]
+SamplerName = Literal["euler-50", "euler-50-to-zero", "euler-100-to-zero"]
 ProtocolName = Literal[
-    "imagenet256-unguided", "imagenet256-guided", "imagenet512-unguided", "imagenet512-guided"
+    "imagenet256-unguided",
+    "imagenet256-guided",
+    "imagenet512-unguided",
+    "imagenet512-guided",
+    "raev2-imagenet256-unguided",
+    "raev2-imagenet256-internal",
 ]
 SetMetric = Literal["fid", "sfid", "is", "precision_recall", "fd_dinov2"]
 PairMetric = Literal["psnr", "ssim", "lpips", "rfid"]
@@ -32,7 +38,8 @@ class GenerationSettings:
     """
 
     snapshot: Positional[Path]
-    """Snapshot of a DiT: RUN/snapshots/latest.safetensors (its averaged weights); or a published stage2_model.pt."""
+    """Snapshot of a DiT: RUN/snapshots/latest.safetensors (its averaged weights); or RAE's published stage2_model.pt or
+    RAEv2's checkpoint.pt."""
     decoder: Path
     """Snapshot of the decoder for the same encoder; or a published model.pt, or diffusers' AutoencoderRAE folder."""
     encoder_of: Path | None = None
@@ -52,7 +59,8 @@ class GenerationSettings:
     classes: tuple[int, ...] = ()
     """Only these classes, in this order; default all of the snapshot's."""
     sampler: SamplerName | None = None
-    """euler-50: the published 50 points, 49 evaluations; euler-50-to-zero: 50 evaluations that end at data."""
+    """euler-50: RAE's 50 points, 49 evaluations; euler-50-to-zero and euler-100-to-zero: 50 and 100 evaluations that
+    end at the data. Default euler-50, and euler-50-to-zero for a model that predicts the data."""
     points: int | None = None
     """Points of the time grid, instead of the sampler's."""
     method: str | None = None
@@ -60,11 +68,19 @@ class GenerationSettings:
     shift_base: int | None = None
     """Numbers in a latent for which times are not shifted toward noise; default as the model was trained."""
     guidance: Guidance | None = None
-    """cfg: classifier-free; autoguidance: by a weaker model. Default none."""
+    """cfg: classifier-free; autoguidance: by a weaker model; internal: by the model's own base output. Default none."""
     guidance_scale: float | None = None
     """Weight of the guided direction; 1 is no guidance."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Times in which guidance acts, both ends included; 0 is data, 1 is noise."""
+    guidance_interval: tuple[float, float] | None = None
+    """Times in which guidance acts, both ends included; 0 is data, 1 is noise. Default 0 1, or the protocol's."""
+    internal_scale: float | None = None
+    """Weight of internal guidance beneath cfg or autoguidance, which then guide what it gives."""
+    internal_interval: tuple[float, float] = (0.0, 1.0)
+    """Times in which that internal guidance acts."""
+    unconditional_scale: float | None = None
+    """Weight of internal guidance of the prediction without a class, beneath cfg; default as of the other."""
+    base_depth: int | None = None
+    """Blocks after which a published checkpoint.pt of RAEv2 has its base output; default the published network's."""
     guide: Path | None = None
     """Snapshot of the weaker DiT for autoguidance; or a published file with the same statistics."""
     precision: Precision = "fp32"
@@ -100,9 +116,12 @@ class GenerationSettings:
             raise UsageError(f"--shift-base must be at least 1, got {self.shift_base}")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"--batch-size must be at least 1, got {self.batch_size}")
-        low, high = self.guidance_interval
-        if not 0.0 <= low <= high <= 1.0:
-            raise UsageError(f"--guidance-interval must be two times 0 ≤ low ≤ high ≤ 1, got {low} {high}")
+        for name in ("guidance_interval", "internal_interval"):
+            low, high = getattr(self, name) or (0.0, 1.0)
+            if not 0.0 <= low <= high <= 1.0:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be two times 0 ≤ low ≤ high ≤ 1, got {low} {high}"
+                )
         if self.grid_columns < 1 or self.grid_rows < 1:
             raise UsageError(
                 f"a grid needs at least 1 column and row, got {self.grid_columns} and {self.grid_rows}"

@@ -167,6 +167,9 @@ def latent_sampler(settings: DiTSettings, model: Generator, classes: tuple[int, 
         classes=classes,
         seed=settings.seed,
         precision=settings.precision or "fp32",
+        kind="to-zero" if settings.flow.prediction == "x" else "published",
+        prediction=settings.flow.prediction,
+        time_floor=settings.flow.time_floor,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.protocols import PROTOCOLS, SAMPLERS, Protocol
@@ -12,6 +12,7 @@ from eval.settings import (
     GridKind,
     Guidance,
     LabelRule,
+    Prediction,
     SetMetric,
     require_decoder,
     require_reference,
@@ -32,6 +33,7 @@ class GenerationPlan:
     method: str
     guidance: Guidance
     guidance_scale: float
+    guidance_interval: tuple[float, float]
     metrics: tuple[SetMetric, ...]
     reference: Path | None
     deviations: tuple[str, ...]
@@ -63,6 +65,8 @@ def plan_of(settings: GenerationSettings) -> GenerationPlan:
         method=settings.method or sampler.method,
         guidance=settings.guidance or (protocol.guidance if protocol else "none"),
         guidance_scale=_scale(settings, protocol),
+        guidance_interval=settings.guidance_interval
+        or (protocol.guidance_interval if protocol else (0.0, 1.0)),
         metrics=settings.metrics or (protocol.metrics if protocol else ADM_METRICS),
         reference=settings.reference or (_published_reference(protocol) if protocol else None),
         deviations=_deviations(settings, protocol) if protocol else (),
@@ -73,9 +77,27 @@ def plan_of(settings: GenerationSettings) -> GenerationPlan:
         raise UsageError(f"--guide is for --guidance autoguidance, the guidance here is {plan.guidance}")
     if plan.guidance == "none" and plan.guidance_scale != 1.0:
         raise UsageError(
-            f"--guidance-scale {plan.guidance_scale} needs a guidance; give --guidance cfg or autoguidance"
+            f"--guidance-scale {plan.guidance_scale} needs a guidance; give --guidance cfg, autoguidance or internal"
         )
+    if settings.internal_scale is not None and plan.guidance not in ("cfg", "autoguidance"):
+        raise UsageError(
+            "--internal-scale is for internal guidance beneath --guidance cfg or autoguidance; alone it is --guidance "
+            "internal --guidance-scale"
+        )
+    if settings.unconditional_scale is not None and (
+        plan.guidance != "cfg" or settings.internal_scale is None
+    ):
+        raise UsageError("--unconditional-scale needs --guidance cfg and --internal-scale")
     return plan
+
+
+def with_sampler_of(plan: GenerationPlan, prediction: Prediction) -> GenerationPlan:
+    """The plan with the default sampler of a model: one that predicts the data is followed to the data."""
+    settings = plan.settings
+    if prediction == "velocity" or (settings.sampler, settings.points, settings.protocol) != (None,) * 3:
+        return plan
+    sampler = SAMPLERS["euler-50-to-zero"]
+    return replace(plan, kind=sampler.kind, points=sampler.points)
 
 
 def _require_origin(settings: GenerationSettings) -> None:
@@ -122,7 +144,7 @@ def _deviations(settings: GenerationSettings, protocol: Protocol) -> tuple[str, 
         "method": SAMPLERS[protocol.sampler].method,
         "guidance": protocol.guidance,
         "guidance_scale": protocol.guidance_scale,
-        "guidance_interval": (0.0, 1.0),
+        "guidance_interval": protocol.guidance_interval,
         "classes": (),
         "shift_base": 4096,
         "rounding": False,
@@ -134,6 +156,8 @@ def _deviations(settings: GenerationSettings, protocol: Protocol) -> tuple[str, 
             differing.append(f"{name.replace('_', ' ')} {given} instead of {value}")
     if settings.reference is not None and settings.reference.name != protocol.reference_name:
         differing.append(f"reference {settings.reference.name} instead of {protocol.reference_name}")
-    if settings.precision == "bf16":
-        differing.append("precision bf16 instead of fp32 or tf32")
+    if settings.internal_scale is not None:
+        differing.append(f"internal guidance of scale {settings.internal_scale} as well")
+    if settings.precision not in protocol.precisions:
+        differing.append(f"precision {settings.precision} instead of {' or '.join(protocol.precisions)}")
     return tuple(differing)

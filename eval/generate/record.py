@@ -14,6 +14,9 @@ from shards import Store, UserError
 
 FILE_NAME = "generation.json"
 
+_LATER: dict[str, Any] = {"internal_interval": [0.0, 1.0]}
+"""What older records do not say and what was so then; whatever else they do not say was nothing."""
+
 
 def generation_record(plan: GenerationPlan, sampler: LatentSampler, store: Store | None) -> dict[str, Any]:
     """Everything the samples depend on, as JSON values."""
@@ -28,7 +31,11 @@ def generation_record(plan: GenerationPlan, sampler: LatentSampler, store: Store
         "protocol": settings.protocol,
         "seed": settings.seed,
         "classes": sampler.classes,
-        "guidance_interval": settings.guidance_interval,
+        "guidance_interval": plan.guidance_interval,
+        "internal_scale": settings.internal_scale,
+        "internal_interval": settings.internal_interval,
+        "unconditional_scale": settings.unconditional_scale,
+        "base_depth": settings.base_depth,
         "precision": settings.precision,
         "rounding": settings.rounding,
         "num": plan.num,
@@ -59,6 +66,7 @@ def open_folder(out: Path, record: dict[str, Any]) -> None:
         write_json(path, record)
         return
     found = json.loads(path.read_text(encoding="utf-8"))
+    found = _LATER | found
     differences = [
         f"{name} was {found.get(name)!r} and is {record.get(name)!r}"
         for name in sorted(found.keys() | record.keys())

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from eval.command import warn
 from eval.generate.labels import chosen_classes
-from eval.generate.plan import GenerationPlan
+from eval.generate.plan import GenerationPlan, with_sampler_of
 from eval.generate.producer import Producer
 from eval.generate.record import generation_record, open_folder
 from eval.generate.sampler import LatentSampler
@@ -35,7 +35,7 @@ from eval.settings import GenerationSettings
 from shards import EncoderIdentity, Store, UsageError, open_store, replace_atomically, require_output_folder
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
-from train.models.config import LatentTransformerConfig
+from train.models.config import LatentTransformerConfig, has_base_output
 from train.weights.snapshot import Snapshot, is_snapshot
 
 
@@ -63,7 +63,8 @@ def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
     set_precision(settings.precision)
     _require_use_of_statistics(settings)
     store = None if settings.encoder_of is None else open_store(settings.encoder_of)
-    model = load_dit(settings.snapshot, team.device, store, settings.statistics)
+    model = load_dit(settings.snapshot, team.device, store, settings.statistics, settings.base_depth)
+    plan = with_sampler_of(plan, model.meta.prediction)
     producer = _producer(plan, model, store, team)
     require_published_size(settings.protocol, producer.decoder.image_size)
     record = generation_record(plan, producer.sampler, store)
@@ -122,6 +123,10 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         raise UsageError(
             "classifier-free guidance needs a model trained with label dropout, this snapshot has no null label"
         )
+    if (plan.guidance == "internal" or settings.internal_scale is not None) and not has_base_output(config):
+        raise UsageError(
+            f"internal guidance needs a model with a base output, as presets raev2-* train; {settings.snapshot} is none"
+        )
     labelled = bool(model.meta.class_names) or config.num_classes > 1
     classes = chosen_classes(settings.classes, config.num_classes, labelled=labelled)
     drawing = decoder_of(decoder, settings.precision)
@@ -144,7 +149,12 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         shift_base=settings.shift_base or model.meta.shift_base,
         guidance=plan.guidance,
         scale=plan.guidance_scale,
-        interval=settings.guidance_interval,
+        interval=plan.guidance_interval,
+        internal_scale=settings.internal_scale,
+        internal_interval=settings.internal_interval,
+        unconditional_scale=settings.unconditional_scale,
+        prediction=model.meta.prediction,
+        time_floor=model.meta.time_floor,
         precision=settings.precision,
     )
     assert model.normalizer is not None

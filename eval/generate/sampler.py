@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from eval.generate.labels import labels_of
 from eval.networks.load import autocast
 from eval.settings import GridKind, Guidance, LabelRule, Precision
-from train.flow.guidance import Model, auto_guidance, classifier_free, unguided
+from train.flow.guidance import Model, auto_guidance, classifier_free, internal, unguided
 from train.flow.integrators import OnStep, Velocity, integrate, time_grid
-from train.flow.path import time_shift
+from train.flow.path import Prediction, as_velocity, time_shift
 from train.randomness import normal
 
 
@@ -44,6 +44,15 @@ class LatentSampler:
     guidance: Guidance = "none"
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    internal_scale: float | None = None
+    """Internal guidance beneath another."""
+    internal_interval: tuple[float, float] = (0.0, 1.0)
+    unconditional_scale: float | None = None
+    """Internal guidance of the prediction without a class; None: as of the other."""
+    prediction: Prediction = "velocity"
+    """What the model puts out; also its guide."""
+    time_floor: float = 0.0
+    """Least time that predicted data is divided by."""
     precision: Precision = "fp32"
 
     @torch.inference_mode()
@@ -59,7 +68,7 @@ class LatentSampler:
         return (self.points - 1) * (2 if self.method == "heun" else 1)
 
     def _velocity(self, labels: Tensor) -> Velocity:
-        model = self._called(self.model)
+        model = self._guided_by_itself()
         if self.guidance == "cfg":
             return classifier_free(
                 model, labels, self.scale, null_label=self.num_classes, interval=self.interval
@@ -69,10 +78,31 @@ class LatentSampler:
             return auto_guidance(model, self._called(self.guide), labels, self.scale, interval=self.interval)
         return unguided(model, labels)
 
-    def _called(self, network: nn.Module) -> Model:
-        def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            with autocast(x.device, self.precision):
-                velocity: Tensor = network(x, t, y)
-            return velocity.float()
+    def _guided_by_itself(self) -> Model:
+        scale, interval = self.internal_scale, self.internal_interval
+        if self.guidance == "internal":
+            scale, interval = self.scale, self.interval
+        if scale is None:
+            return self._called(self.model)
 
-        return model
+        def both(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            full, base = self._velocities(self.model, x, t, y)
+            return full, base
+
+        return internal(
+            both,
+            scale,
+            null_label=self.num_classes,
+            unconditional_scale=self.unconditional_scale,
+            interval=interval,
+        )
+
+    def _called(self, network: nn.Module) -> Model:
+        return lambda x, t, y: self._velocities(network, x, t, y)[0]
+
+    def _velocities(self, network: nn.Module, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
+        """What a network's outputs mean: the velocity and, if it has a base output, that one's."""
+        with autocast(x.device, self.precision):
+            outputs = network(x, t, y)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [as_velocity(out.float(), x, t, self.prediction, self.time_floor) for out in outputs]

@@ -33,6 +33,8 @@ def generation_cautions(
 ) -> list[str]:
     """Warnings about gFID: `reference_kind` is folder, store, samples or statistics."""
     found = sample_cautions(count, "gFID")
+    if protocol is not None:
+        found += PROTOCOLS[protocol].cautions
     if protocol is not None and name != PROTOCOLS[protocol].reference_name:
         found.append(
             f"published gFID compares with {PROTOCOLS[protocol].reference_name}, statistics of the training "

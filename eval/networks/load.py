@@ -37,7 +37,11 @@ class Decoder:
 
 
 def load_dit(
-    path: Path, device: torch.device, store: Store | None = None, statistics: Path | None = None
+    path: Path,
+    device: torch.device,
+    store: Store | None = None,
+    statistics: Path | None = None,
+    base_depth: int | None = None,
 ) -> Snapshot:
     """A DiT's snapshot, or a published file made one.
 
@@ -46,6 +50,7 @@ def load_dit(
         device: Where the network goes.
         store: What a published file belongs to; not used for a snapshot, which knows.
         statistics: Published latent statistics of a published file, instead of the store's.
+        base_depth: Where a published file of RAEv2 has its base output; None for the published network's.
 
     Raises:
         UsageError: It is a decoder's snapshot, or a published file without a store.
@@ -54,7 +59,7 @@ def load_dit(
     if not is_snapshot(path):
         if store is None:
             raise _no_origin(path)
-        return published_dit(path, store, statistics, device)
+        return published_dit(path, store, statistics, device, base_depth)
     snapshot = load_snapshot(path, device)
     if snapshot.kind != "dit" or snapshot.normalizer is None:
         raise UsageError(f"a DiT's snapshot is needed to sample, {path} is a {snapshot.kind}'s")
@@ -114,13 +119,19 @@ def require_fitting_guide(model: Snapshot, guide: Snapshot, path: Path) -> None:
 
     Raises:
         IdentityMismatchError: It comes from another encoder or its latents are normalised otherwise.
-        UsageError: It knows other classes.
+        UsageError: It knows other classes, or predicts something else.
     """
     require_same_encoder(model, EncoderIdentity.from_dict(guide.meta.encoder), f"the guide {path}")
     if guide.meta.num_classes != model.meta.num_classes:
         raise UsageError(
             f"a guide must know the same classes, {path} has {guide.meta.num_classes} "
             f"and the model {model.meta.num_classes}"
+        )
+    own, other = ((snapshot.meta.prediction, snapshot.meta.time_floor) for snapshot in (model, guide))
+    if own != other:
+        raise UsageError(
+            f"a guide must predict what the model predicts; prediction and time floor are {own} of the model and "
+            f"{other} of {path}"
         )
     assert model.normalizer is not None
     assert guide.normalizer is not None

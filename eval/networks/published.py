@@ -9,6 +9,7 @@ say is checked.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,17 +23,24 @@ from train.weights.published import load_decoder, load_dit, load_statistics
 from train.weights.snapshot import Snapshot, SnapshotMeta
 
 
-def published_dit(path: Path, store: Store, statistics: Path | None, device: torch.device) -> Snapshot:
-    """A published DiT or DiT-DH as a snapshot.
+def published_dit(
+    path: Path,
+    store: Store,
+    statistics: Path | None,
+    device: torch.device,
+    base_depth: int | None = None,
+) -> Snapshot:
+    """A published diffusion transformer as a snapshot.
 
     The classes have the store's names where it has as many of them as the network.
 
     Args:
-        path: `stage2_model.pt`, bare or under `ema`, or .safetensors of the same keys.
+        path: RAE's `stage2_model.pt` or RAEv2's `checkpoint.pt`, bare or under `ema`, or .safetensors of the same keys.
         store: A store of the encoder the DiT was trained on.
         statistics: `stat.pt`, whose mean may be absent, then 0, or a folder in diffusers' layout; None for the
             store's own statistics.
         device: Where network and statistics go.
+        base_depth: Deep blocks after which RAEv2's network has its base output; None for the published network's.
 
     Raises:
         PublishedFileError: A file cannot be read, or its keys do not fit.
@@ -40,18 +48,22 @@ def published_dit(path: Path, store: Store, statistics: Path | None, device: tor
     """
     if path.is_dir():
         raise PublishedFileError(f"a published DiT is one file like stage2_model.pt, {path} is a folder")
-    model = load_dit(path)
+    model = load_dit(path, base_depth=base_depth)
     config = model.config
     latent = (store.width, *store.grid)
     _require_shape(path, (config.token_width, *config.grid), latent)
     normalizer = _store_normalizer(store) if statistics is None else _published_normalizer(statistics)
     _require_shape(statistics or store.path, tuple(normalizer.variance.shape), latent)
     names = store.class_names if store.num_classes == config.num_classes else ()
+    meta = _meta(store.recipe.encoder, names, config.num_classes)
+    if config.kind == "in-context-dit":
+        # No file says so. Source: configs/stage2 in github:nanovisionx/RAEv2 at 8a0d238.
+        meta = replace(meta, prediction="x", time_floor=0.05)
     return Snapshot(
         model=model.to(device),
         config=config,
         normalizer=normalizer.to(device),
-        meta=_meta(store.recipe.encoder, names, config.num_classes),
+        meta=meta,
     )
 
 

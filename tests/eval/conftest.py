@@ -15,7 +15,7 @@ from shards.metadata.plan import Plan, SourceRecord
 from shards.values.dtypes import float32_to_bfloat16
 from shards.writing.store_writer import StoreWriter
 from train.models.build import build_model
-from train.models.config import DiTDHConfig, ViTDecoderConfig
+from train.models.config import DiTDHConfig, InContextDiTConfig, ViTDecoderConfig
 from train.models.normalizer import LatentNormalizer
 from train.weights.snapshot import SnapshotMeta, save_snapshot
 
@@ -155,6 +155,41 @@ def write_dit(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity
             config=config,
             normalizer=LatentNormalizer(None, torch.full((WIDTH, *GRID), variance)),
             meta=_meta(encoder, num_classes=num_classes, **meta),
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_raev2(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity):
+    """Write a snapshot of RAEv2's network with random weights, which predicts the data; its path."""
+
+    def write(seed: int = 0, base_depth: int | None = 1, **meta: Any) -> Path:
+        config = InContextDiTConfig(
+            token_width=WIDTH,
+            grid=GRID,
+            num_classes=len(CLASSES),
+            width=16,
+            depth=2,
+            num_heads=2,
+            head_width=24,
+            head_depth=1,
+            head_num_heads=2,
+            base_depth=base_depth,
+        )
+        torch.manual_seed(seed)
+        model = build_model(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.3)
+        path = tmp_path_factory.mktemp("raev2") / "latest.safetensors"
+        save_snapshot(
+            path,
+            model.state_dict(),
+            config=config,
+            normalizer=LatentNormalizer(None, torch.full((WIDTH, *GRID), 0.5)),
+            meta=_meta(encoder, **{"prediction": "x", "time_floor": 0.05, **meta}),
         )
         return path
 

@@ -82,6 +82,8 @@ def store_path(tmp_path_factory) -> Path:
 TINY = {
     "dit": "dit-dh-tiny --model.width 16 --model.depth 1 --model.num-heads 2 --model.head-width 16"
     " --model.head-depth 1 --model.head-num-heads 2",
+    "raev2": "raev2-tiny --model.width 16 --model.depth 2 --model.num-heads 2 --model.head-width 24"
+    " --model.head-depth 1 --model.head-num-heads 2 --model.base-depth 1",
     "decoder": "decoder-tiny --model.width 16 --model.depth 1 --model.num-heads 2 --model.mlp-width 16",
 }
 """Presets cut down to networks that do a step in milliseconds."""
@@ -104,7 +106,7 @@ def train_here(arguments):
     from train import decoder, dit
 
     def run(trainer: str, out: Path, more: str = "", **kwargs) -> int:
-        main = {"dit": dit.main, "decoder": decoder.main}[trainer]
+        main = {"dit": dit.main, "raev2": dit.main, "decoder": decoder.main}[trainer]
         return main(arguments(trainer, out, more, **kwargs))
 
     return run

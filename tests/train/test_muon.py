@@ -119,7 +119,7 @@ def test_two_processes_learn_what_one_does(mode, tmp_path):
         assert value.isfinite().all()
 
 
-@pytest.mark.parametrize("preset", ["dit-tiny", "dit-dh-tiny"])
+@pytest.mark.parametrize("preset", ["dit-tiny", "dit-dh-tiny", "raev2-tiny"])
 def test_it_lowers_the_loss_of_every_kind_of_transformer(preset, one_store):
     from train.settings.networks import dit_config
 

@@ -53,23 +53,24 @@ def test_processes_that_see_different_checkpoints_are_refused_whether_or_not_one
 
 
 # 3 does not divide the batch of 8; the shares are 3, 3 and 2.
+@pytest.mark.parametrize("trainer", ["dit", "raev2"])
 @pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_processes_stop_and_another_number_continues(
-    processes, tmp_path, arguments, train_here, checkpoint_tensors, losses
+    processes, trainer, tmp_path, arguments, train_here, checkpoint_tensors, losses
 ):
-    train_here("dit", tmp_path / "one", f"--max-steps 6 {EXACT}")
-    torchrun(2, arguments("dit", tmp_path / "several", f"--max-steps 3 {EXACT}"))
+    train_here(trainer, tmp_path / "one", f"--max-steps 6 {EXACT}")
+    torchrun(2, arguments(trainer, tmp_path / "several", f"--max-steps 3 {EXACT}"))
     if processes == 1:
-        train_here("dit", tmp_path / "several", f"--max-steps 6 {EXACT}")
+        train_here(trainer, tmp_path / "several", f"--max-steps 6 {EXACT}")
     else:
-        torchrun(processes, arguments("dit", tmp_path / "several", f"--max-steps 6 {EXACT}"))
+        torchrun(processes, arguments(trainer, tmp_path / "several", f"--max-steps 6 {EXACT}"))
     one, several = losses(tmp_path / "one"), losses(tmp_path / "several")
     assert several.keys() == one.keys()
     for step, loss in one.items():
         assert several[step] == pytest.approx(loss, rel=1e-5)
     found = checkpoint_tensors(tmp_path / "several")
     for name, tensor in checkpoint_tensors(tmp_path / "one").items():
-        if name.startswith(("ema-0.9", "optimizer/exp_avg/")):
+        if name.startswith(("ema-0.9", "optimizer/exp_avg/", "optimizer/momentum/")):
             assert (tensor - found[name]).abs().max() <= 1e-4 * max(1.0, tensor.abs().max()), name
 
 
@@ -146,12 +147,12 @@ def test_a_signal_ends_in_a_checkpoint_all_ranks_took_at_one_step(
     assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == list(range(1, step + 2))
 
 
-def kill_during_checkpoint(out, arguments, moment):
+def kill_during_checkpoint(trainer, out, arguments, moment):
     """Kill a run that writes a checkpoint each step, `moment` seconds after its first checkpoint."""
     command = [
         sys.executable,
         "train/dit.py",
-        *arguments("dit", out, "--max-steps 1000000 --checkpoint-every 1"),
+        *arguments(trainer, out, "--max-steps 1000000 --checkpoint-every 1"),
     ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -168,35 +169,41 @@ def kill_during_checkpoint(out, arguments, moment):
 
 
 @pytest.mark.parametrize(
-    "moments", [(0.05, 0.11), pytest.param(tuple(i * 0.017 for i in range(20)), marks=pytest.mark.slow)]
+    ("trainer", "moments"),
+    [
+        ("dit", (0.05, 0.11)),
+        ("raev2", (0.08,)),
+        pytest.param("dit", tuple(i * 0.017 for i in range(20)), marks=pytest.mark.slow),
+    ],
 )
 def test_a_kill_during_a_checkpoint_never_loses_the_one_before(
-    moments, tmp_path, arguments, train_here, losses
+    trainer, moments, tmp_path, arguments, train_here, losses
 ):
     reached = 0
     for moment in moments:
-        kill_during_checkpoint(tmp_path / "run", arguments, moment)
+        kill_during_checkpoint(trainer, tmp_path / "run", arguments, moment)
         newest = checkpoints(tmp_path / "run/checkpoints")[-1]
         step = read_state(newest).step
         assert step > reached
         reached = step
     end = f"--max-steps {reached + 1} --checkpoint-every 1000"
-    assert train_here("dit", tmp_path / "run", end) == 0
-    assert train_here("dit", tmp_path / "whole", end) == 0
+    assert train_here(trainer, tmp_path / "run", end) == 0
+    assert train_here(trainer, tmp_path / "whole", end) == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["dit", "raev2"])
 def test_sharded_weights_train_the_same_run_and_one_process_continues_it(
-    tmp_path, arguments, train_here, checkpoint_tensors, losses
+    trainer, tmp_path, arguments, train_here, checkpoint_tensors, losses
 ):
-    train_here("dit", tmp_path / "one", f"--max-steps 5 {EXACT}")
+    train_here(trainer, tmp_path / "one", f"--max-steps 5 {EXACT}")
     torchrun(
-        2, arguments("dit", tmp_path / "sharded", f"--max-steps 3 {EXACT}"), "tests/train/sharded_run.py"
+        2, arguments(trainer, tmp_path / "sharded", f"--max-steps 3 {EXACT}"), "tests/train/sharded_run.py"
     )
     found = checkpoint_tensors(tmp_path / "sharded")
     assert found.keys() == checkpoint_tensors(tmp_path / "one").keys()
-    train_here("dit", tmp_path / "sharded", f"--max-steps 5 {EXACT}")
+    train_here(trainer, tmp_path / "sharded", f"--max-steps 5 {EXACT}")
     one, sharded = losses(tmp_path / "one"), losses(tmp_path / "sharded")
     assert sharded.keys() == one.keys()
     for step, loss in one.items():

@@ -23,7 +23,7 @@ def assert_same(one, other):
 
 
 # 22 images in batches of 8: the first epoch ends inside step 2, the second inside step 5.
-@pytest.mark.parametrize("trainer", ["dit", "decoder"])
+@pytest.mark.parametrize("trainer", ["dit", "raev2", "decoder"])
 def test_n_and_n_steps_equal_2n_bit_for_bit_across_epochs(
     trainer, tmp_path, train_here, checkpoint_tensors, losses
 ):

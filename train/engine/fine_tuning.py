@@ -14,7 +14,7 @@ from train.weights.published import load_decoder, read_state_dict
 from train.weights.snapshot import load_snapshot
 from train.weights.tensor_files import open_tensors
 
-LABEL_TABLE = "y_embedder.embedding_table.weight"
+LABEL_TABLES = ("y_embedder.embedding_table.weight", "ctx_embedder.embedding_table.weight")
 END_TIME = "r_embedder."
 
 
@@ -43,10 +43,10 @@ def start_from(model: nn.Module, path: Path) -> LatentNormalizer | None:
         own.keys() ^ weights.keys()
         | {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape}
     )
-    if differing == [LABEL_TABLE]:
-        table = own[LABEL_TABLE].clone()
-        table[-1] = weights[LABEL_TABLE][-1]
-        weights[LABEL_TABLE] = table
+    if len(differing) == 1 and differing[0] in LABEL_TABLES:
+        table = own[differing[0]].clone()
+        table[-1] = weights[differing[0]][-1]
+        weights[differing[0]] = table
     elif differing:
         raise UsageError(
             f"{path} holds another network than the settings describe: {', '.join(differing[:5])} do not fit; "

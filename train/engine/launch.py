@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,7 +22,7 @@ from train.engine.signals import StopRequest, die_with_launcher
 from train.engine.summary import start_summary
 from train.engine.task import Task
 from train.report.tracking import Journal, resolve_tracker
-from train.settings.config import DecoderSettings, DiTSettings, OptimizerSettings, Settings
+from train.settings.config import DecoderSettings, DiTSettings, FlowSettings, OptimizerSettings, Settings
 from train.settings.saved_settings import flat_values, load_settings, require_same_run, to_json
 from train.weights.snapshot import SnapshotMeta
 
@@ -223,7 +223,16 @@ def snapshot_meta(settings: Settings, store: Store) -> Callable[[int, float], Sn
             ema_rate=ema_rate,
             dtype=store.recipe.dtype,
             code=store.recipe.code,
-            **({"shift_base": settings.flow.shift_base} if isinstance(settings, DiTSettings) else {}),
+            **(_flow_facts(settings.flow) if isinstance(settings, DiTSettings) else {}),
         )
 
     return meta
+
+
+def _flow_facts(flow: FlowSettings) -> dict[str, Any]:
+    """What sampling must share with training."""
+    return {
+        "shift_base": flow.shift_base,
+        "prediction": flow.prediction,
+        "time_floor": flow.time_floor,
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shards import Store
 from train.engine.lr import steps_per_epoch
-from train.models.config import DiTConfig, DiTDHConfig, ModelConfig
+from train.models.config import GeneratorConfig, ModelConfig
 from train.models.cost import forward_flops, num_parameters
 from train.settings.config import Settings
 from train.settings.networks import widest_layer
@@ -46,7 +46,7 @@ def start_summary(
         f"weights, gradients, moments and averages take {states * share / 1e9:,.2f} GB a process, besides activations; "
         f"{settings.precision}{', compiled' if settings.compile else ''}",
     ]
-    if isinstance(config, DiTConfig | DiTDHConfig) and widest_layer(config) < config.token_width:
+    if isinstance(config, GeneratorConfig) and widest_layer(config) < config.token_width:
         lines.append(
             f"warning: the layer that predicts the velocity is {widest_layer(config)} wide and tokens are "
             f"{config.token_width} wide; such a network cannot learn to fit them (arXiv 2510.11690 section 4)"

@@ -307,6 +307,11 @@ GeneratorConfig = DiTConfig | DiTDHConfig | InContextDiTConfig
 ModelConfig = GeneratorConfig | ViTDecoderConfig | FlatConfig
 
 
+def has_base_output(config: ModelConfig) -> bool:
+    """Whether a network has the second output that internal guidance needs."""
+    return isinstance(config, InContextDiTConfig) and config.base_depth is not None
+
+
 def dit_config(size: str, *, token_width: int, grid: tuple[int, int], num_classes: int) -> DiTConfig:
     """Plain DiT of a published size: "s", "b", "l" or "xl"."""
     stack = DIT_SIZES[size]

@@ -47,9 +47,20 @@ class DiTNetwork:
     patch_size: int = 1
     """Side of the square of latent positions that becomes one token of the transformer."""
     qk_norm: bool = False
-    """Normalise queries and keys a head; steadies training in bfloat16."""
+    """Normalise queries and keys a head; steadies training in bfloat16. With conditioning tokens it is always done."""
+    conditioning: Literal["adaln", "tokens"] = "adaln"
+    """adaln: time and class modulate every block; tokens: they are tokens of the sequence, as in RAEv2."""
+    base_depth: int | None = None
+    """Deep blocks after which a base output is read, with conditioning tokens; None: there is none."""
     grid: tuple[int, int] | None = None
     """Token grid the store must have; None: whatever it has."""
+
+    def __post_init__(self) -> None:
+        """Refuse a base output where no network has one."""
+        if self.base_depth is not None and self.conditioning != "tokens":
+            raise UsageError(
+                "--model.base-depth needs --model.conditioning tokens: only those networks have a base output"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

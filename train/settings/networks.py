@@ -5,14 +5,22 @@ from __future__ import annotations
 from typing import Literal
 
 from shards import EncoderIdentity, Store, UsageError
-from train.models.config import IMAGENET_MEAN, IMAGENET_STD, DiTConfig, DiTDHConfig, ViTDecoderConfig
+from train.models.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DiTConfig,
+    DiTDHConfig,
+    GeneratorConfig,
+    InContextDiTConfig,
+    ViTDecoderConfig,
+)
 from train.settings.config import DecoderNetwork, DiTNetwork
 
 LEAST_WIDTH, LEAST_HEAD_WIDTH = 128, 192
 """Narrowest "auto" widths; ours, for stores of narrow tokens."""
 
 
-def dit_config(network: DiTNetwork, store: Store) -> DiTConfig | DiTDHConfig:
+def dit_config(network: DiTNetwork, store: Store) -> GeneratorConfig:
     """Configuration of the diffusion transformer that fits a store.
 
     Raises:
@@ -22,7 +30,26 @@ def dit_config(network: DiTNetwork, store: Store) -> DiTConfig | DiTDHConfig:
     width = _width(network.width, LEAST_WIDTH, store.width, network.num_heads)
     # A store without labels is trained as one class, whose label is always withheld.
     num_classes = max(1, store.num_classes)
-    if network.head_width is None:
+    head_width = (
+        None
+        if network.head_width is None
+        else _width(network.head_width, LEAST_HEAD_WIDTH, store.width, network.head_num_heads)
+    )
+    if network.conditioning == "tokens":
+        return InContextDiTConfig(
+            token_width=store.width,
+            grid=store.grid,
+            num_classes=num_classes,
+            width=width,
+            depth=network.depth,
+            num_heads=network.num_heads,
+            head_width=head_width,
+            head_depth=network.head_depth,
+            head_num_heads=network.head_num_heads,
+            patch_size=network.patch_size,
+            base_depth=network.base_depth,
+        )
+    if head_width is None:
         return DiTConfig(
             token_width=store.width,
             grid=store.grid,
@@ -40,7 +67,7 @@ def dit_config(network: DiTNetwork, store: Store) -> DiTConfig | DiTDHConfig:
         width=width,
         depth=network.depth,
         num_heads=network.num_heads,
-        head_width=_width(network.head_width, LEAST_HEAD_WIDTH, store.width, network.head_num_heads),
+        head_width=head_width,
         head_depth=network.head_depth,
         head_num_heads=network.head_num_heads,
         patch_size=network.patch_size,
@@ -80,9 +107,9 @@ def decoder_config(network: DecoderNetwork, store: Store) -> ViTDecoderConfig:
     )
 
 
-def widest_layer(config: DiTConfig | DiTDHConfig) -> int:
+def widest_layer(config: GeneratorConfig) -> int:
     """Width of the part that predicts the velocity; below the token width it cannot (arXiv 2510.11690 section 4)."""
-    return config.head_width if isinstance(config, DiTDHConfig) else config.width
+    return config.width if isinstance(config, DiTConfig) else config.head_width or config.width
 
 
 def _width(asked: int | Literal["auto"], least: int, token_width: int, num_heads: int) -> int:

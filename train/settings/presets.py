@@ -9,7 +9,14 @@ from dataclasses import replace
 from typing import Literal, NamedTuple, TypeVar
 
 from shards import UsageError
-from train.models.config import DECODER_MLP_WIDTHS, DECODER_SIZES, DH_HEAD, DIT_SIZES
+from train.models.config import (
+    DECODER_MLP_WIDTHS,
+    DECODER_SIZES,
+    DH_HEAD,
+    DIT_SIZES,
+    RAEV2_BASE_DEPTHS,
+    RAEV2_SIZES,
+)
 from train.settings.config import (
     AdversarySettings,
     DecoderNetwork,
@@ -41,7 +48,7 @@ class Training(NamedTuple):
 class DiTRow(NamedTuple):
     """A preset of train/dit.py: network, side of its token grid, how it is trained, and who says so."""
 
-    kind: Literal["dit", "dit-dh"]
+    kind: Literal["dit", "dit-dh", "raev2"]
     size: str
     grid: int | None
     recipe: Training
@@ -68,6 +75,7 @@ class DecoderRow(NamedTuple):
 
 
 _DECAY = Adam(lr=2e-4, final_lr=2e-5, schedule="linear", hold_epochs=40, decay_end_epoch=800)
+_MUON = replace(_DECAY, name="muon", hold_epochs=25, decay_end_epoch=50, round_epochs=False)
 _COSINE = Adam(schedule="cosine", hold_epochs=1, decay_end_epoch=16, warm_up=True, clip_norm=None)
 
 # fmt: off
@@ -78,6 +86,10 @@ _DH        = Training(_DECAY,                                0.9995, 1024,  STEP
 _DH_OLD    = Training(replace(_DECAY, warm_up=True),         0.9995, 1024,  STEPS_800_EPOCHS,
                     FlowSettings(time_distribution="uniform"))
 _LIGHTNING = Training(Adam(lr=2e-4),                         0.9999, 1024,  STEPS_80_EPOCHS)
+_RAEV2     = Training(_MUON,                                 0.9995, 1024,  STEPS_80_EPOCHS,
+                    FlowSettings(prediction="x", time_floor=0.05, latest_time=1.0))
+_RAEV2_TINY = Training(Adam(name="muon", lr=2e-3),           0.995,  32,    2000,
+                    FlowSettings(prediction="x", time_floor=0.05, latest_time=1.0, shift_base=512))
 _STAGE1    = Training(_COSINE,                               0.9978, 512,   STEPS_DECODER)
 _TABLE12   = Training(replace(_COSINE, betas=(0.5, 0.9)),    0.9978, 512,   STEPS_DECODER)
 
@@ -87,6 +99,8 @@ _SIZE  = "sizes of arXiv 2212.09748, recipe of dit-dh-xl-256"
 _512   = "arXiv 2510.11690 section 6, recipe of dit-dh-xl-256"
 _OLD   = "bytetriper/RAE@d13c4be: uniform times, rate ramp"
 _PLAIN = "arXiv 2510.11690 section 4: LightningDiT recipe"
+_V2    = "nanovisionx/RAEv2@8a0d238: Muon, x, base output"
+_V2_OURS = "ours: RAEv2's recipe at another size"
 _DEC   = "bytetriper/RAE@a4d18c4 configs/stage1/training"
 _T12   = "arXiv 2510.11690 table 12: betas 0.5, 0.9"
 _T9    = "arXiv 2510.11690 table 9: upsampling decoder"
@@ -104,6 +118,11 @@ DIT_PRESETS = {
     "dit-dh-b-512":          DiTRow("dit-dh", "b",    32,   _DH,        _512),
     "dit-dh-l-512":          DiTRow("dit-dh", "l",    32,   _DH,        _512),
     "dit-dh-xl-512":         DiTRow("dit-dh", "xl",   32,   _DH,        _512),
+    "raev2-tiny":            DiTRow("raev2",  "tiny", None, _RAEV2_TINY, _OURS),
+    "raev2-s-256":           DiTRow("raev2",  "s",    16,   _RAEV2,     _V2_OURS),
+    "raev2-b-256":           DiTRow("raev2",  "b",    16,   _RAEV2,     _V2_OURS),
+    "raev2-l-256":           DiTRow("raev2",  "l",    16,   _RAEV2,     _V2_OURS),
+    "raev2-xl-256":          DiTRow("raev2",  "xl",   16,   _RAEV2,     _V2),
     "dit-s-256":             DiTRow("dit",    "s",    16,   _LIGHTNING, _PLAIN),
     "dit-b-256":             DiTRow("dit",    "b",    16,   _LIGHTNING, _PLAIN),
     "dit-l-256":             DiTRow("dit",    "l",    16,   _LIGHTNING, _PLAIN),
@@ -129,6 +148,15 @@ DECODER_PRESETS = {
 _TINY_NETWORKS = {
     "dit-dh": DiTNetwork(width=96, depth=4, num_heads=4, head_width="auto", head_num_heads=4),
     "dit": DiTNetwork(width="auto", depth=6, num_heads=4),
+    "raev2": DiTNetwork(
+        width=96,
+        depth=4,
+        num_heads=4,
+        head_width="auto",
+        head_num_heads=4,
+        conditioning="tokens",
+        base_depth=2,
+    ),
 }
 
 # fmt: off
@@ -173,6 +201,14 @@ def dit_settings(name: str) -> DiTSettings:
     grid = None if row.grid is None else (row.grid, row.grid)
     if row.size == "tiny":
         model = _TINY_NETWORKS[row.kind]
+    elif row.kind == "raev2":
+        model = DiTNetwork(
+            **RAEV2_SIZES[row.size]._asdict(),
+            head_width=DH_HEAD.width,
+            conditioning="tokens",
+            base_depth=RAEV2_BASE_DEPTHS[row.size],
+            grid=grid,
+        )
     else:
         stack = DIT_SIZES[row.size]
         head_width = DH_HEAD.width if row.kind == "dit-dh" else None
@@ -184,6 +220,8 @@ def dit_settings(name: str) -> DiTSettings:
         ema_rates=(row.recipe.ema_rate,),
         global_batch_size=row.recipe.batch,
         max_steps=row.recipe.steps,
+        # RAEv2 trains on one view, without its mirror image.
+        views=("center",) if row.kind == "raev2" and grid is not None else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Read and write the files in which RAE's weights are published.
 
 - `stage2_model.pt`: a DiT-DH or DiT, bare or under `ema`; `load_dit` and `save_state_dict`.
+- RAEv2's `checkpoint.pt`: its transformer, bare or under `ema`; `load_dit` and `save_state_dict`.
 - `model.pt` of a decoder: a ViT decoder, bare or under `ema`, there also as `decoder.*`; `load_decoder` and
   `save_state_dict`.
 - `stat.pt`: {mean, var} of the latent, where the mean may be absent; `load_statistics` and `save_statistics`.
@@ -8,7 +9,8 @@
 None of these files says what network it belongs to, so its configuration is read from its keys and shapes. Keys that
 are missing, unknown or of another shape are listed in one error. Nothing in a file can run code.
 
-Source: github:bytetriper/RAE src/utils/model_utils.py, src/stage1/rae.py, src/extract_decoder.py at a4d18c4.
+Source: github:bytetriper/RAE src/utils/model_utils.py, src/stage1/rae.py, src/extract_decoder.py at a4d18c4;
+github:nanovisionx/RAEv2 src/offline_eval.py at 8a0d238.
 """
 
 from __future__ import annotations
@@ -46,18 +48,24 @@ WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile put before every key."""
 
 
-def load_dit(path: Path, config: GeneratorConfig | None = None) -> Generator:
-    """A DiT or DiT-DH from a published file, in evaluation mode.
+def load_dit(
+    path: Path, config: GeneratorConfig | None = None, *, base_depth: int | None = None
+) -> Generator:
+    """A diffusion transformer from a published file, in evaluation mode.
+
+    RAEv2's weights are published under CC BY-NC 4.0, which forbids commercial use; RAE's under MIT.
 
     Args:
-        path: `stage2_model.pt`, or a file of the same keys as .safetensors.
+        path: RAE's `stage2_model.pt`, RAEv2's `checkpoint.pt`, or a file of the same keys as .safetensors.
         config: what the network must be; by default read from the file.
+        base_depth: of a transformer of RAEv2, deep blocks after which the base output is read; None: as published.
 
     Raises:
         PublishedFileError: the file cannot be read or does not fit.
+        UsageError: there is a base output and nothing says where it is read.
     """
     state = read_state_dict(path)
-    model = build_model(config or infer_dit_config(state, path))
+    model = build_model(config or infer_dit_config(state, path, base_depth))
     load_exactly(model, state, path)
     return model.eval()
 

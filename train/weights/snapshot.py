@@ -53,6 +53,10 @@ class SnapshotMeta:
     """Rate of the running average the weights are; 0: the trained weights themselves."""
     shift_base: int = 4096
     """Numbers in a latent for which a DiT's times were not shifted, which sampling must share; as published."""
+    prediction: Literal["velocity", "x"] = "velocity"
+    """What a DiT puts out: the velocity, or the data."""
+    time_floor: float = 0.0
+    """Least time that a DiT's predicted data is divided by to become a velocity."""
     dtype: str | None = None
     """Storage type of the tokens it was trained on; None: not known."""
     code: str | None = None
