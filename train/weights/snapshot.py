@@ -219,5 +219,5 @@ def _depths(values: dict[str, Any]) -> Iterator[int]:
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _depths(value)
-        elif name.endswith("depth"):
+        elif name.endswith("depth") and value is not None:
             yield value
