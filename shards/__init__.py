@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from shards.metadata.identity import MIRRORED_VIEWS as MIRRORED_VIEWS
     from shards.metadata.identity import CompressorIdentity as CompressorIdentity
     from shards.metadata.identity import EncoderIdentity as EncoderIdentity
-    from shards.metadata.identity import Positions as Positions
     from shards.metadata.identity import Recipe as Recipe
     from shards.metadata.index import bad_rows as bad_rows
     from shards.metadata.manifest import Manifest as Manifest
@@ -89,6 +88,7 @@ if TYPE_CHECKING:
     from shards.values.dtypes import storage_type as storage_type
     from shards.values.dtypes import to_float64 as to_float64
     from shards.values.dtypes import to_storage as to_storage
+    from shards.values.positions import Positions as Positions
     from shards.values.quantize import Int8Code as Int8Code
     from shards.values.quantize import fit_code as fit_code
     from shards.values.statistics_file import StatisticsFile as StatisticsFile
@@ -127,7 +127,6 @@ _MODULES = {
         "CompressorIdentity",
         "EncoderIdentity",
         "MIRRORED_VIEWS",
-        "Positions",
         "Recipe",
     ],
     "shards.metadata.index": ["bad_rows"],
@@ -155,6 +154,7 @@ _MODULES = {
     "shards.storage.remote_path": ["RemotePath"],
     "shards.values.code_error": ["Calibration", "describe_error", "fit_and_judge", "require_within"],
     "shards.values.dtypes": ["TOKEN_DTYPES", "storage_type", "to_float64", "to_storage"],
+    "shards.values.positions": ["Positions"],
     "shards.values.quantize": ["Int8Code", "fit_code"],
     "shards.values.statistics_file": ["StatisticsFile", "read_statistics_file"],
     "shards.writing.published": ["published_rows"],

@@ -12,10 +12,11 @@ import hashlib
 import json
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from shards.errors import IdentityMismatchError, StoreDamagedError, UsageError
 from shards.values.dtypes import TOKEN_DTYPES
+from shards.values.positions import Positions
 
 FORMATS = ("zarr", "webdataset")
 COMPRESSED_FORMATS = ("zarr",)
@@ -36,9 +37,6 @@ def digest_of(value: Any) -> str:
     """First 32 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
 
-
-Positions = Literal["grid", "sequence"]
-"""How the tokens of an image lie: in rows and columns, or one after another without a grid."""
 
 SEQUENCE_COMPRESSORS = ("flat-vae",)
 """Compressors whose latents lie on no grid; those of every other one lie on a coarser grid."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -87,16 +86,13 @@ def test_an_interrupt_says_how_to_continue(capsys):
 
 
 @pytest.mark.parametrize("script", ["train/dit.py", "train/decoder.py"])
-def test_help_lists_presets_quickly_and_loads_no_torch(script):
-    began = time.perf_counter()
+def test_help_lists_presets_and_loads_nothing_heavy(script):
     command = [sys.executable, "-X", "importtime", script, "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - began
     assert "tiny" in done.stdout
     assert "--optimizer.lr" in done.stdout
     loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "numpy", "zarr", "pyarrow", "accelerate", "pydantic"}
-    assert seconds < 3, "about a quarter of a second on a quiet machine"
 
 
 def test_a_mistake_in_the_command_exits_with_2():
