@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -38,6 +39,19 @@ def test_no_script_folder_holds_a_module_named_like_another(folder):
     taken = set(sys.stdlib_module_names) | set(packages_distributions()) - set(PACKAGES)
     mine = {path.stem for path in (ROOT / folder).iterdir()} - {"__init__", "__pycache__"}
     assert not mine & taken
+
+
+@pytest.mark.parametrize(
+    ("package", "modules"), {"shards": 8, "train": 10, "eval": 12, "pipeline": 12}.items()
+)
+def test_a_package_is_a_handful_of_rooms_and_the_readme_has_a_line_for_each(package, modules):
+    rooms = sorted(path.parent.name for path in (ROOT / package).glob("*/__init__.py"))
+    assert len(rooms) <= 10
+    assert len(list((ROOT / package).glob("*.py"))) <= modules
+    tree = re.search(
+        rf"^{package}/ .*?(?=^\S)", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+    assert sorted(re.findall(r"^  (\w+)/ +\S", tree[0], flags=re.MULTILINE)) == rooms
 
 
 def test_no_folder_of_tests_is_a_package():
