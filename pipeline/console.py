@@ -5,12 +5,19 @@ from collections.abc import Collection
 
 from tqdm import tqdm
 
+from shards import printable_text
+
 _NAMED_AT_MOST = 10
 
 
 def log(line: str) -> None:
-    """Print one line."""
-    tqdm.write(line, file=sys.stderr)
+    """Print one line; what a terminal would act on is escaped."""
+    tqdm.write(printable_text(line), file=sys.stderr)
+
+
+def show(text: str) -> None:
+    """Print what a command was asked for, on standard output; what a terminal would act on is escaped."""
+    sys.stdout.write("".join(printable_text(line) + "\n" for line in text.split("\n")))
 
 
 def named(names: Collection[str]) -> str:

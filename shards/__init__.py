@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from shards.draws import even_spread as even_spread
     from shards.draws import permutation as permutation
     from shards.errors import IdentityMismatchError as IdentityMismatchError
+    from shards.errors import SourceDamagedError as SourceDamagedError
     from shards.errors import StoreDamagedError as StoreDamagedError
     from shards.errors import StoreError as StoreError
     from shards.errors import StoreIncompleteError as StoreIncompleteError
     from shards.errors import UndecodableImageError as UndecodableImageError
     from shards.errors import UsageError as UsageError
     from shards.errors import UserError as UserError
+    from shards.errors import printable_text as printable_text
     from shards.formats import object_path as object_path
     from shards.images import LARGEST_IMAGE as LARGEST_IMAGE
     from shards.images import center_crop as center_crop
@@ -105,12 +107,14 @@ _MODULES = {
     "shards.draws": ["even_spread", "permutation"],
     "shards.errors": [
         "IdentityMismatchError",
+        "SourceDamagedError",
         "StoreDamagedError",
         "StoreError",
         "StoreIncompleteError",
         "UndecodableImageError",
         "UsageError",
         "UserError",
+        "printable_text",
     ],
     "shards.formats": ["object_path"],
     "shards.images": ["LARGEST_IMAGE", "center_crop", "decode_image", "random_crops"],

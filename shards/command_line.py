@@ -6,6 +6,7 @@ Exit codes: 0, `UserError.exit_code` (1), `UsageError.exit_code` (2), 130 when i
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -36,6 +37,9 @@ def run_command(command: Callable[[], int | None], *, on_interrupt: Callable[[],
     Returns:
         The exit code. Errors that no user can cause are raised, with their traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what its encoding does not
     try:
         return command() or 0
     except UserError as error:

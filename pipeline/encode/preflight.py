@@ -1,6 +1,5 @@
 """`pipeline encode --dry-run`: what a run would read, write and take, before anything is written."""
 
-import sys
 import time
 from collections.abc import Sequence
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.console import show
 from pipeline.encode.claims import Task
 from pipeline.encode.decoding import BatchDecoder, DecodedBatch, batch_length
 from pipeline.encode.devices import named_devices
@@ -18,7 +18,7 @@ from pipeline.encoders.aggregation import Aggregation
 from pipeline.encoders.encoder import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
-from shards import TOKEN_DTYPES, Plan, Recipe, even_spread, storage_type, usable_cores
+from shards import TOKEN_DTYPES, Plan, Recipe, even_spread, printable_text, storage_type, usable_cores
 from shards.metadata.layout import fields_of
 from shards.storage.location import free_bytes
 
@@ -59,7 +59,7 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
         f"            to keep one device busy takes {encode_rate / decode_rate * usable_cores():.1f} such "
         "cores",
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    show("\n".join(printable_text(line) for line in lines))
 
 
 def _sample_of(plan: Plan) -> NDArray[np.int64]:

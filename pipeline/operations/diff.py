@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.console import show
 from pipeline.operations.difference import FieldDifference, NumberDifference, StoreDifference, compare_stores
 from pipeline.settings.operations import DiffConfig
 from shards import UsageError, open_store
@@ -32,17 +33,15 @@ def diff(config: DiffConfig) -> int:
     a, b = open_store(config.a), open_store(config.b)
     with tqdm(unit="row", desc="compare", file=sys.stderr, leave=False) as bar:
 
-        def show(done: int, total: int) -> None:
+        def advance(done: int, total: int) -> None:
             if done < bar.n:
                 bar.reset()
             bar.total = total
             bar.update(done - bar.n)
 
-        difference = compare_stores(a, b, rows=config.rows or None, progress=show)
+        difference = compare_stores(a, b, rows=config.rows or None, progress=advance)
     facts = difference_facts(difference)
-    sys.stdout.write(
-        (json.dumps(facts, indent=1, ensure_ascii=False) if config.json else _as_text(difference)) + "\n"
-    )
+    show(json.dumps(facts, indent=1, ensure_ascii=False) if config.json else _as_text(difference))
     return 0 if difference.same else 1
 
 

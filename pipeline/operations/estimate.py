@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass
 
+from pipeline.console import show
 from pipeline.settings.config import PIXELS_PER_TOKEN, StoreConfig
 from pipeline.settings.operations import EstimateConfig
 from shards import EncoderIdentity, Recipe, UsageError
@@ -46,7 +46,7 @@ def estimate(config: EstimateConfig) -> None:
         text = json.dumps([dataclasses.asdict(figure) for figure in figures], indent=1, ensure_ascii=False)
     else:
         text = "\n".join([*(_line(figure) for figure in figures), *_missing(config)])
-    sys.stdout.write(text + "\n")
+    show(text)
 
 
 def planned_recipe(config: EstimateConfig) -> Recipe:

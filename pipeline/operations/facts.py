@@ -1,12 +1,12 @@
 """`pipeline inspect`: what a store holds, finished or not, as plain JSON values."""
 
 import json
-import sys
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from pipeline.console import show
 from pipeline.operations.facts_text import as_text
 from pipeline.operations.unfinished import rate_history, unfinished_facts
 from pipeline.settings.operations import InspectConfig
@@ -31,7 +31,7 @@ def inspect(config: InspectConfig) -> None:
     """Print the facts of a store, finished or not."""
     facts = store_facts(config.store)
     text = json.dumps(facts, indent=1, ensure_ascii=False) if config.json else as_text(facts)
-    sys.stdout.write(text + "\n")
+    show(text)
 
 
 def store_facts(path: Location) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import statistics
 from typing import Any
 
+from shards import printable_text
+
 
 def as_text(facts: dict[str, Any]) -> str:
     """What `pipeline.operations.facts.store_facts` gives, a line each."""
@@ -28,7 +30,7 @@ def as_text(facts: dict[str, Any]) -> str:
         if rates
     ]
     lines += [f"unusable   {image['key']}: {image['reason']}" for image in facts["unusable_images"]]
-    return "\n".join(lines)
+    return "\n".join(printable_text(line) for line in lines)
 
 
 def _recipe_lines(facts: dict[str, Any]) -> list[str]:

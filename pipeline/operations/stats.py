@@ -1,13 +1,12 @@
 """`pipeline stats`: the exact statistics of a store, shown, written to a file, or compared with one."""
 
 import json
-import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.console import log
+from pipeline.console import log, show
 from pipeline.encode.statistics_file import read_statistics, write_statistics
 from pipeline.operations.facts import statistics_facts
 from pipeline.settings.operations import StatsConfig
@@ -28,7 +27,7 @@ def stats(config: StatsConfig) -> None:
     facts: dict[str, Any] = {"views": list(views), **statistics_facts(exact)}
     if config.against is not None:
         facts["against"] = {"file": str(config.against), **_compared(config, store, exact)}
-    sys.stdout.write((json.dumps(facts, indent=1) if config.json else _as_text(facts)) + "\n")
+    show(json.dumps(facts, indent=1) if config.json else _as_text(facts))
     if config.out is not None:
         write_statistics(exact, config.out)
         log(f"wrote {config.out}")

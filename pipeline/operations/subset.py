@@ -10,9 +10,11 @@ from pipeline.console import named
 from pipeline.operations.copying import copy
 from pipeline.settings.operations import SubsetConfig
 from pipeline.sources.labels import LabelTable
-from shards import Plan, Store, UsageError, open_store, permutation
+from shards import Plan, Store, UsageError, open_store, permutation, printable_text
 from shards.writing.copying import copied_recipe
 from shards.writing.selection import Part, reshuffled
+
+_LINES_OF_A_KEY = 16
 
 
 def subset(config: SubsetConfig) -> None:
@@ -61,26 +63,60 @@ def chosen_images(config: SubsetConfig, plan: Plan) -> NDArray[np.int64]:
 
 
 def _labels_of(classes: Collection[str], plan: Plan) -> list[int]:
-    ids = LabelTable.of_names(plan.class_names).ids
-    unknown = [name for name in classes if name not in ids]
+    table = LabelTable.of_names(plan.class_names)
+    ids = {name: table.id_of(name) for name in classes}
+    unknown = [name for name in classes if ids[name] is None]
     if unknown:
         raise UsageError(
             f"--classes must be classes of the store, {named(unknown)} are not; `pipeline inspect` lists them"
         )
-    return [ids[name] for name in classes]
+    return [label for label in ids.values() if label is not None]
 
 
 def _keys_in(file: Path, plan: Plan) -> list[str]:
     try:
-        keys = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+        text = file.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--keys must be a text file with a key a line, got {file}: {error}") from error
-    unknown = sorted(set(keys) - set(plan.keys))
+    keys, unknown = named_keys(text, set(plan.keys))
     if unknown:
         raise UsageError(
             f"--keys {file} must hold keys of the store, {named(unknown)} are not; leave them out"
         )
     return keys
+
+
+def named_keys(text: str, known: Collection[str]) -> tuple[list[str], list[str]]:
+    """The keys that a text names, a line each, and the lines that are none.
+
+    A key may be written as commands print it, with escapes for what cannot be seen; one with line feeds also as it is,
+    over several lines. Nothing but line feeds ends a line.
+    """
+    lines = [line for line in text.split("\n") if line]
+    keys: list[str] = []
+    unknown: list[str] = []
+    by_print = {printable_text(key): key for key in known} if any("\\" in line for line in lines) else {}
+    place = 0
+    while place < len(lines):
+        line = lines[place]
+        spellings = (line, line.removesuffix("\r"), by_print.get(line.removesuffix("\r"), line))
+        found = next((key for key in spellings if key in known), None)
+        taken = 1
+        if found is None:
+            found, taken = next(
+                (
+                    (joined, count)
+                    for count in range(2, min(_LINES_OF_A_KEY, len(lines) - place) + 1)
+                    if (joined := "\n".join(lines[place : place + count])) in known
+                ),
+                (None, 1),
+            )
+        if found is None:
+            unknown.append(line)
+        else:
+            keys.append(found)
+        place += taken
+    return keys, sorted(set(unknown))
 
 
 def _classes_left(store: Store, images: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """Class ids that stay the same from one source to the next."""
 
 import json
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -40,8 +41,9 @@ class LabelTable:
         for name, label in full.items():
             for answer in answers_of(name) - {name}:
                 short[answer].append(label)
-        ids = {answer: labels[0] for answer, labels in short.items() if len(labels) == 1}
-        return cls(tuple(class_names), ids | full)
+        ids = {answer: labels[0] for answer, labels in short.items() if len(labels) == 1} | full
+        _require_composed_apart(full)
+        return cls(tuple(class_names), {composed(answer): label for answer, label in ids.items()} | ids)
 
     @classmethod
     def of_source(cls, names: Iterable[str]) -> Self:
@@ -51,7 +53,13 @@ class LabelTable:
             largest = max(int(name) for name in distinct)
             if largest < _LARGEST_LABEL and all(str(int(name)) == name for name in distinct):
                 return cls.of_names([str(number) for number in range(largest + 1)])
+            return cls.of_names(sorted(distinct, key=lambda name: (int(name), name)))
         return cls.of_names(sorted(distinct))
+
+    def id_of(self, name: str) -> int | None:
+        """The label of a class that a source names; however its accents are composed. None if there is none."""
+        label = self.ids.get(name)
+        return self.ids.get(composed(name)) if label is None else label
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -91,12 +99,30 @@ class LabelTable:
         return cls.of_names(names)
 
 
+def _require_composed_apart(full: dict[str, int]) -> None:
+    seen: dict[str, str] = {}
+    for name in full:
+        other = seen.setdefault(composed(name), name)
+        if other != name:
+            raise UsageError(
+                f"class names must differ also to the eye, {name!r} and {other!r} are one name in two "
+                "spellings of Unicode "
+                "(NFC and NFD); rename one of them"
+            )
+
+
+def composed(name: str) -> str:
+    """A name with its accents composed (NFC): macOS writes file names decomposed, and other systems do not."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _ids(answers: Iterable[tuple[str, int]]) -> dict[str, int]:
     ids: dict[str, int] = {}
     for answer, label in answers:
         if ids.setdefault(answer, label) != label:
             raise UsageError(
-                f"class names must differ, {answer!r} stands for labels {ids[answer]} and {label}; rename one of them"
+                f"class names must differ, {answer!r} stands for labels {ids[answer]} and {label}; rename "
+                "one of them"
             )
     return ids
 

@@ -58,16 +58,18 @@ def number_classes(found: list[FoundImage], labels: LabelTable | None) -> Listin
     """Turns class names into label numbers: those of `labels`, else the source's own."""
     names = sorted({image.class_name for image in found if image.class_name is not None})
     table = labels or LabelTable.of_source(names)
-    unknown = [name for name in names if name not in table.ids]
+    ids = {name: table.id_of(name) for name in names}
+    unknown = [name for name in names if ids[name] is None]
     if unknown:
         raise UsageError(
             f"every class of the source must be in --labels; {len(unknown)} are not, such as {unknown[0]!r}; "
             "add them at the end of that file"
         )
+    known = {name: label for name, label in ids.items() if label is not None}
     records = [
         SourceRecord(
             key=image.key,
-            label=NO_LABEL if image.class_name is None else table.ids[image.class_name],
+            label=NO_LABEL if image.class_name is None else known[image.class_name],
             uri=image.uri,
             offset=image.offset,
             nbytes=image.nbytes,

@@ -3,9 +3,10 @@
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
+from PIL.Image import Image
 
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.known_roots import known_roots, roots_of_source
@@ -23,6 +24,10 @@ from shards import (
     is_store,
     open_store,
 )
+
+_SAME_IMAGE = 8.0
+"""Mean difference of two pictures' pixels, in levels of 255, up to which they are one image: other versions of the
+decoding libraries differ by less than one, other images by tens."""
 
 
 class PictureSource(Protocol):
@@ -59,11 +64,21 @@ class PictureSource(Protocol):
 
 
 class ImageFiles:
-    """Pictures cut from the image files that the plan names."""
+    """Pictures cut from the image files that the plan names.
 
-    def __init__(self, reader: SourceReader, pictures: Pictures) -> None:
+    Args:
+        reader: Reads them.
+        pictures: What is cut from them.
+        encoded: What a store shows of the same images, if one was made of them: a file that has become another image
+            since, which names, sizes and times need not tell, is unusable.
+    """
+
+    def __init__(
+        self, reader: SourceReader, pictures: Pictures, encoded: "EncodedImages | None" = None
+    ) -> None:
         self.pictures = pictures
         self._reader = reader
+        self._encoded = encoded
 
     def current_size(self, record: SourceRecord) -> int:
         """See `PictureSource.current_size`."""
@@ -75,11 +90,62 @@ class ImageFiles:
 
     def draw(self, content: bytes, record: SourceRecord, views: Collection[str], out: Images) -> None:
         """See `PictureSource.draw`."""
-        self.pictures.draw(content, record.key, views, out)
+        image = self.pictures.decode(content)
+        if self._encoded is not None:
+            self._encoded.require_same(record.key, image)
+        self.pictures.cut(image, record.key, views, out)
 
     def close(self) -> None:
         """See `PictureSource.close`."""
         self._reader.close()
+
+
+class EncodedImages:
+    """What a finished store shows of its images, to recognise them by when their files are read again."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pictures = Pictures(store.recipe)
+        self._view = self._pictures.names[0]
+        self._reader = store.reader(self._view, "image")
+
+    @classmethod
+    def of(cls, store: Store) -> Self | None:
+        """The images of a store; None if it keeps none."""
+        names = Pictures(store.recipe).names
+        return cls(store) if store.image_size and names else None
+
+    def require_same(self, key: str, image: Image) -> None:
+        """Refuses an image that is not the one a row was made from; of a row that is bad nothing is known.
+
+        Raises:
+            BadImageError: If it shows something else.
+        """
+        row, reason = self._rows[key]
+        if reason is not None:
+            return
+        shape = (1, self._store.image_size, self._store.image_size, 3)
+        stored, now = np.empty(shape, np.uint8), np.empty((len(self._pictures.names), *shape[1:]), np.uint8)
+        self._reader.read([row], stored)
+        self._pictures.cut(image, key, (self._view,), now)
+        difference = float(np.abs(stored[0].astype(np.int16) - now[0]).mean())
+        if difference > _SAME_IMAGE:
+            raise BadImageError(
+                f"another image than the one that was encoded: their pixels differ by {difference:.0f} of "
+                "255 levels on "
+                "average"
+            )
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[int, str | None]]:
+        return rows_by_key(self._store)
+
+
+def rows_by_key(store: Store) -> dict[str, tuple[int, str | None]]:
+    """Row and, where it is bad, reason of each image by key."""
+    table = store.index.table("key", "row", "reason")
+    columns = (table[name].to_pylist() for name in ("key", "row", "reason"))
+    return {key: (row, reason) for key, row, reason in zip(*columns, strict=True)}
 
 
 class StoredImages:
@@ -97,10 +163,7 @@ class StoredImages:
 
     @cached_property
     def _rows(self) -> dict[str, tuple[int, str | None]]:
-        """Row and, where it is bad, reason of each image by key."""
-        table = self._store.index.table("key", "row", "reason")
-        columns = (table[name].to_pylist() for name in ("key", "row", "reason"))
-        return {key: (row, reason) for key, row, reason in zip(*columns, strict=True)}
+        return rows_by_key(self._store)
 
     def read(self, record: SourceRecord, views: Collection[str]) -> dict[str, Images]:
         """See `PictureSource.read`."""
@@ -145,11 +208,13 @@ def picture_source(config: EncodeConfig, recipe: Recipe, views: Collection[str],
         plan: Says what the archives were that its offsets belong to.
     """
     pictures = Pictures(recipe, config.work.max_pixels)
+    encoded = None
     if is_store(config.source_path()):
         store = open_store(as_location(config.source_path()))
         if holds_pictures(store, recipe, views):
             return StoredImages(store, pictures)
-    return ImageFiles(SourceReader(plan.archives, SourceRoots.of(named_roots(config))), pictures)
+        encoded = EncodedImages.of(store)
+    return ImageFiles(SourceReader(plan.archives, SourceRoots.of(named_roots(config))), pictures, encoded)
 
 
 def named_roots(config: EncodeConfig) -> tuple[str, ...]:

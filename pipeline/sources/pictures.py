@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
 from pipeline.settings.config import PIXELS_PER_TOKEN
@@ -60,10 +61,23 @@ class Pictures:
             UndecodableImageError: If it is not one whole image.
             BadImageError: If it is too long and thin.
         """
+        self.cut(self.decode(content), key, views, out)
+
+    def decode(self, content: bytes) -> Image:
+        """An image file as a Pillow image of mode RGB.
+
+        Raises:
+            UndecodableImageError: If it is not one whole image.
+            BadImageError: If it is too long and thin.
+        """
         image = decode_image(content, max_pixels=self._max_pixels)
         shorter, longer = sorted(image.size)
         if longer > _LONGEST * shorter:
             raise BadImageError(f"{longer} pixels are more than {_LONGEST} times the other side's {shorter}")
+        return image
+
+    def cut(self, image: Image, key: str, views: Collection[str], out: Images) -> None:
+        """Cuts what some views show of a decoded image; see `draw`."""
         needed = {MIRRORED_VIEWS.get(view, view) for view in views}
         if "center" in needed:
             out[self.names.index("center")] = center_crop(image, self.size)

@@ -89,7 +89,8 @@ class Index:
         self._num_rows = num_rows
         self._path = path
         try:
-            self._file = pq.ParquetFile(pa.BufferReader(content))
+            # Threads of pyarrow may outlive the interpreter and free the buffer then: SIGABRT.
+            self._file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
         except pa.ArrowInvalid as error:
             raise StoreDamagedError(f"{path} is not a readable index ({error})") from error
 
@@ -100,7 +101,7 @@ class Index:
 
     def table(self, *columns: str) -> pa.Table:
         """Some columns, or all, a line an image in row order."""
-        return self._file.read(list(columns) or None)
+        return self._file.read(list(columns) or None, use_threads=False)
 
     def checksums(self, path: str) -> NDArray[np.uint32]:
         """CRC32C of each row of a field, uint32[num_rows]; 0 where no row is."""
@@ -114,5 +115,5 @@ class Index:
         if column not in self.column_names:
             raise StoreDamagedError(f"{self._path} has no column {column!r}")
         by_row = np.full(self._num_rows, fill, dtype)
-        by_row[self._rows] = self._file.read([column])[column].to_numpy()
+        by_row[self._rows] = self.table(column)[column].to_numpy()
         return by_row

@@ -235,7 +235,8 @@ class Plan:
 
     def source_digest(self) -> str:
         """Digest of what was encoded: sorted keys with size and label, and class names."""
-        listing = self._table.sort_by("key")
+        # By code points, as Python and pyarrow both compare text in UTF-8; without pyarrow's threads.
+        listing = self._table.take(np.argsort(self._table["key"].to_numpy(), kind="stable"))
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         columns = (listing[name].to_pylist() for name in ("key", "nbytes", "label"))
         for key, nbytes, label in zip(*columns, strict=True):

@@ -43,6 +43,12 @@ def chosen_column(names: Sequence[str], options: SourceOptions, where: str) -> s
     return known[0] if known else None
 
 
+def column_text(chosen: str, names: Sequence[str]) -> str:
+    """How the column of classes is named to the user, with the others that could have been it."""
+    others = [name for name in names if name != chosen and folded(name) in LABEL_COLUMNS]
+    return f"column {chosen}" + f" and not {some(others)}" * bool(others)
+
+
 def folded(name: object) -> str:
     """A column's name as it is compared: in lower case, without spaces around it."""
     return str(name).strip().lower()

@@ -8,7 +8,7 @@ from typing import Any
 
 from shards.errors import UsageError
 from shards.sources.addresses import whole_address
-from shards.sources.class_labels import as_numbers, chosen_column, class_of, folded
+from shards.sources.class_labels import as_numbers, chosen_column, class_of, column_text, folded
 from shards.sources.found import Found, FoundImage, SourceOptions, some
 from shards.sources.roots import SourceRoots
 from shards.storage.location import Location, as_location, file_size, object_sizes
@@ -72,7 +72,7 @@ def find_listed(
     images = list(_images(table, path_column, rows, labels, options))
     _require_one_class(table, images)
     instead = f"columns are {some(names, 20)}; name one with --label-column"
-    source = None if label_column is None else f"column {label_column}"
+    source = None if label_column is None else column_text(label_column, names)
     return Found(images, classes_from=source, instead=instead)
 
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from shards.errors import UsageError
+from shards.errors import SourceDamagedError, UsageError
 from shards.metadata.archives import ArchiveIdentity
 from shards.sources.addresses import whole_address
 from shards.sources.archives import RowsDigest, identity_now, open_regular
-from shards.sources.class_labels import as_numbers, chosen_column, class_of, folded
+from shards.sources.class_labels import as_numbers, chosen_column, class_of, column_text, folded
 from shards.sources.csv_lists import find_listed
 from shards.sources.folder import begins_like_an_image
 from shards.sources.found import Found, FoundImage, SourceOptions, some
@@ -133,7 +133,7 @@ class _File:
         return Found(
             images,
             class_names=class_names,
-            classes_from=None if label is None else f"column {label}",
+            classes_from=None if label is None else column_text(label, names),
             instead=f"columns are {some(names, 20)}; name one with --label-column",
             archives={uri: ArchiveIdentity(identity.nbytes, identity.modified, digest.hex(), column.name)},
         )
@@ -321,4 +321,6 @@ def undamaged(path: Location) -> Iterator[None]:
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
         reason = " ".join(str(error).split())
-        raise UsageError(f"{path} is not a readable parquet file ({reason}); download it anew") from error
+        raise SourceDamagedError(
+            f"{path} is not a readable parquet file ({reason}); download it anew"
+        ) from error

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from shards.errors import UsageError
+from shards.errors import SourceDamagedError
 from shards.storage.object_reader import ObjectReader
 
 BLOCK = 512
@@ -116,7 +116,7 @@ def walk(
         lost: Given, whatever is readable is taken, and what is not is counted here.
 
     Raises:
-        UsageError: If it is not one whole tar, with file and offset.
+        SourceDamagedError: If it is not one whole tar, with file and offset.
     """
     end = source.size if nbytes is None else min(source.size, start + nbytes)
     walker = _Walk(source, end)
@@ -126,7 +126,7 @@ def walk(
             yield from walker.members(position)
         except _FaultError as fault:
             if lost is None:
-                raise UsageError(
+                raise SourceDamagedError(
                     f"{what} is not a whole uncompressed tar: {fault} at byte {fault.offset - start}; "
                     "download or pack "
                     "it anew, or take what is readable with --take-readable"
@@ -155,7 +155,7 @@ class _Walk:
                 self._require_end(position)
                 return
             if not is_header(block):
-                raise _FaultError(position, "no header")
+                raise _FaultError(position, "a damaged header")
             size = self._size(block, pending, position)
             kind = block[156:157]
             behind = position + BLOCK
