@@ -20,6 +20,7 @@ from shards import (
     Location,
     Plan,
     Recipe,
+    SourceReader,
     SourceRoots,
     StoreWriter,
     UsageError,
@@ -82,6 +83,7 @@ def require_readable(config: EncodeConfig, recipe: Recipe, plan: Plan, views: Co
 
     Raises:
         UsageError: Naming where they lie, and the option that allows it.
+        UserError: If a parquet file was written anew since it was listed.
     """
     if config.compressor is not None or not is_store(config.source_path()):
         return
@@ -89,6 +91,8 @@ def require_readable(config: EncodeConfig, recipe: Recipe, plan: Plan, views: Co
     if holds_pictures(store, recipe, views):
         return
     roots = SourceRoots.of(named_roots(config))
+    with SourceReader(plan.archives, roots) as reader:
+        reader.require_same_rows()
     places = plan.uris.tolist()
     if not any(roots.hold(place) for place in places):
         folder = places[0].rpartition("/")[0]

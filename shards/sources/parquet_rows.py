@@ -78,6 +78,10 @@ class ParquetRows:
         value: bytes | None = content[row - first].as_py()
         return paths[row - first] if value is None else value
 
+    def require_same(self, path: Location, listed: ArchiveIdentity) -> None:
+        """Raises `SourceChangedError` if a file is not the one that was listed."""
+        self._table(path, listed)
+
     def _table(self, path: Location, listed: ArchiveIdentity | None) -> _Table:
         with self._opening:
             if path not in self._tables:

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
@@ -79,6 +80,20 @@ class SourceReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def require_same_rows(self) -> None:
+        """Compares the parquet files, whose rows have no names, with what they were when they were listed.
+
+        Raises:
+            SourceChangedError: If one was written anew.
+        """
+        for uri, archive in self._archives.items():
+            if archive.rows and (self._roots is None or self._roots.hold(uri)):
+                path = RemotePath.of_url(uri) if is_url(uri) else local_path(uri)
+                with suppress(
+                    FileNotFoundError, NotADirectoryError
+                ):  # whoever reads a row says that it is gone
+                    self._tables.require_same(path, archive)
 
     def read(self, record: ImagePlace, *, any_size: bool = False) -> bytes:
         """All bytes of one image.
