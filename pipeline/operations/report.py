@@ -1,36 +1,25 @@
 """`pipeline report`: one self-contained page that shows what a store holds."""
 
-import base64
-import html
-import io
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.console import log
 from pipeline.operations.facts import store_facts
 from pipeline.operations.facts_text import aggregation_text, work_done
+from pipeline.operations.fields_section import fields_section
+from pipeline.operations.page import axes_of, chart, picture, png, read_rows, table, write_page
 from pipeline.operations.token_pictures import principal_colours
 from pipeline.settings.operations import ReportConfig
-from shards import Location, Store, StoreWriter, UsageError, beside, even_spread, open_store
+from shards import Location, Store, StoreWriter, beside, even_spread, open_store
 from shards.writing.finalize import Commits, found_commits, read_commits
 
 _SAMPLES = 16
 _TILE = 128
 _ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
 """Largest error of rounding to nearest, as a share of a normal number."""
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; } td, th { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; } .notice { background: #fff3cd; padding: .6rem 1rem; } p.small { color: #666; }
-"""
 
 
 def report(config: ReportConfig) -> None:
@@ -44,7 +33,12 @@ def report(config: ReportConfig) -> None:
     if facts["complete"]:
         store = open_store(config.store)
         commits = read_commits(store.path, store.recipe)
-        middle = [_samples_section(store), _classes_section(store, facts), _channels_section(store)]
+        middle = [
+            _samples_section(store),
+            _classes_section(store, facts),
+            _channels_section(store),
+            fields_section(store),
+        ]
     else:
         writer = StoreWriter.open(config.store)
         commits = found_commits(writer.path, writer.recipe)
@@ -56,18 +50,7 @@ def report(config: ReportConfig) -> None:
         _shards_section(commits),
         _unusable_section(facts),
     ]
-    title = html.escape(f"Store {config.store.name}")
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<h1>{title}</h1>{''.join(sections)}</html>\n"
-    )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"--out must be a file that can be written, {out} is not: {error}; name another"
-        ) from error
+    write_page(out, f"Store {config.store.name}", sections)
     log(f"wrote {out}")
 
 
@@ -97,7 +80,7 @@ def _facts_section(facts: dict[str, Any]) -> str:
     }
     if given is not None:
         lines["normalised by"] = f"{given['name']}, SHA-256 {given['sha256']}"
-    return _table(lines.items())
+    return table(lines.items())
 
 
 def _finished_lines(facts: dict[str, Any]) -> dict[str, str]:
@@ -130,11 +113,11 @@ def _samples_section(store: Store) -> str:
     places = even_spread(_SAMPLES, len(store.valid_rows))
     rows = store.valid_rows[places]
     view = store.views[0]
-    tokens = store.decode(_read(store, view, "tokens", rows))
-    images = _read(store, view, "image", rows)
+    tokens = store.decode(read_rows(store, view, "tokens", rows))
+    images = read_rows(store, view, "image", rows)
     colours = principal_colours(tokens, store.grid, _TILE)
-    shown = [np.asarray(Image.fromarray(image).resize((_TILE, _TILE))) for image in images]
-    columns = [np.vstack([image, colour]) for image, colour in zip(shown, colours, strict=True)]
+    tiles = [np.asarray(Image.fromarray(image).resize((_TILE, _TILE))) for image in images]
+    columns = [np.vstack([tile, colour]) for tile, colour in zip(tiles, colours, strict=True)]
     half = -(-len(columns) // 2)
     bands = [np.hstack(columns[start : start + half]) for start in (0, half) if columns[start : start + half]]
     width = max(band.shape[1] for band in bands)
@@ -145,29 +128,29 @@ def _samples_section(store: Store) -> str:
         "Below each crop, the first three principal components of its tokens as red, green and blue; "
         "equal colours are similar tokens in all pictures."
     )
-    picture = _picture(_png(Image.fromarray(sheet)), "crops above the principal components of their tokens")
-    return f'<h2>Images and their tokens</h2>{picture}<p class="small">{note}</p>'
+    shown = picture(png(Image.fromarray(sheet)), "crops above the principal components of their tokens")
+    return f'<h2>Images and their tokens</h2>{shown}<p class="small">{note}</p>'
 
 
 def _classes_section(store: Store, facts: dict[str, Any]) -> str:
     counts = np.array(list(facts["images_by_class"].values()))
     if store.num_classes == 0:
         return "<h2>Classes</h2><p>The source has no classes.</p>"
-    figure, axes = _axes(3.0)
+    figure, axes = axes_of(3.0)
     axes.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0 if len(counts) > 40 else 0.8)
     axes.set(xlabel="class, largest first", ylabel="images")
     text = f"<p>{len(counts)} classes with {counts.min()} to {counts.max()} images.</p>"
-    return "<h2>Classes</h2>" + text + _chart(figure, "images of each class")
+    return "<h2>Classes</h2>" + text + chart(figure, "images of each class")
 
 
 def _channels_section(store: Store) -> str:
     statistics = store.statistics(store.views, exact=True)
     deviation = np.sqrt(statistics.variance.mean(axis=(1, 2)))
-    figure, axes = _axes(3.0)
+    figure, axes = axes_of(3.0)
     axes.plot(np.sort(deviation))
     axes.set(xlabel="channel, sorted", ylabel="standard deviation", yscale="log")
     note = f"<p>Standard deviation of a channel: {deviation.min():.4g} to {deviation.max():.4g}.</p>"
-    return "<h2>Channels</h2>" + note + _chart(figure, "standard deviation by channel") + _rounding(store)
+    return "<h2>Channels</h2>" + note + chart(figure, "standard deviation by channel") + _rounding(store)
 
 
 def _rounding(store: Store) -> str:
@@ -180,7 +163,7 @@ def _rounding(store: Store) -> str:
     ]
     if measured:
         rule = "RMS error of the int8 code as a share of a channel's deviation, measured on all rows:"
-        return f"<p>{rule}</p>{_table(measured)}"
+        return f"<p>{rule}</p>{table(measured)}"
     bound = _ROUNDING[store.recipe.dtype]
     return f"<p>Stored as {store.recipe.dtype}, a number is off by at most {bound:.2g} of itself.</p>"
 
@@ -188,7 +171,7 @@ def _rounding(store: Store) -> str:
 def _shards_section(commits: Commits) -> str:
     if not commits:
         return "<h2>Shards</h2><p>None yet.</p>"
-    figure, axes = _axes(3.0)
+    figure, axes = axes_of(3.0)
     lines = []
     for view in dict.fromkeys(view for view, _ in commits):
         records = {shard: record for (of, shard), record in sorted(commits.items()) if of == view}
@@ -201,54 +184,15 @@ def _shards_section(commits: Commits) -> str:
     axes.legend(frameon=False)
     again = len({shard for (_, shard), record in commits.items() if record.attempts > 1})
     lines.append(("begun more than once", f"{again} shards"))
-    return "<h2>Shards</h2>" + _table(lines) + _chart(figure, "rows a second by shard")
+    return "<h2>Shards</h2>" + table(lines) + chart(figure, "rows a second by shard")
 
 
 def _unusable_section(facts: dict[str, Any]) -> str:
     if not facts["unusable_images"]:
         return "<h2>Unusable images</h2><p>None.</p>"
-    return "<h2>Unusable images</h2>" + _table(
+    return "<h2>Unusable images</h2>" + table(
         (image["key"], image["reason"]) for image in facts["unusable_images"]
     )
-
-
-def _read(store: Store, view: str, field: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    reader = store.reader(view, field)
-    out = np.empty((len(rows), *reader.row_shape), reader.dtype)
-    reader.read(rows, out)
-    return out
-
-
-def _table(lines: Any) -> str:
-    cells = "".join(
-        f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in lines
-    )
-    return f"<table>{cells}</table>"
-
-
-def _axes(height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(9, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _chart(figure: Figure, description: str) -> str:
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "store"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _picture(f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}", description)
-
-
-def _png(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _picture(source: str, description: str) -> str:
-    return f'<p><img alt="{html.escape(description)}" src="{source}"></p>'
 
 
 def default_page(store: Location) -> Path:

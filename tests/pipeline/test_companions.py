@@ -74,6 +74,14 @@ def test_companions_are_stores_of_the_same_rows_from_one_pass(folder, tmp_path, 
     if form == "zarr":
         assert image.stat().st_nlink == 3
 
+    assert pipeline("report", store.path)[0] == 0
+    page = store.path.with_name("store.html").read_text()
+    assert "mean+spatial-mean of blocks 1 3" in page
+    assert "mean of blocks 0 1 2 3" in page
+    assert "From above: crops, this store, k1, k4." in page
+    deviation = open_store(store.path / "fields" / "k4").statistics(("center", "flip")).variance.mean()
+    assert f"<td>{deviation:.4f}</td>" in page
+
     before = sum(passes)
     code, _, err = pipeline(*arguments)
     assert code == 0, err
