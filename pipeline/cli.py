@@ -22,6 +22,8 @@ from pipeline.settings.operations import (
     EstimateConfig,
     InspectConfig,
     MergeConfig,
+    NeighboursConfig,
+    ProbeConfig,
     ReportConfig,
     ReshardConfig,
     StatsConfig,
@@ -75,6 +77,8 @@ COMMANDS = (
         "add-field", AddFieldConfig, f"{_OPERATIONS}.add_field:add_field", continues=True, runs_elsewhere=True
     ),
     Command("assess", AssessConfig, ""),
+    Command("probe", ProbeConfig, f"{_OPERATIONS}.probe:probe"),
+    Command("neighbours", NeighboursConfig, f"{_OPERATIONS}.neighbours:neighbours"),
     Command("stats", StatsConfig, f"{_OPERATIONS}.stats:stats"),
     Command("diff", DiffConfig, f"{_OPERATIONS}.diff:diff"),
     Command("estimate", EstimateConfig, f"{_OPERATIONS}.estimate:estimate"),

@@ -153,6 +153,47 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Measure how well a finished store's classes can be told from its tokens.
+
+    Top-1 of a linear probe and of nearest neighbours, on a held-out fifth of the rows.
+    """
+
+    store: tyro.conf.Positional[LocationArgument]
+    """Folder or URL of the finished store, or of one of its fields."""
+    rows: int = 50_000
+    """Rows to use, at most, drawn by --seed."""
+    features: Literal["pooled", "cls"] = "pooled"
+    """What stands for a row: its tokens averaged over positions, or its class token."""
+    view: str | None = None
+    """View whose tokens are used. Default: the store's first."""
+    seed: int = 0
+    """Seed that draws the rows and those held out."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighboursConfig:
+    """Write a page of the rows of a finished store that are nearest to one of them."""
+
+    store: tyro.conf.Positional[LocationArgument]
+    """Folder or URL of the finished store, or of one of its fields."""
+    row: int
+    """Row to begin from."""
+    count: int = 23
+    """How many neighbours to show."""
+    rows: int = 50_000
+    """Rows to search, at most, spread evenly over the store."""
+    features: Literal["pooled", "cls"] = "pooled"
+    """What stands for a row: its tokens averaged over positions, or its class token."""
+    view: str | None = None
+    """View whose tokens are compared. Default: the store's first."""
+    out: Path | None = None
+    """Page to write. Default: the store's name with the row behind it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatsConfig:
     """Show the exact statistics of a store's tokens, write them to a file, or compare them with one."""
 
