@@ -13,12 +13,12 @@ from measuring import benchmark_plan, benchmark_recipe
 
 from shards import CommitRecord, Manifest, publish_bytes, replace_atomically
 from shards.formats import array_documents, object_path
+from shards.metadata.arrays import group_objects
 from shards.metadata.commit import ObjectRecord
 from shards.metadata.index import build_index, index_bytes
 from shards.metadata.layout import INDEX, MANIFEST, PLAN, commit_path, field_of
 from shards.metadata.root import root_documents
-from shards.metadata.statistics_arrays import statistics_objects
-from shards.metadata.zarr_documents import group_document
+from shards.metadata.token_statistics import statistics_objects
 from shards.storage.checksum import crc32c
 from shards.values.moments import Moments
 from shards.writing.finalize import small_objects
@@ -69,7 +69,7 @@ def make_sparse_store(path: Path, *, num_images: int, num_shards: int) -> Path:
         objects += [shard_object, ObjectRecord(record_path, len(content), digest)]
     files = {INDEX: index_bytes(build_index(recipe, plan, commits)), **small_objects(recipe, plan, commits)}
     files |= statistics_objects("center", Moments.empty(field.row_shape), recipe.encoder.grid)
-    files["stats/zarr.json"] = group_document({})
+    files |= group_objects("stats", {})
     for name, content in files.items():
         replace_atomically(path / name, content)
         objects.append(object_record(path, name))

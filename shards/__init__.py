@@ -35,12 +35,9 @@ if TYPE_CHECKING:
     from shards.metadata.archives import ArchiveIdentity as ArchiveIdentity
     from shards.metadata.class_names import answers_of as answers_of
     from shards.metadata.class_names import united_classes as united_classes
-    from shards.metadata.code_arrays import published_code as published_code
+    from shards.metadata.code_table import published_code as published_code
     from shards.metadata.commit import CommitRecord as CommitRecord
     from shards.metadata.compression import row_codec as row_codec
-    from shards.metadata.given_statistics import GivenStatistics as GivenStatistics
-    from shards.metadata.given_statistics import given_source as given_source
-    from shards.metadata.given_statistics import publish_given as publish_given
     from shards.metadata.identity import MIRRORED_VIEWS as MIRRORED_VIEWS
     from shards.metadata.identity import CompressorIdentity as CompressorIdentity
     from shards.metadata.identity import EncoderIdentity as EncoderIdentity
@@ -52,7 +49,10 @@ if TYPE_CHECKING:
     from shards.metadata.plan import SourceRecord as SourceRecord
     from shards.metadata.repaired import continued_plan as continued_plan
     from shards.metadata.root import is_store as is_store
-    from shards.metadata.statistics_arrays import Statistics as Statistics
+    from shards.metadata.token_statistics import GivenStatistics as GivenStatistics
+    from shards.metadata.token_statistics import Statistics as Statistics
+    from shards.metadata.token_statistics import given_source as given_source
+    from shards.metadata.token_statistics import publish_given as publish_given
     from shards.reading.dataset import SampleDataset as SampleDataset
     from shards.reading.dataset import StreamBatchSampler as StreamBatchSampler
     from shards.reading.loader import Batch as Batch
@@ -122,11 +122,10 @@ _MODULES = {
     "shards.integrity.verify": ["verify_store"],
     "shards.integrity.withdrawal": ["withdraw_damaged", "withdraw_repaired"],
     "shards.metadata.archives": ["ArchiveIdentity"],
-    "shards.metadata.code_arrays": ["published_code"],
+    "shards.metadata.code_table": ["published_code"],
     "shards.metadata.class_names": ["answers_of", "united_classes"],
     "shards.metadata.commit": ["CommitRecord"],
     "shards.metadata.compression": ["row_codec"],
-    "shards.metadata.given_statistics": ["GivenStatistics", "given_source", "publish_given"],
     "shards.metadata.identity": [
         "CompressorIdentity",
         "EncoderIdentity",
@@ -138,7 +137,7 @@ _MODULES = {
     "shards.metadata.repaired": ["continued_plan"],
     "shards.metadata.plan": ["NO_LABEL", "Plan", "SourceRecord"],
     "shards.metadata.root": ["is_store"],
-    "shards.metadata.statistics_arrays": ["Statistics"],
+    "shards.metadata.token_statistics": ["GivenStatistics", "Statistics", "given_source", "publish_given"],
     "shards.reading.dataset": ["SampleDataset", "StreamBatchSampler"],
     "shards.reading.loader": ["Batch", "Loader"],
     "shards.reading.mixed_store": ["MixedStore"],

@@ -9,7 +9,7 @@ from shards.errors import StoreDamagedError
 from shards.formats.format import Extents, Format
 from shards.formats.webdataset_format import WebdatasetFormat
 from shards.formats.zarr_format import ZarrFormat
-from shards.metadata.code_arrays import code_documents
+from shards.metadata.code_table import code_documents
 from shards.metadata.identity import Recipe
 from shards.metadata.index import ABSENT
 from shards.metadata.layout import Field

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
 from shards.formats.format import EntryCheck, Extents
+from shards.metadata.arrays import group_objects, sharded_array_objects
 from shards.metadata.compression import field_codec
 from shards.metadata.identity import Recipe
 from shards.metadata.index import ABSENT
-from shards.metadata.layout import ROOT, Field, fields_of
+from shards.metadata.layout import Field, fields_of
 from shards.metadata.plan import Plan
-from shards.metadata.zarr_documents import group_document, sharded_array_document
 from shards.storage.checksum import crc32c
 from shards.storage.location import Location, begin_object
 from shards.storage.object_reader import ObjectReader
@@ -47,10 +47,9 @@ class ZarrFormat:
         """See `Format.documents`: a group a view, an array a field."""
         documents: dict[str, bytes] = {}
         for view in recipe.views:
-            documents[f"{view}/{ROOT}"] = group_document({})
+            documents |= group_objects(view, {})
             for field in fields_of(recipe, view):
-                document = sharded_array_document(field, recipe.capacity, recipe.num_shards)
-                documents[f"{field.path}/{ROOT}"] = document
+                documents |= sharded_array_objects(field, recipe.capacity, recipe.num_shards)
         return documents
 
     def open_outputs(

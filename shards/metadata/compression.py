@@ -77,10 +77,17 @@ def unpack_row(field: Field, stored: NDArray[np.uint8], out: NDArray[Any]) -> No
         out.reshape(-1).view(np.uint8)[:] = stored
 
 
-def zarr_codec(name: str, dtype: StorageType) -> dict[str, Any]:
-    """The same codec as it is written in a zarr array's metadata."""
+def zarr_codec(name: str, dtype: StorageType) -> Any:
+    """The same codec as zarr-python knows it."""
+    from zarr.codecs import BloscCodec, ZstdCodec
+
     if name == "blosc":
-        settings = {"cname": "zstd", "clevel": _BLOSC_LEVEL, "shuffle": "bitshuffle", "blocksize": 0}
-        return {"name": "blosc", "configuration": {"typesize": dtype.numpy.itemsize, **settings}}
+        return BloscCodec(
+            typesize=dtype.numpy.itemsize,
+            cname="zstd",
+            clevel=_BLOSC_LEVEL,
+            shuffle="bitshuffle",
+            blocksize=0,
+        )
     assert name == "zstd", name
-    return {"name": "zstd", "configuration": {"level": _ZSTD_LEVEL, "checksum": False}}
+    return ZstdCodec(level=_ZSTD_LEVEL, checksum=False)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 
 from shards.errors import StoreDamagedError, UsageError
+from shards.metadata.arrays import group_objects
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import FORMAT_VERSION, PLAN, ROOT, derived_path
-from shards.metadata.zarr_documents import group_document
 from shards.storage.location import Location, as_location
 
 
 def root_document(recipe: Recipe) -> bytes:
     """Content of the ``zarr.json`` of a store or revision; the same recipe gives the same bytes."""
-    return group_document({"format_version": FORMAT_VERSION, "recipe": recipe.to_dict()})
+    return group_objects("", {"format_version": FORMAT_VERSION, "recipe": recipe.to_dict()})[ROOT]
 
 
 def root_documents(begun: Recipe, recipe: Recipe, revision: int) -> dict[str, bytes]:

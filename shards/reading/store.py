@@ -15,16 +15,23 @@ from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError, UsageError
 from shards.formats import RowLocator, format_of, object_path
-from shards.metadata.code_arrays import read_code
+from shards.metadata.arrays import read_array
+from shards.metadata.code_table import read_code
 from shards.metadata.commit import CommitRecord
-from shards.metadata.given_statistics import GIVEN, GivenStatistics, read_given
 from shards.metadata.identity import MIRRORED_VIEWS, Recipe
 from shards.metadata.index import Index
 from shards.metadata.layout import INDEX, PLAN, Field, commit_path, field_of
 from shards.metadata.manifest import Manifest, missing_objects
 from shards.metadata.plan import Plan, planned_rows
 from shards.metadata.root import read_recipe
-from shards.metadata.statistics_arrays import Statistics, error_path, merged_statistics
+from shards.metadata.token_statistics import (
+    GIVEN,
+    GivenStatistics,
+    Statistics,
+    merged_statistics,
+    read_error,
+    read_given,
+)
 from shards.reading.open_files import OPEN_FILES
 from shards.reading.order import Order, RowOrder
 from shards.reading.reader import MirroredReader, RowReader, ShardOpener, StoredReader, Verify
@@ -177,12 +184,13 @@ class Store:
     @cached_property
     def labels(self) -> NDArray[np.int32]:
         """Class of each row, int32[num_rows]; -1 where there is none."""
-        return np.frombuffer(self._derived_bytes("label/c/0"), "<i4")
+        labels: NDArray[np.int32] = read_array(self._derived_bytes, "label")
+        return labels
 
     @cached_property
     def valid_rows(self) -> NDArray[np.int64]:
         """Rows that hold an image in every view, ascending, int64[k]."""
-        return np.flatnonzero(np.frombuffer(self._derived_bytes("valid/c/0"), np.bool_)).astype(np.int64)
+        return np.flatnonzero(read_array(self._derived_bytes, "valid")).astype(np.int64)
 
     @cached_property
     def code(self) -> Int8Code | None:
@@ -209,7 +217,7 @@ class Store:
         self._require_views([view])
         if self.recipe.dtype != "int8":
             return None
-        return np.frombuffer(self._derived_bytes(error_path(view)), "<f8")
+        return read_error(self._derived_bytes, view)
 
     def object_bytes(self, path: str) -> bytes:
         """Content of one of the store's small objects, compared with its digest in the manifest.

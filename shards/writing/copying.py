@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
-from shards.metadata.given_statistics import GivenStatistics, publish_given
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import Field, fields_of
 from shards.metadata.manifest import Manifest
+from shards.metadata.token_statistics import GivenStatistics, publish_given
 from shards.reading.store import Store
 from shards.storage.location import Location
 from shards.values.quantize import Int8Code

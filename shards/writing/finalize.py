@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError, StoreIncompleteError
 from shards.formats import array_documents
-from shards.metadata.code_arrays import relative_error
+from shards.metadata.arrays import array_objects, group_objects
+from shards.metadata.code_table import relative_error
 from shards.metadata.commit import CommitRecord, ObjectRecord
-from shards.metadata.given_statistics import given_objects
 from shards.metadata.identity import Recipe
 from shards.metadata.index import bad_rows, build_index, index_bytes
 from shards.metadata.layout import (
@@ -27,8 +27,7 @@ from shards.metadata.layout import (
 )
 from shards.metadata.manifest import Manifest
 from shards.metadata.plan import NO_LABEL, Plan
-from shards.metadata.statistics_arrays import error_objects, statistics_objects
-from shards.metadata.zarr_documents import group_document, plain_array_document
+from shards.metadata.token_statistics import error_objects, given_objects, statistics_objects
 from shards.storage.location import Location, read_objects, remove_tree, replace_atomically
 from shards.storage.parallel import ahead
 from shards.values.moments import Moments
@@ -95,7 +94,7 @@ def _write_manifest(
 ) -> Manifest:
     valid = valid_mask(recipe, plan, commits)
     files = {INDEX: index_bytes(build_index(recipe, plan, commits)), **small_objects(recipe, plan, commits)}
-    files["stats/zarr.json"] = group_document({})
+    files |= group_objects("stats", {})
     for view in recipe.views:
         files |= _carried_statistics(root, view, previous, files["valid/c/0"]) or _statistics(
             root, recipe, view, commits, valid
@@ -161,12 +160,7 @@ def small_objects(recipe: Recipe, plan: Plan, commits: Commits) -> dict[str, byt
     labels = np.full(recipe.num_rows, NO_LABEL, np.int32)
     labels[plan.rows] = plan.labels
     valid = valid_mask(recipe, plan, commits)
-    return {
-        "label/zarr.json": plain_array_document(labels.shape, labels.dtype, NO_LABEL),
-        "label/c/0": labels.astype("<i4").tobytes(),
-        "valid/zarr.json": plain_array_document(valid.shape, valid.dtype, fill=False),
-        "valid/c/0": valid.tobytes(),
-    }
+    return array_objects("label", labels, NO_LABEL) | array_objects("valid", valid, fill=False)
 
 
 def _record_of(path: str, content: bytes) -> ObjectRecord:

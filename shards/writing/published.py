@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
 from shards.formats import format_of, object_path, scan_extents
-from shards.metadata.code_arrays import published_code
+from shards.metadata.code_table import published_code
 from shards.metadata.commit import CommitRecord, ObjectRecord
 from shards.metadata.compression import unpack_row
 from shards.metadata.identity import Recipe

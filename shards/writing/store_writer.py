@@ -15,9 +15,9 @@ import numpy as np
 
 from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
 from shards.formats import array_documents
-from shards.metadata.code_arrays import code_bytes, published_code
+from shards.metadata.code_table import code_objects, published_code
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import CODE_TABLE, FIELDS, MANIFEST, PLAN, ROOT, commit_path
+from shards.metadata.layout import FIELDS, MANIFEST, PLAN, ROOT, commit_path
 from shards.metadata.manifest import Manifest
 from shards.metadata.plan import Plan
 from shards.metadata.repaired import read_plan, record_repaired
@@ -178,7 +178,8 @@ def _require_fitting(recipe: Recipe, plan: Plan, code: Int8Code | None) -> None:
 
 
 def _with_published_code(path: Location, recipe: Recipe, code: Int8Code) -> Recipe:
-    publish_bytes(path / CODE_TABLE, code_bytes(code))
+    for name, content in code_objects(code).items():
+        publish_bytes(path / name, content)
     kept = published_code(path, dataclasses.replace(recipe, code=None))
     assert kept is not None
     return dataclasses.replace(recipe, code=kept.digest)

@@ -15,8 +15,8 @@ import zarr.codecs
 from shards.errors import StoreDamagedError
 from shards.formats import object_path, scan_extents
 from shards.formats.zarr_format import ZarrShardFile
+from shards.metadata.arrays import sharded_array_objects
 from shards.metadata.layout import field_of, fields_of
-from shards.metadata.zarr_documents import sharded_array_document
 from shards.testing.contract import StoreKind, build_store, expected_row, make_plan, make_recipe, same_bits
 
 KINDS = [
@@ -76,8 +76,8 @@ def test_metadata_means_what_zarr_pythons_means(tmp_path, kind):
     for field in fields_of(recipe, "center"):
         zarr_python_array(tmp_path / field.name, field, kind, recipe.capacity)
         theirs = json.loads((tmp_path / field.name / "zarr.json").read_bytes())
-        ours = json.loads(sharded_array_document(field, recipe.capacity, kind.num_shards))
-        assert ours == theirs
+        (ours,) = sharded_array_objects(field, recipe.capacity, kind.num_shards).values()
+        assert json.loads(ours) == theirs
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -5,36 +5,35 @@ Codes become numbers with nothing but zarr and numpy: ``table[np.arange(D), code
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
+from shards.metadata.arrays import ReadObject, array_objects, group_objects, read_array
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import CODE_TABLE
-from shards.metadata.zarr_documents import group_document, plain_array_document
 from shards.storage.location import Location
 from shards.values.moments import Moments
 from shards.values.quantize import NUM_LEVELS, Int8Code
 
 
+def code_objects(code: Int8Code) -> dict[str, bytes]:
+    """Content by path of everything under ``code/``."""
+    return _objects(code.table)
+
+
 def code_documents(width: int) -> dict[str, bytes]:
-    """Content by path of the ``zarr.json`` files under ``code/``."""
-    shape = (width, NUM_LEVELS + 1)
+    """Content by path of the ``zarr.json`` files under ``code/``, which follow from the number of channels."""
+    objects = _objects(np.zeros((width, NUM_LEVELS + 1), np.float32))
+    return {path: content for path, content in objects.items() if path != CODE_TABLE}
+
+
+def _objects(table: NDArray[np.float32]) -> dict[str, bytes]:
     meaning = {"meaning": "entry code + 128 of a channel's row is the number an int8 code stands for"}
-    return {
-        "code/zarr.json": group_document(meaning),
-        "code/table/zarr.json": plain_array_document(shape, np.dtype(np.float32), "NaN"),
-    }
+    return group_objects("code", meaning) | array_objects("code/table", table, np.nan)
 
 
-def code_bytes(code: Int8Code) -> bytes:
-    """Content of the table's one chunk."""
-    return code.table.astype("<f4").tobytes()
-
-
-def read_code(read: Callable[[str], bytes], recipe: Recipe) -> Int8Code:
+def read_code(read: ReadObject, recipe: Recipe) -> Int8Code:
     """The code of a store of int8 tokens.
 
     Args:
@@ -44,10 +43,14 @@ def read_code(read: Callable[[str], bytes], recipe: Recipe) -> Int8Code:
     Raises:
         StoreDamagedError: If there is no such table, or it is not the recipe's.
     """
-    content = read(CODE_TABLE)
+    table = read_array(read, "code/table")
+    expected = (recipe.encoder.width, NUM_LEVELS + 1)
+    if table.shape != expected or table.dtype != np.float32:
+        raise StoreDamagedError(
+            f"{CODE_TABLE} is not an int8 code: float32 {expected} expected, got {table.shape}"
+        )
     try:
-        table = np.frombuffer(content, "<f4").reshape(recipe.encoder.width, NUM_LEVELS + 1)
-        code = Int8Code(table.astype(np.float32))
+        code = Int8Code(table)
     except ValueError as error:
         raise StoreDamagedError(f"{CODE_TABLE} is not an int8 code: {error}") from error
     if recipe.code is not None and code.digest != recipe.code:
@@ -72,11 +75,11 @@ def published_code(root: Location, recipe: Recipe) -> Int8Code | None:
 
 
 def relative_error(square_error: NDArray[np.float64], moments: Moments) -> NDArray[np.float64]:
-    """RMS error of each channel as a share of its own deviation, over all tokens.
+    """RMS error of each channel as a share of its own standard deviation, over all tokens.
 
     Args:
         square_error: Sum over rows and tokens of squared errors, float64[D].
-        moments: Of the same rows' tokens, [N, D]; their deviation is over rows and tokens together.
+        moments: Of the same rows' tokens, [N, D]; their standard deviation is over rows and tokens together.
 
     Returns:
         float64[D]; infinite for a channel that should vary and does not, NaN where the error is not known.
