@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shards.errors import IdentityMismatchError, UsageError
 from shards.metadata.class_names import united_classes
 from shards.metadata.identity import Recipe, digest_of
-from shards.metadata.statistics_arrays import Statistics
+from shards.metadata.token_statistics import Statistics
 from shards.reading.mixture import MixtureOrder, Phase, Unit
 from shards.reading.order import RowOrder
 from shards.reading.reader import Numbers, RowReader, Verify
