@@ -52,7 +52,7 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     from train.engine.fine_tuning import start_from
     from train.engine.held_out import split_rows
     from train.engine.launch import begun, snapshot_meta
-    from train.engine.lr import steps_per_epoch
+    from train.engine.stores import epoch_steps
     from train.models.build import build_model
     from train.models.dequantize import Dequantizer
     from train.models.discriminator import Discriminator
@@ -102,7 +102,7 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
         features=features.to(team.device),
         discriminator=discriminator.to(team.device),
         team=team,
-        steps_per_epoch=steps_per_epoch(len(trained_rows), settings.global_batch_size),
+        steps_per_epoch=epoch_steps(settings, store, len(trained_rows)),
     )
 
 

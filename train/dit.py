@@ -107,7 +107,7 @@ def sample_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder |
         name = asked[0].replace("_", "-")
         raise UsageError(f"--{name} needs a decoder to draw with: give --decoder SNAPSHOT")
     snapshot = load_decoder(settings.decoder, team.device, store.recipe.encoder)
-    require_same_encoder(snapshot, store.recipe.encoder, what=f"the store {settings.store}")
+    require_same_encoder(snapshot, store.recipe.encoder, what=f"the store {store}")
     return decoder_of(snapshot, settings.precision or "fp32")
 
 

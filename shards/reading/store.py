@@ -90,6 +90,9 @@ class Store:
         """What the store was made by."""
         return self.manifest.recipe
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     @property
     def id(self) -> str:
         """Digest of the recipe, by which stores are known."""

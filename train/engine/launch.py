@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from shards import Store, UsageError, open_store, range_cache, replace_atomically, require_output_folder
+from shards import Store, UsageError, replace_atomically, require_output_folder
 from train.distributed import Team, resolve_precision
 from train.engine.arithmetic import allow_tf32
 from train.engine.checkpoint import newest_of_all, read_state
 from train.engine.feed import Feed
 from train.engine.held_out import split_rows
 from train.engine.loop import Trainer
-from train.engine.lr import steps_per_epoch
 from train.engine.signals import StopRequest, die_with_launcher
+from train.engine.stores import epoch_steps, open_training_store
 from train.engine.summary import start_summary
 from train.engine.task import Task
 from train.report.tracking import Journal, resolve_tracker
@@ -55,7 +55,7 @@ def launch(
     require_output_folder(settings.out)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("train").setLevel(logging.INFO)
-    store = open_store(settings.store, range_cache(settings.cache, settings.cache_bytes))
+    store = open_training_store(settings)
     settings = resolve(settings, store, default_views)
     assert settings.out is not None
     tracker = resolve_tracker(settings.tracker)
@@ -104,8 +104,8 @@ def run(
         task,
         settings,
         team,
-        steps_per_epoch=steps_per_epoch(len(rows), settings.global_batch_size),
-        facts={"encoder": store.recipe.encoder.id, "recipe": store.recipe.id, **task.facts},
+        steps_per_epoch=epoch_steps(settings, store, len(rows)),
+        facts={"encoder": store.recipe.encoder.id, "recipe": store.id, **task.facts},
     )
     trainer.resume()
     feed = Feed(
@@ -154,9 +154,7 @@ def resolve(
     views = settings.views or default_views(store.views)
     missing = [view for view in views if view not in store.views]
     if missing:
-        raise UsageError(
-            f"--views {' '.join(missing)}: the store {settings.store} has {', '.join(store.views)} only"
-        )
+        raise UsageError(f"--views {' '.join(missing)}: the store {store} has {', '.join(store.views)} only")
     on_cuda = torch.cuda.is_available()
     return dataclasses.replace(
         settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shards import Store
-from train.engine.lr import steps_per_epoch
+from train.engine.stores import epoch_steps
 from train.models.config import GeneratorConfig, ModelConfig
 from train.models.cost import forward_flops, num_parameters
 from train.settings.config import Settings
@@ -35,13 +35,13 @@ def start_summary(
     lines = [
         f"{config.kind} of {parameters / 1e6:,.1f} M parameters; {forward / 1e9:,.2f} GFLOP an image forward, "
         f"{passes * forward * batch / 1e12:,.3f} TFLOP a step",
-        f"store {settings.store}: {rows:,} images"
+        f"store {store}: {rows:,} images"
         + (f" and {settings.held_out:,} held out" if settings.held_out else "")
         + f", {store.grid[0]}×{store.grid[1]} tokens of {store.width}, "
         f"views {', '.join(settings.views or ())}; encoder {store.recipe.encoder.name}"
         + (" with RANDOM weights" if store.recipe.encoder.random_weights else ""),
         f"batches of {batch} over {world_size} process{'es' if world_size > 1 else ''}: "
-        f"{steps_per_epoch(rows, batch):,} steps an epoch; steps {step:,} to {settings.max_steps:,} are "
+        f"{epoch_steps(settings, store, rows):,} steps an epoch; steps {step:,} to {settings.max_steps:,} are "
         f"{(settings.max_steps - step) * batch / rows:,.1f} epochs",
         f"weights, gradients, moments and averages take {states * share / 1e9:,.2f} GB a process, besides activations; "
         f"{settings.precision}{', compiled' if settings.compile else ''}",

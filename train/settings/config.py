@@ -219,8 +219,17 @@ class AdversarySettings:
 class TrainerSettings:
     """What both trainers are told."""
 
-    store: str | Path = field(default="data/store", metadata=FREE)
-    """Store to train from: a folder or a URL."""
+    store: str | Path | tuple[str, ...] = field(default="data/store", metadata=FREE)
+    """Store to train from: a folder or a URL; several stores of one encoder are mixed."""
+    store_weights: tuple[float, ...] = field(default=(), metadata=FREE)
+    """Shares of several stores in the stream of samples, one a store; their sum need not be 1. None given: equal."""
+    store_schedule: tuple[str, ...] = field(default=(), metadata=FREE)
+    """Later shares, each as STEP:WEIGHT,WEIGHT,... for the step from which they hold."""
+    store_mix: Literal["sample", "step"] = field(default="sample", metadata=FREE)
+    """Several stores: draw one for every sample, or one for all samples of a step."""
+    epoch_samples: int | None = None
+    """Samples of an epoch of the schedules. None: the training images of all stores; with --store-mix step the mean of
+    the stores, as RAEv2 counts."""
     cache: Path | None = field(default=None, metadata=FREE)
     """Folder of this machine that keeps what is read of a store on a server; other runs may use it too."""
     cache_bytes: int | None = field(default=None, metadata=FREE)
@@ -279,7 +288,14 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         """Refuse values no run can have."""
         self._require_at_least_one(
-            *("max_steps", "global_batch_size", "micro_batch_size", "log_every", "checkpoint_every"),
+            *(
+                "max_steps",
+                "global_batch_size",
+                "epoch_samples",
+                "micro_batch_size",
+                "log_every",
+                "checkpoint_every",
+            ),
             *("keep_checkpoints", "snapshot_every", "milestone_every", "sample_every", "threads"),
         )
         if self.held_out < 0:
