@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from shards.metadata.root import is_store as is_store
     from shards.metadata.token_statistics import GivenStatistics as GivenStatistics
     from shards.metadata.token_statistics import Statistics as Statistics
+    from shards.metadata.token_statistics import collapsed_share as collapsed_share
     from shards.metadata.token_statistics import given_source as given_source
     from shards.metadata.token_statistics import publish_given as publish_given
     from shards.reading.dataset import SampleDataset as SampleDataset
@@ -137,7 +138,13 @@ _MODULES = {
     "shards.metadata.repaired": ["continued_plan"],
     "shards.metadata.plan": ["NO_LABEL", "Plan", "SourceRecord"],
     "shards.metadata.root": ["is_store"],
-    "shards.metadata.token_statistics": ["GivenStatistics", "Statistics", "given_source", "publish_given"],
+    "shards.metadata.token_statistics": [
+        "GivenStatistics",
+        "Statistics",
+        "collapsed_share",
+        "given_source",
+        "publish_given",
+    ],
     "shards.reading.dataset": ["SampleDataset", "StreamBatchSampler"],
     "shards.reading.loader": ["Batch", "Loader"],
     "shards.reading.mixed_store": ["MixedStore"],

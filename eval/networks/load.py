@@ -23,17 +23,22 @@ from train.weights.tensor_files import file_digest
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """From latents or raw tokens to pixels, in the precision of the run."""
+    """From raw tokens, or a compressor's latents, to pixels, in the precision of the run."""
 
     network: Callable[[Tensor], Tensor]
     precision: Precision
     image_size: tuple[int, int]
+    expand: Callable[[Tensor], Tensor] | None = None
+    """Makes raw tokens of latents first, in float32; None: raw tokens come in."""
 
     @torch.inference_mode()
     def pixels(self, tokens: Tensor) -> Tensor:
-        """Pixels float32 [B, 3, H, W], unclamped, of raw tokens [B, N, D]."""
+        """Pixels float32 [B, 3, H, W], unclamped, of raw tokens [B, N, D] or latents [B, K, F]."""
+        raw = tokens.float()
+        if self.expand is not None:
+            raw = self.expand(raw)
         with autocast(tokens.device, self.precision):
-            return self.network(tokens.float()).float()
+            return self.network(raw).float()
 
 
 def load_dit(
@@ -94,14 +99,17 @@ def _no_origin(path: Path) -> UsageError:
     )
 
 
-def decoder_of(snapshot: Snapshot, precision: Precision) -> Decoder:
-    """The decoder of a snapshot, ready to use."""
+def decoder_of(
+    snapshot: Snapshot, precision: Precision, expand: Callable[[Tensor], Tensor] | None = None
+) -> Decoder:
+    """The decoder of a snapshot, ready to use; `expand` is `Decoder.expand`."""
     network = snapshot.model
     assert isinstance(network, ViTDecoder)
     return Decoder(
         network=network,
         precision=precision,
         image_size=network.config.image_size,
+        expand=expand,
     )
 
 

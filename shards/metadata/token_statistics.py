@@ -40,6 +40,19 @@ class Statistics:
     count: int
 
 
+COLLAPSED = 1e-3
+"""A number of a latent whose variance is below this share of the median one's has collapsed; ours."""
+
+
+def collapsed_share(variance: NDArray[np.float64]) -> float:
+    """Share of the numbers of a latent that hardly vary over the images.
+
+    Args:
+        variance: Variance of each number over the images, in any shape.
+    """
+    return float((variance < COLLAPSED * np.median(variance)).mean())
+
+
 @dataclass(frozen=True)
 class GivenStatistics:
     """Mean and variance that somebody published.

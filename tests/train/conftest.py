@@ -85,6 +85,9 @@ TINY = {
     "raev2": "raev2-tiny --model.width 16 --model.depth 2 --model.num-heads 2 --model.head-width 24"
     " --model.head-depth 1 --model.head-num-heads 2 --model.base-depth 1",
     "decoder": "decoder-tiny --model.width 16 --model.depth 1 --model.num-heads 2 --model.mlp-width 16",
+    "compressor": "flat-tiny --model.num-latents 3 --model.latent-width 4"
+    " --model.encoder.width 16 --model.encoder.depth 1 --model.encoder.num-heads 2 --model.encoder.mlp-width 16"
+    " --model.decoder.width 16 --model.decoder.depth 1 --model.decoder.num-heads 2 --model.decoder.mlp-width 16",
 }
 """Presets cut down to networks that do a step in milliseconds."""
 
@@ -103,10 +106,12 @@ def arguments(store_path):
 @pytest.fixture
 def train_here(arguments):
     """Run a trainer in this process; returns its exit code."""
-    from train import decoder, dit
+    from train import compressor, decoder, dit
 
     def run(trainer: str, out: Path, more: str = "", **kwargs) -> int:
-        main = {"dit": dit.main, "raev2": dit.main, "decoder": decoder.main}[trainer]
+        main = {"dit": dit.main, "raev2": dit.main, "decoder": decoder.main, "compressor": compressor.main}[
+            trainer
+        ]
         return main(arguments(trainer, out, more, **kwargs))
 
     return run

@@ -1,4 +1,4 @@
-"""From settings to a finished run: what both trainers do around their own network and loss."""
+"""From settings to a finished run: what the trainers do around their own network and loss."""
 
 from __future__ import annotations
 
@@ -22,13 +22,20 @@ from train.engine.stores import epoch_steps, open_training_store
 from train.engine.summary import start_summary
 from train.engine.task import Task
 from train.report.tracking import Journal, resolve_tracker
-from train.settings.config import DecoderSettings, DiTSettings, FlowSettings, OptimizerSettings, Settings
+from train.settings.config import (
+    CompressorSettings,
+    DecoderSettings,
+    DiTSettings,
+    FlowSettings,
+    OptimizerSettings,
+    Settings,
+)
 from train.settings.saved_settings import flat_values, load_settings, require_same_run, to_json
 from train.weights.snapshot import SnapshotMeta
 
 logger = logging.getLogger(__name__)
 
-_Settings = TypeVar("_Settings", DiTSettings, DecoderSettings)
+_Settings = TypeVar("_Settings", DiTSettings, DecoderSettings, CompressorSettings)
 
 
 def launch(

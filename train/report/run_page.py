@@ -11,8 +11,7 @@ from typing import Any
 from shards import replace_atomically
 from train.report.curves import render_curves, spread
 from train.report.metrics_file import read_metrics
-from train.settings.config import DiTSettings
-from train.settings.saved_settings import flat_values, load_settings
+from train.settings.saved_settings import flat_values, load_settings, trainer_of
 
 _MOST_PICTURES = 6
 
@@ -55,8 +54,7 @@ def write_run_page(out: Path, *, title: str, facts: Sequence[str]) -> None:
 
 def _settings(path: Path) -> str:
     settings = load_settings(path)
-    script = "train/dit.py" if isinstance(settings, DiTSettings) else "train/decoder.py"
-    command = html.escape(f"accelerate launch {script} {path} --out ANOTHER")
+    command = html.escape(f"accelerate launch train/{trainer_of(settings)}.py {path} --out ANOTHER")
     table = _table(flat_values(settings).items())
     return f'<p>To repeat the run: <code>{command}</code></p><div class="beside">{table}</div>'
 

@@ -1,4 +1,4 @@
-"""The command line both trainers share: `[PRESET | config.json] [--setting value ...]`. Loads no torch."""
+"""The command line the trainers share: `[PRESET | config.json] [--setting value ...]`. Loads no torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from shards import UsageError, run_command
-from train.settings.config import DecoderSettings, DiTSettings
+from train.settings.config import CompressorSettings, DecoderSettings, DiTSettings
 
-_Settings = TypeVar("_Settings", DiTSettings, DecoderSettings)
+_Settings = TypeVar("_Settings", DiTSettings, DecoderSettings, CompressorSettings)
 
 
 def parse(

@@ -400,4 +400,66 @@ class DecoderSettings(TrainerSettings):
             )
 
 
-Settings = DiTSettings | DecoderSettings
+@dataclass(frozen=True, kw_only=True)
+class CompressorHalf:
+    """Shape of one half of a flat compressor."""
+
+    width: int
+    """Width of the residual stream."""
+    depth: int
+    """Number of blocks."""
+    num_heads: int
+    """Attention heads a block."""
+    mlp_width: int
+    """Hidden width of the SwiGLU MLPs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressorNetwork:
+    """Shape of a flat compressor; the number of tokens and their width come from the store."""
+
+    num_latents: int
+    """Latents K of an image, a sequence without a grid."""
+    latent_width: int
+    """Channels F of a latent."""
+    encoder: CompressorHalf
+    """Tokens to latents."""
+    decoder: CompressorHalf
+    """Latents to tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressorSettings(TrainerSettings):
+    """Train a flat compressor on a store's tokens: compact latents of them, and the tokens back."""
+
+    model: CompressorNetwork
+    """Shape of the network."""
+    evaluate_every: int | None = field(default=None, metadata=FREE)
+    """Steps between two measurements on the --held-out images: reconstruction error of their tokens, share of
+    collapsed latents, and with --decoder what the pictures have lost. None: none."""
+    evaluation_images: int = field(default=256, metadata=FREE)
+    """Most images measured, evenly spread over those there are."""
+    decoder: Path | None = field(default=None, metadata=FREE)
+    """Decoder of the tokens' encoder that draws what the compressor leaves of them: for --sample-every, and PSNR, SSIM
+    and --rfid-weights of --evaluate-every."""
+    rfid_weights: str | None = field(default=None, metadata=FREE)
+    """Measure rFID as well: Inception weights, public, a file, or random:SEED. None: it is not measured."""
+
+    def __post_init__(self) -> None:
+        """Refuse measurements without what they need."""
+        super().__post_init__()
+        self._require_at_least_one("evaluate_every", "evaluation_images")
+        if self.evaluate_every is not None and self.held_out < 2:
+            raise UsageError(
+                "--evaluate-every needs images that are not trained on, at least 2: leave some out with --held-out N; "
+                f"got {self.held_out}"
+            )
+        if self.sample_every is not None and self.decoder is None:
+            raise UsageError("--sample-every needs a decoder to draw with: give --decoder SNAPSHOT")
+        if self.rfid_weights is not None and (self.decoder is None or self.evaluate_every is None):
+            raise UsageError("--rfid-weights is for --evaluate-every with --decoder SNAPSHOT; give both")
+        if self.sharding == "fsdp":
+            raise UsageError("a compressor fits into one device; leave --sharding at ddp")
+
+
+Settings = DiTSettings | DecoderSettings | CompressorSettings

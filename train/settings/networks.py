@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 from shards import EncoderIdentity, Store, UsageError
@@ -14,7 +15,8 @@ from train.models.config import (
     InContextDiTConfig,
     ViTDecoderConfig,
 )
-from train.settings.config import DecoderNetwork, DiTNetwork
+from train.models.flat_config import FlatConfig, FlatHalfConfig
+from train.settings.config import CompressorNetwork, DecoderNetwork, DiTNetwork
 
 LEAST_WIDTH, LEAST_HEAD_WIDTH = 128, 192
 """Narrowest "auto" widths; ours, for stores of narrow tokens."""
@@ -104,6 +106,26 @@ def decoder_config(network: DecoderNetwork, store: Store) -> ViTDecoderConfig:
         patch_size=patch,
         pixel_mean=mean,
         pixel_std=std,
+    )
+
+
+def flat_config(network: CompressorNetwork, store: Store) -> FlatConfig:
+    """Configuration of the flat compressor that fits a store.
+
+    Raises:
+        UsageError: the store holds latents of a compressor already.
+    """
+    if store.recipe.encoder.compressor is not None:
+        raise UsageError(
+            f"{store.path} holds latents of a compressor already; train on the store that it was derived from"
+        )
+    return FlatConfig(
+        num_tokens=store.num_tokens,
+        token_width=store.width,
+        num_latents=network.num_latents,
+        latent_width=network.latent_width,
+        encoder=FlatHalfConfig(**dataclasses.asdict(network.encoder)),
+        decoder=FlatHalfConfig(**dataclasses.asdict(network.decoder)),
     )
 
 

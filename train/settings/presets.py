@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from shards import UsageError
 from train.models.config import (
@@ -266,7 +267,15 @@ def decoder_settings(name: str) -> DecoderSettings:
     )
 
 
-def preset_list(rows: dict[str, DiTRow] | dict[str, DecoderRow]) -> str:
+class HasSource(Protocol):
+    """A row of presets."""
+
+    @property
+    def source(self) -> str:
+        """Who says so."""
+
+
+def preset_list(rows: Mapping[str, HasSource]) -> str:
     """The presets' names and sources, a line each, for --help."""
     lines = [f"  {name:<22} {row.source}" for name, row in rows.items()]
     if rows is DIT_PRESETS:

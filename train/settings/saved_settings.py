@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards import UsageError, UserError, read_document
-from train.settings.config import DecoderSettings, DiTSettings, Settings
+from train.settings.config import CompressorSettings, DecoderSettings, DiTSettings, Settings
 
 VERSION = 1
 
@@ -22,14 +22,23 @@ class _Saved:
     settings: dict[str, Any]
 
 
-_TRAINERS: dict[str, type[Settings]] = {"dit": DiTSettings, "decoder": DecoderSettings}
+_TRAINERS: dict[str, type[Settings]] = {
+    "dit": DiTSettings,
+    "decoder": DecoderSettings,
+    "compressor": CompressorSettings,
+}
+
+
+def trainer_of(settings: Settings) -> str:
+    """Name of the script, without its ending, that settings are for."""
+    return next(name for name, kind in _TRAINERS.items() if isinstance(settings, kind))
 
 
 def to_json(settings: Settings) -> str:
     """The settings as JSON text, with the name of their trainer and the version of this form."""
     from pydantic import TypeAdapter
 
-    trainer = next(name for name, kind in _TRAINERS.items() if isinstance(settings, kind))
+    trainer = trainer_of(settings)
     values = TypeAdapter(type(settings)).dump_python(settings, mode="json")
     return json.dumps({"version": VERSION, "trainer": trainer, "settings": values}, indent=2) + "\n"
 

@@ -1,0 +1,92 @@
+"""From what a diffusion transformer makes to pixels: a decoder alone, or a compressor's decoder before it.
+
+Each link says by its identity what it takes; a chain whose links do not fit is refused with the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eval.networks.load import Decoder, decoder_of, load_decoder
+from eval.settings import Precision
+from shards import EncoderIdentity
+from train.weights.compressor import Compressor, load_compressor, require_compressor
+from train.weights.snapshot import Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """The networks between latents and pixels."""
+
+    decoder: Decoder
+    """Draws pixels of the latents."""
+    snapshot: Snapshot
+    """Where the decoder of pixels comes from."""
+    compressor: Compressor | None
+    """Makes tokens of the latents first; None: they are tokens, or the decoder of pixels takes them as they are."""
+
+    def compile(self) -> None:
+        """Compile the networks, block by block."""
+        self.snapshot.model.compile()
+        if self.compressor is not None:
+            self.compressor.network.compile()
+
+
+def load_chain(
+    decoder: Path,
+    compressor: Path | None,
+    device: torch.device,
+    precision: Precision,
+    *,
+    latents: EncoderIdentity,
+    published_for: EncoderIdentity | None,
+    what: str,
+) -> Chain:
+    """Load what draws latents and make sure that the links belong together.
+
+    Args:
+        decoder: Snapshot of a decoder, or a published file.
+        compressor: Snapshot of the compressor that made the latents, where one did.
+        device: Where the networks go.
+        precision: Arithmetic of the decoder; a compressor's is float32.
+        latents: What the latents are.
+        published_for: What a published decoder belongs to, which does not say it; None: not known.
+        what: What to call the latents' owner in an error.
+
+    Raises:
+        UsageError: A compressor is missing or too many.
+        IdentityMismatchError: A link belongs to something else, with the difference.
+    """
+    require_compressor(latents, compressor, what=what)
+    loaded = None
+    if compressor is not None:
+        loaded = load_compressor(compressor, device)
+        loaded.require_made(latents, what=what)
+    tokens = tokens_of(latents)
+    snapshot = load_decoder(decoder, device, None if published_for is None else tokens_of(published_for))
+    tokens.require_same(EncoderIdentity.from_dict(snapshot.meta.encoder), what=f"the decoder {decoder}")
+    expand = None if loaded is None else loaded.decode
+    return Chain(decoder=decoder_of(snapshot, precision, expand), snapshot=snapshot, compressor=loaded)
+
+
+def tokens_of(latents: EncoderIdentity) -> EncoderIdentity:
+    """The encoder of the tokens that a decoder of pixels draws of."""
+    return latents if latents.compressor is None else latents.compressor.source
+
+
+def through(compressor: Compressor | None) -> Callable[[Tensor], Tensor] | None:
+    """Makes tokens what a compressor leaves of them, float32 [B, N, C] both; None without one."""
+    if compressor is None:
+        return None
+
+    @torch.no_grad()
+    def recoded(tokens: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, enabled=False):
+            return compressor.decode(compressor.encode(tokens.float()))
+
+    return recoded
