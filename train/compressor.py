@@ -153,7 +153,7 @@ def picture_scores(
         ("psnr", "ssim") if settings.rfid_weights is None else ("psnr", "ssim", "rfid")
     )
     asked = ReconstructionSettings(
-        store=settings.store,
+        store=str(settings.store),
         decoder=settings.decoder,
         metrics=metrics,
         feature_weights=settings.rfid_weights or "public",
