@@ -62,9 +62,12 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
 
 
 def _dry_run(config: EncodeConfig) -> None:
-    plan, encoder = make_plan(config), image_encoder(config)
+    found: list[str] = []
+    plan, encoder = make_plan(config, found.append), image_encoder(config)
     recipe = make_recipe(config, plan, encoder)
     given_statistics(config, recipe)
+    for line in found:
+        log(line)
     preflight(config, plan, recipe, encoder)
 
 
