@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from shards.reading.store import open_store as open_store
     from shards.reading.token_sample import chosen_tokens as chosen_tokens
     from shards.reading.token_sample import sample_stored as sample_stored
+    from shards.reading.webdataset_pipeline import webdataset_pipeline as webdataset_pipeline
     from shards.sources.find import find_images as find_images
     from shards.sources.found import Found as Found
     from shards.sources.found import FoundImage as FoundImage
@@ -152,6 +153,7 @@ _MODULES = {
     "shards.reading.reader": ["RowReader"],
     "shards.reading.store": ["Store", "open_store"],
     "shards.reading.token_sample": ["chosen_tokens", "sample_stored"],
+    "shards.reading.webdataset_pipeline": ["webdataset_pipeline"],
     "shards.sources.find": ["find_images"],
     "shards.sources.found": ["Found", "FoundImage", "SourceOptions"],
     "shards.sources.reading": ["BadImageError", "SourceReader"],
