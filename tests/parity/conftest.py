@@ -21,13 +21,13 @@ from typing import Any
 
 import pytest
 import torch
+from reference_configs import config_from_reference
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from train.models.build import build_model
 from train.models.config import DiTConfig, DiTDHConfig, ViTDecoderConfig
 from train.models.flat_config import FlatConfig, FlatHalfConfig
-from train.weights.infer import config_from_reference
 
 OWN_FOLDER = Path(__file__).parents[1] / "fixtures" / "rae"
 FOLDER = Path(os.environ.get("RAE_FIXTURES", OWN_FOLDER))

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference_configs import config_from_reference
 
 from train.models.build import build_model
 from train.models.condition_tokens import Frames
 from train.models.config import InContextDiTConfig, raev2_config
 from train.models.cost import forward_flops, num_parameters
-from train.weights.infer import config_from_reference, infer_dit_config
+from train.weights.infer import infer_dit_config
 
 NETWORKS = pytest.mark.recorded("raev2_dit*", "raev2_lightningdit*", having="config")
 FOLDER = Path(os.environ.get("RAE_FIXTURES", Path(__file__).parents[1] / "fixtures" / "rae"))

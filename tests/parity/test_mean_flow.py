@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reference_configs import config_from_reference
 from safetensors.torch import save_file
 
 from train.flow.integrators import time_grid
@@ -24,7 +25,7 @@ from train.flow.path import interpolate, velocity_target
 from train.models.build import build_model
 from train.models.cost import num_parameters
 from train.models.embeddings import initialise_as_published
-from train.weights.infer import PublishedFileError, config_from_reference, infer_dit_config
+from train.weights.infer import PublishedFileError, infer_dit_config
 from train.weights.published import load_dit, load_exactly, save_state_dict
 
 NEW_KEYS = {"r_embedder.W", *(f"r_embedder.mlp.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias"))}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from reference_configs import config_from_reference
 
 from shards import UsageError
 from train.distributed import Team
@@ -20,7 +21,6 @@ from train.flow.integrators import integrate, time_grid
 from train.flow.path import as_velocity, interpolate, shift_time, velocity_from_data, velocity_loss
 from train.models.build import build_model
 from train.settings.config import DiTNetwork, DiTSettings, OptimizerSettings
-from train.weights.infer import config_from_reference
 
 
 def times(normal_draw, distribution, shift):

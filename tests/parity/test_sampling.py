@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reference_configs import config_from_reference
 
 from train.flow.guidance import ALWAYS, auto_guidance, classifier_free, unguided
 from train.flow.integrators import integrate, time_grid
 from train.models.build import build_model
-from train.weights.infer import config_from_reference
 
 
 @pytest.mark.recorded("ode_time_grids*")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference_configs import config_from_reference
 
 from train.models.build import build_model
 from train.models.config import (
@@ -21,7 +22,7 @@ from train.models.config import (
 )
 from train.models.cost import forward_flops, num_parameters
 from train.models.discriminator import DINO_SIZES, DinoFeatures, Discriminator
-from train.weights.infer import config_from_reference, infer_decoder_config, infer_dit_config
+from train.weights.infer import infer_decoder_config, infer_dit_config
 
 FOLDER = Path(os.environ.get("RAE_FIXTURES", Path(__file__).parents[1] / "fixtures" / "rae"))
 MANIFESTS = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from reference_configs import config_from_reference
 
 from train.distributed import Team
 from train.engine.feed import MicroBatch
@@ -17,7 +18,6 @@ from train.engine.task import Losses, Task
 from train.flow.path import draw_time, interpolate, per_sample_loss, velocity_target
 from train.models.build import build_model
 from train.settings.config import DiTNetwork, DiTSettings, OptimizerSettings
-from train.weights.infer import config_from_reference
 
 
 class RecordedDraws(Task):

@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
+from reference_configs import config_from_reference
 
 from train.flow.guidance import auto_guidance, classifier_free
 from train.models.build import build_model
-from train.weights.infer import config_from_reference
 
 
 def interval_of(name):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from train.report.curves import Axis, render_curves, spread
+from train.report.curves import Axis, render_curves
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,14 @@ def test_a_logarithmic_axis_names_powers_of_ten_at_equal_distances():
 
 
 def test_many_points_are_thinned_to_the_first_the_last_and_some_between():
-    thinned = spread(list(range(1000)), 5)
-    assert thinned == [0, 250, 500, 749, 999]
-    assert spread([1, 2], 5) == [1, 2]
+    metrics = [{"step": step, "loss": float(step)} for step in range(5000)]
+    (line,) = re.findall(r'<polyline points="(.*?)"', render_curves(metrics))
+    points = [tuple(map(float, point.split(","))) for point in line.split()]
+    assert len(points) == 500
+    everything = render_curves(metrics[:500])
+    (whole,) = re.findall(r'<polyline points="(.*?)"', everything)
+    ends = [tuple(map(float, point.split(","))) for point in whole.split()]
+    assert (points[0], points[-1]) == (ends[0], ends[-1])
 
 
 def test_each_metric_is_drawn_in_its_panel_and_others_in_none():

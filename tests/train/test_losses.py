@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from train.tasks.augmentation import NUM_DRAWS, augment
+from train.tasks.augmentation import NUM_COINS, NUM_DRAWS, augment
 from train.tasks.losses import adaptive_weight, gradient_at, last_layer_gradients, to_8_bit
 
 
@@ -46,14 +46,16 @@ def test_eight_bit_pictures_have_256_levels_and_stay_in_range():
 
 def test_no_augmentation_at_probability_zero():
     images = torch.randn(2, 3, 8, 8)
-    assert torch.equal(augment(images, torch.zeros(3), torch.rand(NUM_DRAWS, 2), probability=0.0), images)
+    assert torch.equal(
+        augment(images, torch.zeros(NUM_COINS), torch.rand(NUM_DRAWS, 2), probability=0.0), images
+    )
 
 
 def test_augmentation_passes_gradients_and_treats_pictures_apart():
     images = torch.randn(2, 3, 16, 16, requires_grad=True)
     draws = torch.rand(NUM_DRAWS, 2)
-    out = augment(images, torch.zeros(3), draws)
-    alone = augment(images[1:], torch.zeros(3), draws[:, 1:])
+    out = augment(images, torch.zeros(NUM_COINS), draws)
+    alone = augment(images[1:], torch.zeros(NUM_COINS), draws[:, 1:])
     assert torch.allclose(out[1:], alone)
     out.square().sum().backward()
     assert images.grad.any()

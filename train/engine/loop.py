@@ -1,129 +1,44 @@
-"""The training loop of both trainers: take a batch, learn from it, tell, save, until the end or a signal.
+"""The training loop: the life of a step, from top to bottom.
 
-The loop knows neither network nor loss; a `Task` brings them. What it promises:
+1. `Trainer.train` takes steps until `--max-steps` or a signal, and does what is due between them: a line of metrics, a
+   snapshot, a picture, a measurement, a checkpoint.
+2. `train_step`: the micro-batches of a step; their gradients (`forward_backward`); metrics summed over all processes;
+   the update; what the task trains besides.
+3. `update`: learning rate, clipping, the optimizer, the averages; a step that is not finite changes nothing.
+4. `record`: the numbers of a step, read on the host while the next step runs.
+
+Network and loss are the `Task`'s; state and files are the `Run`'s. The loop promises:
 
 - the global batch of step s is samples [s·B, (s+1)·B) of one endless stream, whatever the number of processes;
 - the update is the gradient of the mean over that global batch, also when processes' shares differ;
-- nothing on the way waits for the device: what a step measured is read while the next one runs.
+- the host never waits for the device within a step.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from shards import UserError, read_document
-from train.distributed import Team, full_tensor, gradients_stay_local
-from train.engine.checkpoint import (
-    STATE,
-    newest_of_all,
-    open_part,
-    prune,
-    read_part,
-    read_state,
-    remedy,
-    require_intact_for_all,
-    save_checkpoint,
-)
-from train.engine.ema import WeightAverages
+from shards import UserError
+from train.distributed import full_tensor, gradients_stay_local
 from train.engine.feed import Feed, MicroBatch
 from train.engine.lr import learning_rate
-from train.engine.optimizer import make_optimizer
+from train.engine.run import Run
 from train.engine.signals import StopRequest
-from train.engine.state import restore_parts, state_parts
 from train.engine.summary import expected_hours
-from train.engine.task import Task, sum_and_count
-from train.engine.totals import Seen, StepTotals, Window, WindowState, stack_metrics
+from train.engine.task import sum_and_count
+from train.engine.totals import MicroBatchLosses, StepTotals, stack_metrics
 from train.report.tracking import Journal
-from train.settings.config import Settings
-
-_SETTING_OF = {"encoder": "store", "recipe": "store"}
-"""Which setting a fact of a checkpoint comes from, where it is not called alike."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunState:
-    """What a checkpoint holds of a run besides tensors."""
+class Trainer(Run):
+    """Takes a run's steps."""
 
-    facts: dict[str, str]
-    """Identities of the store that is trained on, and of what else is learnt from, such as a teacher."""
-    bad_steps: int
-    """Steps whose loss or gradient was not finite."""
-    window: WindowState
-    """Metrics since the last line."""
-
-
-class Trainer:
-    """A run: the task, its optimizer and averages, how far it has come, and where it is kept."""
-
-    def __init__(
-        self, task: Task, settings: Settings, team: Team, *, steps_per_epoch: int, facts: dict[str, str]
-    ) -> None:
-        """Prepare a run; `resume` then continues one that was begun.
-
-        Args:
-            task: network and loss.
-            settings: resolved settings; `out` is the run's directory.
-            team: the processes.
-            steps_per_epoch: steps of an epoch of the learning-rate schedule.
-            facts: identities the checkpoint must share with the store.
-        """
-        assert settings.out is not None
-        self.task, self.settings, self.team, self.out = task, settings, team, settings.out
-        self.steps_per_epoch, self.facts = steps_per_epoch, facts
-        self.step = 0
-        self.bad_steps = 0
-        self._saved_step: int | None = None
-        self.window = Window(("loss", *task.metric_names))
-        self.wrapped = team.wrap(task.model)
-        self.averages = WeightAverages(task.model, settings.ema_rates)
-        self.optimizer = make_optimizer(task.model, settings.optimizer)
-        self._logged_hours = False
-        self._trained = [p for p in task.model.parameters() if p.requires_grad]
-
-    @property
-    def samples_seen(self) -> int:
-        """Samples learnt from so far."""
-        return self.step * self.settings.global_batch_size
-
-    def resume(self) -> None:
-        """Continue from the newest checkpoint, if there is one.
-
-        Raises:
-            UserError: the checkpoint is damaged or belongs to another store, or the processes find different ones.
-        """
-        newest = newest_of_all(self.out / "checkpoints", self.team)
-        if newest is None:
-            return
-        found = read_state(newest)
-        require_intact_for_all(newest, found, self.team)
-        state = read_document(json.dumps(found.state), RunState, name=newest / STATE, remedy=remedy(newest))
-        self._require_same_facts(newest, state.facts)
-        restore_parts(partial(open_part, newest), self.task.model, self.averages, self.optimizer)
-        self.task.load_extra_state({name: read_part(newest, name) for name in self.task.extra_state()})
-        self.step = self._saved_step = found.step
-        self.bad_steps = state.bad_steps
-        self.window.load(state.window)
-
-    def _require_same_facts(self, checkpoint: Path, before: dict[str, str]) -> None:
-        changed = {
-            _SETTING_OF.get(name, name)
-            for name in before.keys() | self.facts.keys()
-            if before.get(name) != self.facts.get(name)
-        }
-        for setting in sorted(changed - set(self.settings.allow_change)):
-            raise UserError(
-                f"{checkpoint} was trained on another {setting} ({before}, now {self.facts}); "
-                f"give the {setting} it was begun with, or insist with --allow-change {setting}"
-            )
+    _logged_hours = False
 
     def train(self, feed: Feed, journal: Journal, stop: StopRequest) -> None:
         """Train until `max_steps` or until any process is told to stop; end with a checkpoint and a snapshot.
@@ -159,44 +74,60 @@ class Trainer:
                 self.evaluate(journal)
             if self.due(settings.checkpoint_every):
                 self.checkpoint()
-                journal.publish()
+                journal.write_page()
         self.record(pending, journal)
         self.snapshot("latest")
         self.checkpoint()
         if self.step == settings.max_steps and not self.due(settings.log_every):
             self.report(feed, journal)
-        journal.publish()
+        journal.write_page()
 
     def train_step(self, feed: Iterator[MicroBatch], stop: StopRequest) -> StepTotals:
         """One optimizer step: the gradient of the global batch, clip, update, average."""
-        task = self.task
+        task, names = self.task, self.window.names
         # The gradient of the mean over the global batch, whatever this process's share: processes are averaged.
         scale = self.team.world_size / self.settings.global_batch_size
-        batches: Iterable[MicroBatch] = one_step(feed)
-        held: list[MicroBatch] = []
+        batches: Iterable[MicroBatch] = micro_batches_of_step(feed)
+        kept: list[MicroBatch] = []
         if task.needs_whole_step:
-            batches = held = [batch.copied() for batch in batches]
-            task.before_step(held, scale, self.autocast)
-        names = self.window.names
-        totals = torch.zeros(len(names), 2, device=self.team.device)
-        seen: list[Seen] = []
-        for batch in batches:
-            with gradients_stay_local(self.wrapped, local=not batch.last_of_step):
-                losses = task.backward(self.wrapped, batch, scale, self.autocast)
-            own = losses.per_sample.detach()
-            logged = own if losses.logged is None else losses.logged
-            totals += stack_metrics(names, {"loss": sum_and_count(logged), **losses.metrics}, totals)
-            seen.append(Seen(rows=batch.rows, positions=batch.positions, losses=own))
+            batches = kept = [batch.copied() for batch in batches]
+            task.before_step(kept, scale, self.autocast)
+        totals, losses = self.forward_backward(batches, scale)
         # Filled on the device: a tensor made of a Python number is copied there, and the host waits for the copy.
         told = totals.new_full((1,), float(stop.signal is not None))
         summed = self.team.sum(torch.cat([told, totals.flatten()]))
         totals = summed[1:].view_as(totals)
         norm, bad = self.update(totals[0, 0])
-        if task.needs_whole_step and (further := task.after_update(held, scale, self.autocast)):
+        if task.needs_whole_step and (further := task.after_update(kept, scale, self.autocast)):
             totals += self.team.sum(stack_metrics(names, further, totals))
         return StepTotals(
-            self.step, stop=summed[0], bad=bad, norm=norm, names=names, totals=totals, seen=seen
+            self.step, stop=summed[0], bad=bad, norm=norm, names=names, totals=totals, losses=losses
         )
+
+    def forward_backward(
+        self, batches: Iterable[MicroBatch], scale: float
+    ) -> tuple[Tensor, list[MicroBatchLosses]]:
+        """Add up the gradients of a step's micro-batches.
+
+        Args:
+            batches: this process's micro-batches.
+            scale: what the sum of a process's losses is multiplied with.
+
+        Returns:
+            Sums and weights of the metrics, float32 [K, 2] in the order of the window's names, and the losses of each
+            micro-batch's samples.
+        """
+        names = self.window.names
+        totals = torch.zeros(len(names), 2, device=self.team.device)
+        found: list[MicroBatchLosses] = []
+        for batch in batches:
+            with gradients_stay_local(self.wrapped, local=not batch.last_of_step):
+                losses = self.task.backward(self.wrapped, batch, scale, self.autocast)
+            own = losses.per_sample.detach()
+            logged = own if losses.logged is None else losses.logged
+            totals += stack_metrics(names, {"loss": sum_and_count(logged), **losses.metrics}, totals)
+            found.append(MicroBatchLosses(rows=batch.rows, positions=batch.positions, losses=own))
+        return totals, found
 
     def autocast(self) -> AbstractContextManager[object]:
         """The arithmetic the network is computed in."""
@@ -217,9 +148,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps_per_epoch, settings)
         clip = math.inf if settings.clip_norm is None else settings.clip_norm
-        norm = full_tensor(nn.utils.clip_grad_norm_(self._trained, clip))
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.trained, clip))
         bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
-        # Understood by the fused kernel, which torch.amp.GradScaler tells the same way.
+        # How torch.amp.GradScaler, too, tells an optimizer to skip an update.
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -231,7 +162,7 @@ class Trainer:
         return every is not None and self.step % every == 0
 
     def record(self, measured: StepTotals | None, journal: Journal) -> bool:
-        """Take in what a step measured; returns whether all processes agreed to stop.
+        """Add what a step measured to the window; returns whether any process was told to stop.
 
         Raises:
             UserError: too many steps had a loss or gradient that is not finite.
@@ -270,46 +201,9 @@ class Trainer:
             self._logged_hours = True
             journal.log(expected_hours(self.settings.max_steps - self.step, metrics["step_seconds"]))
 
-    def checkpoint(self) -> None:
-        """Write the state to resume, then remove old ones; nothing if this step's is there already."""
-        if self._saved_step == self.step:
-            return
-        parts = state_parts(self.task.model, self.averages, self.optimizer) | self.task.extra_state()
-        state = RunState(facts=self.facts, bad_steps=self.bad_steps, window=self.window.state())
-        folder = self.out / "checkpoints"
-        save_checkpoint(folder, self.step, parts, asdict(state), write=self.team.is_main_process)
-        if self.team.is_main_process:
-            prune(folder, self.settings.keep_checkpoints)
-        self._saved_step = self.step
-        self.team.wait()
 
-    def snapshot(self, name: str) -> None:
-        """Write weights to use: the average of each rate, the first under the plain name."""
-        for rate in self.averages.rates:
-            weights = self.task.model.state_dict() | self.averages.weights(rate)
-            suffix = "" if rate == self.averages.rates[0] else f"-ema{rate:g}"
-            path = self.out / "snapshots" / f"{name}{suffix}.safetensors"
-            self.task.save_snapshot(
-                path, weights, step=self.step, ema_rate=rate, write=self.team.is_main_process
-            )
-
-    def render_samples(self, journal: Journal) -> None:
-        """Draw a picture with the averaged weights; sharded weights need every process for it."""
-        path = self.out / "samples" / f"step-{self.step:08d}.png"
-        if self.team.is_main_process or self.team.sharded:
-            with self.averages.applied(self.averages.rates[0]):
-                self.task.render_samples(path)
-        journal.show(self.step, path)
-
-    def evaluate(self, journal: Journal) -> None:
-        """Measure the averaged weights on images that are not trained on."""
-        with self.averages.applied(self.averages.rates[0]):
-            scores = self.task.evaluate()
-        journal.record_scores(self.step, scores)
-
-
-def one_step(feed: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-    """The micro-batches of one optimizer step."""
+def micro_batches_of_step(feed: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+    """The micro-batches of the next optimizer step."""
     for batch in feed:
         yield batch
         if batch.last_of_step:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """The samples of one micro-batch of this process, kept until it is known whether the step was sound."""
+class MicroBatchLosses:
+    """The losses of one micro-batch of this process, kept until it is known whether they are finite."""
 
     rows: NDArray[np.int64]
     """[b] rows of the store."""
     positions: Tensor
-    """int64 [b]: places in the stream."""
+    """int64 [b]: positions in the stream of samples."""
     losses: Tensor
     """float32 [b]: losses, without gradient."""
 
@@ -66,7 +66,7 @@ class StepTotals:
         norm: Tensor,
         names: Sequence[str],
         totals: Tensor,
-        seen: list[Seen],
+        losses: list[MicroBatchLosses],
     ) -> None:
         """Start the copy.
 
@@ -77,9 +77,9 @@ class StepTotals:
             norm: float32 []: norm of the gradient before clipping.
             names: the metrics, the loss among them.
             totals: float32 [K, 2]: their sums and weights.
-            seen: this process's samples.
+            losses: losses of this process's samples.
         """
-        self.step, self.seen = step, seen
+        self.step, self.losses = step, losses
         self._names = names
         on_device = torch.cat([torch.stack([stop, bad, norm]), totals.flatten()])
         self._host = on_device.to("cpu", non_blocking=True)
@@ -102,9 +102,9 @@ class StepTotals:
 
     def suspects(self) -> tuple[list[int], Tensor]:
         """Rows and positions of this process's samples with a non-finite loss, or of all where none has one."""
-        rows = np.concatenate([seen.rows for seen in self.seen])
-        positions = torch.cat([seen.positions for seen in self.seen])
-        broken = ~torch.isfinite(torch.cat([seen.losses for seen in self.seen]))
+        rows = np.concatenate([found.rows for found in self.losses])
+        positions = torch.cat([found.positions for found in self.losses])
+        broken = ~torch.isfinite(torch.cat([found.losses for found in self.losses]))
         if not broken.any():
             return rows.tolist(), positions
         return rows[broken.cpu().numpy()].tolist(), positions[broken]

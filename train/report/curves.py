@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
+
+from shards import even_spread
 
 
 class Panel(NamedTuple):
@@ -47,8 +49,6 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 508, 8, 196
 _LOG_FROM = 30.0
 """Ratio of the largest to the smallest value from which the axis is logarithmic."""
 _MOST_POINTS, _MARKED_POINTS = 500, 40
-
-_Thing = TypeVar("_Thing")
 
 
 class Axis(NamedTuple):
@@ -113,9 +113,8 @@ def _figure(panel: Panel, series: dict[str, list[tuple[int, float]]]) -> str:
     lines, legend = [], []
     for index, (name, points) in enumerate(series.items()):
         colour = f"hsl({(210 + 67 * index) % 360} 65% 42%)"
-        positions = [
-            (across.position(step), up.position(value)) for step, value in spread(points, _MOST_POINTS)
-        ]
+        shown = [points[i] for i in even_spread(_MOST_POINTS, len(points))]
+        positions = [(across.position(step), up.position(value)) for step, value in shown]
         drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
         lines.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         if len(positions) <= _MARKED_POINTS:
@@ -153,10 +152,3 @@ def _brief(step: float) -> str:
         if step >= size:
             return f"{step / (1e3 if letter == 'k' else size):g}{letter}"
     return f"{step:g}"
-
-
-def spread(things: list[_Thing], count: int) -> list[_Thing]:
-    """At most `count` of the things, evenly spread, the first and the last among them."""
-    if len(things) <= count:
-        return things
-    return [things[round(i * (len(things) - 1) / (count - 1))] for i in range(count)]

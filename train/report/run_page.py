@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards import replace_atomically
-from train.report.curves import render_curves, spread
+from shards import even_spread, replace_atomically
+from train.report.curves import render_curves
 from train.report.metrics_file import read_metrics
 from train.settings.saved_settings import flat_values, load_settings, trainer_of
 
@@ -35,7 +35,8 @@ def write_run_page(out: Path, *, title: str, facts: Sequence[str]) -> None:
     """
     metrics = read_metrics(out / "metrics.jsonl")
     last = {name: value for line in metrics for name, value in line.items()}
-    pictures = spread(sorted((out / "samples").glob("*.png")), _MOST_PICTURES)
+    found = sorted((out / "samples").glob("*.png"))
+    pictures = [found[i] for i in even_spread(_MOST_PICTURES, len(found))]
     sections = {
         f"Curves to step {last.get('step', 0):,}": render_curves(metrics),
         "Pictures over time": _pictures(pictures),

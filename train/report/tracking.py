@@ -130,7 +130,7 @@ class Journal:
         elif self._team.is_main_process:
             sys.stderr.write(f"{text}\n")
 
-    def show(self, step: int, path: Path) -> None:
+    def log_image(self, step: int, path: Path) -> None:
         """Hand a picture to the tracker."""
         if not (self._team.is_main_process and self._tracked):
             return
@@ -142,7 +142,7 @@ class Journal:
             else:
                 tracker.log_images({"samples": [pixels]}, step=step)
 
-    def publish(self) -> None:
+    def write_page(self) -> None:
         """Write the run's page."""
         if self._team.is_main_process:
             write_run_page(self._out, title=self._out.name, facts=self._facts)

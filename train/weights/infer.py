@@ -1,4 +1,4 @@
-"""Which network published weights belong to: from their keys and shapes, or from the reference's own settings."""
+"""Which network published weights belong to: from their keys and shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from train.models.config import (
     swiglu_width,
 )
 from train.weights.infer_in_context import (
-    in_context_config_from_reference,
     infer_in_context_config,
     is_in_context,
 )
@@ -104,74 +103,6 @@ def infer_decoder_config(
         pixel_mean=pixel_mean,
         pixel_std=pixel_std,
     )
-
-
-def config_from_reference(params: Mapping[str, Any], target: str = "") -> GeneratorConfig:
-    """Our configuration for `stage_2.params` of one of the YAML files of RAE, MF-RAE or RAEv2.
-
-    Source: the constructors of DiTwDDTHead and LightningDiT in github:bytetriper/RAE src/stage2/models at
-    a4d18c4, and of DiTwDDTHead_MF in github:sony/mf-rae src/stage2/models/DDT.py at fffc544; RAEv2's as in
-    `train.weights.infer_in_context`.
-
-    Args:
-        params: the parameters.
-        target: `stage_2.target`, the class; one whose name ends in _MF is also told the end of a jump.
-
-    Raises:
-        PublishedFileError: a parameter is missing or unknown, or asks for what is not built.
-        UsageError: the same, of RAEv2.
-    """
-    rest = dict(params)
-    try:
-        if "cond_arch" in params:
-            return in_context_config_from_reference(params)
-        side = rest.pop("input_size")
-        widths, depths, heads = rest.pop("hidden_size"), rest.pop("depth"), rest.pop("num_heads")
-        common: dict[str, Any] = {"token_width": rest.pop("in_channels"), "grid": (side, side)}
-    except KeyError as error:
-        raise PublishedFileError(f"the reference's settings have no {error.args[0]}") from error
-    common["num_classes"] = rest.pop("num_classes", 1000)
-    common["patch_size"] = _single(rest.pop("patch_size", 1))
-    common["null_label"] = rest.pop("class_dropout_prob", 0.1) > 0
-    common["end_time"] = target.endswith("_MF")
-    common["shift"] = not rest.pop("wo_shift", False)
-    is_dit_dh = isinstance(widths, list | tuple)
-    own = {"use_pos_embed": "position_table"} if is_dit_dh else {"learn_sigma": "predict_sigma"}
-    for theirs, ours in (_RENAMED | own).items():
-        if theirs in rest:
-            common[ours] = rest.pop(theirs)
-    rest.pop("use_gembed", None)  # the reference takes and ignores it
-    if rest:
-        raise PublishedFileError(f"unknown parameters of the reference's model: {', '.join(sorted(rest))}")
-    if not is_dit_dh:
-        return DiTConfig(width=widths, depth=depths, num_heads=heads, **common)
-    deep_heads, head_heads = heads if isinstance(heads, list | tuple) else (heads, heads)
-    return DiTDHConfig(
-        width=widths[0],
-        depth=depths[0],
-        num_heads=deep_heads,
-        head_width=widths[1],
-        head_depth=depths[1],
-        head_num_heads=head_heads,
-        **common,
-    )
-
-
-_RENAMED = {
-    "mlp_ratio": "mlp_ratio",
-    "use_qknorm": "qk_norm",
-    "use_swiglu": "swiglu",
-    "use_rope": "rope",
-    "use_rmsnorm": "rms_norm",
-}
-
-
-def _single(patch_size: int | list[int]) -> int:
-    """The reference takes a patch size for each part of a DiT-DH; here both parts share one."""
-    sizes = set(patch_size) if isinstance(patch_size, list | tuple) else {patch_size}
-    if len(sizes) != 1:
-        raise PublishedFileError(f"both parts of a DiT-DH must have the same patch size; got {patch_size}")
-    return int(sizes.pop())
 
 
 def _dit_dh_config(state: Mapping[str, Tensor]) -> DiTDHConfig:

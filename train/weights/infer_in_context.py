@@ -1,4 +1,4 @@
-"""Which of RAEv2's transformers published weights belong to: from keys and shapes, or from the reference's settings."""
+"""Which of RAEv2's transformers published weights belong to: from keys and shapes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from torch import Tensor
 
 from shards import UsageError
 from train.models.config import RAEV2_BASE_DEPTHS, RAEV2_SIZES, InContextDiTConfig
-
-_CONDITIONS = {"label": "label", "text": "text", "nwm": "frames"}
-"""The reference's names of conditions and ours."""
 
 _KEYS = {"embedding_table.weight": "label", "norm.weight": "text", "action_tokens": "frames"}
 """What under `ctx_embedder.` tells which condition a network has."""
@@ -89,56 +86,6 @@ def infer_in_context_config(
     )
 
 
-def in_context_config_from_reference(params: Mapping[str, Any]) -> InContextDiTConfig:
-    """Our configuration for `stage_2.params` of one of RAEv2's YAML files.
-
-    Source: the arguments that raev2's recordings list; github:nanovisionx/RAEv2 configs/stage2 at 8a0d238.
-
-    Raises:
-        KeyError: a parameter is missing.
-        UsageError: a parameter is unknown, or asks for what is not built.
-    """
-    rest = dict(params)
-    side, patch = rest.pop("input_size"), rest.pop("patch_size", 1)
-    widths, depths, heads = (_pair(rest.pop(name)) for name in ("hidden_size", "depth", "num_heads"))
-    patches = set(_pair(patch))
-    if len(patches) != 1:
-        raise UsageError(f"both parts of a transformer must have the same patch size; got {patch}")
-    tokens = rest.pop("cond_arch")
-    condition = _CONDITIONS[rest.pop("condition_type", "label")]
-    num_classes, condition_length = rest.pop("num_classes", 1000), tokens["num_c_tokens"]
-    # What a condition does not use stays at its default, so that equal networks have equal configurations.
-    own: dict[str, Any] = {"num_classes": num_classes if condition == "label" else 1}
-    if condition in ("label", "text"):
-        own["num_condition_tokens"] = condition_length
-    if condition == "frames":
-        num_tokens = (side // min(patches)) ** 2
-        own["num_action_tokens"] = tokens["n_action_tokens"]
-        own["num_frames"] = (condition_length - tokens["n_action_tokens"] - 1) // num_tokens
-    if condition == "text":
-        own["context_width"] = rest.pop("context_dim")
-    if len(widths) == 2:
-        own |= {"head_width": widths[1], "head_depth": depths[1], "head_num_heads": heads[-1]}
-    config = InContextDiTConfig(
-        token_width=rest.pop("in_channels"),
-        grid=(side, side),
-        width=widths[0],
-        depth=depths[0],
-        num_heads=heads[0],
-        patch_size=min(patches),
-        mlp_ratio=rest.pop("mlp_ratio", 4.0),
-        base_depth=rest.pop("base_model_depth", None),
-        condition=condition,  # type: ignore[arg-type]  # one of the literals of _CONDITIONS
-        num_time_tokens=tokens["num_t_tokens"],
-        num_scale_tokens=tokens["num_cfg_omega_tokens"] if rest.pop("use_cfg_conds", False) else 0,
-        **own,
-    )
-    rest.pop("context_dim", None)  # other conditions do not use it
-    if rest:
-        raise UsageError(f"unknown parameters of the reference's model: {', '.join(sorted(rest))}")
-    return config
-
-
 def _base_depth(
     state: Mapping[str, Tensor], source: object, stack: tuple[int, int], given: int | None
 ) -> int | None:
@@ -159,7 +106,3 @@ def _numbers(state: Mapping[str, Tensor]) -> list[int]:
     while f"blocks.{len(numbers)}.norm1.weight" in state:
         numbers.append(len(numbers))
     return numbers
-
-
-def _pair(value: int | list[int]) -> list[int]:
-    return list(value) if isinstance(value, list | tuple) else [value]
