@@ -1,4 +1,4 @@
-"""Decode a store's tokens and compare the pictures with their originals.
+"""Decode a store's tokens and compare the images with their originals.
 
 accelerate launch eval/reconstruction.py STORE --decoder SNAPSHOT --out DIR
 """

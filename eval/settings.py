@@ -130,7 +130,7 @@ class GenerationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionSettings:
-    """Decode a store's tokens and compare the pictures with the stored originals."""
+    """Decode a store's tokens and compare the images with the stored originals."""
 
     store: Positional[str | Path]
     """Folder or URL of a finished store with images."""
@@ -176,9 +176,9 @@ class ReferenceSettings:
     out: Path
     """File to write, .npz."""
     image_size: int = 256
-    """Side of the pictures: a folder's are centre-cropped to it, others must have it."""
+    """Side of the images: those of a source are centre-cropped to it, stored ones must have it."""
     feature_weights: str = "public"
-    """Inception weights: public, a file, or random:SEED; whoever compares must use the same."""
+    """Inception weights: public, a file, or random:SEED; comparisons must use the same."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, before anything heavy is loaded."""

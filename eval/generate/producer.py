@@ -33,7 +33,7 @@ _DECODED_AT_ONCE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Producer:
-    """Turns sample numbers into pictures."""
+    """Turn sample numbers into images."""
 
     sampler: LatentSampler
     normalizer: LatentNormalizer
@@ -47,7 +47,7 @@ class Producer:
 
     @cached_property
     def _stream(self) -> torch.cuda.Stream:
-        """The stream pictures are decoded in, so that they do not queue behind the next batch's steps.
+        """The stream images are decoded in, so that they do not queue behind the next batch's steps.
 
         One for all batches, because the allocator keeps what was freed in a stream for that stream alone.
         """
@@ -118,12 +118,12 @@ class Producer:
         """Decode and hand over; what is returned is the error of a batch that does not fit."""
         try:
             if ready is None:
-                images = self._pictures(latents)
+                images = self._images(latents)
             else:
                 with torch.cuda.stream(self._stream):
                     self._stream.wait_event(ready)
                     latents.record_stream(self._stream)
-                    images = self._pictures(latents)
+                    images = self._images(latents)
             sink(batch, images)
         except torch.OutOfMemoryError as error:
             # Without the frames it came through, which hold the tensors that did not leave room.
@@ -131,7 +131,7 @@ class Producer:
         return None
 
     @torch.inference_mode()
-    def _pictures(self, latents: Tensor) -> NDArray[np.uint8]:
+    def _images(self, latents: Tensor) -> NDArray[np.uint8]:
         parts = [
             to_uint8(self.decoder.pixels(self.normalizer.to_tokens(part)), rounding=self.rounding).cpu()
             for part in torch.split(latents, _DECODED_AT_ONCE)

@@ -89,7 +89,7 @@ def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
     }
     if team.is_main_process:
         images = map_samples(samples.path)
-        _draw(images, plan, producer.sampler.classes, model.meta.class_names)
+        _render_grid(images, plan, producer.sampler.classes, model.meta.class_names)
     if plan.reference is not None:
         results |= _evaluate(samples.path, plan.reference, plan, team)
     if team.is_main_process:
@@ -197,7 +197,7 @@ def _sample(samples: SamplesFile, producer: Producer, team: Team) -> tuple[float
     return seconds, len(pending)
 
 
-def _draw(
+def _render_grid(
     images: NDArray[np.uint8], plan: GenerationPlan, classes: tuple[int, ...], known: tuple[str, ...]
 ) -> None:
     """grid.png: with equal labels one row a class under its name, otherwise the first samples in order."""

@@ -1,4 +1,4 @@
-"""From pixels to pictures: 8 bits a colour, grids with labels, PNG files."""
+"""From pixels to 8-bit images, labelled grids and PNG files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INK = (20, 20, 20)
 
 
 def to_uint8(pixels: Tensor, *, rounding: bool = False) -> Tensor:
-    """Pictures of pixels: clamped to [0, 1], times 255, and cut to whole levels.
+    """8-bit images of pixels: clamped to [0, 1], times 255, and cut to whole levels.
 
     Args:
         pixels: float [B, 3, H, W], nominally in [0, 1].
@@ -37,12 +37,12 @@ def to_uint8(pixels: Tensor, *, rounding: bool = False) -> Tensor:
 
 
 def grid(images: NDArray[np.uint8], columns: int, row_labels: Sequence[str] = ()) -> Image.Image:
-    """A sheet of pictures, row by row, with a name at the left of each row.
+    """Images side by side in lines, with a name at the left of each line.
 
     Args:
         images: uint8 [n, H, W, 3].
-        columns: Pictures a row; the last row may be shorter.
-        row_labels: A name for each row, or none at all.
+        columns: Images a line; the last line may be shorter.
+        row_labels: A name for each line, or none at all.
     """
     count, height, width, _ = images.shape
     rows = -(-count // columns)
@@ -51,8 +51,8 @@ def grid(images: NDArray[np.uint8], columns: int, row_labels: Sequence[str] = ()
     margin = max((int(font.getlength(name)) + 4 * _GAP for name in row_labels), default=0)
     size = (margin + columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP)
     sheet = Image.new("RGB", size, (_PAPER,) * 3)
-    for place, image in enumerate(images):
-        row, column = divmod(place, columns)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
         corner = (margin + _GAP + column * (width + _GAP), _GAP + row * (height + _GAP))
         sheet.paste(Image.fromarray(image), corner)
     draw = ImageDraw.Draw(sheet)
@@ -63,12 +63,12 @@ def grid(images: NDArray[np.uint8], columns: int, row_labels: Sequence[str] = ()
 
 
 def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pairs of pictures joined along their height, uint8 [n, H, 2W, 3]."""
+    """Pairs of images joined along their height, uint8 [n, H, 2W, 3]."""
     return np.concatenate([left, right], axis=2)
 
 
 def save_png(picture: Image.Image | NDArray[np.uint8], path: Path) -> None:
-    """Write a picture; the file appears whole or not at all."""
+    """Write an image as PNG; the file appears whole or not at all."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     with replacing(path) as file:
         image.save(file, format="PNG")

@@ -137,7 +137,7 @@ class DinoFeatures:
         size = (self._INPUT_SIZE, self._INPUT_SIZE)
         with whole_float32(images.device):
             resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True)
-            # The published code resizes 8-bit pictures, so the result is rounded to whole levels.
+            # The published code resizes 8-bit images, so the result is rounded to whole levels.
             pixels = resized.round().clamp(0, 255) / 255
             return {"cls": self._network((pixels - self._mean) / self._std)}
 

@@ -1,6 +1,6 @@
 """How close reconstructions are to their originals, image by image: PSNR, SSIM and LPIPS.
 
-Images come as uint8, so a figure here is about the pictures a user gets, rounding included.
+Images come as uint8, so a figure here is about the images a user gets, rounding included.
 """
 
 from __future__ import annotations

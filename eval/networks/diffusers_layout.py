@@ -41,7 +41,7 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 AUTOENCODER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 CLASS_NAME = "AutoencoderRAE"
 STD_EPS = 1e-5
-"""diffusers adds this to the deviation, where RAE adds it to the variance inside the root."""
+"""diffusers adds this to the standard deviation, where RAE adds it to the variance inside the root."""
 
 _BUFFERS = {"encoder_mean", "encoder_std", "_latents_mean", "_latents_std"}
 """Tensors of an autoencoder that belong to neither network."""
@@ -75,15 +75,15 @@ def write_autoencoder(
     """Write a folder that `AutoencoderRAE.from_pretrained` loads.
 
     Args:
-        folder: where to; made if need be.
-        decoder: the decoder.
-        encoder_path: the encoder's weights in transformers' layout (4's names), safetensors or PyTorch's own.
-        normalizer: latent statistics; None for latents that are raw tokens.
-        input_size: side of the encoder's input in pixels.
-        transformers: major version whose names the encoder gets; 5 is known for DINOv2 only.
+        folder: Folder to write; it is made.
+        decoder: The decoder.
+        encoder_path: The encoder's weights in transformers' layout (4's names), safetensors or PyTorch's own.
+        normalizer: Latent statistics; None for latents that are raw tokens.
+        input_size: Side of the encoder's input in pixels.
+        transformers: Major version whose names the encoder gets; 5 is known for DINOv2 only.
 
     Raises:
-        UserError: the encoder is of no known kind, does not fit the decoder, or the decoder's position table was
+        UserError: The encoder is of no known kind, does not fit the decoder, or the decoder's position table was
             trained.
     """
     config = decoder.config
@@ -134,7 +134,7 @@ def write_autoencoder(
 
 
 def _latent_statistics(normalizer: LatentNormalizer | None) -> tuple[Tensor, Tensor] | None:
-    """Mean and deviation such that diffusers' (z − mean) / (std + 1e-5) is our (z − mean) / √(variance + eps)."""
+    """Mean and std such that diffusers' (z − mean) / (std + 1e-5) is our (z − mean) / √(variance + eps)."""
     if normalizer is None:
         return None
     std = normalizer.std - STD_EPS

@@ -68,7 +68,7 @@ def published_dit(
 
 
 def published_decoder(path: Path, encoder: EncoderIdentity, device: torch.device) -> Snapshot:
-    """A published decoder as a snapshot, which puts the encoder's pixel mean and deviation back.
+    """A published decoder as a snapshot, which puts the encoder's pixel mean and standard deviation back.
 
     Args:
         path: `model.pt`, bare or under `ema`, .safetensors of the same keys, or a folder in diffusers' layout.
@@ -86,7 +86,7 @@ def published_decoder(path: Path, encoder: EncoderIdentity, device: torch.device
         _require_shape(path, (config.token_width, *config.grid), (encoder.width, *encoder.grid))
         if (config.pixel_mean, config.pixel_std) != (mean, std):
             raise IdentityMismatchError(
-                f"a decoder must give back its encoder's pixels, of mean {mean} and deviation {std}; {path} is for "
+                f"a decoder must give back its encoder's pixels, of mean {mean} and std {std}; {path} is for "
                 f"{config.pixel_mean} and {config.pixel_std}; choose the store it belongs to"
             )
     else:

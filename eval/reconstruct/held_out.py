@@ -1,4 +1,4 @@
-"""How well a decoder in training draws images that it does not learn from."""
+"""How well a decoder in training reconstructs images that it is not trained on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH_SIZE = 32
 class HeldOutImages:
     """Fixed images, their reconstructions and how far these are off, the work shared by all processes.
 
-    Figures are those of `eval/reconstruction.py`, of 8-bit pictures drawn from tokens without noise.
+    Figures are those of `eval/reconstruction.py`, of 8-bit images decoded from tokens without noise.
     """
 
     pairs: Pairs

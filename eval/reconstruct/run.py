@@ -80,8 +80,8 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
         )
     if team.is_main_process:
         settings.out.mkdir(parents=True, exist_ok=True)
-        _draw(found, pairs, settings)
-        _draw_classes(found, pairs, store, settings)
+        _render_pairs(found, pairs, settings)
+        _render_classes(found, pairs, store, settings)
         write_json(settings.out / "results.json", results)
     return results
 
@@ -165,7 +165,7 @@ def rfid(
     }
 
 
-def _draw(found: PairScores, pairs: Pairs, settings: ReconstructionSettings) -> None:
+def _render_pairs(found: PairScores, pairs: Pairs, settings: ReconstructionSettings) -> None:
     """reconstruction.png: the best, median and worst rows by PSNR, each original beside what was made of it."""
     rows = np.concatenate(found.rows)
     order = np.argsort(-np.concatenate(found.scores["psnr"]), kind="stable")
@@ -189,7 +189,7 @@ def _draw(found: PairScores, pairs: Pairs, settings: ReconstructionSettings) -> 
     save_png(grid(sheets, columns, names), settings.out / "reconstruction.png")
 
 
-def _draw_classes(found: PairScores, pairs: Pairs, store: Store, settings: ReconstructionSettings) -> None:
+def _render_classes(found: PairScores, pairs: Pairs, store: Store, settings: ReconstructionSettings) -> None:
     """classes.png: of each of the first classes its median row by PSNR, original beside what was made of it."""
     rows, scores = np.concatenate(found.rows), np.concatenate(found.scores["psnr"])
     labels = store.labels[rows]

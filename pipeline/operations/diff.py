@@ -65,7 +65,7 @@ def _field_facts(part: FieldDifference) -> dict[str, Any]:
             "compared": part.numbers.compared,
             "largest": part.numbers.largest.tolist(),
             "mean": part.numbers.mean.tolist(),
-            "deviation": part.numbers.deviation.tolist(),
+            "deviation": part.numbers.std.tolist(),
         }
     return facts
 
@@ -104,7 +104,7 @@ def _number_lines(numbers: NumberDifference) -> list[str]:
     for what, values in (("largest", numbers.largest), ("mean", numbers.mean)):
         channel = int(np.argmax(values))
         lines.append(
-            f"{what} difference {values[channel]:.4g}, in channel {channel} of deviation "
-            f"{numbers.deviation[channel]:.4g}"
+            f"{what} difference {values[channel]:.4g}, in channel {channel} of standard deviation "
+            f"{numbers.std[channel]:.4g}"
         )
     return lines

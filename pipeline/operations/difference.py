@@ -50,13 +50,13 @@ class NumberDifference:
         compared: Rows that were read: all that differ, or a sample of them.
         largest: Largest difference of each channel, float64[D].
         mean: Mean absolute difference of each channel, float64[D].
-        deviation: Deviation of each channel in the first store, float64[D], to judge them by.
+        std: Standard deviation of each channel in the first store, float64[D], to judge them by.
     """
 
     compared: int
     largest: NDArray[np.float64]
     mean: NDArray[np.float64]
-    deviation: NDArray[np.float64]
+    std: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +252,7 @@ class _Pair:
             compared=len(places),
             largest=largest,
             mean=total / (len(places) * a.num_tokens),
-            deviation=np.sqrt(exact.variance.mean(axis=(1, 2))),
+            std=np.sqrt(exact.variance.mean(axis=(1, 2))),
         )
 
 

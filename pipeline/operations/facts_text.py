@@ -73,7 +73,7 @@ def _finished_lines(facts: dict[str, Any]) -> list[str]:
     for view, values in facts["int8_error"].items():
         worst = ", ".join(f"{channel} {error:.2%}" for channel, error in values["worst_channels"].items())
         lines.append(
-            f"int8 error {view}: {values['median']:.2%} of a channel's deviation (median), at most "
+            f"int8 error {view}: {values['median']:.2%} of a channel's standard deviation (median), at most "
             f"{values['largest']:.2%}; worst channels {worst}"
         )
     return lines

@@ -94,7 +94,7 @@ class StoreConfig:
     image_size: int | None = None
     """Side of the stored centre crop, in pixels; 0 stores none. Default: 16 for each token of a row."""
     format: Literal["zarr", "webdataset"] = "zarr"
-    """Form of the store."""
+    """Storage format."""
     class_token: bool = False
     """Store the class token of each image and view too, 2 bytes a channel, as field `cls`."""
     compression: Literal["none", "blosc", "zstd"] = "none"
@@ -109,10 +109,10 @@ class StoreConfig:
     calibration_rows: int = 1024
     """int8: images the code is fitted to and judged on before the first shard."""
     code_error: float = 0.0
-    """int8: error to aim at, RMS as a share of a channel's deviation, such as 0.018. More than the smallest possible
+    """int8: error to aim at, RMS as a share of a channel's std, such as 0.018. More than the smallest possible
     gives codes that compress to fewer bits; 0 is the smallest possible."""
     allow_error: float = ALLOWED_ERROR
-    """int8: largest share of its deviation that a channel may lose. If calibration finds more, encode stops before the
+    """int8: largest share of its std that a channel may lose. If calibration finds more, encode stops before the
     first shard; if all rows together turn out to have lost more, it ends in an error, with the store complete."""
 
     def check_int8(self) -> None:

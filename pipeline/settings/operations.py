@@ -35,7 +35,7 @@ class InspectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """Write a finished store's rows into a new store of another form, bit for bit, or of another storage type.
+    """Write a finished store's rows into a new store of another format, bit for bit, or of another storage type.
 
     Run again, it continues.
     """
@@ -45,7 +45,7 @@ class ConvertConfig:
     out: LocationArgument
     """Folder or URL of the new store."""
     format: Literal["zarr", "webdataset"] = "webdataset"
-    """Form of the new store."""
+    """Storage format of the new store."""
     compression: Literal["none", "blosc", "zstd"] = "none"
     """zarr's own compression of the new store's tokens."""
     image_compression: Literal["none", "blosc", "zstd"] = "none"
@@ -110,7 +110,7 @@ class MergeConfig:
     """
 
     stores: tyro.conf.Positional[tuple[LocationArgument, ...]]
-    """Folders of the finished stores; form, compression and seed are the first one's."""
+    """Folders of the finished stores; format, compression and seed are the first one's."""
     out: LocationArgument
     """Folder of the new store."""
     shards: int | None = None

@@ -62,7 +62,7 @@ def describe_error(error: NDArray[np.float64]) -> str:
     """The median and the worst channel, in words."""
     worst = int(np.argmax(error))
     return (
-        f"costs a channel {100 * float(np.median(error)):.2f} % of its deviation (median), "
+        f"costs a channel {100 * float(np.median(error)):.2f} % of its standard deviation (median), "
         f"at most {100 * float(error[worst]):.2f} % (channel {worst})"
     )
 
@@ -86,8 +86,8 @@ def require_within(error: NDArray[np.float64], limit: float, *, where: str, reme
     names = ", ".join(f"{channel} ({100 * error[channel]:.2f} %)" for channel in worst)
     more = f" and {len(bad) - len(worst)} more" if len(bad) > len(worst) else ""
     raise UserError(
-        f"int8 costs {len(bad)} of {len(error)} channels more than {100 * limit:g} % of their deviation {where}: "
-        f"{names}{more}; allow it with --allow-error {_round_up(float(error[worst[0]]))}, {remedy}"
+        f"int8 costs {len(bad)} of {len(error)} channels more than {100 * limit:g} % of their standard deviation "
+        f"{where}: {names}{more}; allow it with --allow-error {_round_up(float(error[worst[0]]))}, {remedy}"
     )
 
 

@@ -76,7 +76,7 @@ def test_changed_tokens_are_counted_by_checksum_and_measured_by_channel(a, tmp_p
     assert tokens.numbers.largest.tolist() == [0.5] * 5
     assert tokens.numbers.mean.tolist() == [0.5] * 5
     np.testing.assert_allclose(
-        tokens.numbers.deviation, np.sqrt(a.statistics(["center"]).variance.mean(axis=(1, 2)))
+        tokens.numbers.std, np.sqrt(a.statistics(["center"]).variance.mean(axis=(1, 2)))
     )
     assert difference.fields["center/image"].differing == 0
     code, out, _ = pipeline("diff", a.path, b.path)
