@@ -162,7 +162,9 @@ def _rounding(store: Store) -> str:
         if error is not None
     ]
     if measured:
-        rule = "RMS error of the int8 code as a share of a channel's standard deviation, measured on all rows:"
+        rule = (
+            "RMS error of the int8 code as a share of a channel's standard deviation, measured on all rows:"
+        )
         return f"<p>{rule}</p>{table(measured)}"
     bound = _ROUNDING[store.recipe.dtype]
     return f"<p>Stored as {store.recipe.dtype}, a number is off by at most {bound:.2g} of itself.</p>"
