@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +31,8 @@ from train.tasks.teacher import load_teacher
 from train.weights.published import save_state_dict, save_statistics
 from train.weights.snapshot import load_snapshot
 
+ROOT = Path(__file__).parents[2]
+TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 EXACT = "--checkpoint-every 100 --snapshot-every 100"
 STAGE = {
     "mid-training": "--objective mid-training --mid-training.points 5 --mid-training.pairs 3",
@@ -91,6 +97,54 @@ def test_micro_batches_of_a_stage_learn_what_the_whole_batch_does(
     for name, tensor in checkpoint_tensors(tmp_path / "whole").items():
         if name.startswith("ema-0.9"):
             assert (tensor - found[name]).abs().max() <= 1e-3 * max(1.0, tensor.abs().max()), name
+
+
+@pytest.mark.parametrize("objective", ["mean-flow", pytest.param("mid-training", marks=pytest.mark.slow)])
+def test_two_processes_train_a_stage_as_one_does(
+    objective, tmp_path, arguments, train_stage, teacher, checkpoint_tensors, losses
+):
+    train_stage(objective, tmp_path / "one", "--max-steps 3")
+    more = f"{STAGE[objective]} --teacher {teacher} {EXACT} --max-steps 3"
+    command = [TORCHRUN, "--standalone", "--nproc_per_node", "2", "train/dit.py"]
+    done = subprocess.run(
+        [*command, *arguments("dit", tmp_path / "two", more)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert all(two[step] == pytest.approx(loss, rel=1e-4) for step, loss in one.items())
+    found = checkpoint_tensors(tmp_path / "two")
+    for name, tensor in checkpoint_tensors(tmp_path / "one").items():
+        if name.startswith("ema-0.9"):
+            assert (tensor - found[name]).abs().max() <= 1e-3 * max(1.0, tensor.abs().max()), name
+
+
+@pytest.mark.slow  # starts a process for each kill
+@pytest.mark.parametrize("objective", STAGE)
+def test_a_stage_killed_at_any_moment_ends_as_one_that_was_not(
+    objective, tmp_path, arguments, train_stage, teacher, checkpoint_tensors
+):
+    frequent = "--checkpoint-every 2 --max-steps 12"
+    train_stage(objective, tmp_path / "whole", frequent.replace("2 ", "100 ", 1))
+    more = f"{STAGE[objective]} --teacher {teacher} {frequent}"
+    command = [sys.executable, "train/dit.py", *arguments("dit", tmp_path / "killed", more)]
+    for seen in (1, 3, 5):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "killed").glob("checkpoints/step-*"))) < min(seen, 2):
+            assert time.monotonic() < deadline
+            assert process.poll() is None or process.returncode == 0
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240).returncode == 0
+    whole, killed = (checkpoint_tensors(tmp_path / run) for run in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize("objective", STAGE)
