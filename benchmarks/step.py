@@ -23,6 +23,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import mean_flow_step
 import torch
 import torch.nn.functional as F
 import with_encoder
@@ -125,7 +126,7 @@ def third_network(place: str, config: DiTDHConfig) -> nn.Module:
     return network
 
 
-def main() -> None:
+def main() -> None:  # noqa: C901 - an option a way of comparing
     """Measure, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -144,11 +145,20 @@ def main() -> None:
     parser.add_argument(
         "--with-encoder", action="store_true", help="compare with the encoder in the loop instead"
     )
+    parser.add_argument(
+        "--mean-flow",
+        action="store_true",
+        help="compare steps of few-step generation with flow matching instead",
+    )
     parser.add_argument("--seconds", type=float, default=100.0, help="with the encoder: no more a size")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/step.json"))
     arguments = parser.parse_args()
     if arguments.with_encoder:
         with_encoder.main(arguments)
+        return
+    if arguments.mean_flow:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        mean_flow_step.main(arguments, benchmark_config(arguments.size), trained_like)
         return
 
     torch.set_num_threads(arguments.threads)
