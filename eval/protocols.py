@@ -32,6 +32,10 @@ SAMPLERS: dict[SamplerName, Sampler] = {
     "euler-50": Sampler("published", 50, "euler"),
     "euler-50-to-zero": Sampler("to-zero", 51, "euler"),
     "euler-100-to-zero": Sampler("to-zero", 101, "euler"),
+    # Source: github:sony/mf-rae src/sample_ddp_mf_512.py at fffc544.
+    "jump-1": Sampler("uniform", 2, "jump"),
+    "jump-2": Sampler("uniform", 3, "jump"),
+    "jump-4": Sampler("uniform", 5, "jump"),
 }
 
 
@@ -110,6 +114,23 @@ _V2_INTERNAL = (
     PublishedRow("RAEv2 K=7, AutoGuidance",         1.14,  None,  None, None, _V2),
     PublishedRow("RAEv2 K=23, 80 epochs",           1.25,  None,  None, None, _V2),
 )
+_MF = "arXiv 2511.13019, abstract"
+_MF_TABLE = "arXiv 2511.13019"
+_ONE_STEP_256 = (
+    PublishedRow("MF-RAE DiT-DH-XL, 1 step",        2.03,  None,  None, None, _MF),
+    PublishedRow("MeanFlow-XL/2, 1 step",           3.43,  None,  None, None, _MF_TABLE),
+    PublishedRow("CMT MeanFlow-XL/2, 1 step",       3.34,  None,  None, None, "arXiv 2509.24526"),
+    PublishedRow("Drift-RAE, 1 step",               1.77,  None,  None, None, "arXiv 2606.15553"),
+    PublishedRow("FACM LightningDiT, 1 step",       1.70,  None,  None, None, "arXiv 2507.03738"),
+    PublishedRow("RAE DiT-DH-XL, 49 steps",         1.51,  242.9, 0.79, 0.63, _PAPER),
+)
+_TWO_STEP_256 = (
+    PublishedRow("FACM LightningDiT, 2 steps",      1.32,  None,  None, None, "arXiv 2507.03738"),
+    PublishedRow("RAE DiT-DH-XL, 49 steps",         1.51,  242.9, 0.79, 0.63, _PAPER),
+)
+_ONE_STEP_512 = (
+    PublishedRow("MF-RAE DiT-DH-XL, 1 step",        3.23,  None,  None, None, _MF),
+)
 # fmt: on
 
 # Guidance scales: github:bytetriper/RAE at a4d18c4, configs/stage2/sampling.
@@ -157,4 +178,8 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         guidance_interval=(0.1, 1.0),
         published=_V2_INTERNAL,
     ),
+    "imagenet256-one-step": replace(_UNGUIDED, sampler="jump-1", published=_ONE_STEP_256),
+    "imagenet256-two-step": replace(_UNGUIDED, sampler="jump-2", published=_TWO_STEP_256),
+    "imagenet512-one-step": replace(_AT_512, sampler="jump-1", published=_ONE_STEP_512),
+    "imagenet512-two-step": replace(_AT_512, sampler="jump-2"),
 }

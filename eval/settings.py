@@ -14,8 +14,8 @@ Precision = Literal["fp32", "tf32", "bf16"]
 LabelRule = Literal["equal", "random"]
 Guidance = Literal["none", "cfg", "autoguidance", "internal"]
 Prediction = Literal["velocity", "x"]
-GridKind = Literal["published", "to-zero"]
-SamplerName = Literal["euler-50", "euler-50-to-zero", "euler-100-to-zero"]
+GridKind = Literal["published", "to-zero", "uniform"]
+SamplerName = Literal["euler-50", "euler-50-to-zero", "euler-100-to-zero", "jump-1", "jump-2", "jump-4"]
 ProtocolName = Literal[
     "imagenet256-unguided",
     "imagenet256-guided",
@@ -23,6 +23,10 @@ ProtocolName = Literal[
     "imagenet512-guided",
     "raev2-imagenet256-unguided",
     "raev2-imagenet256-internal",
+    "imagenet256-one-step",
+    "imagenet256-two-step",
+    "imagenet512-one-step",
+    "imagenet512-two-step",
 ]
 SetMetric = Literal["fid", "sfid", "is", "precision_recall", "fd_dinov2"]
 PairMetric = Literal["psnr", "ssim", "lpips", "rfid"]
@@ -60,11 +64,15 @@ class GenerationSettings:
     """Only these classes, in this order; default all of the snapshot's."""
     sampler: SamplerName | None = None
     """euler-50: RAE's 50 points, 49 evaluations; euler-50-to-zero and euler-100-to-zero: 50 and 100 evaluations that
-    end at the data. Default euler-50, and euler-50-to-zero for a model that predicts the data."""
+    end at the data; jump-1, -2 and -4: as many evaluations of a few-step model. Default euler-50; euler-50-to-zero for
+    a model that predicts the data, jump-1 for a few-step model."""
     points: int | None = None
     """Points of the time grid, instead of the sampler's."""
     method: str | None = None
-    """euler, heun or a torchdiffeq solver, instead of the sampler's."""
+    """euler, heun, a torchdiffeq solver or jump, instead of the sampler's."""
+    time_grid: GridKind | None = None
+    """Times instead of the sampler's: published ends at 0.001 before the shift, to-zero on the data, uniform is
+    not shifted. jump-2 --time-grid to-zero jumps over the shifted middle."""
     shift_base: int | None = None
     """Numbers in a latent for which times are not shifted toward noise; default as the model was trained."""
     guidance: Guidance | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from train.settings.commandline import parse, run
 from train.settings.few_step import require_start
@@ -167,10 +167,17 @@ def latent_sampler(settings: DiTSettings, model: Generator, classes: tuple[int, 
         classes=classes,
         seed=settings.seed,
         precision=settings.precision or "fp32",
-        kind="to-zero" if settings.flow.prediction == "x" else "published",
+        **_steps_of(settings),
         prediction=settings.flow.prediction,
         time_floor=settings.flow.time_floor,
     )
+
+
+def _steps_of(settings: DiTSettings) -> dict[str, Any]:
+    """How a network is sampled while it trains: in one jump, if it learns to jump."""
+    if settings.objective != "velocity":
+        return {"kind": "uniform", "points": 2, "method": "jump"}
+    return {"kind": "to-zero" if settings.flow.prediction == "x" else "published"}
 
 
 def center_and_flip(views: tuple[str, ...]) -> tuple[str, ...]:

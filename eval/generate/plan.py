@@ -60,7 +60,7 @@ def plan_of(settings: GenerationSettings) -> GenerationPlan:
         settings=settings,
         num=settings.num_samples or (protocol.num if protocol else 64),
         labels=settings.labels or (protocol.labels if protocol else "equal"),
-        kind=sampler.kind,
+        kind=settings.time_grid or sampler.kind,
         points=settings.points or sampler.points,
         method=settings.method or sampler.method,
         guidance=settings.guidance or (protocol.guidance if protocol else "none"),
@@ -88,16 +88,42 @@ def plan_of(settings: GenerationSettings) -> GenerationPlan:
         plan.guidance != "cfg" or settings.internal_scale is None
     ):
         raise UsageError("--unconditional-scale needs --guidance cfg and --internal-scale")
+    _require_unguided_jumps(plan)
     return plan
 
 
-def with_sampler_of(plan: GenerationPlan, prediction: Prediction) -> GenerationPlan:
-    """The plan with the default sampler of a model: one that predicts the data is followed to the data."""
+def _require_unguided_jumps(plan: GenerationPlan) -> None:
+    if plan.method == "jump" and plan.guidance != "none":
+        raise UsageError(
+            f"a jump is sampled without guidance, got {plan.guidance}: few-step models learn none, and guiding would "
+            "cost a second evaluation; leave out --guidance, or distil a guided teacher (train/dit.py "
+            "--teacher-guidance)"
+        )
+
+
+def with_sampler_of(
+    plan: GenerationPlan, prediction: Prediction, *, end_time: bool = False
+) -> GenerationPlan:
+    """The plan with the default sampler of a model.
+
+    One that is told the end of a jump jumps, unless guidance or a method is asked for; one that predicts the data is
+    followed to the data.
+    """
     settings = plan.settings
-    if prediction == "velocity" or (settings.sampler, settings.points, settings.protocol) != (None,) * 3:
+    if (settings.sampler, settings.points, settings.protocol) != (None,) * 3:
         return plan
-    sampler = SAMPLERS["euler-50-to-zero"]
-    return replace(plan, kind=sampler.kind, points=sampler.points)
+    if end_time and settings.method is None and plan.guidance == "none":
+        sampler = SAMPLERS["jump-1"]
+    elif prediction == "x":
+        sampler = SAMPLERS["euler-50-to-zero"]
+    else:
+        return plan
+    return replace(
+        plan,
+        kind=settings.time_grid or sampler.kind,
+        points=sampler.points,
+        method=settings.method or sampler.method,
+    )
 
 
 def _require_origin(settings: GenerationSettings) -> None:
@@ -142,6 +168,7 @@ def _deviations(settings: GenerationSettings, protocol: Protocol) -> tuple[str, 
         "sampler": protocol.sampler,
         "points": SAMPLERS[protocol.sampler].points,
         "method": SAMPLERS[protocol.sampler].method,
+        "time_grid": SAMPLERS[protocol.sampler].kind,
         "guidance": protocol.guidance,
         "guidance_scale": protocol.guidance_scale,
         "guidance_interval": protocol.guidance_interval,

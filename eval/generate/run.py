@@ -36,6 +36,7 @@ from shards import EncoderIdentity, Store, UsageError, open_store, replace_atomi
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
 from train.models.config import LatentTransformerConfig, has_base_output
+from train.models.cost import forward_flops
 from train.weights.snapshot import Snapshot, is_snapshot
 
 
@@ -64,7 +65,7 @@ def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
     _require_use_of_statistics(settings)
     store = None if settings.encoder_of is None else open_store(settings.encoder_of)
     model = load_dit(settings.snapshot, team.device, store, settings.statistics, settings.base_depth)
-    plan = with_sampler_of(plan, model.meta.prediction)
+    plan = with_sampler_of(plan, model.meta.prediction, end_time=_knows_end_time(model))
     producer = _producer(plan, model, store, team)
     require_published_size(settings.protocol, producer.decoder.image_size)
     record = generation_record(plan, producer.sampler, store)
@@ -86,6 +87,8 @@ def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
         "sampled_now": made,
         "sampling_seconds": seconds,
         "images_per_second": made / seconds if made else None,
+        "evaluations": producer.sampler.evaluations(),
+        "decoder_share_of_flops": decoder_share(model, producer),
     }
     if team.is_main_process:
         images = map_samples(samples.path)
@@ -127,6 +130,11 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         raise UsageError(
             f"internal guidance needs a model with a base output, as presets raev2-* train; {settings.snapshot} is none"
         )
+    if plan.method == "jump" and not _knows_end_time(model):
+        raise UsageError(
+            f"a jump needs a model that is told where it ends, as the stages -cmt, -mfd and -mft train; "
+            f"{settings.snapshot} is none: give --sampler euler-50"
+        )
     labelled = bool(model.meta.class_names) or config.num_classes > 1
     classes = chosen_classes(settings.classes, config.num_classes, labelled=labelled)
     drawing = decoder_of(decoder, settings.precision)
@@ -167,6 +175,16 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         fill_batches=settings.compile,
         rounding=settings.rounding,
     )
+
+
+def _knows_end_time(model: Snapshot) -> bool:
+    return isinstance(model.config, LatentTransformerConfig) and model.config.end_time
+
+
+def decoder_share(model: Snapshot, producer: Producer) -> float:
+    """Share of an image's multiplications that the decoder has: sampling in few steps leaves it as the limit."""
+    sampling = producer.sampler.evaluations() * forward_flops(model.config)
+    return producer.decoder.flops / (sampling + producer.decoder.flops)
 
 
 def _sample(samples: SamplesFile, producer: Producer, team: Team) -> tuple[float, int]:

@@ -13,7 +13,8 @@ from eval.networks.load import autocast
 from eval.settings import GridKind, Guidance, LabelRule, Precision
 from train.flow.guidance import Model, auto_guidance, classifier_free, internal, unguided
 from train.flow.integrators import OnStep, Velocity, integrate, time_grid
-from train.flow.path import Prediction, as_velocity, time_shift
+from train.flow.mean_flow import jump
+from train.flow.path import Prediction, as_velocities, time_shift
 from train.randomness import normal
 
 
@@ -39,6 +40,7 @@ class LatentSampler:
     kind: GridKind = "published"
     points: int = 50
     method: str = "euler"
+    """euler, heun, a torchdiffeq solver, or jump, which needs a model that is told the end of a jump."""
     shift_base: int = 4096
     """Numbers in a latent for which times are not shifted; as in training."""
     guidance: Guidance = "none"
@@ -60,8 +62,16 @@ class LatentSampler:
         """Normalised latents float32 [B, D, h, w] of samples `numbers`, int64 [B] on the device to use."""
         noise = normal(self.seed, "generation", numbers, self.latent_shape)
         labels = labels_of(numbers, self.classes, self.labels, self.seed)
-        grid = time_grid(self.points, time_shift(math.prod(self.latent_shape), self.shift_base), self.kind)
-        return integrate(self._velocity(labels), noise, grid, self.method, on_step=on_step)
+        if self.method == "jump":
+            return jump(self._average_velocity, noise, labels, self.grid, on_step=on_step)
+        return integrate(self._velocity(labels), noise, self.grid, self.method, on_step=on_step)
+
+    @property
+    def grid(self) -> Tensor:
+        """Times from noise toward data, float32 [points]."""
+        if self.kind == "uniform":
+            return time_grid(self.points, 1.0, "to-zero")
+        return time_grid(self.points, time_shift(math.prod(self.latent_shape), self.shift_base), self.kind)
 
     def evaluations(self) -> int:
         """Calls of the model that one sample costs with a solver of fixed steps; a guide's are extra."""
@@ -104,5 +114,9 @@ class LatentSampler:
         """What a network's outputs mean: the velocity and, if it has a base output, that one's."""
         with autocast(x.device, self.precision):
             outputs = network(x, t, y)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        return [as_velocity(out.float(), x, t, self.prediction, self.time_floor) for out in outputs]
+        return as_velocities(outputs, x, t, self.prediction, self.time_floor)
+
+    def _average_velocity(self, x: Tensor, t: Tensor, y: Tensor, r: Tensor) -> Tensor:
+        with autocast(x.device, self.precision):
+            outputs = self.model(x, t, y, r=r)
+        return as_velocities(outputs, x, t, self.prediction, self.time_floor)[0]

@@ -16,6 +16,7 @@ from eval.networks.published import published_decoder, published_dit
 from eval.settings import Precision
 from shards import EncoderIdentity, IdentityMismatchError, Store, UsageError
 from train.engine.arithmetic import allow_tf32
+from train.models.cost import forward_flops
 from train.models.vit_decoder import ViTDecoder
 from train.weights.snapshot import Snapshot, is_snapshot, load_snapshot
 from train.weights.tensor_files import file_digest
@@ -30,6 +31,8 @@ class Decoder:
     image_size: tuple[int, int]
     expand: Callable[[Tensor], Tensor] | None = None
     """Makes raw tokens of latents first, in float32; None: raw tokens come in."""
+    flops: int = 0
+    """FLOPs of the network for an image; 0: not known."""
 
     @torch.inference_mode()
     def pixels(self, tokens: Tensor) -> Tensor:
@@ -110,6 +113,7 @@ def decoder_of(
         precision=precision,
         image_size=network.config.image_size,
         expand=expand,
+        flops=forward_flops(network.config),
     )
 
 

@@ -128,6 +128,7 @@ def write_dit(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity
         encoder: EncoderIdentity = encoder,
         num_classes: int = len(CLASSES),
         null_label: bool = True,
+        end_time: bool = False,
         **meta: Any,
     ) -> Path:
         config = DiTDHConfig(
@@ -141,6 +142,7 @@ def write_dit(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity
             head_depth=1,
             head_num_heads=2,
             null_label=null_label,
+            end_time=end_time,
         )
         torch.manual_seed(seed)
         model = build_model(config)

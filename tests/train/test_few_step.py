@@ -30,6 +30,7 @@ from train.tasks.parts import DiTParts
 from train.tasks.teacher import load_teacher
 from train.weights.published import save_state_dict, save_statistics
 from train.weights.snapshot import load_snapshot
+from train.weights.tensor_files import file_digest
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
@@ -373,3 +374,30 @@ def test_the_rule_of_presets_changes_the_stage_and_nothing_else():
     assert dit_settings("dit-dh-xl-512-mfd").global_batch_size == 128
     with pytest.raises(UsageError, match=r"and each of them with -cmt, -mfd, -mft"):
         dit_settings("dit-dh-xl-256-mfx")
+
+
+def test_raev2s_network_is_distilled_with_its_own_guidance(tmp_path, store_path):
+    tiny = (
+        "--model.width 16 --model.depth 2 --model.num-heads 2 --model.head-width 16 --model.head-num-heads 2"
+    )
+    common = (
+        f"{tiny} --store {store_path} --global-batch-size 8 --tracker none --max-steps 2 --optimizer.lr 0.01"
+    )
+    teacher = tmp_path / "teacher" / LATEST
+    assert dit.main(f"raev2-tiny {common} --out {tmp_path / 'teacher'} --model.base-depth 1".split()) == 0
+    guided = "--teacher-guidance.kind internal --teacher-guidance.scale 1.5 --model.base-depth 1"
+    start = ""
+    for stage in ("cmt", "mfd"):
+        out = tmp_path / stage
+        given = f"{common} --out {out} --teacher {teacher} {guided} {start} --mid-training.pairs 2"
+        assert dit.main(f"raev2-tiny-{stage} {given}".split()) == 0
+        start = f"--init-from {out / LATEST}"
+    snapshot = load_snapshot(tmp_path / "mfd" / LATEST)
+    assert snapshot.config.end_time
+    assert snapshot.meta.prediction == "x"
+    assert snapshot.meta.teacher == file_digest(teacher)
+    before, after = load_snapshot(teacher).model.state_dict(), snapshot.model.state_dict()
+    assert not torch.equal(before["base_final_layer.linear.weight"], after["base_final_layer.linear.weight"])
+    wrong = f"{common} --out {tmp_path / 'wrong'} --teacher {teacher} --flow.prediction velocity"
+    with pytest.raises(UserError, match="puts out what its teacher does"):
+        dit.main(f"raev2-tiny-mfd {wrong} --model.base-depth 1".split())

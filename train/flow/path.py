@@ -120,6 +120,18 @@ def as_velocity(
     return output if prediction == "velocity" else velocity_from_data(x_t, output, t, floor)
 
 
+def as_velocities(
+    outputs: Tensor | tuple[Tensor, ...],
+    x_t: Tensor,
+    t: Tensor,
+    prediction: Prediction = "velocity",
+    floor: float = 0.0,
+) -> list[Tensor]:
+    """`as_velocity` of each of a network's outputs, float32: the full one and, if it has a base output, that one."""
+    each = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [as_velocity(output.float(), x_t, t, prediction, floor) for output in each]
+
+
 def velocity_loss(
     output: Tensor,
     data: Tensor,

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class TeacherGuidance:
     """Guidance of the teacher, whose velocity is then what its student learns without any; ours, not published."""
 
-    kind: Literal["none", "cfg", "autoguidance"] = "none"
-    """none, as published; cfg: classifier-free; autoguidance: by a weaker network, --teacher-guidance.guide."""
+    kind: Literal["none", "cfg", "autoguidance", "internal"] = "none"
+    """none, as published; cfg: classifier-free; autoguidance: by a weaker network, --teacher-guidance.guide; internal:
+    by its own base output."""
     scale: float = 1.0
     """Weight of the guided direction, above 1."""
     interval: tuple[float, float] = (0.0, 1.0)
@@ -29,7 +30,8 @@ class TeacherGuidance:
         """Refuse guidance without what it needs, and what none of it needs."""
         if self.kind == "none" and (self.scale != 1.0 or self.guide is not None):
             raise UsageError(
-                "--teacher-guidance.scale and .guide need a guidance; give --teacher-guidance.kind cfg or autoguidance"
+                "--teacher-guidance.scale and .guide need a guidance; give --teacher-guidance.kind cfg, "
+                "autoguidance or internal"
             )
         if self.kind != "none" and self.scale <= 1.0:
             raise UsageError(

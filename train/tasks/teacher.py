@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from shards import EncoderIdentity, IdentityMismatchError, UsageError
-from train.flow.guidance import Model, auto_guidance, classifier_free, unguided
+from train.flow.guidance import Model, auto_guidance, classifier_free, internal, unguided
 from train.flow.integrators import Velocity
-from train.flow.path import as_velocity
+from train.flow.path import as_velocities
 from train.models.build import Generator
-from train.models.config import GeneratorConfig
-from train.settings.config import DiTSettings, FlowSettings
+from train.models.config import GeneratorConfig, has_base_output
+from train.settings.config import DiTSettings
 from train.tasks.parts import DiTParts
 from train.weights.published import load_dit
 from train.weights.snapshot import is_snapshot, load_snapshot
@@ -49,17 +49,35 @@ def load_teacher(parts: DiTParts) -> Teacher:
         facts["teacher_guidance.guide"] = file_digest(guidance.guide)
         guide = _frozen(guidance.guide, parts, "the teacher's guide")
     null_label = model.config.num_classes
-    called, weaker = (_velocity_model(network, settings.flow) for network in (model, guide or model))
+    if guidance.kind == "internal" and not has_base_output(model.config):
+        raise UsageError(
+            "internal guidance needs a teacher with a base output, as presets raev2-* train; "
+            f"{settings.teacher} has none"
+        )
+
+    flow = settings.flow
+
+    def velocities(network: Generator, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
+        return as_velocities(network(x, t, y), x, t, flow.prediction, flow.time_floor)
+
+    def both(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        full, base = velocities(model, x, t, y)
+        return full, base
+
+    def own(network: Generator) -> Model:
+        return lambda x, t, y: velocities(network, x, t, y)[0]
 
     def field(y: Tensor) -> Velocity:
+        scale, interval = guidance.scale, guidance.interval
         if guidance.kind == "cfg":
-            velocity = classifier_free(
-                called, y, guidance.scale, null_label=null_label, interval=guidance.interval
-            )
+            velocity = classifier_free(own(model), y, scale, null_label=null_label, interval=interval)
         elif guidance.kind == "autoguidance":
-            velocity = auto_guidance(called, weaker, y, guidance.scale, interval=guidance.interval)
+            assert guide is not None
+            velocity = auto_guidance(own(model), own(guide), y, scale, interval=interval)
+        elif guidance.kind == "internal":
+            velocity = unguided(internal(both, scale, null_label=null_label, interval=interval), y)
         else:
-            velocity = unguided(called, y)
+            velocity = unguided(own(model), y)
 
         def without_gradient(x: Tensor, t: Tensor) -> Tensor:
             with torch.no_grad(), _arithmetic(settings, device):
@@ -68,17 +86,6 @@ def load_teacher(parts: DiTParts) -> Teacher:
         return without_gradient
 
     return Teacher(field=field, facts=facts)
-
-
-def _velocity_model(network: Generator, flow: FlowSettings) -> Model:
-    """A network as a velocity, whatever it puts out; a base output is left aside."""
-
-    def velocity(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        outputs = network(x, t, y)
-        full = outputs[0] if isinstance(outputs, tuple) else outputs
-        return as_velocity(full.float(), x, t, flow.prediction, flow.time_floor)
-
-    return velocity
 
 
 def _arithmetic(settings: DiTSettings, device: torch.device) -> AbstractContextManager[object]:
@@ -137,6 +144,13 @@ def _snapshot(path: Path, parts: DiTParts, name: str) -> Generator:
         raise UsageError(
             f"{name} {path} was trained with --flow.shift-base {meta.shift_base} and this run has "
             f"{parts.settings.flow.shift_base}; give the same"
+        )
+    flow = parts.settings.flow
+    if (meta.prediction, meta.time_floor) != (flow.prediction, flow.time_floor):
+        raise UsageError(
+            f"a student puts out what its teacher does; prediction and time floor are {flow.prediction} and "
+            f"{flow.time_floor} here and {meta.prediction} and {meta.time_floor} of {name} {path}: "
+            "give --flow.prediction and --flow.time-floor"
         )
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from train.engine.feed import MicroBatch
 from train.engine.task import Losses, Task, sum_and_count
-from train.flow.path import as_velocity, draw_time, interpolate, time_shift, velocity_loss
+from train.flow.path import as_velocities, draw_time, interpolate, time_shift, velocity_loss
 from train.models.build import Generator
 from train.models.config import GeneratorConfig
 from train.models.dequantize import latents_of
@@ -69,10 +70,7 @@ class VelocityTask(Task):
     def as_velocities(self, outputs: Tensor | tuple[Tensor, ...], x_t: Tensor, t: Tensor) -> list[Tensor]:
         """The velocities that a network's outputs stand for, float32; the second is that of the base output, if any."""
         flow = self._settings.flow
-        return [
-            as_velocity(output.float(), x_t, t, flow.prediction, flow.time_floor)
-            for output in (outputs if isinstance(outputs, tuple) else (outputs,))
-        ]
+        return as_velocities(outputs, x_t, t, flow.prediction, flow.time_floor)
 
     def times(self, positions: Tensor) -> Tensor:
         """The times drawn for samples, float32 [b]."""
@@ -106,7 +104,7 @@ class VelocityTask(Task):
             weights,
             config=self.model.config,
             normalizer=self.normalizer,
-            meta=self._parts.snapshot_meta(step, ema_rate),
+            meta=replace(self._parts.snapshot_meta(step, ema_rate), teacher=self.facts.get("teacher")),
             write=write,
         )
 

@@ -57,6 +57,8 @@ class SnapshotMeta:
     """What a DiT puts out: the velocity, or the data."""
     time_floor: float = 0.0
     """Least time that a DiT's predicted data is divided by to become a velocity."""
+    teacher: str | None = None
+    """SHA-256 of the snapshot a few-step network was distilled from; None where there was none."""
     dtype: str | None = None
     """Storage type of the tokens it was trained on; None: not known."""
     code: str | None = None
