@@ -18,6 +18,8 @@ def main(arguments: Sequence[str]) -> int:
     require_reference(settings.images)
     if settings.out.suffix != ".npz":
         raise UsageError(f"--out must end in .npz, by which statistics are known; got {settings.out}")
+    if settings.out.is_dir():
+        raise UsageError(f"--out must be a file, {settings.out} is a folder; name a file in it")
     require_output_folder(settings.out.parent)
     from eval.metrics.features import InceptionFeatures
     from eval.metrics.reference import save_reference

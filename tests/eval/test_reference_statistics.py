@@ -49,3 +49,9 @@ def test_every_metric_is_the_same_against_images_and_against_their_saved_statist
 def test_what_cannot_be_meant_is_refused_at_once(arguments, reason):
     with pytest.raises(UsageError, match=reason):
         main(arguments)
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused_before_anything_is_computed(tmp_path):
+    (tmp_path / "x.npz").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        main([str(tmp_path), "--out", str(tmp_path / "x.npz")])

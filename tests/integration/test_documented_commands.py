@@ -181,6 +181,24 @@ def test_every_command_is_read_by_its_program(page, line, tmp_path, monkeypatch)
     read(shlex.split(line))
 
 
+def test_every_command_of_the_demo_is_read_by_its_program():
+    printed = subprocess.run(
+        ["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    read_lines = set()
+    for line in printed.replace("\\\n", " ").splitlines():
+        words = shlex.split(line)
+        script = next((word for word in words if re.match(r"(train|eval)/\w+\.py$", word)), None)
+        if script is not None:
+            read_script(words[words.index(script) :])
+            read_lines.add(script)
+        elif words and words[0].endswith("bin/pipeline"):
+            read(["pipeline", *words[1:]])
+            read_lines.add(words[1])
+    wanted = {"encode", "verify", "train/decoder.py", "train/dit.py"}
+    assert read_lines >= wanted | {"eval/reconstruction.py", "eval/generation.py"}
+
+
 @pytest.mark.parametrize(
     "line",
     [
