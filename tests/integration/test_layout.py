@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +53,15 @@ def test_a_package_is_a_handful_of_rooms_and_the_readme_has_a_line_for_each(pack
         rf"^{package}/ .*?(?=^\S)", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL
     )
     assert sorted(re.findall(r"^  (\w+)/ +\S", tree[0], flags=re.MULTILINE)) == rooms
+
+
+def test_the_architecture_page_shows_the_layers_that_import_linter_holds():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    page = re.sub(r"\s+", " ", (ROOT / "ARCHITECTURE.md").read_text())
+    layers = {c["containers"][0]: c["layers"] for c in contracts if c["type"] == "layers"}
+    assert layers.keys() == set(PACKAGES)
+    for package, lines in layers.items():
+        assert f"{package} {' > '.join(lines)}".replace(" : ", ", ") in page, package
 
 
 def test_no_folder_of_tests_is_a_package():
