@@ -168,7 +168,7 @@ def gradients_stay_local(model: nn.Module, *, local: bool) -> AbstractContextMan
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded; every process must ask, in the same order."""
+    """The whole of a tensor that may be sharded; every process must call this, in the same order."""
     whole: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return whole
 

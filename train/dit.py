@@ -92,7 +92,7 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
 
 
 def sample_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder | None:
-    """The decoder that draws what the network has learnt; None where nothing is to be drawn.
+    """The decoder that renders samples of the network; None where none are asked for.
 
     Raises:
         UserError: There is none, or it belongs to another encoder than the store.

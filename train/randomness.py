@@ -1,12 +1,12 @@
 """Random numbers that are a function of (seed, stream name, position) alone.
 
-Every draw of a training step belongs to one sample of the endless stream of samples, and every draw of a
-generation to one image number. Drawing by position instead of from a generator's state means that the number
-of processes, the micro batch and a restart change nothing, and that there is no state to save.
+Every draw of a training step belongs to one sample of the endless stream of samples, and every draw of a generation to
+one image number. Because draws depend on positions and not on a generator's state, the number of processes, the micro
+batch and a restart change nothing, and there is no state to save.
 
-The generator is Philox4x32-10, a keyed bijection of 128-bit counters: the key is a digest of (seed, stream
-name), the counter is (block, position), so no two samples ever share a block. It is integer arithmetic and
-gives the same bits on every device; normals differ between devices only by the rounding of log, sin and cos.
+The generator is Philox4x32-10, a keyed bijection of 128-bit counters: the key is a digest of (seed, stream name), the
+counter is (block, position), so no two samples ever share a block. It is integer arithmetic and gives the same bits on
+every device; normals differ between devices only by the rounding of log, sin and cos.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -33,8 +33,7 @@ def uniform(seed: int, stream: str, positions: Tensor, shape: tuple[int, ...] = 
     Args:
         seed: the run's seed.
         stream: what the numbers are for, such as "time"; streams are independent of each other.
-        positions: int64 [B], one non-negative position a sample; its device is where the numbers are
-        computed.
+        positions: int64 [B], one non-negative position a sample; the numbers are computed on its device.
         shape: shape of one sample's numbers.
 
     Returns:
@@ -52,8 +51,7 @@ def normal(seed: int, stream: str, positions: Tensor, shape: tuple[int, ...] = (
     Args:
         seed: the run's seed.
         stream: what the numbers are for, such as "noise"; streams are independent of each other.
-        positions: int64 [B], one non-negative position a sample; its device is where the numbers are
-        computed.
+        positions: int64 [B], one non-negative position a sample; the numbers are computed on its device.
         shape: shape of one sample's numbers.
 
     Returns:

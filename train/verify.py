@@ -35,11 +35,14 @@ class VerifySettings:
             raise UsageError("name a run's folder or a snapshot: python -m train.verify RUN")
 
 
+def parse(arguments: Sequence[str]) -> VerifySettings:
+    """Settings from a command line."""
+    return tyro.cli(VerifySettings, prog="python -m train.verify", description=__doc__, args=list(arguments))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Check and print; returns the exit code."""
-    settings = tyro.cli(
-        VerifySettings, prog="python -m train.verify", description=__doc__, args=list(arguments)
-    )
+    settings = parse(arguments)
     damaged = 0
     for path, check in chain.from_iterable(map(checks, settings.paths)):
         try:

@@ -21,6 +21,7 @@ from PIL import Image
 import eval.command
 import train.compare
 import train.settings.commandline
+import train.verify
 from eval.settings import AssessSettings, GenerationSettings, ReconstructionSettings
 from pipeline import cli
 from shards.storage.location import as_location, publish_bytes
@@ -159,6 +160,8 @@ def read_script(words):
         eval.command.parse(rest, ReconstructionSettings, script)
     elif script == "train/compare.py":
         train.compare.parse(rest)
+    elif script == "train/verify.py":
+        train.verify.parse(rest)
     else:
         raise AssertionError(f"nothing is known of {script}")
 

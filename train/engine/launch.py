@@ -156,7 +156,7 @@ def resolve(
     """Settings with everything decided that was left open.
 
     Raises:
-        UsageError: a view is not in the store, or the launcher was told otherwise.
+        UsageError: a view is not in the store, or the launcher was given another precision.
     """
     views = settings.views or default_views(store.views)
     missing = [view for view in views if view not in store.views]
@@ -195,7 +195,7 @@ def remember(settings: Settings, out: Path, team: Team) -> None:
 
 
 def begun(out: Path, team: Team) -> bool:
-    """Whether a run has a checkpoint to continue from; every process must ask.
+    """Whether a run has a checkpoint to continue from; every process must call this.
 
     Raises:
         UserError: the processes find different ones.

@@ -37,7 +37,7 @@ class RunState:
     """What a checkpoint holds of a run besides tensors."""
 
     facts: dict[str, str]
-    """Identities of the store that is trained on, and of what else is learnt from, such as a teacher."""
+    """Identities of the store that is trained on, and of what else is trained with, such as a teacher."""
     bad_steps: int
     """Steps whose loss or gradient was not finite."""
     window: WindowState

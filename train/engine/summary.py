@@ -1,4 +1,4 @@
-"""What a run is about to cost, said before it begins."""
+"""What a run will cost, printed before it begins."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ def start_summary(
 
 
 def expected_hours(steps: int, step_seconds: float) -> str:
-    """How long steps will take, in words."""
+    """How long steps will take, as a line of the log."""
     return f"{steps:,} steps at {step_seconds:.3f} s are {steps * step_seconds / 3600:,.2f} hours"

@@ -1,4 +1,4 @@
-"""What the loop does not know: which network is trained, and by what loss."""
+"""A task: the network that is trained, and its loss. The training loop knows neither."""
 
 from __future__ import annotations
 

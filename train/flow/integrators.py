@@ -73,8 +73,7 @@ def integrate(
         velocity: the field.
         noise: state [B, ...] at `grid[0]`, kept in its own type throughout.
         grid: times float [n], rising or falling.
-        method: "euler" (one evaluation a step), "heun" (two), or a method of torchdiffeq: fixed steps on
-        the grid
+        method: "euler" (one evaluation a step), "heun" (two), or a method of torchdiffeq: fixed steps on the grid
             (`FIXED_METHODS`) or steps of its own choice between the ends (`ADAPTIVE_METHODS`).
         on_step: called after each step of "euler" and "heun"; torchdiffeq's methods call it once, at the end.
         atol: absolute error a step, adaptive methods only. Source: Sampler.sample_ode's default.

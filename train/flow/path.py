@@ -64,7 +64,7 @@ def draw_time(
         u: float [B] in [0, 1).
         distribution: "uniform" on [0, latest], or "logit-normal", a normal through a sigmoid, cut off at `latest`.
         mu: mean of the logit-normal's logit.
-        sigma: deviation of the logit-normal's logit, positive.
+        sigma: standard deviation of the logit-normal's logit, positive.
         shift: see `time_shift`; 1 leaves times where they are.
         latest: latest time before the shift; 1 cuts nothing off.
 

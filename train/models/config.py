@@ -17,7 +17,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of the pixels DINOv2 and MAE see. Source: their Hugging Face image processors."""
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Deviation of the pixels DINOv2 and MAE see. Source: their Hugging Face image processors."""
+"""Standard deviation of the pixels DINOv2 and MAE see. Source: their Hugging Face image processors."""
 
 
 class TransformerSize(NamedTuple):
@@ -279,7 +279,7 @@ class ViTDecoderConfig:
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of the encoder's pixels (RGB), added to what the network puts out."""
     pixel_std: tuple[float, float, float] = IMAGENET_STD
-    """Deviation of the encoder's pixels (RGB), multiplied with what the network puts out."""
+    """Standard deviation of the encoder's pixels (RGB), multiplied with what the network puts out."""
     kind: Literal["decoder"] = "decoder"
     """Which network this configures."""
 

@@ -30,7 +30,7 @@ from train.models.embeddings import (
 from train.models.layers import Block, FinalLayer, run_blocks
 
 LEARNED_TABLE_STD = 0.02
-"""Deviation a learned position table starts with; ours, a ViT's usual one."""
+"""Standard deviation a learned position table starts with; ours, a ViT's usual one."""
 
 
 class DiTDH(nn.Module):

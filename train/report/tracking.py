@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, the trackers Accelerate knows, and a progress bar or, in a log, lines."""
+"""Where a run's numbers go: metrics.jsonl, a tracker of Accelerate, and a progress bar or lines of a log."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def resolve_tracker(asked: str) -> str:
 
 
 def wandb_run(out: Path) -> dict[str, str]:
-    """What tells W&B that a continued run is the same one, and where it keeps its files."""
+    """By what W&B recognises a continued run, and where it keeps its files."""
     kept = out / "wandb-id"
     if not kept.is_file():
         replace_atomically(kept, uuid.uuid4().hex.encode())

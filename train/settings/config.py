@@ -164,7 +164,7 @@ class FlowSettings:
     mu: float = 0.0
     """Mean of the logit-normal distribution's logit."""
     sigma: float = 1.0
-    """Deviation of the logit-normal distribution's logit."""
+    """Standard deviation of the logit-normal distribution's logit."""
     shift_base: int = 4096
     """The time shift is sqrt(numbers in a latent / this)."""
     label_dropout: float = 0.1
@@ -185,10 +185,10 @@ class FlowSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenNoise:
-    """Noise added to the raw tokens a decoder learns from, so that it forgives a generator's errors."""
+    """Noise added to the raw tokens a decoder learns from, so that it tolerates a generator's errors."""
 
     tau: float = 0.8
-    """Scale of the deviation drawn for each sample; 0: no noise."""
+    """Scale of the standard deviation drawn for each sample; 0: no noise."""
     distribution: Literal["uniform", "half-normal"] = "uniform"
     """uniform: U(0, tau), as published decoders were trained; half-normal: |N(0, tau²)|, as in the paper."""
 
@@ -275,7 +275,7 @@ class TrainerSettings:
     milestone_every: int | None = field(default=None, metadata=FREE)
     """Steps between two snapshots that are kept for ever. None: none are kept."""
     sample_every: int | None = field(default=None, metadata=FREE)
-    """Steps between two pictures of what the run has learnt. None: none."""
+    """Steps between two sheets of samples. None: none."""
     max_bad_steps: int = field(default=20, metadata=FREE)
     """Steps with a non-finite loss or gradient (they change nothing) after which the run stops."""
     threads: int = field(default=2, metadata=FREE)

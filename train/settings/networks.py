@@ -153,7 +153,10 @@ def _require_grid(grid: tuple[int, int] | None, store: Store) -> None:
 def pixel_statistics(
     encoder: EncoderIdentity,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and deviation (RGB) of an encoder's pixels, which its decoders undo; ImageNet's unless it names others."""
+    """Mean and standard deviation (RGB) of an encoder's pixels, which its decoders undo.
+
+    ImageNet's, unless the encoder names others.
+    """
     mean = encoder.preprocessing.get("mean", IMAGENET_MEAN)
     std = encoder.preprocessing.get("std", IMAGENET_STD)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

@@ -72,7 +72,7 @@ def infer_decoder_config(
         state: the weights.
         source: what to call them in an error.
         pixel_mean: mean of the encoder's pixels, which weights do not tell.
-        pixel_std: their deviation.
+        pixel_std: their standard deviation.
 
     Raises:
         PublishedFileError: the keys are not a decoder's, or the widths not published ones.
