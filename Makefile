@@ -16,7 +16,7 @@ CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(CORES)
 
-.PHONY: demo test test-slow check fmt clean
+.PHONY: demo test test-slow check fmt api clean
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +58,10 @@ test-slow: check
 fmt: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The page of the names that `shards` offers, from their docstrings; a test compares it.
+api: $(VENV)/.installed-test
+	$(BIN)/python -m shards.testing.api_page > docs/api.md
 
 # What the demo, the tests and the benchmarks wrote; the environment and other runs stay.
 clean:

@@ -24,9 +24,9 @@ from shards import (
     StoreIncompleteError,
     StoreWriter,
     UsageError,
-    fit_code,
     open_store,
 )
+from shards.values.quantize import fit_code
 
 GRID = (16, 16)
 WIDTH = 768

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from shards.errors import UsageError as UsageError
     from shards.errors import UserError as UserError
     from shards.errors import printable_text as printable_text
-    from shards.formats import object_path as object_path
     from shards.images import LARGEST_IMAGE as LARGEST_IMAGE
     from shards.images import center_crop as center_crop
     from shards.images import decode_image as decode_image
@@ -94,10 +93,8 @@ if TYPE_CHECKING:
     from shards.values.dtypes import to_storage as to_storage
     from shards.values.positions import Positions as Positions
     from shards.values.quantize import Int8Code as Int8Code
-    from shards.values.quantize import fit_code as fit_code
     from shards.values.statistics_file import StatisticsFile as StatisticsFile
     from shards.values.statistics_file import read_statistics_file as read_statistics_file
-    from shards.writing.published import published_rows as published_rows
     from shards.writing.shard_writer import ShardWriter as ShardWriter
     from shards.writing.store_writer import StoreWriter as StoreWriter
     from shards.writing.store_writer import stale_temporaries as stale_temporaries
@@ -118,7 +115,6 @@ _MODULES = {
         "UserError",
         "printable_text",
     ],
-    "shards.formats": ["object_path"],
     "shards.images": ["LARGEST_IMAGE", "center_crop", "decode_image", "random_crops"],
     "shards.integrity.problem": ["Problem"],
     "shards.integrity.verify": ["verify_store"],
@@ -167,9 +163,8 @@ _MODULES = {
     "shards.values.code_error": ["Calibration", "describe_error", "fit_and_judge", "require_within"],
     "shards.values.dtypes": ["TOKEN_DTYPES", "storage_type", "to_float64", "to_storage"],
     "shards.values.positions": ["Positions"],
-    "shards.values.quantize": ["Int8Code", "fit_code"],
+    "shards.values.quantize": ["Int8Code"],
     "shards.values.statistics_file": ["StatisticsFile", "read_statistics_file"],
-    "shards.writing.published": ["published_rows"],
     "shards.writing.shard_writer": ["ShardWriter"],
     "shards.writing.store_writer": ["StoreWriter", "stale_temporaries"],
 }
