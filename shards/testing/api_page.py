@@ -56,20 +56,14 @@ def api_page() -> str:
     lines = [
         "# Names of the package `shards`",
         "",
-        "`from shards import NAME` loads what is named and no more; none of it loads torch. This page is made from the docstrings",
-        "by `make api`. Shapes are numpy's, `float32[D, h, w]`; N tokens of width D, h × w of them, P pixels a side.",
+        "`from shards import NAME` loads what is named and no more; none of it loads torch. This page is made from the",
+        "docstrings by `make api`. Shapes are written `float32[D, h, w]`: N = h · w tokens of width D, P pixels a side.",
+        "Other names that the package offers are for the programs of this repository and may change with any version.",
     ]
     for title, names in GROUPS.items():
         lines += ["", f"## {title}"]
         for name in names:
             lines += ["", *_described(name, getattr(shards, name))]
-    others = sorted(set(shards.__all__) - {name for names in GROUPS.values() for name in names})
-    lines += [
-        "",
-        "## For the packages of this repository",
-        "",
-        "They may change with any version: " + ", ".join(f"`{name}`" for name in others) + ".",
-    ]
     return "\n".join(lines) + "\n"
 
 
@@ -85,13 +79,9 @@ def _described(name: str, thing: Any) -> Iterator[str]:
             text = _text(value)
             if isinstance(value, classmethod):
                 value = value.__func__
-            shown = (
-                f"`{member}`"
-                if isinstance(value, property) or not callable(value)
-                else f"`{member}{_signature(value)}`"
-            )
+            arguments = "" if isinstance(value, property) or not callable(value) else _signature(value)
             yield ""
-            yield f"**{shown}**"
+            yield f"**`{member}{arguments}`**"
             yield ""
             yield from _rendered(text)
     else:
