@@ -57,7 +57,7 @@ def api_page() -> str:
         "# Names of the package `shards`",
         "",
         "`from shards import NAME` loads what is named and no more; none of it loads torch. This page is made from the",
-        "docstrings by `make api`. Shapes are written `float32[D, h, w]`: N = h · w tokens of width D, P pixels a side.",
+        "docstrings by `make api`. Shapes are written `float32[D, h, w]`: N = h · w tokens of width D.",
         "Other names that the package offers are for the programs of this repository and may change with any version.",
     ]
     for title, names in GROUPS.items():
