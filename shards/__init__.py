@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from shards.storage.range_cache import range_cache as range_cache
     from shards.storage.remote_calls import RemoteError as RemoteError
     from shards.storage.remote_path import RemotePath as RemotePath
+    from shards.storage.remote_path import refuse_credentials as refuse_credentials
     from shards.values.code_error import Calibration as Calibration
     from shards.values.code_error import describe_error as describe_error
     from shards.values.code_error import fit_and_judge as fit_and_judge
@@ -159,7 +160,7 @@ _MODULES = {
     "shards.storage.lock": ["FolderLock"],
     "shards.storage.range_cache": ["range_cache"],
     "shards.storage.remote_calls": ["RemoteError"],
-    "shards.storage.remote_path": ["RemotePath"],
+    "shards.storage.remote_path": ["RemotePath", "refuse_credentials"],
     "shards.values.code_error": ["Calibration", "describe_error", "fit_and_judge", "require_within"],
     "shards.values.dtypes": ["TOKEN_DTYPES", "storage_type", "to_float64", "to_storage"],
     "shards.values.positions": ["Positions"],

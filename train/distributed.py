@@ -22,6 +22,27 @@ from shards import FolderLock, UsageError, UserError
 from train.settings.config import Precision
 
 
+def _require_whole_environment() -> None:
+    """Refuse a launcher's variables without their companions, in which PyTorch would wait or fail with a traceback.
+
+    Raises:
+        UsageError: naming the variables that are missing.
+    """
+    stated = os.environ.get("WORLD_SIZE", "1")
+    if not stated.isdecimal() or int(stated) < 1:
+        raise UsageError(
+            f"WORLD_SIZE must be a number from 1, got {stated!r}; unset it, or start with torchrun"
+        )
+    missing = [
+        name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]
+    if int(stated) > 1 and missing:
+        raise UsageError(
+            f"by WORLD_SIZE a launcher started {stated} processes, but {', '.join(missing)} are not set; start with "
+            "torchrun or accelerate launch, or unset WORLD_SIZE"
+        )
+
+
 def resolve_precision(asked: Precision | None) -> Precision:
     """Arithmetic of the run: what was asked for, else what the launcher was told, else the device's default.
 
@@ -65,6 +86,7 @@ class Team:
         self.sharded = sharding == "fsdp" or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if self.sharded and not cuda:
             raise UsageError("FSDP needs CUDA devices and this machine has none; leave --sharding at ddp")
+        _require_whole_environment()
         self.accelerator = Accelerator(
             cpu=not cuda,
             mixed_precision="no",  # autocast is entered where the loss is computed

@@ -46,6 +46,12 @@ def chosen_classes(asked: tuple[int, ...], num_classes: int, *, labelled: bool =
         UsageError: One of them does not exist.
     """
     if not labelled:
+        if asked:
+            raise UsageError(
+                f"--classes {' '.join(map(str, asked))}: this snapshot was trained without labels and knows "
+                "no classes; leave "
+                "the option out"
+            )
         return (num_classes,)
     for label in asked:
         if not 0 <= label < num_classes:

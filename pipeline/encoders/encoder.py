@@ -239,6 +239,13 @@ class Encoder(nn.Module):
         return normed.float()
 
 
+def _require_finite(state: Mapping[str, Tensor], weights: str) -> None:
+    """Refuses weights that no storage type of tokens could make up for."""
+    for tensor, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UsageError(f"--weights {weights} holds NaN or infinity in {tensor}; give whole weights")
+
+
 def create_encoder(
     name: str,
     weights: str = "pretrained",
@@ -278,6 +285,7 @@ def create_encoder(
         )
     else:
         state = _load(trunk, name, weights, family, overrides)
+        _require_finite(state, weights)
     final_norm = _finish_norms(trunk, family)
 
     architecture, _, tag = name.partition(".")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises for a damaged file or one that would run code
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,10 +84,26 @@ def read_weights(path: Path) -> State:
         ) from error
     for wrapper in ("model", "state_dict", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            _require_one_network(path, wrapper, content)
             content = content[wrapper]
     if not isinstance(content, dict):
         raise UsageError(f"--weights {path} holds no table of tensors; give a state dict file")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _require_one_network(path: Path, wrapper: str, content: Mapping[Any, Any]) -> None:
+    """Refuses a file that holds an average of the weights beside them: which of both is meant is not ours to guess."""
+    averages = [
+        name
+        for name in (f"{wrapper}_ema", f"ema_{wrapper}", "ema", "model_ema")
+        if isinstance(content.get(name), dict) and name != wrapper
+    ]
+    if averages:
+        raise UsageError(
+            f"--weights {path} holds {wrapper} and {averages[0]} beside each other; save the one that is "
+            "meant alone, such "
+            "as by safetensors.torch.save_file"
+        )
 
 
 def to_timm_layout(

@@ -11,6 +11,7 @@ from shards import (
     Recipe,
     Store,
     UsageError,
+    UserError,
     describe_error,
     even_spread,
     fit_and_judge,
@@ -48,7 +49,8 @@ def convert(config: ConvertConfig) -> None:
         )
     if recipe.id == source.recipe.id:
         raise UsageError(
-            f"{config.store} is all that already; name another --dtype, --format, --compression or --image-compression"
+            f"{config.store} is all that already; name another --dtype, --format, --compression or "
+            "--image-compression"
         )
     copy(selection, recipe, config.out, command="convert", code=code)
     if config.dtype == "int8":
@@ -75,7 +77,8 @@ def _check_compression(config: ConvertConfig) -> None:
     ):
         if config.format != "zarr" and codec != "none":
             raise UsageError(
-                f"{option} {codec} is zarr's own, and the new store is to be {config.format}; add --format zarr"
+                f"{option} {codec} is zarr's own, and the new store is to be {config.format}; add --format "
+                "zarr"
             )
 
 
@@ -83,7 +86,8 @@ def _code(config: ConvertConfig, source: Store) -> Int8Code | None:
     """The code the new store was begun with, or a new one fitted to the old store's rows; None but for int8."""
     if source.code is not None:
         raise UsageError(
-            f"{config.store} holds int8 tokens already, and what their code has lost no other type brings back; "
+            f"{config.store} holds int8 tokens already, and what their code has lost no other type brings "
+            "back; "
             "convert it with --dtype same"
         )
     if config.dtype != "int8":
@@ -93,6 +97,10 @@ def _code(config: ConvertConfig, source: Store) -> Int8Code | None:
         if begun is not None:
             return begun
     rows = source.valid_rows
+    if not len(rows):
+        raise UserError(
+            f"{config.store} has no valid row to fit an int8 code to; encode a source with usable images"
+        )
     places = even_spread(config.calibration_rows, len(rows))
     calibration = fit_and_judge(sample_stored(source, rows[places]), aim=config.code_error)
     calibration.require(config.allow_error)

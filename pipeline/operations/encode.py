@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.console import log
 from pipeline.encode.calibrate import calibrate
@@ -25,7 +26,17 @@ from pipeline.engines.static import World
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.known_roots import remember_roots
 from pipeline.sources.picture_sources import named_roots, with_known_roots
-from shards import Int8Code, Location, Plan, Recipe, StoreWriter, UserError, publish_given, published_code
+from shards import (
+    Int8Code,
+    Location,
+    Plan,
+    Recipe,
+    StoreWriter,
+    UserError,
+    publish_given,
+    published_code,
+    require_output_folder,
+)
 from shards.metadata.layout import ROOT, WORK_DIR
 from shards.metadata.root import read_recipe
 from shards.writing.added_fields import why_not_linked
@@ -47,6 +58,8 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
         UserError: If it cannot be done, or is not done completely.
     """
     config.check()
+    if isinstance(config.store.out, Path):
+        require_output_folder(config.store.out)
     config = with_known_roots(config)
     if config.dry_run:
         _dry_run(config)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.console import named
+from pipeline.console import log, named
 from pipeline.operations.copying import copy
 from pipeline.settings.operations import MergeConfig
 from shards import IdentityMismatchError, Store, UsageError, open_store, united_classes
@@ -28,6 +28,8 @@ def merge(config: MergeConfig) -> None:
     for store in stores[1:]:
         _require_alike(stores[0], store, recode=config.recode)
     _require_different_keys(stores)
+    if all(store.class_names and all(name.isdecimal() for name in store.class_names) for store in stores):
+        log("warning: the classes of these stores are numbers, and are taken to mean the same in all of them")
     class_names, labels = united_classes(
         (str(store.path), store.class_names, store.plan.labels) for store in stores
     )

@@ -9,7 +9,7 @@ import tyro
 
 from pipeline.settings.layers import parse_companion, parse_layers
 from pipeline.settings.location_argument import LocationArgument
-from shards import SourceOptions, UsageError, beside
+from shards import SourceOptions, UsageError, beside, refuse_credentials
 
 DEFAULT_SOURCE = "data/imagenet/train"
 DEFAULT_ENCODER = "vit_base_patch14_reg4_dinov2"
@@ -289,6 +289,8 @@ class EncodeConfig:
         Raises:
             UsageError: For the first one that cannot be read.
         """
+        for place in (self.source_path(), self.encoder.weights, *self.reading.roots):
+            refuse_credentials(place)
         self.store.view_names()
         self.store.check_int8()
         self.encoder.model_args()

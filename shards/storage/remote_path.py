@@ -7,13 +7,15 @@ objects in them. Creating is exclusive: the server is asked to refuse a name tha
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any, Self
+from urllib.parse import unquote
 
-from shards.errors import UsageError
+from shards.errors import UsageError, printable_text
 from shards.storage.file_systems import WEB, WRITABLE, file_system
 from shards.storage.parallel import in_parallel
 from shards.storage.remote_calls import ShortAnswerError, retried
@@ -22,6 +24,33 @@ from shards.storage.remote_calls import ShortAnswerError, retried
 def is_url(text: str) -> bool:
     """Whether a place is named by a URL; ``file://`` is a way to write a path."""
     return "://" in text and not text.startswith("file://")
+
+
+_USER = re.compile(r"(^|/)[^/@]*:[^/@]*@")
+_PARAMETER = re.compile(
+    r"[?&#;][^?&#;=/]*(token|sig|secret|passw|pwd|credential|key|auth|session)[^?&#;=/]*=", re.IGNORECASE
+)
+
+
+def refuse_credentials(url: str) -> None:
+    """Refuse a URL with credentials in any of their spellings, without showing it: URLs are written to logs.
+
+    These are a user in front of the host or in the path, any query to a web server, and parameters that are named for
+    secrets, behind `?`, `&`, `#` or `;`, also with escapes.
+
+    Raises:
+        UsageError: Naming the scheme alone.
+    """
+    scheme, separator, path = url.partition("://")
+    if not separator:
+        return
+    for spelling in (path, unquote(path)):
+        named = "@" in spelling.partition("/")[0] or _USER.search(spelling) or _PARAMETER.search(spelling)
+        if named or (scheme in WEB and "?" in spelling):
+            raise UsageError(
+                f"a {printable_text(scheme)}:// URL must hold no credentials, because URLs are written to logs; "
+                "set them in the environment"
+            )
 
 
 @dataclass(frozen=True)
@@ -43,12 +72,8 @@ class RemotePath:
         Raises:
             UsageError: If fsspec does not know its scheme, its library is not installed, or it holds credentials.
         """
+        refuse_credentials(url)
         scheme, _, path = url.partition("://")
-        if "@" in path.partition("/")[0] or (scheme in WEB and "?" in path):
-            raise UsageError(
-                f"a {scheme}:// URL must hold no credentials, because URLs are written to logs; "
-                "set them in the environment"
-            )
         place = cls(scheme, path.rstrip("/"))
         file_system(scheme, os.getpid())
         return place

@@ -179,9 +179,10 @@ class ShardWriter:
         self._require_complete()
         square_error = self._checked_error()
         if not (self._sums.finite and (self._square_error is None or np.isfinite(self._square_error).all())):
+            logical = self._fields[0].dtype.logical
+            remedy = "; float16 ends at 65504: store bfloat16 or float32" if logical == "float16" else ""
             raise StoreError(
-                f"tokens of shard {self.shard} of view {self.view} hold NaN or infinity as "
-                f"{self._fields[0].dtype.logical}; float16 ends at 65504: store bfloat16 or float32"
+                f"tokens of shard {self.shard} of view {self.view} hold NaN or infinity as {logical}{remedy}"
             )
         moments = self._sums.moments()
         digests = self._outputs.finish()

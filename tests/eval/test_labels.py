@@ -27,3 +27,9 @@ def test_classes_default_to_all_and_must_exist():
     assert chosen_classes((2, 0), 3) == (2, 0)
     with pytest.raises(UsageError, match="0 to 2 for this snapshot, got -1"):
         chosen_classes((-1,), 3)
+
+
+def test_classes_asked_of_a_model_without_labels_are_refused():
+    assert chosen_classes((), 3, labelled=False) == (3,)
+    with pytest.raises(UsageError, match="trained without labels and knows no classes"):
+        chosen_classes((1,), 3, labelled=False)

@@ -114,9 +114,17 @@ def test_tokens_equal_the_reference_within_rounding(case, tmp_path):
     assert min(errors) <= 1
 
 
-def test_resized_pixels_equal_the_reference(rae_fixtures):
-    tensors = load_file(rae_fixtures / "rae_dinov2.safetensors")
-    encoder = create_encoder("test_vit", "random:0", input_size=56, model_args={"patch_size": 14})
-    prepared = encoder.prepare(tensors["px64.x"])
-    mean, std = encoder.get_buffer("mean"), encoder.get_buffer("std")
-    assert (prepared * std + mean - tensors["px64.resized"]).abs().max() <= 1e-5
+def test_resized_pixels_equal_the_reference(case):
+    path, record = case
+    tensors = load_file(path.with_suffix(".safetensors"))
+    resized = [name.removesuffix(".resized") for name in tensors if name.endswith(".resized")]
+    if not resized:
+        pytest.skip(f"{path.name} holds no resized pixels")
+    config = record["config"]
+    for name in resized:
+        side, patch = tensors[f"{name}.resized"].shape[-1], config["encoder_patch"]
+        assert side == config["encoder_input_size"]
+        encoder = create_encoder("test_vit", "random:0", input_size=side, model_args={"patch_size": patch})
+        prepared = encoder.prepare(tensors[f"{name}.x"])
+        mean, std = encoder.get_buffer("mean"), encoder.get_buffer("std")
+        assert (prepared * std + mean - tensors[f"{name}.resized"]).abs().max() <= 1e-5

@@ -159,6 +159,21 @@ def test_weights_of_another_network_are_refused(dinov2_file, name, arguments, na
         create_encoder(name, str(folder), model_args={**size, **arguments})
 
 
+def test_a_file_of_weights_beside_their_average_is_refused(tmp_path):
+    weights = {"w": torch.zeros(2)}
+    torch.save({"state_dict": weights, "state_dict_ema": weights}, tmp_path / "both.pth")
+    with pytest.raises(UsageError, match="holds state_dict and state_dict_ema beside each other"):
+        create_encoder("test_vit", str(tmp_path / "both.pth"))
+
+
+def test_weights_with_nan_are_refused_by_name(tmp_path):
+    state = {name: value.contiguous() for name, value in timm.create_model("test_vit").state_dict().items()}
+    state["blocks.0.attn.qkv.weight"][0, 0] = float("nan")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"holds NaN or infinity in blocks\.0\.attn\.qkv\.weight"):
+        create_encoder("test_vit", str(tmp_path))
+
+
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     class Trap:
         def __reduce__(self):

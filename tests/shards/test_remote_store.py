@@ -137,6 +137,12 @@ def test_a_missing_store_is_said_in_one_line(s3):
         ("nothing://bucket/store", "nothing:// is not a scheme that fsspec knows; use s3://"),
         ("s3://key:secret@bucket/store", "s3:// URL must hold no credentials"),
         ("https://host/store?token=secret", "https:// URL must hold no credentials"),
+        ("https://host/store#token=secret", "https:// URL must hold no credentials"),
+        ("https://host/store;sig=secret", "https:// URL must hold no credentials"),
+        ("https://host/store%3Fsig%3Dsecret", "https:// URL must hold no credentials"),
+        ("s3://bucket/user:secret@host/store", "s3:// URL must hold no credentials"),
+        ("s3://bucket/store?X-Amz-Signature=secret", "s3:// URL must hold no credentials"),
+        ("s3://bucket/store?versionId=1&X-Amz-Security-Token=secret", "s3:// URL must hold no credentials"),
         ("adl://account/store", "adl:// needs a library that is not installed"),
     ],
 )
