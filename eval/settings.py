@@ -31,6 +31,8 @@ ProtocolName = Literal[
 SetMetric = Literal["fid", "sfid", "is", "precision_recall", "fd_dinov2"]
 PairMetric = Literal["psnr", "ssim", "lpips", "rfid"]
 
+DecoderOutput = Literal["auto", "normalised", "image"]
+
 ADM_METRICS: tuple[SetMetric, ...] = ("fid", "sfid", "is", "precision_recall")
 
 
@@ -46,6 +48,9 @@ class GenerationSettings:
     RAEv2's checkpoint.pt."""
     decoder: Path
     """Snapshot of the decoder for the same encoder; or a published model.pt, or diffusers' AutoencoderRAE folder."""
+    decoder_output: DecoderOutput = "auto"
+    """What a published decoder puts out: normalised pixels, as RAE's, or the image, as RAEv2's; files do not say. auto:
+    the image for DINOv3, for tokens of several blocks and for encoders with the tag .raev2."""
     encoder_of: Path | None = None
     """Store whose encoder published files belong to: they do not say. Snapshots do and need none."""
     statistics: Path | None = None
@@ -144,6 +149,8 @@ class ReconstructionSettings:
     """Folder or URL of a finished store with images."""
     decoder: Path
     """Snapshot of a decoder for the store's encoder; or a model.pt or diffusers' folder, taken to belong to it."""
+    decoder_output: DecoderOutput = "auto"
+    """What a published decoder puts out: normalised pixels or the image; see eval/generation.py."""
     out: Path = Path("runs/reconstruction")
     """Folder for reconstruction.png and results.json."""
     rows: Annotated[int | None, arg(aliases=["--num"])] = None

@@ -113,7 +113,8 @@ def _require_use_of_statistics(settings: GenerationSettings) -> None:
 
 def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: Team) -> Producer:
     settings = plan.settings
-    decoder = load_decoder(settings.decoder, team.device, None if store is None else store.recipe.encoder)
+    encoder = None if store is None else store.recipe.encoder
+    decoder = load_decoder(settings.decoder, team.device, encoder, settings.decoder_output)
     identity = EncoderIdentity.from_dict(decoder.meta.encoder)
     require_same_encoder(model, identity, f"the decoder {settings.decoder}")
     guide = None

@@ -84,9 +84,14 @@ def write_autoencoder(
 
     Raises:
         UserError: The encoder is of no known kind, does not fit the decoder, or the decoder's position table was
-            trained.
+            trained, or it puts out the image itself.
     """
     config = decoder.config
+    if config.output == "image":
+        raise UserError(
+            "diffusers' AutoencoderRAE multiplies by the encoder's pixel deviation, and this decoder puts out the "
+            "image itself; export it in the published layout"
+        )
     encoder, shape = read_encoder(encoder_path, transformers)
     side = input_size // shape.patch_size
     if (side, side) != config.grid or shape.width != config.token_width:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from eval.networks.diffusers_layout import AUTOENCODER_FILES
 from eval.networks.published import published_decoder, published_dit
-from eval.settings import Precision
+from eval.settings import DecoderOutput, Precision
 from shards import EncoderIdentity, IdentityMismatchError, Store, UsageError
 from train.engine.arithmetic import allow_tf32
+from train.models.config import ViTDecoderConfig
 from train.models.cost import forward_flops
 from train.models.vit_decoder import ViTDecoder
 from train.weights.snapshot import Snapshot, is_snapshot, load_snapshot
@@ -74,25 +75,37 @@ def load_dit(
     return snapshot
 
 
-def load_decoder(path: Path, device: torch.device, encoder: EncoderIdentity | None = None) -> Snapshot:
+def load_decoder(
+    path: Path,
+    device: torch.device,
+    encoder: EncoderIdentity | None = None,
+    output: DecoderOutput = "auto",
+) -> Snapshot:
     """A decoder's snapshot, or a published file made one.
 
     Args:
         path: The file, or a folder in diffusers' layout.
         device: Where the network goes.
         encoder: What a published file belongs to; not used for a snapshot, which knows.
+        output: What a published decoder puts out; of a snapshot, what it must.
 
     Raises:
-        UsageError: It is a DiT's snapshot, or a published file without an encoder.
+        UsageError: It is a DiT's snapshot, or a published file without an encoder, or puts out something else.
         UserError: It is broken or does not fit the encoder.
     """
     if not is_snapshot(path):
         if encoder is None:
             raise _no_origin(path)
-        return published_decoder(path, encoder, device)
+        return published_decoder(path, encoder, device, output)
     snapshot = load_snapshot(path, device)
     if snapshot.kind != "decoder":
         raise UsageError(f"--decoder must be a decoder's snapshot, {path} is a {snapshot.kind}'s")
+    assert isinstance(snapshot.config, ViTDecoderConfig)
+    if output not in ("auto", snapshot.config.output):
+        raise UsageError(
+            f"--decoder-output is {output}, and the snapshot {path} says {snapshot.config.output}; "
+            "leave --decoder-output out"
+        )
     return snapshot
 
 

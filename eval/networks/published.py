@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from eval.networks.diffusers_layout import read_autoencoder
+from eval.settings import DecoderOutput
 from shards import EncoderIdentity, IdentityMismatchError, Location, Store
 from train.models.normalizer import LatentNormalizer
-from train.settings.networks import pixel_statistics
+from train.settings.networks import pixel_statistics, published_output
 from train.weights.infer import PublishedFileError
 from train.weights.published import load_decoder, load_dit, load_statistics
 from train.weights.snapshot import Snapshot, SnapshotMeta
@@ -67,27 +68,32 @@ def published_dit(
     )
 
 
-def published_decoder(path: Path, encoder: EncoderIdentity, device: torch.device) -> Snapshot:
-    """A published decoder as a snapshot, which puts the encoder's pixel mean and standard deviation back.
+def published_decoder(
+    path: Path, encoder: EncoderIdentity, device: torch.device, output: DecoderOutput = "auto"
+) -> Snapshot:
+    """A published decoder as a snapshot, which puts the encoder's pixel mean and standard deviation back if need be.
 
     Args:
         path: `model.pt`, bare or under `ema`, .safetensors of the same keys, or a folder in diffusers' layout.
         encoder: The encoder whose tokens it was trained on.
         device: Where the network goes.
+        output: What it puts out; auto is what published decoders of that encoder do.
 
     Raises:
         PublishedFileError: The file cannot be read, or its keys do not fit.
         IdentityMismatchError: It is for other tokens or pixels than the encoder's.
     """
-    mean, std = pixel_statistics(encoder)
+    mean, std = pixel_statistics(encoder, published_output(encoder) if output == "auto" else output)
     if path.is_dir():
         model = read_autoencoder(path).decoder
         config = model.config
         _require_shape(path, (config.token_width, *config.grid), (encoder.width, *encoder.grid))
-        if (config.pixel_mean, config.pixel_std) != (mean, std):
+        stated = (config.pixel_mean, config.pixel_std)
+        if stated != (mean, std):
             raise IdentityMismatchError(
                 f"a decoder must give back its encoder's pixels, of mean {mean} and std {std}; {path} is for "
-                f"{config.pixel_mean} and {config.pixel_std}; choose the store it belongs to"
+                f"{config.pixel_mean} and {config.pixel_std}; choose the store it belongs to, or say another "
+                "--decoder-output"
             )
     else:
         model = load_decoder(path, pixel_mean=mean, pixel_std=std)

@@ -50,7 +50,7 @@ def reconstruct(settings: ReconstructionSettings) -> dict[str, Any]:
 def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]:
     set_precision(settings.precision)
     store = open_store(settings.store)
-    snapshot = load_decoder(settings.decoder, team.device, store.recipe.encoder)
+    snapshot = load_decoder(settings.decoder, team.device, store.recipe.encoder, settings.decoder_output)
     require_decoder_of(store, snapshot, settings.decoder)
     rows = store.valid_rows
     if settings.rows is not None:

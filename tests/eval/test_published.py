@@ -12,16 +12,19 @@ import torch
 from eval.generate.plan import plan_of
 from eval.generate.run import generate as generate_by_plan
 from eval.images.samples import map_samples
+from eval.networks.load import load_decoder, require_same_encoder
 from eval.reconstruct.run import reconstruct
 from eval.settings import GenerationSettings, ReconstructionSettings
 from shards.errors import IdentityMismatchError, UsageError
 from shards.reading.store import open_store
+from train.engine.fine_tuning import start_from
 from train.models.build import build_model
 from train.models.config import DiTDHConfig, decoder_config
 from train.models.normalizer import LatentNormalizer
 from train.weights.infer import PublishedFileError
 from train.weights.snapshot import SnapshotMeta, save_snapshot
 
+CPU = torch.device("cpu")
 VARIANCE = torch.linspace(0.3, 0.9, 32).reshape(8, 2, 2)
 
 
@@ -149,3 +152,58 @@ def test_statistics_of_another_shape_than_the_stores_tokens_are_refused(publishe
     torch.save({"var": torch.ones(8, 4, 4)}, tmp_path / "stat.pt")
     with pytest.raises(IdentityMismatchError, match=re.escape("[8, 2, 2]; ")):
         generate(replace(published, statistics=tmp_path / "stat.pt"))
+
+
+def _of_blocks(encoder, layers):
+    return replace(encoder, aggregation={"layers": layers, "combination": "mean+spatial-mean"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "output"),
+    [
+        ({}, "normalised"),
+        ({"aggregation": {"layers": [1, 2], "combination": "mean"}}, "image"),
+        ({"name": "vit_large_patch16_dinov3_qkvb"}, "image"),
+        ({"name": "vit_base_patch14_reg4_dinov2.raev2[depth=2]"}, "image"),
+    ],
+)
+def test_a_published_decoder_puts_out_what_its_encoder_s_published_ones_do(files, encoder, changes, output):
+    encoder = replace(encoder, **changes)
+    assert load_decoder(files / "decoder.pt", CPU, encoder).config.output == output
+    other = {"normalised": "image", "image": "normalised"}[output]
+    said = load_decoder(files / "decoder.pt", CPU, encoder, other)
+    assert said.config.output == other
+    tokens = torch.randn(1, 4, 8)
+    plain, scaled = (
+        load_decoder(files / "decoder.pt", CPU, encoder, which).model for which in ("image", "normalised")
+    )
+    with torch.no_grad():
+        expected = plain(tokens) * scaled.pixel_std + scaled.pixel_mean
+        torch.testing.assert_close(scaled(tokens), expected)
+
+
+def test_decoders_of_the_wrong_output_are_refused_in_one_line(files, store, tmp_path):
+    snapshot = files / "decoder.safetensors"
+    with pytest.raises(UsageError, match="says normalised; leave --decoder-output out") as caught:
+        reconstruct(
+            ReconstructionSettings(
+                store=store, decoder=snapshot, out=tmp_path, rows=6, decoder_output="image"
+            )
+        )
+    assert "\n" not in str(caught.value)
+    drawn = replace(load_decoder(snapshot, CPU).config, pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
+    with pytest.raises(UsageError, match=r"choose its preset, or --model\.output normalised") as caught:
+        start_from(build_model(drawn), snapshot)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_decoder_of_other_blocks_is_refused_by_the_identity(files, encoder, tmp_path):
+    snapshot = load_decoder(files / "decoder.safetensors", CPU)
+    meta = replace(snapshot.meta, encoder=_of_blocks(encoder, [1, 3]).to_dict())
+    state = snapshot.model.state_dict()
+    save_snapshot(tmp_path / "k2.safetensors", state, config=snapshot.config, normalizer=None, meta=meta)
+    k2 = load_decoder(tmp_path / "k2.safetensors", CPU)
+    with pytest.raises(
+        IdentityMismatchError, match=r"aggregation.layers is \[1, 3\], the other has \[0, 1, 3\]"
+    ):
+        require_same_encoder(k2, _of_blocks(encoder, [0, 1, 3]), "the store")

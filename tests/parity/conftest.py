@@ -123,10 +123,10 @@ def build_decoder(
 
 
 @pytest.fixture(scope="session")
-def decoder() -> Callable[[Recording], nn.Module]:
+def decoder() -> Callable[..., nn.Module]:
     """The ViT decoder of a recording, with its weights, ready to be used."""
 
-    def build(case: Recording) -> nn.Module:
+    def build(case: Recording, **more: Any) -> nn.Module:
         values = case.meta["config"]
         patch_size = values["patch_size"]
         num_patches = values.get("num_patches") or (values["image_size"] // patch_size) ** 2
@@ -136,6 +136,7 @@ def decoder() -> Callable[[Recording], nn.Module]:
             token_width=values["hidden_size"],
             num_patches=num_patches,
             patch_size=patch_size,
+            **more,
         )
 
     return build
@@ -152,8 +153,9 @@ def rae_decoder() -> Callable[[Recording], nn.Module]:
             token_width=case.tensors["latent_var"].shape[0],
             num_patches=case.meta["num_patches"],
             patch_size=case.meta["config"]["decoder_patch_size"],
-            pixel_mean=tuple(case.meta["pixel_mean"]),
-            pixel_std=tuple(case.meta["pixel_std"]),
+            # RAEv2's decoders put out the image itself.
+            pixel_mean=tuple(case.meta.get("pixel_mean", (0.0, 0.0, 0.0))),
+            pixel_std=tuple(case.meta.get("pixel_std", (1.0, 1.0, 1.0))),
         )
 
     return build

@@ -43,7 +43,7 @@ def test_recomputing_activations_changes_no_gradient(case, decoder):
     assert all(torch.equal(kept, again) for kept, again in zip(*gradients, strict=True))
 
 
-@pytest.mark.recorded("rae_*")
+@pytest.mark.recorded("rae_*", "raev2_rae_*")
 def test_normalised_latents_and_decoded_pixels_equal_the_recorded_ones(case, rae_decoder, assert_matches):
     normalizer = normalizer_of(case)
     model = rae_decoder(case)

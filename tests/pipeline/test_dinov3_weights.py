@@ -189,3 +189,17 @@ def test_periods_of_a_file_are_computed_with_at_every_size(load, size):
     assert torch.equal(held.encode(pixels), computed.encode(pixels))
     assert not torch.equal(held.encode(pixels), load(state, input_size=size).encode(pixels))
     assert held.identity.weights_digest != load(state, input_size=size).identity.weights_digest
+
+
+@pytest.mark.parametrize("size", [224, 256, 384, 512])
+def test_every_input_size_has_its_rotary_table(load, size):
+    """Also where timm has cached the table of the size it was built for."""
+    state = {name: value for name, value in original().items() if not name.startswith("blocks.1")}
+    encoder = load(state, input_size=size, model_args={**SIZE, "depth": 1})
+    side = size // 16
+    assert encoder.identity.grid == (side, side)
+    pixels = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(3))
+    tokens = encoder.encode(pixels)
+    assert tokens.shape == (1, side * side, WIDTH)
+    fixed = load(state, input_size=size, model_args={**SIZE, "depth": 1, "dynamic_img_size": False})
+    assert torch.equal(fixed.encode(pixels), tokens)

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from shards import UsageError, read_document
+from train.models.config import ViTDecoderConfig
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
 from train.weights.published import load_decoder, read_state_dict
-from train.weights.snapshot import load_snapshot
+from train.weights.snapshot import Snapshot, load_snapshot
 from train.weights.tensor_files import open_tensors
 
 LABEL_TABLES = ("y_embedder.embedding_table.weight", "ctx_embedder.embedding_table.weight")
@@ -56,12 +57,25 @@ def start_from(model: nn.Module, path: Path) -> LatentNormalizer | None:
     return normalizer
 
 
+def _require_same_output(model: nn.Module, snapshot: Snapshot, path: Path) -> None:
+    """Refuse a decoder's weights whose last layer puts out something else than the settings ask for."""
+    if not (isinstance(model, ViTDecoder) and isinstance(snapshot.config, ViTDecoderConfig)):
+        return
+    own, theirs = ((config.pixel_mean, config.pixel_std) for config in (model.config, snapshot.config))
+    if own != theirs:
+        raise UsageError(
+            f"{path} puts out pixels of mean {theirs[0]} and deviation {theirs[1]}, the settings ask for {own[0]} and "
+            f"{own[1]}; choose its preset, or --model.output {snapshot.config.output}"
+        )
+
+
 def _read(model: nn.Module, path: Path) -> tuple[dict[str, Tensor], LatentNormalizer | None]:
     if path.suffix == ".safetensors":
         with open_tensors(path) as (_, header):
             ours = "config" in read_document(header, dict[str, Any], name=path)
         if ours:
             snapshot = load_snapshot(path)
+            _require_same_output(model, snapshot, path)
             return dict(snapshot.model.state_dict()), snapshot.normalizer
     if isinstance(model, ViTDecoder):
         return dict(load_decoder(path, model.config).state_dict()), None

@@ -298,6 +298,12 @@ class ViTDecoderConfig:
         return self.grid[0] * self.grid[1]
 
     @property
+    def output(self) -> Literal["normalised", "image"]:
+        """What its last layer puts out: pixels normalised by an encoder's statistics, or the image itself."""
+        itself = set(self.pixel_mean) == {0.0} and set(self.pixel_std) == {1.0}
+        return "image" if itself else "normalised"
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels of what it draws."""
         return self.grid[0] * self.patch_size, self.grid[1] * self.patch_size

@@ -79,6 +79,9 @@ class DecoderNetwork:
     """Pixels a side of the patch drawn for a token, which the store must have; None: image size / grid."""
     grid: tuple[int, int] | None = None
     """Token grid the store must have; None: whatever it has."""
+    output: Literal["normalised", "image"] = "normalised"
+    """What the last layer puts out: pixels normalised by the encoder's mean and deviation, as in RAE, or the image
+    itself, as in RAEv2."""
 
 
 @dataclass(frozen=True, kw_only=True)

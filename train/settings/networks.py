@@ -95,7 +95,7 @@ def decoder_config(network: DecoderNetwork, store: Store) -> ViTDecoderConfig:
             f"patches of {patch} pixels on a grid of {grid[0]}×{grid[1]} make {patch * grid[0]}×{patch * grid[1]} "
             f"pixels, but the store's images have {size}×{size}; choose --model.patch-size None or another preset"
         )
-    mean, std = pixel_statistics(store.recipe.encoder)
+    mean, std = pixel_statistics(store.recipe.encoder, network.output)
     return ViTDecoderConfig(
         token_width=store.width,
         grid=grid,
@@ -150,13 +150,31 @@ def _require_grid(grid: tuple[int, int] | None, store: Store) -> None:
         )
 
 
-def pixel_statistics(
-    encoder: EncoderIdentity,
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation (RGB) of an encoder's pixels, which its decoders undo.
+def published_output(encoder: EncoderIdentity) -> Literal["normalised", "image"]:
+    """What published decoders of an encoder's tokens put out, which their files do not say.
 
-    ImageNet's, unless the encoder names others.
+    RAEv2's encoders are DINOv3, whatever combines several blocks, and those with its conventions; its decoders put out
+    the image. RAE's put out normalised pixels.
+
+    Source:
+        github:nanovisionx/RAEv2 at 8a0d238 and github:bytetriper/RAE at a4d18c4.
     """
+    name = encoder.name.partition("[")[0]
+    raev2 = encoder.aggregation is not None or "dinov3" in name or name.endswith(".raev2")
+    return "image" if raev2 else "normalised"
+
+
+def pixel_statistics(
+    encoder: EncoderIdentity, output: Literal["normalised", "image"]
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation (RGB) that turn what a decoder puts out into the image.
+
+    Args:
+        encoder: The encoder; pixels are ImageNet's unless it names others.
+        output: See `DecoderNetwork.output`; of the image itself they are 0 and 1.
+    """
+    if output == "image":
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     mean = encoder.preprocessing.get("mean", IMAGENET_MEAN)
     std = encoder.preprocessing.get("std", IMAGENET_STD)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

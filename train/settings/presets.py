@@ -66,13 +66,14 @@ class Stage(NamedTuple):
 
 
 class DecoderRow(NamedTuple):
-    """A preset of train/decoder.py: size, side of the grid, patch, how it is trained, and who says so."""
+    """A preset of train/decoder.py: size, side of the grid, patch, how it is trained, who says so, and its output."""
 
     size: str
     grid: int | None
     patch: int | None
     recipe: Training
     source: str
+    output: Literal["normalised", "image"] = "normalised"
 
 
 _DECAY = Adam(lr=2e-4, final_lr=2e-5, schedule="linear", hold_epochs=40, decay_end_epoch=800)
@@ -103,6 +104,8 @@ _PLAIN = "arXiv 2510.11690 section 4: LightningDiT recipe"
 _V2    = "nanovisionx/RAEv2@8a0d238: Muon, x, base output"
 _V2_OURS = "ours: RAEv2's recipe at another size"
 _DEC   = "bytetriper/RAE@a4d18c4 configs/stage1/training"
+_V2_DEC = "nanovisionx/RAEv2@8a0d238: the output is the image"
+_V2_DEC_OURS = "ours: RAEv2's recipe at another size"
 _T12   = "arXiv 2510.11690 table 12: betas 0.5, 0.9"
 _T9    = "arXiv 2510.11690 table 9: upsampling decoder"
 
@@ -143,6 +146,9 @@ DECODER_PRESETS = {
     "decoder-xl-paper":  DecoderRow("xl",   None, 16,   _TABLE12, _T12),
     "decoder-xl-512":    DecoderRow("xl",   32,   16,   _STAGE1,  _DEC),
     "decoder-xl-512-up": DecoderRow("xl",   16,   32,   _STAGE1,  _T9),
+    "raev2-decoder-b":   DecoderRow("b",    None, 16,   _STAGE1,  _V2_DEC_OURS, "image"),
+    "raev2-decoder-l":   DecoderRow("l",    None, 16,   _STAGE1,  _V2_DEC_OURS, "image"),
+    "raev2-decoder-xl":  DecoderRow("xl",   None, 16,   _STAGE1,  _V2_DEC, "image"),
 }
 # fmt: on
 
@@ -251,10 +257,12 @@ def decoder_settings(name: str) -> DecoderSettings:
     row = _row(DECODER_PRESETS, name)
     grid = None if row.grid is None else (row.grid, row.grid)
     if row.size == "tiny":
-        model = DecoderNetwork(width=192, depth=3, num_heads=4, mlp_width=768)
+        model = DecoderNetwork(width=192, depth=3, num_heads=4, mlp_width=768, output=row.output)
     else:
         stack, mlp_width = DECODER_SIZES[row.size], DECODER_MLP_WIDTHS[row.size]
-        model = DecoderNetwork(**stack._asdict(), mlp_width=mlp_width, patch_size=row.patch, grid=grid)
+        model = DecoderNetwork(
+            **stack._asdict(), mlp_width=mlp_width, patch_size=row.patch, grid=grid, output=row.output
+        )
     return DecoderSettings(
         model=model,
         optimizer=row.recipe.optimizer,
