@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 from tyro.conf import Positional, arg
 
@@ -28,7 +28,9 @@ ProtocolName = Literal[
     "imagenet512-one-step",
     "imagenet512-two-step",
 ]
-SetMetric = Literal["fid", "sfid", "is", "precision_recall", "fd_dinov2"]
+SetMetric = Literal["fid", "sfid", "is", "precision_recall", "fd_dinov2", "fdr6", "mind", "mind6"]
+NetworkName = Literal["inception", "dinov2", "convnext", "dinov2-256", "mae", "siglip", "clip"]
+"""Feature networks; dinov2 is FD-DINOv2's, at 224 pixels, dinov2-256 is FDr6's."""
 PairMetric = Literal["psnr", "ssim", "lpips", "rfid"]
 
 DecoderOutput = Literal["auto", "normalised", "image"]
@@ -118,6 +120,9 @@ class GenerationSettings:
     """Inception weights: public, a file, or random:SEED."""
     dinov2_weights: str = "public"
     """DINOv2 weights for fd_dinov2: public, a file, or random:SEED."""
+    representation_weights: tuple[str, ...] = ()
+    """Weights for fdr6 and mind6, each as NAME=public, NAME=FILE or NAME=random:SEED; NAME is convnext, dinov2-256,
+    mae, siglip or clip. Default public."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, before anything heavy is loaded."""
@@ -139,6 +144,24 @@ class GenerationSettings:
             raise UsageError(
                 f"a grid needs at least 1 column and row, got {self.grid_columns} and {self.grid_rows}"
             )
+
+
+def weights_by_name(given: tuple[str, ...]) -> dict[NetworkName, str]:
+    """Weights given as NAME=WEIGHTS.
+
+    Raises:
+        UsageError: There is no such network.
+    """
+    found: dict[NetworkName, str] = {}
+    for text in given:
+        name, _, weights = text.partition("=")
+        if name not in get_args(NetworkName) or not weights:
+            raise UsageError(
+                f"weights of a representation are NAME=public, NAME=FILE or NAME=random:SEED with NAME one of "
+                f"{', '.join(get_args(NetworkName))}; got {text}"
+            )
+        found[cast("NetworkName", name)] = weights
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +207,7 @@ class ReconstructionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSettings:
-    """Compute the Inception statistics of reference images once; `--reference` then takes the file for the images."""
+    """Compute the feature statistics of reference images once; `--reference` then takes the file for the images."""
 
     images: Positional[Path]
     """Image folder, or tar, parquet or csv files as for `pipeline encode`; store; or .npz of images."""
@@ -194,6 +217,11 @@ class ReferenceSettings:
     """Side of the images: those of a source are centre-cropped to it, stored ones must have it."""
     feature_weights: str = "public"
     """Inception weights: public, a file, or random:SEED; comparisons must use the same."""
+    networks: tuple[NetworkName, ...] = ("inception",)
+    """Feature networks to save the statistics of: inception for fid, sfid, precision_recall and mind; dinov2 for
+    fd_dinov2; inception, convnext, dinov2-256, mae, siglip and clip for fdr6 and mind6."""
+    network_weights: tuple[str, ...] = ()
+    """Weights of the others, each as NAME=public, NAME=FILE or NAME=random:SEED. Default public."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, before anything heavy is loaded."""

@@ -16,6 +16,7 @@ from eval.settings import (
     SetMetric,
     require_decoder,
     require_reference,
+    weights_by_name,
 )
 from shards import UsageError
 
@@ -52,6 +53,7 @@ def plan_of(settings: GenerationSettings) -> GenerationPlan:
                 f"a snapshot is a file like RUN/snapshots/latest.safetensors, found none at {path}"
             )
     require_decoder(settings.decoder)
+    weights_by_name(settings.representation_weights)
     _require_origin(settings)
     require_reference(settings.reference)
     protocol = None if settings.protocol is None else PROTOCOLS[settings.protocol]

@@ -31,7 +31,7 @@ from eval.networks.load import (
     set_precision,
 )
 from eval.protocols import PROTOCOLS
-from eval.settings import GenerationSettings
+from eval.settings import GenerationSettings, weights_by_name
 from shards import EncoderIdentity, Store, UsageError, open_store, replace_atomically, require_output_folder
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
@@ -246,7 +246,11 @@ def _evaluate(samples: Path, reference: Path, plan: GenerationPlan, team: Team) 
         reference,
         plan.metrics,
         team,
-        weights={"inception": settings.feature_weights, "dinov2": settings.dinov2_weights},
+        weights={
+            "inception": settings.feature_weights,
+            "dinov2": settings.dinov2_weights,
+            **weights_by_name(settings.representation_weights),
+        },
     )
     cautions = comparison.cautions + generation_cautions(
         plan.num, comparison.reference_kind, comparison.reference_count, settings.protocol, reference.name

@@ -9,19 +9,20 @@ weights are never compared.
 from __future__ import annotations
 
 import io
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from eval.networks.frozen import randomise, seed_of, state_in_file, weights_digest
+from eval.settings import NetworkName
 from shards import UserError
 from train.engine.arithmetic import whole_float32
 from train.models.config import IMAGENET_MEAN, IMAGENET_STD
 from train.weights.published import load_exactly
 
-FeatureName = Literal["pool", "spatial", "logits", "cls"]
+FeatureName = Literal["pool", "spatial", "logits", "cls", "embedding"]
 
 SPATIAL_CHANNELS = 7
 """Channels of `mixed_6/conv` in sFID. Source: github:openai/guided-diffusion evaluations/evaluator.py."""
@@ -43,9 +44,35 @@ class FeatureNetwork(Protocol):
         """SHA-256 of the weights."""
         ...
 
+    @property
+    def main(self) -> FeatureName:
+        """The feature that stands for an image where single images are compared."""
+        ...
+
     def features(self, images: Tensor) -> dict[FeatureName, Tensor]:
         """Features of uint8 images [B, 3, H, W]: float32 [B, width] each."""
         ...
+
+
+class Representation(NamedTuple):
+    """A network of FDr6 and how an image is shown to it."""
+
+    model: str
+    """Name of a timm model, with its weights' tag."""
+    size: int
+    """Side that images are resized to, in pixels."""
+    pooling: Literal["class token", "mean", "attention"]
+    """What becomes one vector an image: the class token, the mean over positions, or the model's attention pool."""
+
+
+REPRESENTATIONS: dict[NetworkName, Representation] = {
+    "convnext": Representation("convnextv2_base.fcmae_ft_in22k_in1k", 224, "mean"),
+    "dinov2-256": Representation(DINOV2_MODEL, 256, "class token"),
+    "mae": Representation("vit_large_patch16_224.mae", 224, "class token"),
+    "siglip": Representation("vit_so400m_patch16_siglip_256.v2_webli", 224, "attention"),
+    "clip": Representation("vit_large_patch14_clip_224.openai", 256, "class token"),
+}
+"""The representations of FDr6 beside Inception's. Source: github:Jiawei-Yang/FD-loss at 5c03b81."""
 
 
 class InceptionFeatures:
@@ -65,6 +92,7 @@ class InceptionFeatures:
     """
 
     name = "inception-v3-compat"
+    main: FeatureName = "pool"
 
     def __init__(self, weights: str, device: torch.device) -> None:
         network = _inception_without_weights()
@@ -107,25 +135,12 @@ class DinoFeatures:
     Source: Stein et al., arXiv 2306.04675; github:layer6ai-labs/dgm-eval dgm_eval/models/dinov2.py.
     """
 
+    main: FeatureName = "cls"
     _INPUT_SIZE = 224
 
     def __init__(self, weights: str, device: torch.device, model: str = DINOV2_MODEL) -> None:
-        import timm
-
         self.name = model
-        seed = seed_of(weights)
-        try:
-            network = timm.create_model(
-                model, pretrained=weights == "public", num_classes=0, img_size=self._INPUT_SIZE
-            )
-        except OSError as error:
-            raise UserError(
-                f"weights of {model} could not be fetched ({error}); give them as a file"
-            ) from error
-        if seed is not None:
-            randomise(network, seed)
-        elif weights != "public":
-            load_exactly(network, state_in_file(weights), weights)
+        network = _timm_model(model, weights, img_size=self._INPUT_SIZE)
         self.digest = weights_digest(network)
         self._network = network.to(device).eval().requires_grad_(requires_grad=False)
         self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
@@ -140,6 +155,68 @@ class DinoFeatures:
             # The published code resizes 8-bit images, so the result is rounded to whole levels.
             pixels = resized.round().clamp(0, 255) / 255
             return {"cls": self._network((pixels - self._mean) / self._std)}
+
+
+class TimmFeatures:
+    """One vector an image of a timm model: `embedding`.
+
+    Images are resized by bicubic interpolation with antialiasing and normalised with the model's own statistics, in
+    whole float32; FD-loss computes in bfloat16.
+
+    Args:
+        representation: The model, the side of its images and what becomes the vector.
+        weights: `public` (timm's copy), a state dict file, or `random:SEED`.
+        device: Where to compute.
+
+    Raises:
+        UserError: The weights cannot be had, or the file holds other ones.
+
+    Source: github:Jiawei-Yang/FD-loss at 5c03b81.
+    """
+
+    main: FeatureName = "embedding"
+
+    def __init__(self, representation: Representation, weights: str, device: torch.device) -> None:
+        self._representation = representation
+        self.name = f"{representation.model}, {representation.size} pixels"
+        # A convolutional network takes any size.
+        size = {} if representation.pooling == "mean" else {"img_size": representation.size}
+        network = _timm_model(representation.model, weights, **size)
+        self.digest = weights_digest(network)
+        self._network = network.to(device).eval().requires_grad_(requires_grad=False)
+        mean, std = (network.pretrained_cfg[name] for name in ("mean", "std"))
+        self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(3, 1, 1)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> dict[FeatureName, Tensor]:
+        """Features of uint8 images [B, 3, H, W]: `embedding`, float32."""
+        size = (self._representation.size,) * 2
+        with whole_float32(images.device):
+            pixels = F.interpolate(images.float() / 255, size=size, mode="bicubic", antialias=True)
+            out = self._network.forward_features((pixels - self._mean) / self._std)
+            if self._representation.pooling == "attention":
+                out = self._network.forward_head(out, pre_logits=True)
+            elif self._representation.pooling == "mean":
+                out = out.mean(dim=(2, 3))
+            else:
+                out = out[:, 0]
+        return {"embedding": out.float()}
+
+
+def _timm_model(model: str, weights: str, **options: Any) -> Any:
+    import timm
+
+    seed = seed_of(weights)
+    try:
+        network = timm.create_model(model, pretrained=weights == "public", num_classes=0, **options)
+    except OSError as error:
+        raise UserError(f"weights of {model} could not be fetched ({error}); give them as a file") from error
+    if seed is not None:
+        randomise(network, seed)
+    elif weights != "public":
+        load_exactly(network, state_in_file(weights), weights)
+    return network
 
 
 def _inception_without_weights() -> Any:

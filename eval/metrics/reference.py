@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from eval.metrics.reference_file import (
     read_statistics,
     write_statistics,
 )
+from eval.settings import NetworkName
 from shards import UsageError, even_spread
 from train.distributed import Team
 
 MANIFOLD_COUNT = 10_000
-"""Reference images of precision and recall: as many as a published reference batch holds.
+"""Reference images of precision, recall and MIND: as many as a published reference batch holds.
 
 Source: github:openai/guided-diffusion evaluations/README.md (reference batches of 10,000 images).
 """
@@ -40,7 +42,7 @@ class Reference:
     """Images behind it; None where published statistics do not say."""
     gaussians: dict[FeatureName, Gaussian] = field(default_factory=dict)
     manifold: NDArray[np.float32] | None = None
-    """`pool` features for precision and recall, float32 [n, 2048]."""
+    """The network's main features of single images, float32 [n, width]."""
 
 
 def load_reference(
@@ -51,6 +53,7 @@ def load_reference(
     *,
     features: set[FeatureName],
     manifold: bool,
+    section: NetworkName = "inception",
 ) -> Reference:
     """Statistics of a reference, read or computed.
 
@@ -60,14 +63,17 @@ def load_reference(
         network: Computes what is not published.
         team: Processes that share the work; all must call.
         features: Features whose mean and covariance are needed.
-        manifold: Whether features for precision and recall are needed.
+        manifold: Whether main features of single images are needed.
+        section: What saved statistics call the network.
 
     Raises:
         UsageError: The images have another size, or the statistics lack what is needed.
         UserError: A file is damaged or no image.
     """
     if holds_statistics(path):
-        return _published(path, image_size, network, team, features=features, manifold=manifold)
+        return _published(
+            path, image_size, network, team, features=features, manifold=manifold, section=section
+        )
     source = open_images(path, image_size)
     found = extract(source, network, team, moments=features, keep=set(), label=f"features of {path.name}")
     return Reference(
@@ -80,14 +86,18 @@ def load_reference(
 
 
 def save_reference(
-    images: Path, image_size: tuple[int, int], network: FeatureNetwork, team: Team, out: Path
+    images: Path,
+    image_size: tuple[int, int],
+    networks: Mapping[NetworkName, Callable[[], FeatureNetwork]],
+    team: Team,
+    out: Path,
 ) -> None:
-    """Compute the statistics of images that every metric on Inception's features needs, and write them.
+    """Compute the statistics of images that every metric on the networks' features needs, and write them.
 
     Args:
         images: An image folder, a store, or an .npz of samples.
         image_size: Height and width of the images.
-        network: Computes the features.
+        networks: Make what computes the features, by name; one is held at a time.
         team: Processes that share the work; all must call.
         out: The .npz to write.
 
@@ -97,15 +107,19 @@ def save_reference(
     """
     if holds_statistics(images):
         raise UsageError(f"{images} holds statistics already; give it as --reference")
-    found = load_reference(images, image_size, network, team, features=set(ARRAYS), manifold=True)
-    if team.is_main_process:
-        saved = SavedStatistics(
+    saved: dict[NetworkName, SavedStatistics] = {}
+    for name, make_network in networks.items():
+        network = make_network()
+        features = set(ARRAYS) if name == "inception" else {network.main}
+        found = load_reference(images, image_size, network, team, features=features, manifold=True)
+        saved[name] = SavedStatistics(
             gaussians=found.gaussians,
             manifold=found.manifold,
             network=network.digest,
             kind=found.kind,
             count=found.count,
         )
+    if team.is_main_process:
         write_statistics(out, saved)
 
 
@@ -117,8 +131,9 @@ def _published(
     *,
     features: set[FeatureName],
     manifold: bool,
+    section: NetworkName,
 ) -> Reference:
-    saved = read_statistics(path, features)
+    saved = read_statistics(path, features, section)
     if saved.network not in (None, network.digest):
         raise UsageError(
             f"{path} holds statistics of other weights than those of {network.name} here; compute both with the "
@@ -126,7 +141,8 @@ def _published(
         )
     if manifold and not saved.has_images and saved.manifold is None:
         raise UsageError(
-            f"precision and recall need reference images, {path} holds none; give --metrics without them"
+            f"precision, recall and MIND need reference images, {path} holds none for {section}; give --metrics "
+            "without them"
         )
     images = open_images(path, image_size) if saved.has_images else None
     real = saved.manifold
@@ -161,5 +177,5 @@ class _Some:
 
 def _manifold(source: ImageSource, network: FeatureNetwork, team: Team) -> NDArray[np.float32]:
     chosen = source if isinstance(source, NpzImages) else _Some(source, MANIFOLD_COUNT)
-    found = extract(chosen, network, team, moments=set(), keep={"pool"}, label="reference manifold")
-    return found.features("pool")
+    found = extract(chosen, network, team, moments=set(), keep={network.main}, label="reference manifold")
+    return found.features(network.main)

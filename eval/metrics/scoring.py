@@ -9,24 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from eval.images.sources import NpzImages
 from eval.metrics.extraction import FeatureSet, extract
-from eval.metrics.features import DinoFeatures, FeatureName, FeatureNetwork, InceptionFeatures
+from eval.metrics.features import (
+    REPRESENTATIONS,
+    DinoFeatures,
+    FeatureName,
+    FeatureNetwork,
+    InceptionFeatures,
+    TimmFeatures,
+)
 from eval.metrics.reference import Reference, load_reference
-from eval.metrics.set_distances import frechet_distance, inception_score, precision_recall
-from eval.settings import SetMetric
+from eval.metrics.set_distances import (
+    frechet_distance,
+    frechet_ratio,
+    inception_score,
+    mind,
+    precision_recall,
+)
+from eval.settings import NetworkName
 from train.distributed import Team
-
-NetworkName = Literal["inception", "dinov2"]
 
 NETWORKS: dict[NetworkName, Callable[[str, torch.device], FeatureNetwork]] = {
     "inception": InceptionFeatures,
     "dinov2": DinoFeatures,
+    **{name: partial(TimmFeatures, row) for name, row in REPRESENTATIONS.items()},
 }
 """Feature networks by name; each is made of its weights (`public`, a file or `random:SEED`) and a device."""
 
@@ -51,12 +63,22 @@ class Sides:
 
     def precision_recall(self) -> tuple[float, float]:
         """Precision and recall on `pool` features."""
+        real, generated = self._single("pool")
+        return precision_recall(real, generated)
+
+    def mind(self, feature: FeatureName) -> float:
+        """MIND on a network's main feature."""
+        real, generated = self._single(feature)
+        return mind(generated, real)
+
+    def _single(self, feature: FeatureName) -> tuple[torch.Tensor, torch.Tensor]:
+        """The feature of every single reference image and sample."""
         assert self.reference.manifold is not None
         real, generated = (
             torch.from_numpy(side).to(self.device)
-            for side in (self.reference.manifold, self.samples.features("pool"))
+            for side in (self.reference.manifold, self.samples.features(feature))
         )
-        return precision_recall(real, generated)
+        return real, generated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +90,7 @@ class Metric:
         values: Figures by name of the two sides; called on the main process.
         moments: Features whose mean and covariance it compares.
         keep: Features it needs of every single sample.
-        manifold: Whether it needs `pool` features of every single reference image.
+        manifold: Whether it needs the main features of every single reference image.
     """
 
     network: NetworkName
@@ -78,7 +100,7 @@ class Metric:
     manifold: bool = False
 
 
-METRICS: dict[SetMetric, Metric] = {
+METRICS: dict[str, Metric] = {
     "fid": Metric(
         network="inception",
         values=lambda sides: {"fid": sides.frechet("pool")},
@@ -105,7 +127,53 @@ METRICS: dict[SetMetric, Metric] = {
         values=lambda sides: {"fd_dinov2": sides.frechet("cls")},
         moments=frozenset({"cls"}),
     ),
+    "mind": Metric(
+        network="inception",
+        values=lambda sides: {"mind": sides.mind("pool")},
+        keep=frozenset({"pool"}),
+        manifold=True,
+    ),
 }
+
+SPACES: dict[str, tuple[NetworkName, FeatureName]] = {
+    "inception": ("inception", "pool"),
+    "convnext": ("convnext", "embedding"),
+    "dinov2": ("dinov2-256", "embedding"),
+    "mae": ("mae", "embedding"),
+    "siglip": ("siglip", "embedding"),
+    "clip": ("clip", "embedding"),
+}
+"""The six representations of FDr6, as `VALIDATION_DISTANCES` calls them: network and feature."""
+
+
+def _ratio(space: str, feature: FeatureName) -> Callable[[Sides], dict[str, float]]:
+    return lambda sides: {f"fdr_{space}": frechet_ratio(sides.frechet(feature), space)}
+
+
+def _mind(space: str, feature: FeatureName) -> Callable[[Sides], dict[str, float]]:
+    return lambda sides: {f"mind_{space}": sides.mind(feature)}
+
+
+for _space, (_network, _feature) in SPACES.items():
+    METRICS[f"fdr_{_space}"] = Metric(
+        network=_network, values=_ratio(_space, _feature), moments=frozenset({_feature})
+    )
+    METRICS[f"mind_{_space}"] = Metric(
+        network=_network, values=_mind(_space, _feature), keep=frozenset({_feature}), manifold=True
+    )
+
+MEANS: dict[str, tuple[str, ...]] = {
+    "fdr6": tuple(f"fdr_{space}" for space in SPACES),
+    "mind6": tuple(f"mind_{space}" for space in SPACES),
+}
+"""Metrics that are the mean of others, which are reported too."""
+
+MEAN_CAUTIONS = {
+    "fdr6": "FDr6 divides by distances of ImageNet's validation images at 256 pixels: it means something only against "
+    "statistics of all ImageNet training images; features are float32 here and bfloat16 in FD-loss",
+    "mind6": "MIND of six representations is their mean here; how RAEv2's private evaluator combines them is not known",
+}
+"""What to know of them."""
 
 
 @dataclass(kw_only=True)
@@ -124,7 +192,7 @@ class Comparison:
 def compare(
     samples: Path,
     reference: Path,
-    metrics: Sequence[SetMetric],
+    metrics: Sequence[str],
     team: Team,
     *,
     weights: Mapping[NetworkName, str],
@@ -136,18 +204,19 @@ def compare(
         reference: Images as `pipeline encode` takes them, a store, an .npz of images, or published statistics.
         metrics: Which metrics.
         team: Processes that share the work.
-        weights: Of each feature network: `public`, a file, or `random:SEED`.
+        weights: Of feature networks: `public`, a file, or `random:SEED`; those not named are public.
 
     Raises:
         UserError: The two cannot be compared.
     """
     images = NpzImages(samples)
     found = Comparison()
+    asked, metrics = metrics, _expanded(metrics)
     for name, make_network in NETWORKS.items():
         wanted = [METRICS[metric] for metric in metrics if METRICS[metric].network == name]
         if not wanted:
             continue
-        network = make_network(weights[name], team.device)
+        network = make_network(weights.get(name, "public"), team.device)
         found.networks[network.name] = network.digest
         moments = {feature for metric in wanted for feature in metric.moments}
         side = load_reference(
@@ -157,8 +226,9 @@ def compare(
             team,
             features=moments,
             manifold=any(metric.manifold for metric in wanted),
+            section=name,
         )
-        if side.kind == "statistics" and weights[name] != "public":
+        if side.kind == "statistics" and weights.get(name, "public") != "public":
             found.cautions.append(
                 f"{reference.name} holds statistics of the public {network.name} weights, compared here with "
                 f"features of {weights[name]}"
@@ -177,4 +247,16 @@ def compare(
                 found.metrics |= metric.values(sides)
         if not found.reference_kind:
             found.reference_kind, found.reference_count = side.kind, side.count
+    for mean in asked:
+        if mean in MEANS:
+            found.cautions.append(MEAN_CAUTIONS[mean])
+            if team.is_main_process:
+                parts = [found.metrics[part] for part in MEANS[mean]]
+                found.metrics[mean] = sum(parts) / len(parts)
     return found
+
+
+def _expanded(metrics: Sequence[str]) -> list[str]:
+    """Metrics, with the parts of a mean in its place, each once."""
+    parts = [part for metric in metrics for part in MEANS.get(metric, (metric,))]
+    return list(dict.fromkeys(parts))
