@@ -53,6 +53,8 @@ class GenerationSettings:
     decoder_output: DecoderOutput = "auto"
     """What a published decoder puts out: normalised pixels, as RAE's, or the image, as RAEv2's; files do not say. auto:
     the image for DINOv3, for tokens of several blocks and for encoders with the tag .raev2."""
+    compressor: Path | None = None
+    """Snapshot of the compressor that made the DiT's latents, where one did: makes tokens of them for the decoder."""
     encoder_of: Path | None = None
     """Store whose encoder published files belong to: they do not say. Snapshots do and need none."""
     statistics: Path | None = None
@@ -174,6 +176,8 @@ class ReconstructionSettings:
     """Snapshot of a decoder for the store's encoder; or a model.pt or diffusers' folder, taken to belong to it."""
     decoder_output: DecoderOutput = "auto"
     """What a published decoder puts out: normalised pixels or the image; see eval/generation.py."""
+    compressor: Path | None = None
+    """Send the store's tokens through this compressor and back first; of a store of latents, the one that made them."""
     out: Path = Path("runs/reconstruction")
     """Folder for reconstruction.png and results.json."""
     rows: Annotated[int | None, arg(aliases=["--num"])] = None

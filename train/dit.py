@@ -92,23 +92,30 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
 
 
 def sample_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder | None:
-    """The decoder that renders samples of the network; None where none are asked for.
+    """What renders samples of the network, through a compressor if need be; None where none are asked for.
 
     Raises:
-        UserError: There is none, or it belongs to another encoder than the store.
+        UserError: There is none, or it does not belong to the store's latents.
     """
     asked = [name for name in ("sample_every", "fid_every") if getattr(settings, name) is not None]
     if not asked:
         return None
-    from eval.networks.load import decoder_of, load_decoder, require_same_encoder
+    from eval.networks.chain import load_chain
     from shards import UsageError
 
     if settings.decoder is None:
         name = asked[0].replace("_", "-")
         raise UsageError(f"--{name} needs a decoder to draw with: give --decoder SNAPSHOT")
-    snapshot = load_decoder(settings.decoder, team.device, store.recipe.encoder)
-    require_same_encoder(snapshot, store.recipe.encoder, what=f"the store {store}")
-    return decoder_of(snapshot, settings.precision or "fp32")
+    encoder = store.recipe.encoder
+    return load_chain(
+        settings.decoder,
+        settings.compressor,
+        team.device,
+        settings.precision or "fp32",
+        latents=encoder,
+        published_for=encoder,
+        what=f"the store {store}",
+    ).decoder
 
 
 def sample_grid(

@@ -25,6 +25,7 @@ def generation_record(plan: GenerationPlan, sampler: LatentSampler, store: Store
         "snapshot": settings.snapshot.name,
         "snapshot_sha256": path_digest(settings.snapshot),
         "decoder_sha256": path_digest(settings.decoder),
+        "compressor_sha256": None if settings.compressor is None else path_digest(settings.compressor),
         "guide_sha256": None if settings.guide is None else path_digest(settings.guide),
         "encoder_of": None if store is None else store.recipe.id,
         "statistics_sha256": None if settings.statistics is None else path_digest(settings.statistics),

@@ -22,12 +22,10 @@ from eval.metrics.cautions import generation_cautions, require_published_size
 from eval.metrics.extraction import share
 from eval.metrics.results import device_name, markdown_table, versions, write_json
 from eval.metrics.scoring import compare
+from eval.networks.chain import load_chain
 from eval.networks.load import (
-    decoder_of,
-    load_decoder,
     load_dit,
     require_fitting_guide,
-    require_same_encoder,
     set_precision,
 )
 from eval.protocols import PROTOCOLS
@@ -113,10 +111,16 @@ def _require_use_of_statistics(settings: GenerationSettings) -> None:
 
 def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: Team) -> Producer:
     settings = plan.settings
-    encoder = None if store is None else store.recipe.encoder
-    decoder = load_decoder(settings.decoder, team.device, encoder, settings.decoder_output)
-    identity = EncoderIdentity.from_dict(decoder.meta.encoder)
-    require_same_encoder(model, identity, f"the decoder {settings.decoder}")
+    chain = load_chain(
+        settings.decoder,
+        settings.compressor,
+        team.device,
+        settings.precision,
+        latents=EncoderIdentity.from_dict(model.meta.encoder),
+        published_for=None if store is None else store.recipe.encoder,
+        output=settings.decoder_output,
+        what=f"the DiT {settings.snapshot}",
+    )
     guide = None
     if settings.guide is not None:
         guide = load_dit(settings.guide, team.device, store, settings.statistics)
@@ -138,10 +142,9 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         )
     labelled = bool(model.meta.class_names) or config.num_classes > 1
     classes = chosen_classes(settings.classes, config.num_classes, labelled=labelled)
-    drawing = decoder_of(decoder, settings.precision)
     if settings.compile:
         model.model.compile()
-        decoder.model.compile()
+        chain.compile()
         if guide is not None:
             guide.model.compile()
     sampler = LatentSampler(
@@ -170,7 +173,7 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
     return Producer(
         sampler=sampler,
         normalizer=model.normalizer,
-        decoder=drawing,
+        decoder=chain.decoder,
         device=team.device,
         batch_size=settings.batch_size,
         fill_batches=settings.compile,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eval.networks.load import Decoder, decoder_of, load_decoder
-from eval.settings import Precision
+from eval.settings import DecoderOutput, Precision
 from shards import EncoderIdentity
 from train.weights.compressor import Compressor, load_compressor, require_compressor
 from train.weights.snapshot import Snapshot
@@ -45,6 +45,7 @@ def load_chain(
     *,
     latents: EncoderIdentity,
     published_for: EncoderIdentity | None,
+    output: DecoderOutput = "auto",
     what: str,
 ) -> Chain:
     """Load what draws latents and make sure that the links belong together.
@@ -56,6 +57,7 @@ def load_chain(
         precision: Arithmetic of the decoder; a compressor's is float32.
         latents: What the latents are.
         published_for: What a published decoder belongs to, which does not say it; None: not known.
+        output: What a published decoder puts out; see `eval.networks.load.load_decoder`.
         what: What to call the latents' owner in an error.
 
     Raises:
@@ -68,7 +70,8 @@ def load_chain(
         loaded = load_compressor(compressor, device)
         loaded.require_made(latents, what=what)
     tokens = tokens_of(latents)
-    snapshot = load_decoder(decoder, device, None if published_for is None else tokens_of(published_for))
+    published = None if published_for is None else tokens_of(published_for)
+    snapshot = load_decoder(decoder, device, published, output)
     tokens.require_same(EncoderIdentity.from_dict(snapshot.meta.encoder), what=f"the decoder {decoder}")
     expand = None if loaded is None else loaded.decode
     return Chain(decoder=decoder_of(snapshot, precision, expand), snapshot=snapshot, compressor=loaded)

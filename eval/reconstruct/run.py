@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from eval.metrics.features import InceptionFeatures
 from eval.metrics.reference import load_reference
 from eval.metrics.results import device_name, versions, write_json
 from eval.metrics.set_distances import frechet_distance
-from eval.networks.load import decoder_of, load_decoder, path_digest, require_same_encoder, set_precision
+from eval.networks.chain import Chain, load_chain, through
+from eval.networks.load import path_digest, require_same_encoder, set_precision
 from eval.reconstruct.pairs import POOL, Pairs, PairScorer, PairScores, merged
 from eval.settings import ReconstructionSettings
 from shards import Store, UserError, even_spread, open_store, require_output_folder
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
+from train.weights.compressor import load_compressor
 from train.weights.snapshot import Snapshot
 
 _BATCH_SIZE = {"cuda": 64, "cpu": 16}
@@ -50,20 +53,21 @@ def reconstruct(settings: ReconstructionSettings) -> dict[str, Any]:
 def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]:
     set_precision(settings.precision)
     store = open_store(settings.store)
-    snapshot = load_decoder(settings.decoder, team.device, store.recipe.encoder, settings.decoder_output)
-    require_decoder_of(store, snapshot, settings.decoder)
+    chain = _load_chain(settings, store, team)
     rows = store.valid_rows
     if settings.rows is not None:
         rows = rows[even_spread(settings.rows, len(rows))]
-    pairs = Pairs(store, decoder_of(snapshot, settings.precision), team.device, rounding=settings.rounding)
+    recode = through(chain.compressor) if chain.decoder.expand is None else None
+    pairs = Pairs(store, chain.decoder, team.device, rounding=settings.rounding, recode=recode)
     began = time.perf_counter()
     scorer = PairScorer(settings, team.device)
     found = score(pairs, rows, scorer, team, settings.batch_size)
     results = {
         "decoder": settings.decoder.name,
         "decoder_sha256": path_digest(settings.decoder),
-        "step": snapshot.meta.step,
-        "encoder_id": snapshot.meta.encoder_id,
+        "compressor_sha256": None if settings.compressor is None else path_digest(settings.compressor),
+        "step": chain.snapshot.meta.step,
+        "encoder_id": chain.snapshot.meta.encoder_id,
         "recipe_id": store.recipe.id,
         "num": len(rows),
         "precision": settings.precision,
@@ -86,6 +90,32 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
     return results
 
 
+def _load_chain(settings: ReconstructionSettings, store: Store, team: Team) -> Chain:
+    """What draws the store: of latents their own chain; of tokens the decoder, after a compressor if one is asked for.
+
+    Raises:
+        UserError: A link does not belong to the store.
+    """
+    encoder, what = store.recipe.encoder, f"the store {store.path}"
+    of_tokens = encoder.compressor is None
+    chain = load_chain(
+        settings.decoder,
+        None if of_tokens else settings.compressor,
+        team.device,
+        settings.precision,
+        latents=encoder,
+        published_for=encoder,
+        output=settings.decoder_output,
+        what=what,
+    )
+    require_image_size(store, chain.snapshot, settings.decoder)
+    if not (of_tokens and settings.compressor is not None):
+        return chain
+    compressor = load_compressor(settings.compressor, team.device)
+    compressor.require_fits(encoder, store.recipe.dtype, store.recipe.code, what=what)
+    return replace(chain, compressor=compressor)
+
+
 def require_decoder_of(store: Store, snapshot: Snapshot, path: Path) -> None:
     """Refuse a decoder of another encoder or image size than the store's.
 
@@ -94,6 +124,15 @@ def require_decoder_of(store: Store, snapshot: Snapshot, path: Path) -> None:
         UserError: It makes images of another size, or the store keeps none.
     """
     require_same_encoder(snapshot, store.recipe.encoder, f"the store {store.path}")
+    require_image_size(store, snapshot, path)
+
+
+def require_image_size(store: Store, snapshot: Snapshot, path: Path) -> None:
+    """Refuse a decoder that makes images of another size than the store's.
+
+    Raises:
+        UserError: It does, or the store keeps no images.
+    """
     config, size = snapshot.config, store.image_size
     assert config.kind == "decoder"
     if config.image_size != (size, size):

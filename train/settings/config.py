@@ -52,8 +52,12 @@ class DiTNetwork:
     """adaln: time and class modulate every block; tokens: they are tokens of the sequence, as in RAEv2."""
     base_depth: int | None = None
     """Deep blocks after which a base output is read, with conditioning tokens; None: there is none."""
+    mlp_width: int | None = None
+    """Hidden width of a plain DiT's MLPs; None: two thirds of four times the width."""
     grid: tuple[int, int] | None = None
     """Token grid the store must have; None: whatever it has."""
+    positions: Literal["grid", "sequence"] | None = None
+    """How the store's latents must lie: on a grid, or in a sequence as a flat compressor's; None: however they do."""
 
     def __post_init__(self) -> None:
         """Refuse a base output where no network has one."""
@@ -343,6 +347,8 @@ class DiTSettings(TrainerSettings):
     """Train the position table and the Fourier frequencies too, as the reference's script happens to do."""
     decoder: Path | None = field(default=None, metadata=FREE)
     """Decoder that draws for --sample-every and --fid-every: a snapshot, a published file or diffusers' folder."""
+    compressor: Path | None = field(default=None, metadata=FREE)
+    """Compressor that made the store's latents, where one did: makes tokens of them for --decoder."""
     fid_every: int | None = field(default=None, metadata=FREE)
     """Steps between two FIDs of a few unguided samples, comparable within a run. None: none."""
     fid_samples: int = field(default=5000, metadata=FREE)

@@ -26,9 +26,15 @@ def dit_config(network: DiTNetwork, store: Store) -> GeneratorConfig:
     """Configuration of the diffusion transformer that fits a store.
 
     Raises:
-        UsageError: the store has another grid than the settings ask for.
+        UsageError: the store has another grid or another order than the settings ask for.
     """
     _require_grid(network.grid, store)
+    positions = store.recipe.encoder.positions
+    if network.positions not in (None, positions):
+        raise UsageError(
+            f"the preset is for latents on a {network.positions} and those of {store} lie on a {positions}; choose "
+            "another preset, or --model.positions None to take the store's"
+        )
     width = _width(network.width, LEAST_WIDTH, store.width, network.num_heads)
     # A store without labels is trained as one class, whose label is always withheld.
     num_classes = max(1, store.num_classes)
@@ -50,6 +56,7 @@ def dit_config(network: DiTNetwork, store: Store) -> GeneratorConfig:
             head_num_heads=network.head_num_heads,
             patch_size=network.patch_size,
             base_depth=network.base_depth,
+            positions=positions,
         )
     if head_width is None:
         return DiTConfig(
@@ -61,6 +68,8 @@ def dit_config(network: DiTNetwork, store: Store) -> GeneratorConfig:
             num_heads=network.num_heads,
             patch_size=network.patch_size,
             qk_norm=network.qk_norm,
+            mlp_width=network.mlp_width,
+            positions=positions,
         )
     return DiTDHConfig(
         token_width=store.width,
@@ -74,6 +83,9 @@ def dit_config(network: DiTNetwork, store: Store) -> GeneratorConfig:
         head_num_heads=network.head_num_heads,
         patch_size=network.patch_size,
         qk_norm=network.qk_norm,
+        positions=positions,
+        # As FlatDINO's on sequences; on grids the published table is fixed.
+        learned_table=positions == "sequence",
     )
 
 
@@ -83,6 +95,11 @@ def decoder_config(network: DecoderNetwork, store: Store) -> ViTDecoderConfig:
     Raises:
         UsageError: the store has no images, images its grid does not divide, or another grid or patch than asked for.
     """
+    if store.recipe.encoder.compressor is not None:
+        raise UsageError(
+            f"a decoder of pixels draws tokens, and {store} holds latents that a compressor made of them; train it "
+            "on the store they were made from, and decode through the compressor: --compressor SNAPSHOT"
+        )
     _require_grid(network.grid, store)
     size, grid = store.image_size, store.grid
     if not size:

@@ -32,6 +32,7 @@ from train.settings.few_step import MidTrainingSettings
 
 STEPS_80_EPOCHS = 80 * 1251
 STEPS_800_EPOCHS = 800 * 1251
+STEPS_FLAT = 1_000_911  # ⌊1,281,167 · 800 / 1024⌋
 STEPS_DECODER = 16 * 2502
 """An ImageNet epoch has floor(1,281,167 / 1024) = 1251 steps; a decoder's, at 512 images, 2502."""
 
@@ -49,7 +50,7 @@ class Training(NamedTuple):
 class DiTRow(NamedTuple):
     """A preset of train/dit.py: network, side of its token grid, how it is trained, and who says so."""
 
-    kind: Literal["dit", "dit-dh", "raev2"]
+    kind: Literal["dit", "dit-dh", "raev2", "flat"]
     size: str
     grid: int | None
     recipe: Training
@@ -88,6 +89,8 @@ _DH        = Training(_DECAY,                                0.9995, 1024,  STEP
 _DH_OLD    = Training(replace(_DECAY, warm_up=True),         0.9995, 1024,  STEPS_800_EPOCHS,
                     FlowSettings(time_distribution="uniform"))
 _LIGHTNING = Training(Adam(lr=2e-4),                         0.9999, 1024,  STEPS_80_EPOCHS)
+_FLAT      = Training(Adam(lr=2e-4, weight_decay=1e-4),      0.9995, 1024,  STEPS_FLAT,
+                    FlowSettings(time_distribution="uniform", latest_time=1.0))
 _RAEV2     = Training(_MUON,                                 0.9995, 1024,  STEPS_80_EPOCHS,
                     FlowSettings(prediction="x", time_floor=0.05, latest_time=1.0))
 _RAEV2_TINY = Training(Adam(name="muon", lr=2e-3),           0.995,  32,    2000,
@@ -103,6 +106,8 @@ _OLD   = "bytetriper/RAE@d13c4be: uniform times, rate ramp"
 _PLAIN = "arXiv 2510.11690 section 4: LightningDiT recipe"
 _V2    = "nanovisionx/RAEv2@8a0d238: Muon, x, base output"
 _V2_OURS = "ours: RAEv2's recipe at another size"
+_FLATD = "noctrog/flatdino@cdd398f dit{S,B,L,XL}-norm"
+_POOL  = "PoolDINO, 2026: x, internal guidance, 80 epochs"
 _DEC   = "bytetriper/RAE@a4d18c4 configs/stage1/training"
 _V2_DEC = "nanovisionx/RAEv2@8a0d238: the output is the image"
 _V2_DEC_OURS = "ours: RAEv2's recipe at another size"
@@ -127,6 +132,14 @@ DIT_PRESETS = {
     "raev2-b-256":           DiTRow("raev2",  "b",    16,   _RAEV2,     _V2_OURS),
     "raev2-l-256":           DiTRow("raev2",  "l",    16,   _RAEV2,     _V2_OURS),
     "raev2-xl-256":          DiTRow("raev2",  "xl",   16,   _RAEV2,     _V2),
+    "raev2-pool-s":          DiTRow("raev2",  "s",    None, _RAEV2,     _V2_OURS),
+    "raev2-pool-b":          DiTRow("raev2",  "b",    None, _RAEV2,     _V2_OURS),
+    "raev2-pool-l":          DiTRow("raev2",  "l",    None, _RAEV2,     _V2_OURS),
+    "raev2-pool-xl":         DiTRow("raev2",  "xl",   None, _RAEV2,     _POOL),
+    "dit-flat-s":            DiTRow("flat",   "s",    None, _FLAT,      _FLATD),
+    "dit-flat-b":            DiTRow("flat",   "b",    None, _FLAT,      _FLATD),
+    "dit-flat-l":            DiTRow("flat",   "l",    None, _FLAT,      _FLATD),
+    "dit-flat-xl":           DiTRow("flat",   "xl",   None, _FLAT,      _FLATD),
     "dit-s-256":             DiTRow("dit",    "s",    16,   _LIGHTNING, _PLAIN),
     "dit-b-256":             DiTRow("dit",    "b",    16,   _LIGHTNING, _PLAIN),
     "dit-l-256":             DiTRow("dit",    "l",    16,   _LIGHTNING, _PLAIN),
@@ -151,6 +164,9 @@ DECODER_PRESETS = {
     "raev2-decoder-xl":  DecoderRow("xl",   None, 16,   _STAGE1,  _V2_DEC, "image"),
 }
 # fmt: on
+
+FLAT_MLP_WIDTHS = {"l": 2731}
+"""Hidden width of FlatDINO's generators where it is not RAE's. Source: noctrog/flatdino@cdd398f models/dit.py."""
 
 _TINY_NETWORKS = {
     "dit-dh": DiTNetwork(width=96, depth=4, num_heads=4, head_width="auto", head_num_heads=4),
@@ -216,6 +232,9 @@ def dit_settings(name: str) -> DiTSettings:
             base_depth=RAEV2_BASE_DEPTHS[row.size],
             grid=grid,
         )
+    elif row.kind == "flat":
+        stack = DIT_SIZES[row.size]
+        model = DiTNetwork(**stack._asdict(), mlp_width=FLAT_MLP_WIDTHS.get(row.size), positions="sequence")
     else:
         stack = DIT_SIZES[row.size]
         head_width = DH_HEAD.width if row.kind == "dit-dh" else None
