@@ -51,14 +51,32 @@ def main(arguments: Sequence[str]) -> int:
     from train.weights.snapshot import load_snapshot
 
     snapshot = load_snapshot(settings.snapshot)
+    require_layout(snapshot, settings.snapshot)
     if settings.layout == "published":
         export_published(snapshot, settings.out)
         return 0
     if settings.encoder is None:
         raise UsageError("diffusers holds the encoder too: give its weights with --encoder")
     dit = None if settings.dit is None else load_snapshot(settings.dit)
+    if dit is not None and settings.dit is not None:
+        require_layout(dit, settings.dit)
     export_diffusers(snapshot, settings.encoder, dit, settings.out, transformers=settings.transformers)
     return 0
+
+
+def require_layout(snapshot: Snapshot, path: Path) -> None:
+    """Refuse what other programs have no layout for.
+
+    Raises:
+        UsageError: It is a compressor, or belongs to the latents of one.
+    """
+    derived = EncoderIdentity.from_dict(snapshot.meta.encoder).compressor is not None
+    if snapshot.kind == "compressor" or derived:
+        what = "a compressor" if snapshot.kind == "compressor" else "for the latents of a compressor"
+        raise UsageError(
+            f"the published layouts hold no compressors, and {path} is {what}; export the decoder of its tokens, which "
+            "our own commands then take beside --compressor"
+        )
 
 
 def export_published(snapshot: Snapshot, out: Path) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from train.models.perceptual import Perceptual
     from train.settings.config import DecoderSettings
     from train.tasks.reconstruction import ReconstructionTask
+    from train.weights.compressor import Compressor
 
 SHEET_IMAGES = 8
 """Images of a sheet of reconstructions."""
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_task(settings: DecoderSettings, store: Store, team: Team) -> ReconstructionTask:
     """The network and its loss, on the process's device."""
+    from eval.networks.chain import through
     from eval.networks.load import Decoder
     from eval.reconstruct.pairs import Pairs
     from shards import UsageError
@@ -73,13 +75,17 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     decoder = Decoder(
         network=model, precision=settings.precision or "fp32", image_size=model.config.image_size
     )
-    pairs = Pairs(store, decoder, team.device)
+    compressor = reconstructing_compressor(settings, store, team)
+    recode = through(compressor)
+    pairs = Pairs(store, decoder, team.device, recode=recode)
     sampler = reconstruction_grid(settings, pairs, left_out if len(left_out) else trained_rows, team)
     perceptual = None
     if settings.perceptual == "lpips":
         perceptual = load_perceptual(settings.perceptual_weights).to(team.device)
     held_out = held_out_scores(settings, pairs, left_out, perceptual, team)
-    meta, dequantizer = snapshot_meta(settings, store), Dequantizer.of(store).to(team.device)
+    meta = snapshot_meta(settings, store)
+    stored = Dequantizer.of(store).to(team.device)
+    dequantizer = stored if recode is None else lambda tokens: recode(stored(tokens))
     if not settings.adversarial:
         return ReconstructionTask(
             model, settings, meta, sampler, dequantizer=dequantizer, perceptual=perceptual, held_out=held_out
@@ -104,6 +110,22 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
         team=team,
         steps_per_epoch=epoch_steps(settings, store, len(trained_rows)),
     )
+
+
+def reconstructing_compressor(settings: DecoderSettings, store: Store, team: Team) -> Compressor | None:
+    """The compressor whose reconstructed tokens the decoder learns from; None without --compressor.
+
+    Raises:
+        UserError: It is no compressor, or was not trained on tokens like the store's.
+    """
+    if settings.compressor is None:
+        return None
+    from train.weights.compressor import load_compressor
+
+    compressor = load_compressor(settings.compressor, team.device)
+    recipe = store.recipe
+    compressor.require_fits(recipe.encoder, recipe.dtype, recipe.code, what=f"the store {store}")
+    return compressor
 
 
 def reconstruction_grid(

@@ -68,7 +68,7 @@ class Pairs:
 
     def of(self, store: Store) -> Pairs:
         """The same of another store."""
-        return Pairs(store, self._decoder, self._device, rounding=self._rounding)
+        return Pairs(store, self._decoder, self._device, rounding=self._rounding, recode=self._recode)
 
     def read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Originals and reconstructions of some rows, uint8 [B, 3, H, W] each, on the device."""

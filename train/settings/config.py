@@ -379,6 +379,8 @@ class DecoderSettings(TrainerSettings):
     """Shape of the network."""
     noise: TokenNoise = TokenNoise()
     """Noise on the tokens."""
+    compressor: Path | None = None
+    """Learn from what this compressor leaves of the tokens, so that pictures of its latents become better."""
     perceptual: Literal["lpips", "none"] = "none"
     """Perceptual distance added to L1."""
     perceptual_weight: float = 1.0

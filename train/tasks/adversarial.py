@@ -24,7 +24,6 @@ from train.engine.feed import MicroBatch
 from train.engine.lr import learning_rate
 from train.engine.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from train.engine.task import Autocast, Losses, sum_and_count
-from train.models.dequantize import Dequantizer
 from train.models.discriminator import DinoFeatures, Discriminator
 from train.models.perceptual import Perceptual
 from train.models.vit_decoder import ViTDecoder
@@ -78,7 +77,7 @@ class AdversarialTask(ReconstructionTask):
         meta: Callable[[int, float], SnapshotMeta],
         render: Callable[[Path], None] | None,
         *,
-        dequantizer: Dequantizer,
+        dequantizer: Callable[[Tensor], Tensor],
         perceptual: Perceptual | None,
         held_out: Callable[[], dict[str, float]] | None = None,
         features: DinoFeatures,
@@ -93,7 +92,7 @@ class AdversarialTask(ReconstructionTask):
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
             render: writes a picture of reconstructions of fixed rows by the network, as it is then.
-            dequantizer: makes numbers of tokens as they are stored, on the same device.
+            dequantizer: makes float32 of tokens as they are stored, on the same device.
             perceptual: the perceptual distance, if there is one.
             held_out: measures the network, as it is then, on images it does not learn from.
             features: the frozen network the discriminator looks through.

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from train.engine.feed import MicroBatch
 from train.engine.task import Losses, Task, sum_and_count
 from train.models.config import ViTDecoderConfig
-from train.models.dequantize import Dequantizer
 from train.models.perceptual import Perceptual
 from train.models.vit_decoder import ViTDecoder
 from train.randomness import normal, uniform
@@ -35,7 +34,7 @@ class ReconstructionTask(Task):
         meta: Callable[[int, float], SnapshotMeta],
         render: Callable[[Path], None] | None = None,
         *,
-        dequantizer: Dequantizer,
+        dequantizer: Callable[[Tensor], Tensor],
         perceptual: Perceptual | None = None,
         held_out: Callable[[], dict[str, float]] | None = None,
     ) -> None:
@@ -46,7 +45,7 @@ class ReconstructionTask(Task):
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
             render: writes a picture of reconstructions of fixed rows by the network, as it is then.
-            dequantizer: makes numbers of tokens as they are stored, on the same device.
+            dequantizer: makes float32 of tokens as they are stored, on the same device.
             perceptual: the perceptual distance; None: L1 alone.
             held_out: measures the network, as it is then, on images it does not learn from.
         """
