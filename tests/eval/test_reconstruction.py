@@ -80,7 +80,7 @@ def test_the_batch_size_changes_nothing(settings):
 
 def test_a_decoder_of_another_encoder_is_refused(settings, write_decoder, encoder):
     other = write_decoder(encoder=replace(encoder, weights_digest="another"))
-    with pytest.raises(IdentityMismatchError, match=r"store .* another encoder: weights"):
+    with pytest.raises(IdentityMismatchError, match=r"decoder .* another encoder: weights"):
         reconstruct(replace(settings, decoder=other))
 
 

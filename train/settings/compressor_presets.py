@@ -38,7 +38,7 @@ _LONG = Adam(
     betas=(0.9, 0.999), weight_decay=0.02, decay_matrices_only=True, clip_norm=10.0,
 )  # fmt: skip
 _CONSTANT = Adam(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.02, decay_matrices_only=True, clip_norm=10.0)
-_SMALL = FlatSize(96, 2, 4, 384)
+_SMALL = FlatSize(160, 1, 4, 480)
 
 _PUBLISHED = "noctrog/flatdino@cdd398f long-32-sb-128"
 _SHAPES = "arXiv 2602.04873's shapes, trained as flat-32x128"
