@@ -59,10 +59,18 @@ def _listed(config: EncodeConfig, tell: Callable[[str], object]) -> Plan:
     if is_store(config.source_path()):
         return _store_plan(config)
     labels = LabelTable.read(config.labels) if config.labels else None
-    listing = list_source(config.source_path(), labels, config.reading.options(), tell=tell)
+    listing = list_source(
+        config.source_path(), labels, config.reading.options(), known=_begun(config), tell=tell
+    )
     return Plan.build(
         listing.records, listing.class_names, config.store.shards, config.store.seed, listing.archives
     )
+
+
+def _begun(config: EncodeConfig) -> Plan | None:
+    """The plan of the store that is continued, if it was begun."""
+    path = config.store.out / PLAN
+    return Plan.read(path) if path.exists() else None
 
 
 def _store_plan(config: EncodeConfig) -> Plan:

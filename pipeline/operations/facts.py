@@ -96,6 +96,9 @@ def _finished_facts(store: Store) -> dict[str, Any]:
             for name, views in {**{view: (view,) for view in store.views}, "all": store.views}.items()
         },
         "statistics_from_file": given_source(store.path),
+        "source_bytes_left_out": {
+            uri: archive.lost for uri, archive in store.plan.archives.items() if archive.lost
+        },
         "int8_error": {view: _error_facts(store, view) for view in store.views if store.code is not None},
         "rows_a_second": rate_history(read_commits(store.path, store.recipe), store.views),
         "provenance": manifest.provenance,

@@ -69,6 +69,10 @@ def _finished_lines(facts: dict[str, Any]) -> list[str]:
         f"by channel {values['channel_variance_min']:.4g} to {values['channel_variance_max']:.4g}"
         for view, values in facts["statistics"].items()
     ]
+    lines += [
+        f"left out   {nbytes:,} bytes of {uri}, which could not be read"
+        for uri, nbytes in facts["source_bytes_left_out"].items()
+    ]
     lines += [f"made with  {name} {value}" for name, value in facts["provenance"].items()]
     for view, values in facts["int8_error"].items():
         worst = ", ".join(f"{channel} {error:.2%}" for channel, error in values["worst_channels"].items())

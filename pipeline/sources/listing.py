@@ -5,7 +5,16 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.console import log
 from pipeline.sources.labels import LabelTable
-from shards import NO_LABEL, ArchiveIdentity, FoundImage, SourceOptions, SourceRecord, UsageError, find_images
+from shards import (
+    NO_LABEL,
+    ArchiveIdentity,
+    FoundImage,
+    Plan,
+    SourceOptions,
+    SourceRecord,
+    UsageError,
+    find_images,
+)
 
 _AS_IT_IS = SourceOptions()
 
@@ -32,6 +41,7 @@ def list_source(
     labels: LabelTable | None = None,
     options: SourceOptions = _AS_IT_IS,
     *,
+    known: Plan | None = None,
     tell: Callable[[str], object] = log,
 ) -> Listing:
     """Lists a source of any kind, and says what was found in it and what was left out.
@@ -41,12 +51,13 @@ def list_source(
             folder or pattern of them; a CSV file.
         labels: Class names and ids to use instead of the source's own.
         options: What to take where a source can be read in several ways.
+        known: A plan of the same source; see `shards.find_images`.
         tell: Takes lines about what was found and what was left out.
 
     Raises:
         UsageError: If there is no such source, it holds no images, or a class is not in `labels`.
     """
-    found = find_images(source, options)
+    found = find_images(source, options, known)
     for line in found.summary():
         tell(line)
     own_names = LabelTable.of_names(found.class_names) if found.class_names else None

@@ -7,12 +7,13 @@ from dataclasses import replace
 from itertools import product
 
 from shards.errors import UsageError
+from shards.metadata.plan import Plan
 from shards.sources.addresses import printable, whole_address
 from shards.sources.class_labels import odd_numbering
 from shards.sources.csv_lists import find_in_csv
 from shards.sources.folder import FolderListing
 from shards.sources.found import IMAGE_SUFFIXES, Found, FoundImage, SourceOptions, is_hidden, some
-from shards.sources.parquet_files import find_in_parquet
+from shards.sources.parquet_files import KnownRows, find_in_parquet
 from shards.sources.roots import SourceRoots
 from shards.sources.tars import TarListing
 from shards.storage.location import Location, as_location
@@ -26,18 +27,19 @@ _SPLITS = {
 _AS_THEY_ARE = SourceOptions()
 
 
-def find_images(source: str, options: SourceOptions = _AS_THEY_ARE) -> Found:
+def find_images(source: str, options: SourceOptions = _AS_THEY_ARE, known: Plan | None = None) -> Found:
     """Finds every image of a source, in an order that is the same on every machine.
 
     Args:
         source: An image folder; a tar of tars; a webdataset tar, or a folder or pattern of them; a parquet file, or a
             folder or pattern of them; a CSV file. A pattern may have `*`, `?`, `[…]` and `{00..31}` or `{a,b}`.
         options: What to take where a source can be read in several ways.
+        known: A plan of the same source: of its parquet files that are untouched since, no image is read again.
 
     Raises:
         UsageError: If there is no such source, it holds no images, or can be read in several ways.
     """
-    found = _find(source, options)
+    found = _find(source, options, known)
     images = sorted(found.images, key=lambda image: (image.key, image.uri, image.offset))
     if not images:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
@@ -49,7 +51,7 @@ def find_images(source: str, options: SourceOptions = _AS_THEY_ARE) -> Found:
     return replace(found, images=unique_keys(images), notes=notes)
 
 
-def _find(source: str, options: SourceOptions) -> Found:
+def _find(source: str, options: SourceOptions, known: Plan | None) -> Found:
     paths = _named_files(source)
     if paths is None:
         folder = as_location(source)
@@ -61,10 +63,10 @@ def _find(source: str, options: SourceOptions) -> Found:
             found = listing.find(root)
             roots = SourceRoots.of([root]).places
             return replace(found, notes=(*found.notes, *listing.left_out.lines()), roots=roots)
-    return _find_in_files(source, _of_one_split(source, paths, options), options)
+    return _find_in_files(source, _of_one_split(source, paths, options), options, known)
 
 
-def _find_in_files(source: str, paths: list[Location], options: SourceOptions) -> Found:
+def _find_in_files(source: str, paths: list[Location], options: SourceOptions, known: Plan | None) -> Found:
     suffixes = {path.suffix.lower() for path in paths}
     packed = [path for path in paths if path.suffix.lower() in _COMPRESSED]
     if packed:
@@ -78,7 +80,7 @@ def _find_in_files(source: str, paths: list[Location], options: SourceOptions) -
         found = listing.find(paths)
         found = replace(found, notes=(*found.notes, *listing.notes()))
     elif suffixes == {".parquet"}:
-        found = find_in_parquet(paths, options)
+        found = find_in_parquet(paths, options, {} if known is None else KnownRows.of_plan(known))
     elif len(paths) == 1 and suffixes <= {".csv", ".tsv"}:
         found = find_in_csv(paths[0], options)
         return replace(found, roots=SourceRoots.of_table(paths[0], options).places)

@@ -2,17 +2,26 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
 from shards.errors import SourceDamagedError, UsageError
 from shards.metadata.archives import ArchiveIdentity
+from shards.metadata.plan import Plan
 from shards.sources.addresses import whole_address
 from shards.sources.archives import RowsDigest, identity_now, open_regular
-from shards.sources.class_labels import as_numbers, chosen_column, class_of, column_text, folded
-from shards.sources.csv_lists import find_listed
+from shards.sources.class_labels import (
+    LABEL_COLUMNS,
+    as_numbers,
+    chosen_column,
+    class_of,
+    column_text,
+    folded,
+)
+from shards.sources.csv_lists import PATH_COLUMNS, find_listed
 from shards.sources.folder import begins_like_an_image
 from shards.sources.found import Found, FoundImage, SourceOptions, some
 from shards.sources.roots import SourceRoots
@@ -73,12 +82,43 @@ class ImageColumn:
         return [name if isinstance(name, str) and name else None for name in names]
 
 
-def find_in_parquet(paths: Sequence[Location], options: SourceOptions) -> Found:
+@dataclass(frozen=True)
+class KnownRows:
+    """What an earlier listing has found in a parquet file.
+
+    Attributes:
+        identity: What the file was then.
+        sizes: Bytes of the image in each row that held one, by number of the row.
+    """
+
+    identity: ArchiveIdentity
+    sizes: dict[int, int]
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> dict[str, Self]:
+        """The rows of each parquet file of a plan, by address."""
+        known = {uri: cls(archive, {}) for uri, archive in plan.archives.items() if archive.rows}
+        if known:
+            columns = (plan.table[name].to_pylist() for name in ("uri", "offset", "nbytes"))
+            for uri, offset, nbytes in zip(*columns, strict=True):
+                if uri in known:
+                    known[uri].sizes[offset] = nbytes
+        return known
+
+
+def find_in_parquet(
+    paths: Sequence[Location], options: SourceOptions, known: Mapping[str, KnownRows] = MappingProxyType({})
+) -> Found:
     """Every row of parquet files that hold images, or paths of images.
 
     For images inside, the offset is the number of the row in its file; a row without bytes is the file that its `path`
     names, if that is there. Numbers in the label column stay the class names here; HuggingFace's features say what they
     mean.
+
+    Args:
+        paths: The files.
+        options: What to take.
+        known: What an earlier listing has found, by address: of a file that is untouched since no image is read.
 
     Raises:
         UsageError: If a file is damaged, has no column of images or paths, or several that could be it, or
@@ -88,7 +128,7 @@ def find_in_parquet(paths: Sequence[Location], options: SourceOptions) -> Found:
     parts = []
     for path in paths:
         with undamaged(path):
-            parts.append(_File(path, options).find())
+            parts.append(_File(path, options, known.get(whole_address(path))).find())
     names = {part.class_names for part in parts}
     if len(names) > 1:
         raise UsageError(
@@ -110,8 +150,9 @@ def find_in_parquet(paths: Sequence[Location], options: SourceOptions) -> Found:
 class _File:
     """One parquet file that is being listed."""
 
-    def __init__(self, path: Location, options: SourceOptions) -> None:
+    def __init__(self, path: Location, options: SourceOptions, known: KnownRows | None) -> None:
         self._path = path
+        self._known = known
         self._options = options
         self._file = open_parquet(path)
 
@@ -119,14 +160,19 @@ class _File:
         names = list(self._file.schema_arrow.names)
         column = image_column(self._file, self._path, self._options.image_column)
         if column is None:
-            table = self._file.read(names, use_threads=False)
-            rows = list(enumerate(table.to_pylist(), start=1))
-            return find_listed(self._path, names, rows, self._options)
+            return find_listed(self._path, names, self._listed(names), self._options)
         others = [name for name in names if name != column.name]
         label = chosen_column(others, self._options, str(self._path))
         class_names = self._class_names(label)
-        identity, digest = identity_now(self._path), RowsDigest()
-        images = list(self._images(column, label, digest))
+        identity = identity_now(self._path)
+        images: list[FoundImage] | None = None
+        known = self._known
+        if known is not None and known.identity.same_file(identity) and known.identity.column == column.name:
+            images, digest = self._known_images(known, label), known.identity.rows
+        if images is None:
+            read = RowsDigest()
+            images = list(self._images(column, label, read))
+            digest = read.hex()
         if class_names:
             self._require_named(images, class_names)
         uri = whole_address(self._path)
@@ -135,8 +181,32 @@ class _File:
             class_names=class_names,
             classes_from=None if label is None else column_text(label, names),
             instead=f"columns are {some(names, 20)}; name one with --label-column",
-            archives={uri: ArchiveIdentity(identity.nbytes, identity.modified, digest.hex(), column.name)},
+            archives={uri: ArchiveIdentity(identity.nbytes, identity.modified, digest, column.name)},
         )
+
+    def _listed(self, names: list[str]) -> list[tuple[int, dict[str, Any]]]:
+        """The rows of a list of paths with their numbers: what may be a path or a label, of no other column a byte."""
+        of_use = (*PATH_COLUMNS, *LABEL_COLUMNS)
+        wanted = [name for name in names if folded(name) in of_use or name == self._options.label_column]
+        for group in range(self._file.num_row_groups if wanted else 0):
+            require_bounded(self._file, group, wanted)
+        return list(enumerate(self._file.read(wanted, use_threads=False).to_pylist(), start=1))
+
+    def _known_images(self, known: KnownRows, label: str | None) -> list[FoundImage] | None:
+        """The rows as they were found before, with their labels as the file has them; None if some are not known."""
+        count = self._file.metadata.num_rows
+        if known.sizes.keys() != set(range(count)):
+            return None  # rows without bytes, whose files beside the table may have come or gone
+        classes: list[str | None] = [None] * count
+        if label is not None:
+            where = f"column {label} of {self._path}"
+            values = self._file.read([label], use_threads=False).column(label).to_pylist()
+            classes = as_numbers([class_of(value, self._options, where) for value in values])
+        uri, stem = whole_address(self._path), self._path.stem
+        return [
+            FoundImage(f"{stem}/{number:09d}", name, uri, number, known.sizes[number])
+            for number, name in enumerate(classes)
+        ]
 
     def _images(self, column: ImageColumn, label: str | None, digest: RowsDigest) -> Iterator[FoundImage]:
         roots = SourceRoots.of_table(self._path, self._options)

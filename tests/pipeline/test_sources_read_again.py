@@ -126,6 +126,18 @@ def test_a_copied_parquet_file_is_the_same_and_one_written_anew_is_refused(tmp_p
         SourceReader(listing.archives).require_same_rows()
 
 
+def test_of_a_known_parquet_file_that_is_untouched_no_image_is_read_again(tmp_path, monkeypatch):
+    rows = [{"bytes": content, "path": None} for content in IMAGES]
+    pq.write_table(pa.table({"image": rows, "label": [0, 1] * 3}), tmp_path / "x.parquet")
+    listing = list_source(str(tmp_path / "x.parquet"))
+    plan = Plan.build(listing.records, listing.class_names, 2, 0, listing.archives)
+    monkeypatch.setattr(parquet_files, "batches", None)  # what reads images
+    assert list_source(str(tmp_path / "x.parquet"), known=plan) == listing
+    os.utime(tmp_path / "x.parquet", (1, 1))
+    with pytest.raises(TypeError):
+        list_source(str(tmp_path / "x.parquet"), known=plan)
+
+
 def test_a_row_group_that_would_fill_the_memory_is_refused_by_its_footer(tmp_path, monkeypatch):
     rows = [{"bytes": bytes(100_000), "path": None}]
     pq.write_table(pa.table({"image": rows}), tmp_path / "x.parquet", compression="zstd")
