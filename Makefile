@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# The demo. `make demo WEIGHTS=pretrained ENCODER=vit_base_patch14_reg4_dinov2` uses real weights, where they can be had.
+# The demo. `make demo WEIGHTS=pretrained ENCODER=vit_base_patch14_reg4_dinov2` uses real weights, where they can be had;
+# `make demo ENCODER=vit_small_patch16_dinov3_qkvb LAYERS=5,8,11` combines several blocks.
 ENCODER ?= test_vit
 WEIGHTS ?= random:0
 # The little default encoder sees 96 pixels as 8 × 8 patches of 12; a named one has sizes of its own.
 ENCODER_SIZES ?= $(if $(filter test_vit,$(ENCODER)),--input-size 96 --encoder-args patch_size=12 --image-size 96)
+# Blocks whose tokens are combined; the last one if none are named.
+LAYERS ?=
 DEMO ?= runs/demo
 DECODER_STEPS ?= 800
 DIT_STEPS ?= 1500
@@ -31,7 +34,7 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m pipeline.demo photographs data/demo/photographs
 	$(BIN)/pipeline encode data/demo/photographs --out $(DEMO)/store --shards 16 \
-		--encoder $(ENCODER) --weights $(WEIGHTS) $(ENCODER_SIZES) --views center
+		--encoder $(ENCODER) --weights $(WEIGHTS) $(ENCODER_SIZES) $(if $(LAYERS),--layers $(LAYERS)) --views center
 	$(BIN)/pipeline verify $(DEMO)/store
 	$(LAUNCH) train/decoder.py decoder-tiny --store $(DEMO)/store --out $(DEMO)/decoder --max-steps $(DECODER_STEPS)
 	$(LAUNCH) train/dit.py dit-dh-tiny --store $(DEMO)/store --out $(DEMO)/dit --max-steps $(DIT_STEPS)

@@ -41,7 +41,11 @@ LANGUAGES = {"sh", "text", "python", "json"}
 TINY = "--encoder test_vit --input-size 32 --image-size 32 --encoder-args patch_size=8"
 SMALLER = [
     (r"^accelerate launch ", "python "),
-    (r"(train/decoder\.py) decoder-\S+", r"\1 decoder-tiny"),
+    (r"(train/decoder\.py) (raev2-)?decoder-\S+", r"\1 decoder-tiny"),
+    (r"--layers \S+", "--layers 1,3,5"),
+    (r"--also k1=23 k23=1-23", "--also k1=5 k23=1-5"),
+    (r" --features cls\b", ""),
+    (r"--row \d+", "--row 0"),
     (r"(train/dit\.py) dit-\S+", r"\1 dit-dh-tiny"),
     (r"^(python train/.*)", r"\1 --max-steps 2 --global-batch-size 8 --tracker none"),
     (r"--num-samples 50000", "--num-samples 6 --points 4"),
