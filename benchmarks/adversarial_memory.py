@@ -49,7 +49,7 @@ def make_task(size: str, device: torch.device) -> AdversarialTask:
             model=DecoderNetwork(width=8, depth=1, num_heads=1, mlp_width=8),
             perceptual="lpips",
             adversarial=True,
-            adversary=AdversarySettings(learns_from_epoch=1, plays_from_epoch=2),
+            adversary=AdversarySettings(discriminator_start_epoch=1, adversarial_start_epoch=2),
         ),
         no_snapshot,
         None,

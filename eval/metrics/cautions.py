@@ -10,8 +10,6 @@ PUBLISHED_COUNT = 50_000
 """Samples behind published scores. Source: arXiv 1706.08500 and every table since."""
 INCEPTION_WIDTH = 2048
 
-ReferenceKind = str
-
 
 def sample_cautions(count: int, what: str) -> list[str]:
     """Warnings about a Fréchet distance of `count` images."""

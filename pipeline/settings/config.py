@@ -19,6 +19,9 @@ ALLOWED_ERROR = 0.02
 """int8: largest error of a channel that is accepted unasked, RMS as a share of the channel's standard deviation."""
 
 
+_RECIPE_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """The frozen encoder."""
@@ -39,10 +42,14 @@ class EncoderConfig:
     token. Default for several blocks: the latter for DINOv3, else the former."""
     encoder_args: str = ""
     """Further arguments of the timm model, comma-separated KEY=VALUE: embed_dim=64,depth=4."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 on a CPU."""
+    precision: Literal["auto", "fp32", "bf16", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the encoder; auto is bf16 on a GPU and fp32 on a CPU. float32 and bfloat16 mean the same."""
     compile: bool = False
     """Run the encoder through torch.compile."""
+
+    def __post_init__(self) -> None:
+        """Name the precision as recipes do."""
+        object.__setattr__(self, "precision", _RECIPE_PRECISIONS.get(self.precision, self.precision))
 
     def layer_numbers(self) -> tuple[int, ...] | None:
         """`layers` as numbers; None for the last block.

@@ -13,6 +13,7 @@ from pipeline.encoders.encoder import create_encoder, token_shape
 from pipeline.encoders.families import IMAGENET_MEAN, family_of
 from pipeline.encoders.recipes import RECIPES
 from pipeline.encoders.weights import digest, resize_positions, to_timm_layout
+from pipeline.settings.config import EncoderConfig
 from shards.errors import UsageError, UserError
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 4}
@@ -310,3 +311,10 @@ def test_recipes_take_no_other_blocks():
 def test_every_family_gives_256_tokens_of_any_of_its_networks(name, size, width):
     assert token_shape(name) == (16, 16, width)
     assert family_of(name).input_size(name) == size
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded"), [("fp32", "float32"), ("bf16", "bfloat16"), ("bfloat16", "bfloat16")]
+)
+def test_precisions_are_named_as_by_the_trainers_and_recorded_as_ever(asked, recorded):
+    assert EncoderConfig(precision=asked).precision == recorded

@@ -117,3 +117,15 @@ def test_a_decay_must_end_after_it_begins():
 def test_every_objective_and_optimizer_that_a_setting_names_is_there():
     assert set(OBJECTIVES) == set(get_args(Objective))
     assert set(OPTIMIZERS) == set(get_args(OptimizerName))
+
+
+def test_settings_of_earlier_names_are_read():
+    saved = json.loads(to_json(decoder_settings("decoder-xl")))
+    adversary = saved["settings"]["adversary"]
+    adversary["learns_from_epoch"] = adversary.pop("discriminator_start_epoch") + 1
+    adversary["plays_from_epoch"] = adversary.pop("adversarial_start_epoch")
+    read = from_json(json.dumps(saved), name="config.json")
+    assert (
+        read.adversary.discriminator_start_epoch
+        == decoder_settings("decoder-xl").adversary.discriminator_start_epoch + 1
+    )

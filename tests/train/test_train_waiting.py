@@ -13,7 +13,7 @@ from train.models.discriminator import DINO_SIZES, DinoConfig, DinoFeatures
 
 # 22 images in batches of 8 are 2 steps an epoch: the adversary learns from the first step, and plays from the third.
 ADVERSARIAL = (
-    " --adversarial True --adversary.learns-from-epoch 0 --adversary.plays-from-epoch 1"
+    " --adversarial True --adversary.discriminator-start-epoch 0 --adversary.adversarial-start-epoch 1"
     " --adversary.kernel-size 3 --discriminator-weights "
 )
 # Checkpoints, pictures and lines of metrics wait for the device, as they must; none is due between the first and last.

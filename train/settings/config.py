@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from shards import UsageError
 from train.settings.few_step import MeanFlowSettings, MidTrainingSettings, TeacherGuidance
@@ -212,9 +214,9 @@ class AdversarySettings:
     """What the discriminator minimises."""
     weight: float = 0.75
     """Share of the adversarial loss, after it is balanced with the reconstruction."""
-    learns_from_epoch: float = 6.0
+    discriminator_start_epoch: Annotated[float, arg(aliases=["--adversary.learns-from-epoch"])] = 6.0
     """Epoch from which the discriminator is trained."""
-    plays_from_epoch: float = 8.0
+    adversarial_start_epoch: Annotated[float, arg(aliases=["--adversary.plays-from-epoch"])] = 8.0
     """Epoch from which the decoder is trained against it."""
     augmentation: float = 1.0
     """Probability of each augmentation of what the discriminator learns from."""

@@ -29,6 +29,15 @@ _TRAINERS: dict[str, type[Settings]] = {
 }
 
 
+_RENAMED = {
+    "adversary": {
+        "learns_from_epoch": "discriminator_start_epoch",
+        "plays_from_epoch": "adversarial_start_epoch",
+    }
+}
+"""By group of settings, names of earlier versions and those of now."""
+
+
 def trainer_of(settings: Settings) -> str:
     """Name of the script, without its ending, that settings are for."""
     return next(name for name, kind in _TRAINERS.items() if isinstance(settings, kind))
@@ -60,12 +69,22 @@ def from_json(text: str | bytes, *, name: str) -> Settings:
             f"{name} does not hold settings that this program reads: it says version {saved.version} of the trainer "
             f"{saved.trainer!r}; there is version {VERSION} of {' and '.join(_TRAINERS)}"
         )
+    _rename(saved.settings)
     settings: Settings = read_document(json.dumps(saved.settings), _TRAINERS[saved.trainer], name=name)
     # Unknown keys are passed over; what was made of the text does not hold them.
     unknown = sorted(set(_flat(saved.settings)) - set(_flat(json.loads(to_json(settings))["settings"])))
     if unknown:
         raise UserError(f"{name} has unknown settings: {', '.join(unknown)}")
     return settings
+
+
+def _rename(settings: dict[str, Any]) -> None:
+    """Give settings of earlier versions the names they have now."""
+    for group, names in _RENAMED.items():
+        values = settings.get(group)
+        for before, now in names.items():
+            if isinstance(values, dict) and before in values:
+                values[now] = values.pop(before)
 
 
 def load_settings(path: Path) -> Settings:

@@ -105,8 +105,8 @@ class AdversarialTask(ReconstructionTask):
         )
         self._features, self._discriminator, self._team = features, discriminator, team
         self._adversary, self._steps_per_epoch = settings.adversary, steps_per_epoch
-        self._discriminator_start = round(settings.adversary.learns_from_epoch * steps_per_epoch)
-        self._adversarial_start = round(settings.adversary.plays_from_epoch * steps_per_epoch)
+        self._discriminator_start = round(settings.adversary.discriminator_start_epoch * steps_per_epoch)
+        self._adversarial_start = round(settings.adversary.adversarial_start_epoch * steps_per_epoch)
         self._optimizer = make_optimizer(discriminator, settings.adversary.optimizer)
         self._shared_weight: Tensor | None = None
 
