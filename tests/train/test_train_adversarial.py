@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 TINY_DINO = DinoConfig(patch_size=56, width=16, depth=2, num_heads=2, key_depths=(0, 1))
 # 22 images in batches of 8 are 2 steps an epoch: the discriminator learns from step 2, the decoder against it from 4.
 SCHEDULE = (
-    "--adversarial True --adversary.learns-from-epoch 1 --adversary.plays-from-epoch 2 --checkpoint-every 100"  # aliases
+    "--adversarial True --adversary.learns-from-epoch 1 --adversary.plays-from-epoch 2 --checkpoint-every 100"
     " --adversary.kernel-size 3"
 )
 
