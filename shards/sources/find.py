@@ -1,5 +1,6 @@
 """Finding every image of a source of any kind."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -213,7 +214,8 @@ def _folder_names(folder: Location) -> list[str]:
             name.partition("/")[0] for name in folder.object_names() if "/" in name and not is_hidden(name)
         }
         return sorted(names)
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
 def _split_of(path: Location) -> str | None:
