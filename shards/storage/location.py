@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from shards.storage.folder import Folder
-from shards.storage.object_reader import ObjectReader
-from shards.storage.output import OutputFile
 from shards.storage.remote_path import RemotePath, is_url
-from shards.storage.server import Server
+
+if TYPE_CHECKING:
+    from shards.storage.object_reader import ObjectReader
+    from shards.storage.output import OutputFile
 
 Location = Path | RemotePath
 """A folder or object; `RemotePath` does what stores need of `pathlib.Path`, with the same exceptions."""
@@ -91,13 +92,24 @@ class Storage(Protocol[L]):
         """
 
 
-_FOLDER: Storage[Path] = Folder()
-_SERVER: Storage[RemotePath] = Server()
-
-
 def storage_of(path: Location) -> Storage[Any]:
     """What implements `Storage` for a location."""
-    return _SERVER if isinstance(path, RemotePath) else _FOLDER
+    return _server() if isinstance(path, RemotePath) else _folder()
+
+
+# Imported when they are used: commands that only parse a location need neither.
+@cache
+def _folder() -> Storage[Path]:
+    from shards.storage.folder import Folder
+
+    return Folder()
+
+
+@cache
+def _server() -> Storage[RemotePath]:
+    from shards.storage.server import Server
+
+    return Server()
 
 
 def as_location(place: str | Location) -> Location:
