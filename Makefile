@@ -13,13 +13,17 @@ ENCODER_SIZES ?= $(if $(filter test_vit,$(ENCODER)),--input-size 96 --encoder-ar
 LAYERS ?=
 DEMO ?= runs/demo
 DECODER_STEPS ?= 800
+DIT_PRESET ?= dit-dh-tiny
 DIT_STEPS ?= 1500
+# Of `make demo-few-step`, the two stages after the demo's DiT.
+CMT_STEPS ?= 200
+MFD_STEPS ?= 1000
 # Without a GPU, accelerate would give the process a single thread.
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(CORES)
 
-.PHONY: demo test test-slow check fmt api clean
+.PHONY: demo demo-few-step test test-slow check fmt api clean
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,7 +41,7 @@ demo: $(VENV)/.installed-demo
 		--encoder $(ENCODER) --weights $(WEIGHTS) $(ENCODER_SIZES) $(if $(LAYERS),--layers $(LAYERS)) --views center
 	$(BIN)/pipeline verify $(DEMO)/store
 	$(LAUNCH) train/decoder.py decoder-tiny --store $(DEMO)/store --out $(DEMO)/decoder --max-steps $(DECODER_STEPS)
-	$(LAUNCH) train/dit.py dit-dh-tiny --store $(DEMO)/store --out $(DEMO)/dit --max-steps $(DIT_STEPS)
+	$(LAUNCH) train/dit.py $(DIT_PRESET) --store $(DEMO)/store --out $(DEMO)/dit --max-steps $(DIT_STEPS)
 	$(LAUNCH) eval/reconstruction.py $(DEMO)/store --decoder $(DEMO)/decoder/snapshots/latest.safetensors \
 		--num 280 --out $(DEMO)/reconstruction
 	$(LAUNCH) eval/generation.py $(DEMO)/dit/snapshots/latest.safetensors \
@@ -45,6 +49,19 @@ demo: $(VENV)/.installed-demo
 		--guidance cfg --guidance-scale 2 --out $(DEMO)/generation
 	$(BIN)/python -m pipeline.demo page --store $(DEMO)/store --decoder $(DEMO)/decoder --dit $(DEMO)/dit \
 		--reconstruction $(DEMO)/reconstruction --generation $(DEMO)/generation --out $(DEMO)
+
+# One step instead of fifty: reuses what `make demo` left, and adds a section to its page.
+demo-few-step: $(VENV)/.installed-demo
+	$(LAUNCH) train/dit.py $(DIT_PRESET)-cmt --store $(DEMO)/store --out $(DEMO)/cmt --max-steps $(CMT_STEPS) \
+		--teacher $(DEMO)/dit/snapshots/latest.safetensors
+	$(LAUNCH) train/dit.py $(DIT_PRESET)-mfd --store $(DEMO)/store --out $(DEMO)/mfd --max-steps $(MFD_STEPS) \
+		--teacher $(DEMO)/dit/snapshots/latest.safetensors --init-from $(DEMO)/cmt/snapshots/latest.safetensors
+	$(BIN)/python eval/few_step.py $(DEMO)/mfd/snapshots/latest.safetensors --out $(DEMO)/few-step \
+		--teacher $(DEMO)/dit/snapshots/latest.safetensors --store $(DEMO)/store \
+		--decoder $(DEMO)/decoder/snapshots/latest.safetensors
+	$(BIN)/python -m pipeline.demo page --store $(DEMO)/store --decoder $(DEMO)/decoder --dit $(DEMO)/dit \
+		--reconstruction $(DEMO)/reconstruction --generation $(DEMO)/generation --out $(DEMO) \
+		--few-step $(DEMO)/few-step
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

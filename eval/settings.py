@@ -167,6 +167,42 @@ def weights_by_name(given: tuple[str, ...]) -> dict[NetworkName, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FewStepSettings:
+    """Compare one, two, four and fifty steps of a few-step model with steps of its teacher, from the same noise."""
+
+    snapshot: Positional[Path]
+    """Snapshot of the few-step model: RUN/snapshots/latest.safetensors of a stage -cmt, -mfd or -mft."""
+    teacher: Path
+    """Snapshot of the model it was distilled from."""
+    decoder: Path
+    """Snapshot of the decoder for the same encoder."""
+    store: str | Path
+    """Store they were trained on; its tokens are what generated ones are compared with."""
+    out: Path = Path("runs/few-step")
+    """Folder for few-step.json and few-step.png."""
+    num_samples: int = 512
+    """Samples whose tokens are compared."""
+    columns: int = 12
+    """Pictures a line of the sheet."""
+    seed: int = 0
+    """Seed of the noise."""
+    precision: Precision = "fp32"
+    """Arithmetic of the networks."""
+    batch_size: int = 32
+    """Samples computed together."""
+    compile: bool = False
+    """Compile the networks, the decoder too."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, before anything heavy is loaded."""
+        if self.num_samples < 2 or self.batch_size < 1 or not 1 <= self.columns <= self.num_samples:
+            raise UsageError(
+                "--num-samples must be at least 2, --batch-size at least 1 and --columns between 1 and the samples; "
+                f"got {self.num_samples}, {self.batch_size} and {self.columns}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReconstructionSettings:
     """Decode a store's tokens and compare the images with the stored originals."""
 

@@ -24,7 +24,16 @@ def photographs(folder: tyro.conf.Positional[Path], *, per_class: int = 144, see
     sys.stdout.write(f"{count} crops of real photographs in {folder}\n")
 
 
-def page(*, store: Path, decoder: Path, dit: Path, reconstruction: Path, generation: Path, out: Path) -> None:
+def page(
+    *,
+    store: Path,
+    decoder: Path,
+    dit: Path,
+    reconstruction: Path,
+    generation: Path,
+    out: Path,
+    few_step: Path | None = None,
+) -> None:
     """Write the page that shows what the demo's commands made.
 
     Args:
@@ -34,11 +43,17 @@ def page(*, store: Path, decoder: Path, dit: Path, reconstruction: Path, generat
         reconstruction: What eval/reconstruction.py wrote.
         generation: What eval/generation.py wrote.
         out: Where the page goes.
+        few_step: What eval/few_step.py wrote, if it was run.
     """
     from pipeline.demo.page import DemoFolders, write_page
 
     folders = DemoFolders(
-        store=store, decoder=decoder, dit=dit, reconstruction=reconstruction, generation=generation
+        store=store,
+        decoder=decoder,
+        dit=dit,
+        reconstruction=reconstruction,
+        generation=generation,
+        few_step=few_step,
     )
     sys.stdout.write(f"look at {write_page(folders, out).resolve()}\n")
 

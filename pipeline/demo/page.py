@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.demo.few_step import few_step_section, read_comparison
 from pipeline.demo.figures import class_rows, loss_curves, save_picture, tile
 from pipeline.operations.token_pictures import principal_colours
 from shards import Store, UsageError, open_store
@@ -30,6 +31,8 @@ class DemoFolders:
     dit: Path
     reconstruction: Path
     generation: Path
+    few_step: Path | None = None
+    """Of `make demo-few-step`; None: the page has no such section."""
 
 
 def write_page(folders: DemoFolders, out: Path) -> Path:
@@ -72,10 +75,20 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
             psnr=f"{scores['psnr']:.1f}",
             classes=store.num_classes,
             notice=weights_notice(store),
+            further=further_sections(folders),
         ),
         encoding="utf-8",
     )
     return page
+
+
+def further_sections(folders: DemoFolders) -> str:
+    """Sections of what was run after the demo, in HTML."""
+    if folders.few_step is None:
+        return ""
+    needed(folders.few_step / "few-step.json")
+    result, sheet = read_comparison(folders.few_step)
+    return few_step_section(result, as_data(sheet))
 
 
 def needed(path: Path) -> Path:

@@ -22,6 +22,7 @@ COMMANDS = {
     "train/dit.py": "from train.dit import main",
     "train/decoder.py": "from train.decoder import main",
     "eval/generation.py": "from eval.generation import main",
+    "eval/few_step.py": "from eval.few_step import main",
     "eval/reconstruction.py": "from eval.reconstruction import main",
     "eval/reference_statistics.py": "from eval.reference_statistics import main",
     "eval/assess.py": "from eval.assess import main",

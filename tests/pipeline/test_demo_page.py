@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -51,6 +52,32 @@ def test_the_page_is_one_file_that_shows_every_part(folders, tmp_path):
     for name in ("photographs", "tokens", "reconstruction", "generation", "losses"):
         with Image.open(tmp_path / "page" / f"{name}.png") as picture:
             assert min(picture.size) > 1
+
+
+def test_few_step_generation_is_a_section_of_its_own(folders, tmp_path):
+    few_step = tmp_path / "few-step"
+    asked = dataclasses.replace(folders, few_step=few_step)
+    with pytest.raises(UsageError, match=r"few-step\.json does not exist"):
+        write_page(asked, tmp_path / "page")
+    few_step.mkdir()
+    rows = [
+        {"who": who, "steps": steps, "distance": 10 / steps, "images_per_second": 100 / steps}
+        for who in ("student", "teacher")
+        for steps in (1, 50)
+    ]
+    comparison = {"rows": rows, "distance_of_other_stored_tokens": 0.0625, "decoder_images_per_second": 25.0}
+    (few_step / "few-step.json").write_text(json.dumps(comparison))
+    Image.new("RGB", (8, 8)).save(few_step / "few-step.png")
+    text = write_page(asked, tmp_path / "page").read_text(encoding="utf-8")
+    assert "New pictures in one step" in text
+    assert len(re.findall(r'src="data:image/png', text)) == 6
+    # One step takes 10 ms and decoding 40: 20 images a second, 80 % of the time in the decoder.
+    assert "<td>student<td>1<td>10.000<td>100.0<td>20.0, 80 % of the time in the decoder" in text
+    assert "<td>teacher<td>50<td>0.200<td>2.0<td>1.9, 7 % of the time in the decoder" in text
+    assert "0.062" in text
+    assert "New pictures in one step" not in write_page(folders, tmp_path / "page").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_step_that_was_not_run_is_named(folders, tmp_path):

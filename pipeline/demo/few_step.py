@@ -1,0 +1,50 @@
+"""The page's section about few-step generation, where `make demo-few-step` has been run."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from string import Template
+from typing import Any
+
+SECTION = Template("""<h2>New pictures in one step</h2>
+<p>A few-step model learnt from the DiT-DH above where its trajectories end, so that it can jump there: the same noise
+in one, two, four and fifty steps of that model, then in one and fifty steps of its teacher. Distances are of tokens,
+between what is generated and what is stored (0 is best; other stored tokens are at $floor).</p>
+<img src="$picture" alt="the same noise in one to fifty steps of the student and of its teacher">
+<table>
+<tr><th>model<th>steps<th>distance of tokens<th>images a second, sampling<th>with the decoder
+$rows
+</table>
+""")
+
+
+def few_step_section(result: dict[str, Any], picture: str) -> str:
+    """The section as HTML.
+
+    Args:
+        result: what few-step.json of eval/few_step.py holds.
+        picture: address of its sheet.
+    """
+    decoding = result["decoder_images_per_second"]
+    rows = []
+    for row in result["rows"]:
+        sampling = row["images_per_second"]
+        both = 1 / (1 / sampling + 1 / decoding)
+        cells = (
+            row["who"],
+            row["steps"],
+            f"{row['distance']:.3f}",
+            f"{sampling:,.1f}",
+            f"{both:,.1f}, {100 * both / decoding:.0f} % of the time in the decoder",
+        )
+        rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in cells))
+    floor = f"{result['distance_of_other_stored_tokens']:.3f}"
+    return SECTION.substitute(floor=floor, picture=picture, rows="\n".join(rows))
+
+
+def read_comparison(folder: Path) -> tuple[dict[str, Any], Path]:
+    """What eval/few_step.py wrote, and its sheet."""
+    result: dict[str, Any] = json.loads((folder / "few-step.json").read_text(encoding="utf-8"))
+    return result, folder / "few-step.png"
