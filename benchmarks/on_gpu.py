@@ -56,6 +56,12 @@ PARTS = (
         90,
     ),
     Part("cost", ("benchmarks/cost.py", "--sizes", "xl", "--stages", "sample,decode", "--batch-size", "64"), 90),
+    Part(
+        "mean-flow",
+        ("benchmarks/step.py", "--mean-flow", "--size", "xl", "--batch", "16", "--precision", "bf16", "--compile",
+         "--steps", "5"),
+        120,
+    ),
     Part("memory", ("benchmarks/memory.py", "--measure", "--out", "runs/on_gpu/memory.json"), 90),
     Part("feed", ("benchmarks/feed.py",), 60),
     Part("tests", ("-m", "pytest", "-m", "gpu", "-q", "-x"), 180),

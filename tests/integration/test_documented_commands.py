@@ -21,12 +21,8 @@ from PIL import Image
 import eval.command
 import train.compare
 import train.settings.commandline
-<<<<<<< HEAD
 import train.verify
-from eval.settings import AssessSettings, GenerationSettings, ReconstructionSettings
-=======
 from eval.settings import AssessSettings, FewStepSettings, GenerationSettings, ReconstructionSettings
->>>>>>> 08d336d (make demo-few-step: one step beside fifty, student beside teacher; docs/few-step.md)
 from pipeline import cli
 from shards.storage.location import as_location, publish_bytes
 from shards.testing.contract import StoreKind, build_store
@@ -45,18 +41,13 @@ LANGUAGES = {"sh", "text", "python", "json"}
 TINY = "--encoder test_vit --input-size 32 --image-size 32 --encoder-args patch_size=8"
 SMALLER = [
     (r"^accelerate launch ", "python "),
-<<<<<<< HEAD
     (r"(train/decoder\.py) (raev2-)?decoder-\S+", r"\1 decoder-tiny"),
     (r"--layers \S+", "--layers 1,3,5"),
     (r"--also k1=23 k23=1-23", "--also k1=5 k23=1-5"),
     (r" --features cls\b", ""),
     (r"--row \d+", "--row 0"),
-    (r"(train/dit\.py) dit-\S+", r"\1 dit-dh-tiny"),
-=======
-    (r"(train/decoder\.py) decoder-\S+", r"\1 decoder-tiny"),
     (r"(train/dit\.py) dit-(?:\S+(-(?:cmt|mfd|mft))\b|\S+)", r"\1 dit-dh-tiny\2"),
     (r"^(python eval/few_step\.py .*)", r"\1 --num-samples 16"),
->>>>>>> afba14d (make demo-few-step: one step beside fifty, student beside teacher; docs/few-step.md)
     (r"^(python train/.*)", r"\1 --max-steps 2 --global-batch-size 8 --tracker none"),
     (r"--num-samples 50000", "--num-samples 6 --points 4"),
     (r"^(pipeline reshard .*)--shards \d+", r"\1--shards 2"),
