@@ -58,7 +58,7 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
         UserError: If it cannot be done, or is not done completely.
     """
     config.check()
-    if isinstance(config.store.out, Path):
+    if isinstance(config.store.out, Path) and not config.dry_run:
         require_output_folder(config.store.out)
     config = with_known_roots(config)
     if config.dry_run:

@@ -56,8 +56,9 @@ def _find(source: str, options: SourceOptions, known: Plan | None) -> Found:
     paths = _named_files(source)
     if paths is None:
         folder = as_location(source)
-        split = _split_folder(folder, options)
-        paths = _archives_in(folder, options)
+        files, folders = _children(folder)
+        split = _split_folder(folder, folders, options)
+        paths = _archives_in(folder, files, options)
         if paths is None:
             root = folder if split is None else folder / split
             listing = FolderListing()
@@ -121,7 +122,8 @@ def _matching(pattern: str) -> list[Location]:
         if not path.is_file():
             raise UsageError(f"every file of a pattern in braces must be there, {pattern} is not")
         return [path]
-    return sorted((p for p in path.parent.glob(path.name) if not p.name.startswith(".")), key=_by_path)
+    found = (p for p in path.parent.glob(path.name) if not p.name.startswith("."))
+    return sorted((p for p in found if isinstance(p, RemotePath) or p.is_file()), key=_by_path)
 
 
 def expanded(pattern: str) -> Iterator[str]:
@@ -146,19 +148,17 @@ def expanded(pattern: str) -> Iterator[str]:
     return ("".join(parts) for parts in product(*pieces))
 
 
-def _archives_in(folder: Location, options: SourceOptions) -> list[Location] | None:
+def _archives_in(folder: Location, files: list[str], options: SourceOptions) -> list[Location] | None:
     """The tars, parquet or csv files of a folder, or None if its images are to be taken.
 
     Raises:
         UsageError: If there are several kinds, and none was chosen.
     """
     by_kind: dict[str, list[Location]] = {}
-    for kind in ("tar", "parquet"):
-        files = [path for path in folder.glob(f"*.{kind}") if not path.name.startswith(".")]
-        if files := [path for path in files if isinstance(path, RemotePath) or not path.is_dir()]:
-            by_kind[kind] = sorted(files, key=_by_path)
-    if options.kind == "csv":
-        by_kind["csv"] = sorted(folder.glob("*.csv"), key=_by_path)
+    for kind in ("tar", "parquet", *(["csv"] if options.kind == "csv" else [])):
+        found = [folder / name for name in files if name.endswith(f".{kind}")]
+        if found := [path for path in found if isinstance(path, RemotePath) or path.is_file()]:
+            by_kind[kind] = found
     if options.kind is not None:
         if options.kind == "images":
             return None
@@ -186,13 +186,12 @@ def _refuse_mixture(folder: Location, by_kind: dict[str, list[Location]], image:
     )
 
 
-def _split_folder(folder: Location, options: SourceOptions) -> str | None:
+def _split_folder(folder: Location, names: list[str], options: SourceOptions) -> str | None:
     """The folder of the split that was asked for, where a folder holds nothing but splits.
 
     Raises:
         UsageError: If there are several, and none was named.
     """
-    names = _folder_names(folder)
     splits = {name: _SPLITS.get(name.lower()) for name in names}
     if len(set(splits.values()) - {None}) < 2 or None in splits.values():
         return None
@@ -208,14 +207,17 @@ def _split_folder(folder: Location, options: SourceOptions) -> str | None:
     return wanted[0]
 
 
-def _folder_names(folder: Location) -> list[str]:
+def _children(folder: Location) -> tuple[list[str], list[str]]:
+    """Names of the files and of the folders in a folder, sorted; without those that begin with a dot."""
     if isinstance(folder, RemotePath):
-        names = {
-            name.partition("/")[0] for name in folder.object_names() if "/" in name and not is_hidden(name)
-        }
-        return sorted(names)
+        names = [name for name in folder.object_names() if not is_hidden(name)]
+        folders = {name.partition("/")[0] for name in names if "/" in name}
+        return sorted(name for name in names if "/" not in name), sorted(folders)
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        shown = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
+    return sorted(n for n, is_dir in shown.items() if not is_dir), sorted(
+        n for n, is_dir in shown.items() if is_dir
+    )
 
 
 def _split_of(path: Location) -> str | None:

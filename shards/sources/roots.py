@@ -18,7 +18,7 @@ class SourceRoots:
     """Folders, files and URLs below which images may be read; names are compared, links not followed.
 
     Attributes:
-        places: Whole addresses without `.`, `..` and a slash at the end.
+        places: Whole addresses without `.`, `..` and a slash at the end; `https://` alone is every such server.
     """
 
     places: tuple[str, ...]
@@ -50,6 +50,6 @@ def _absolute(place: str | Location) -> str:
 def _normal(place: str) -> str:
     scheme, separator, path = place.partition("://")
     if separator and not place.startswith("file://"):
-        return f"{scheme}://{posixpath.normpath(path)}"
+        return f"{scheme}://{posixpath.normpath(path) if path else ''}"
     normal = posixpath.normpath(place)
     return normal[1:] if normal.startswith("//") else normal

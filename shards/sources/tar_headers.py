@@ -313,7 +313,8 @@ def is_header(block: bytes) -> bool:
         return False
     rest = block[:148] + b" " * 8 + block[156:]
     unsigned = sum(rest)
-    return stated in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest))
+    # Some old writers summed signed bytes.
+    return stated == unsigned or stated == unsigned - 256 * sum(byte > 127 for byte in rest)
 
 
 def plain_file(block: bytes) -> tuple[str, int] | None:

@@ -150,6 +150,8 @@ def _listed_anew(path: Location, *, take_readable: bool) -> dict[str, FoundImage
     from shards.sources.found import SourceOptions
     from shards.sources.tars import TarListing
 
+    if isinstance(path, Path):
+        os.close(open_regular(path))
     listing = TarListing(SourceOptions(take_readable=take_readable), names_alone=True)
     images = sorted(listing.find([path]).images, key=lambda image: (image.key, image.offset))
     return {image.key: image for image in unique_keys(images)}

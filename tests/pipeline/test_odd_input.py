@@ -148,6 +148,12 @@ def with_pipe(folder):
     return folder
 
 
+def with_tar_pipe(folder):
+    put(folder / "x.tar", packed(("a/0.png", 0)))
+    os.mkfifo(folder / "y.tar")
+    return folder
+
+
 def with_link_out(folder):
     put(folder.parent / "elsewhere" / "0.png", 0)
     put(folder / "a" / "1.png", 1)
@@ -722,6 +728,12 @@ CASES = [
         with_pipe,
         rows={"0.png": None},
         said="1 pipes, sockets or devices",
+    ),
+    Case(
+        "a pipe named like a tar",
+        "left out; it is never opened",
+        with_tar_pipe,
+        rows={"x/a/0": "a"},
     ),
     Case(
         "a link that leads out of the folder",

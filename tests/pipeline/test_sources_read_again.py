@@ -173,10 +173,27 @@ def test_a_plan_s_addresses_outside_of_what_was_named_are_not_opened(tmp_path, u
         reader.read(SourceRecord("k", 0, address, 0, 5))
 
 
+def test_roots_are_folders_files_and_urls_and_compared_part_by_part():
+    roots = SourceRoots.of(["/data/a/", "s3://bucket/in", "https://"])
+    held = ["/data/a", "/data/a/b.png", "file:///data/a/b.png", "s3://bucket/in/x", "https://any/x"]
+    others = [
+        "/data/ab",
+        "/data/a/../b",
+        "s3://bucket/inner",
+        "s3://other/in",
+        "http://any/x",
+        "gs://bucket/in",
+    ]
+    assert [roots.hold(place) for place in held + others] == [True] * len(held) + [False] * len(others)
+
+
 def test_nothing_but_regular_files_is_opened_and_no_more_than_their_stated_bytes(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     reader = SourceReader()
-    for address in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
+    for name in ("pipe.tar", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)
+    places = [tmp_path / name for name in ("pipe.png", "pipe.tar", "pipe.parquet")]
+    for address in (*places, "/dev/zero", tmp_path):
         with pytest.raises(BadImageError, match="no regular file"):
             reader.read(SourceRecord("k", 0, str(address), 0, 5))
     with (tmp_path / "huge.png").open("wb") as file:
