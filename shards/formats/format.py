@@ -68,7 +68,7 @@ class ShardOutputs(Protocol):
         """Append rows of consecutive slots: C-contiguous arrays [k, *row_shape] by field."""
 
     def finish(self) -> list[str]:
-        """Complete, flush and close the objects; returns their SHA-256 in the order of `files`."""
+        """Complete, flush and close the objects; returns their digests in the order of `files`."""
 
 
 class Format(Protocol):

@@ -29,7 +29,7 @@ from shards.metadata.layout import Field, fields_of
 from shards.metadata.plan import Plan
 from shards.storage.location import Location, begin_object
 from shards.storage.object_reader import ObjectReader
-from shards.storage.output import Buffer
+from shards.storage.output import Buffer, OutputFile
 
 _BLOCK = 512
 _KEY_DIGITS = 9
@@ -62,7 +62,8 @@ class WebdatasetFormat:
         """See `Format.open_outputs`."""
         assert not awaited, "the fields of a tar are written together"
         fields = fields_of(recipe, view)
-        return TarShardFile(root / self.object_path(fields[0], shard), fields, plan, shard, pool)
+        path = root / self.object_path(fields[0], shard)
+        return TarShardFile(fields, plan, shard, begin_object(path, pool, recipe.object_digest))
 
     def read_extents(self, source: ObjectReader, field: Field, shard: int, capacity: int) -> Extents:
         """See `Format.read_extents`: what the headers of all members say."""
@@ -114,12 +115,10 @@ class RowMembers:
 class TarShardFile:
     """Writes one shard of one view: all members of a row together, rows by ascending slot."""
 
-    def __init__(
-        self, path: Location, fields: Sequence[Field], plan: Plan, shard: int, pool: Executor
-    ) -> None:
+    def __init__(self, fields: Sequence[Field], plan: Plan, shard: int, output: OutputFile) -> None:
         self._fields = fields
         self._members = RowMembers(fields, plan, shard)
-        self._output = begin_object(path, pool)
+        self._output = output
         self.files = [self._output]
         self.all_new = True  # one object: whoever has published it has won all of it
         self.offsets = {field.name: np.full(plan.capacity, ABSENT, np.int64) for field in fields}

@@ -64,7 +64,7 @@ class ZarrFormat:
     ) -> ZarrOutputs:
         """See `Format.open_outputs`."""
         paths = {field: root / self.object_path(field, shard) for field in fields_of(recipe, view)}
-        return ZarrOutputs(paths, recipe.capacity, pool, awaited)
+        return ZarrOutputs(paths, recipe, pool, awaited)
 
     def read_extents(self, source: ObjectReader, field: Field, shard: int, capacity: int) -> Extents:
         """See `Format.read_extents`: the index at the object's end, if it can be true."""
@@ -79,10 +79,10 @@ class ZarrOutputs:
     """See `shards.formats.format.ShardOutputs`: an object a field, but for those that are published already."""
 
     def __init__(
-        self, paths: Mapping[Field, Location], capacity: int, pool: Executor, awaited: Collection[str]
+        self, paths: Mapping[Field, Location], recipe: Recipe, pool: Executor, awaited: Collection[str]
     ) -> None:
         self._fields = {
-            field.name: ZarrShardFile(path, field, capacity, pool)
+            field.name: ZarrShardFile(path, field, recipe, pool)
             for field, path in paths.items()
             if field.name not in awaited and not path.exists()
         }
@@ -103,10 +103,10 @@ class ZarrOutputs:
 class ZarrShardFile:
     """Writes one shard of one field: rows by ascending slot, then the index."""
 
-    def __init__(self, path: Location, field: Field, capacity: int, pool: Executor) -> None:
+    def __init__(self, path: Location, field: Field, recipe: Recipe, pool: Executor) -> None:
         self._codec = field_codec(field)
-        self._index = np.full((capacity, 2), _NO_CHUNK, np.uint64)
-        self.output = begin_object(path, pool)
+        self._index = np.full((recipe.capacity, 2), _NO_CHUNK, np.uint64)
+        self.output = begin_object(path, pool, recipe.object_digest)
 
     def write(self, first_slot: int, rows: NDArray[Any]) -> None:
         """Append C-contiguous rows [k, *row_shape] of consecutive slots."""
@@ -122,7 +122,7 @@ class ZarrShardFile:
         self.output.write(buffers)
 
     def finish(self) -> str:
-        """Append the index, flush and close; returns the SHA-256 of the whole object."""
+        """Append the index, flush and close; returns the digest of the whole object."""
         index = self._index.astype("<u8").tobytes()
         self.output.write([index + crc32c(index).to_bytes(_CRC_BYTES, "little")])
         return self.output.finish()

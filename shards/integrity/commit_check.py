@@ -16,10 +16,10 @@ from shards.storage.location import Location
 from shards.writing.published import describe_shard, object_record
 
 
-def found_object(path: Location, name: str) -> ObjectRecord | str:
-    """An object of a store as it is there, or what is wrong with it as a whole."""
+def found_object(path: Location, expected: ObjectRecord) -> ObjectRecord | str:
+    """An object of a store as it is there, by the same algorithm, or what is wrong with it as a whole."""
     try:
-        return object_record(path, name)
+        return object_record(path, expected.path, expected.algorithm)
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
     except OSError as error:
@@ -66,7 +66,7 @@ def _shard_problems(path: Location, recipe: Recipe, plan: Plan, view: str, shard
         yield Problem(name, str(error), view, shard)
         return
     for expected in record.objects:
-        message = difference(expected, found_object(path, expected.path))
+        message = difference(expected, found_object(path, expected))
         if message is not None:
             yield Problem(expected.path, message, view, shard)
 

@@ -1,6 +1,6 @@
 """Reading a whole store again and comparing every byte with what was written.
 
-The manifest covers itself and every object by SHA-256. Where a digest differs, the index's row checksums tell
+The manifest covers itself and every object by a digest. Where a digest differs, the index's row checksums tell
 which rows are hurt; where every digest agrees, the objects are compared with each other, so that a manifest
 made anew over edited files does not pass.
 """
@@ -84,7 +84,7 @@ def _compare_digests(
     # Objects of a server arrive faster side by side than one core can hash.
     threads = max(threads, _REMOTE_THREADS) if storage_of(path).is_remote else threads
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
-        found = pool.map(lambda o: found_object(path, o.path), manifest.objects)
+        found = pool.map(lambda o: found_object(path, o), manifest.objects)
         for expected, actual in zip(manifest.objects, found, strict=True):
             if actual != expected:
                 damaged[expected.path] = actual
@@ -143,7 +143,7 @@ def _explain(path: Location, manifest: Manifest, damaged: dict[str, ObjectRecord
                 name = object_path(recipe, field, shard)
                 others = shards[name].fields if name in shards else ()
                 shards[name] = _ShardObject(view, shard, (*others, field))
-    by_digest = {o.sha256: o.path for o in manifest.objects}
+    by_digest = {o.digest: o.path for o in manifest.objects}
     plan, index = _intact_tables(path, manifest, damaged)
     for name, actual in damaged.items():
         place = shards.get(name)
@@ -152,7 +152,7 @@ def _explain(path: Location, manifest: Manifest, damaged: dict[str, ObjectRecord
             yield Problem(name, actual, *where)
             continue
         expected = manifest.by_path[name]
-        other = by_digest.get(actual.sha256)
+        other = by_digest.get(actual.digest)
         if other is not None:
             yield Problem(name, f"holds the bytes of {other}", *where)
         elif actual.nbytes != expected.nbytes or place is None or plan is None or index is None:

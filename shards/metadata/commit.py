@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
 from shards.metadata.layout import checked_path
+from shards.storage.digests import ALGORITHMS, SHA256, digest_of_bytes
 
 COMMIT_VERSION = 1
 
@@ -24,12 +25,27 @@ class ObjectRecord:
     Attributes:
         path: Name inside the store.
         nbytes: Length.
-        sha256: Digest in hexadecimal digits.
+        digest: In hexadecimal digits.
+        algorithm: What it was computed by, one of `shards.storage.digests.ALGORITHMS`.
     """
 
     path: str
     nbytes: int
-    sha256: str
+    digest: str
+    algorithm: str = SHA256
+
+    @classmethod
+    def of(cls, path: str, content: bytes) -> Self:
+        """The record of a small object."""
+        return cls(path, len(content), digest_of_bytes(content))
+
+    def describes(self, content: bytes) -> bool:
+        """Whether an object's content is the one recorded."""
+        return digest_of_bytes(content, self.algorithm) == self.digest
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; the algorithm's name is the digest's key."""
+        return {"path": self.path, "nbytes": self.nbytes, self.algorithm: self.digest}
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
@@ -38,11 +54,14 @@ class ObjectRecord:
         Raises:
             StoreDamagedError: If it is not one, or its path leaves the store.
         """
-        if not isinstance(values, dict) or set(values) != {"path", "nbytes", "sha256"}:
-            raise StoreDamagedError(f"an object's entry must have path, nbytes and sha256, found {values!r}")
-        if not isinstance(values["nbytes"], int) or not isinstance(values["sha256"], str):
+        known = [name for name in ALGORITHMS if isinstance(values, dict) and name in values]
+        if len(known) != 1 or set(values) != {"path", "nbytes", *known}:
+            names = " or ".join(ALGORITHMS)
+            raise StoreDamagedError(f"an object's entry must have path, nbytes and {names}, found {values!r}")
+        (algorithm,) = known
+        if not isinstance(values["nbytes"], int) or not isinstance(values[algorithm], str):
             raise StoreDamagedError(f"an object's entry holds values of the wrong type: {values!r}")
-        return cls(checked_path(values["path"]), values["nbytes"], values["sha256"])
+        return cls(checked_path(values["path"]), values["nbytes"], values[algorithm], algorithm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +102,8 @@ class CommitRecord:
     def to_bytes(self) -> bytes:
         """As the JSON file that is published."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values["objects"] = [dataclasses.asdict(o) for o in self.objects]
-        values["moments"] = dataclasses.asdict(self.moments)
+        values["objects"] = [o.to_dict() for o in self.objects]
+        values["moments"] = self.moments.to_dict()
         values["bad"] = {str(place): reason for place, reason in sorted(self.bad.items())}
         values["crc32c"] = {name: _pack(a, "<u4") for name, a in self.crc32c.items()}
         values["offsets"] = {name: _pack(a, "<i8") for name, a in self.offsets.items()}

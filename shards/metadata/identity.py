@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from shards.errors import IdentityMismatchError, StoreDamagedError, UsageError
+from shards.storage.digests import ALGORITHMS, BLAKE3, SHA256
 from shards.values.dtypes import TOKEN_DTYPES
 from shards.values.positions import Positions
 
@@ -207,20 +208,13 @@ class Recipe:
     """Error the code was to aim at, as a share of a channel's deviation; 0 is the smallest possible."""
     class_token: bool = False
     """Whether the encoder's class token is stored beside the tokens."""
+    object_digest: str = BLAKE3
+    """Algorithm of the digests of the shards' objects; SHA-256 in stores that do not name one. It decides about no row
+    and is no part of `id`, so that a store is continued with the one it was begun with."""
 
     def __post_init__(self) -> None:
         """Refuse values no store can have."""
-        if self.dtype not in TOKEN_DTYPES:
-            raise UsageError(f"dtype must be one of {', '.join(TOKEN_DTYPES)}, not {self.dtype!r}")
-        if self.format not in FORMATS:
-            raise UsageError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
-        for codec in filter(None, (self.compression, self.image_compression)):
-            if codec not in COMPRESSIONS:
-                raise UsageError(
-                    f"compression must be none or one of {', '.join(COMPRESSIONS)}, not {codec!r}"
-                )
-            if self.format not in COMPRESSED_FORMATS:
-                raise UsageError(f"compression is zarr's own; a {self.format} store is written without it")
+        self._check_storage()
         self._check_code()
         if not self.views or len(set(self.views)) != len(self.views):
             raise UsageError(f"views must be named once each and at least one, not {self.views!r}")
@@ -239,6 +233,21 @@ class Recipe:
             )
         if self.image_size < 0:
             raise UsageError(f"image size must be 0 or more pixels, not {self.image_size}")
+
+    def _check_storage(self) -> None:
+        if self.dtype not in TOKEN_DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(TOKEN_DTYPES)}, not {self.dtype!r}")
+        if self.format not in FORMATS:
+            raise UsageError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        for codec in filter(None, (self.compression, self.image_compression)):
+            if codec not in COMPRESSIONS:
+                raise UsageError(
+                    f"compression must be none or one of {', '.join(COMPRESSIONS)}, not {codec!r}"
+                )
+            if self.format not in COMPRESSED_FORMATS:
+                raise UsageError(f"compression is zarr's own; a {self.format} store is written without it")
+        if self.object_digest not in ALGORITHMS:
+            raise UsageError(f"digests are {' or '.join(ALGORITHMS)}, not {self.object_digest!r}")
 
     def _check_code(self) -> None:
         if self.dtype != "int8" and (self.code, self.calibration_rows, self.code_error) != (None, 0, 0.0):
@@ -270,10 +279,12 @@ class Recipe:
         return "tokens", *["image"] * has_image, *["cls"] * self.class_token
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; a class token is named only where there is one."""
+        """As plain JSON values; a class token is named only where there is one, as is a digest that is not SHA-256."""
         values = {**_shallow(self), "encoder": self.encoder.to_dict(), "views": list(self.views)}
         if not self.class_token:
             del values["class_token"]
+        if self.object_digest == SHA256:
+            del values["object_digest"]
         return values
 
     @classmethod
@@ -283,12 +294,14 @@ class Recipe:
         Raises:
             StoreDamagedError: If the keys are not exactly this class's fields.
         """
-        _check_keys(cls, values, may_lack={"class_token"})
+        _check_keys(cls, values, may_lack={"class_token", "object_digest"})
         encoder = EncoderIdentity.from_dict(values["encoder"])
-        return cls(**{**values, "encoder": encoder, "views": tuple(values["views"])})
+        found = {"object_digest": SHA256, **values, "encoder": encoder, "views": tuple(values["views"])}
+        return cls(**found)
 
     def _deciding(self) -> dict[str, Any]:
-        return {**self.to_dict(), "encoder": self.encoder.id}
+        deciding = {name: value for name, value in self.to_dict().items() if name != "object_digest"}
+        return {**deciding, "encoder": self.encoder.id}
 
     def extends(self, begun: Recipe) -> bool:
         """Whether this is ``begun``, or ``begun`` with more views behind its own."""
@@ -298,7 +311,7 @@ class Recipe:
 
     def diff(self, other: Recipe) -> list[str]:
         """One line for each field that decides about bytes in which ``other`` differs from this one."""
-        own, others = ({**recipe.to_dict(), "encoder": None} for recipe in (self, other))
+        own, others = ({**recipe._deciding(), "encoder": None} for recipe in (self, other))
         return [f"encoder.{line}" for line in self.encoder.diff(other.encoder)] + _diff(own, others)
 
 

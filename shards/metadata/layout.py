@@ -10,7 +10,6 @@ from shards.errors import StoreDamagedError
 from shards.metadata.identity import Recipe
 from shards.values.dtypes import StorageType, storage_type
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PLAN = "plan.parquet"
 REPAIRED = "repaired.json"

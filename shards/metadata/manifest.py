@@ -14,7 +14,8 @@ from typing import Any, Self
 from shards.errors import StoreDamagedError, StoreIncompleteError, UsageError
 from shards.metadata.commit import ObjectRecord
 from shards.metadata.identity import Recipe, canonical_json
-from shards.metadata.layout import FORMAT_VERSION, MANIFEST, checked_path, derived_path
+from shards.metadata.layout import MANIFEST, checked_path, derived_path
+from shards.metadata.versions import format_version, require_format_version
 from shards.storage.location import Location, object_sizes
 
 
@@ -66,13 +67,13 @@ class Manifest:
             record = self.by_path[path]
         except (FileNotFoundError, KeyError) as error:
             raise StoreDamagedError(f"{store / path} is missing; run `pipeline verify`") from error
-        if hashlib.sha256(content).hexdigest() != record.sha256:
+        if not record.describes(content):
             raise StoreDamagedError(f"{store / path} is not the file that was written; run `pipeline verify`")
         return content
 
     def _content(self) -> dict[str, Any]:
         content = {
-            "format_version": FORMAT_VERSION,
+            "format_version": format_version(self.recipe),
             "recipe": self.recipe.to_dict(),
             "recipe_id": self.recipe.id,
             "encoder_id": self.recipe.encoder.id,
@@ -80,7 +81,7 @@ class Manifest:
             "num_valid": self.num_valid,
             "num_bad": self.num_bad,
             "provenance": self.provenance,
-            "objects": [dataclasses.asdict(o) for o in self.objects],
+            "objects": [o.to_dict() for o in self.objects],
         }
         # A store that was never added to has the manifest it had before there were revisions and fields.
         added = {"revision": self.revision, "fields": self.fields}
@@ -111,9 +112,7 @@ class Manifest:
             )
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise StoreDamagedError(f"{path} is not a readable manifest ({error!r})") from error
-        if values.get("format_version") != FORMAT_VERSION:
-            found = values.get("format_version")
-            raise StoreDamagedError(f"{path} has format version {found}; this program reads {FORMAT_VERSION}")
+        require_format_version(path, values.get("format_version"), manifest.recipe)
         if manifest.to_bytes() != content:
             raise StoreDamagedError(f"{path} does not match its own digest: it was edited or damaged")
         if manifest.revision < 0:

@@ -7,13 +7,14 @@ import json
 from shards.errors import StoreDamagedError, UsageError
 from shards.metadata.arrays import group_objects
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import FORMAT_VERSION, PLAN, ROOT, derived_path
+from shards.metadata.layout import PLAN, ROOT, derived_path
+from shards.metadata.versions import format_version, require_format_version
 from shards.storage.location import Location, as_location
 
 
 def root_document(recipe: Recipe) -> bytes:
     """Content of the ``zarr.json`` of a store or revision; the same recipe gives the same bytes."""
-    return group_objects("", {"format_version": FORMAT_VERSION, "recipe": recipe.to_dict()})[ROOT]
+    return group_objects("", {"format_version": format_version(recipe), "recipe": recipe.to_dict()})[ROOT]
 
 
 def root_documents(begun: Recipe, recipe: Recipe, revision: int) -> dict[str, bytes]:
@@ -52,7 +53,7 @@ def read_recipe(path: Location, revision: int = 0) -> Recipe:
     attributes = document.get("attributes") if isinstance(document, dict) else None
     if not isinstance(attributes, dict) or "format_version" not in attributes or "recipe" not in attributes:
         raise UsageError(f"{path} is a zarr group but not a store: its attributes name no recipe")
-    version = attributes["format_version"]
-    if version != FORMAT_VERSION:
-        raise StoreDamagedError(f"{path} has format version {version}; this program reads {FORMAT_VERSION}")
-    return Recipe.from_dict(attributes["recipe"])
+    require_format_version(path, attributes["format_version"])
+    recipe = Recipe.from_dict(attributes["recipe"])
+    require_format_version(path, attributes["format_version"], recipe)
+    return recipe

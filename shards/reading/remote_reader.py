@@ -129,7 +129,7 @@ class RemoteReader(CheckedReader):
             raise StoreDamagedError(
                 f"{path} ends at byte {record.nbytes}, its rows at {extents.end}: truncated"
             )
-        return RemoteShard(path, record.sha256, extents)
+        return RemoteShard(path, record.digest, extents)
 
     def _kept(self, piece: _Wanted, flat: NDArray[np.uint8]) -> bool:
         """Whether the cache had the row; then it is in its place."""

@@ -29,9 +29,9 @@ class Folder:
         with replacing(path) as file:
             file.write(content)
 
-    def begin_object(self, path: Path, pool: Executor) -> OutputFile:
+    def begin_object(self, path: Path, pool: Executor, algorithm: str) -> OutputFile:
         """See `Storage.begin_object`."""
-        return LocalOutput(path, pool)
+        return LocalOutput(path, pool, algorithm)
 
     def open_object(self, path: Path) -> ObjectReader:
         """See `Storage.open_object`."""
@@ -146,15 +146,15 @@ class LocalObject:
 class LocalOutput(OutputFile):
     """A file that is written under a temporary name beside its final one."""
 
-    def __init__(self, final: Path, pool: Executor) -> None:
+    def __init__(self, final: Path, pool: Executor, algorithm: str) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = temporary_path(final)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        super().__init__(final, os.open(self._temporary, flags, 0o644), pool)
+        super().__init__(final, os.open(self._temporary, flags, 0o644), pool, algorithm)
         self._final = final
 
     def finish(self) -> str:
-        """Complete the file and flush it to the disk; returns the SHA-256 in hexadecimal digits."""
+        """Complete the file and flush it to the disk; returns its digest in hexadecimal digits."""
         digest = super().finish()
         os.fsync(self._descriptor)
         return digest

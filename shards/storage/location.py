@@ -37,7 +37,7 @@ class Storage(Protocol[L]):
     def replace(self, path: L, content: bytes) -> None:
         """Write an object in place of what may be there; a reader sees the old one or the new one, whole."""
 
-    def begin_object(self, path: L, pool: Executor) -> OutputFile:
+    def begin_object(self, path: L, pool: Executor, algorithm: str) -> OutputFile:
         """Begin an object that is written from front to back; hashing and flushing may be done in ``pool``."""
 
     def open_object(self, path: L) -> ObjectReader:
@@ -133,9 +133,9 @@ def replace_atomically(final: Location, content: bytes) -> None:
     storage_of(final).replace(final, content)
 
 
-def begin_object(final: Location, pool: Executor) -> OutputFile:
+def begin_object(final: Location, pool: Executor, algorithm: str) -> OutputFile:
     """Begin an object that is written from front to back and then published; see `OutputFile`."""
-    return storage_of(final).begin_object(final, pool)
+    return storage_of(final).begin_object(final, pool, algorithm)
 
 
 def open_object(path: Location) -> ObjectReader:

@@ -5,13 +5,13 @@ Its digest is known the moment it is complete.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
+from shards.storage.digests import ALGORITHMS
 from shards.storage.remote_path import RemotePath
 
 Buffer = bytes | memoryview
@@ -28,18 +28,19 @@ class OutputFile(ABC):
         final: Name the file is meant for.
         descriptor: An empty file of this machine that is open for writing; closed by `discard`.
         pool: Where hashing and flushing may be done.
+        algorithm: Of the digest, one of `shards.storage.digests.ALGORITHMS`.
 
     Attributes:
         final: Name the file is meant for.
         position: Bytes written so far.
     """
 
-    def __init__(self, final: Path | RemotePath, descriptor: int, pool: Executor) -> None:
+    def __init__(self, final: Path | RemotePath, descriptor: int, pool: Executor, algorithm: str) -> None:
         self.final = final
         self.position = 0
         self._descriptor = descriptor
         self._pool = pool
-        self._sha256 = hashlib.sha256()
+        self._hasher = ALGORITHMS[algorithm]()
         self._flushed = 0
         self._flushing: Future[None] | None = None
 
@@ -73,7 +74,7 @@ class OutputFile(ABC):
 
     def _hash(self, views: list[memoryview]) -> None:
         for view in views:
-            self._sha256.update(view)
+            self._hasher.update(view)
 
     def _write_out(self, views: list[memoryview]) -> None:
         waiting = views[::-1]
@@ -89,9 +90,9 @@ class OutputFile(ABC):
                     written -= head.nbytes
 
     def finish(self) -> str:
-        """Complete the file; returns the SHA-256 in hexadecimal digits."""
+        """Complete the file; returns its digest in hexadecimal digits."""
         self._finish_flush()
-        return self._sha256.hexdigest()
+        return self._hasher.hexdigest()
 
     @abstractmethod
     def publish(self) -> bool:

@@ -29,9 +29,9 @@ class Server:
         """See `Storage.replace`: a server shows an object whole or not at all."""
         path.write_bytes(content)
 
-    def begin_object(self, path: RemotePath, pool: Executor) -> OutputFile:
+    def begin_object(self, path: RemotePath, pool: Executor, algorithm: str) -> OutputFile:
         """See `Storage.begin_object`."""
-        return RemoteOutput(path, pool)
+        return RemoteOutput(path, pool, algorithm)
 
     def open_object(self, path: RemotePath) -> ObjectReader:
         """See `Storage.open_object`."""
@@ -130,9 +130,9 @@ class RemoteObject:
 class RemoteOutput(OutputFile):
     """An object that is written into a scratch file without a name, which goes when the process goes, and then sent."""
 
-    def __init__(self, final: RemotePath, pool: Executor) -> None:
+    def __init__(self, final: RemotePath, pool: Executor, algorithm: str) -> None:
         with tempfile.TemporaryFile(prefix=f"{final.name}.", buffering=0) as scratch:
-            super().__init__(final, os.dup(scratch.fileno()), pool)
+            super().__init__(final, os.dup(scratch.fileno()), pool, algorithm)
         self._final = final
 
     def publish(self) -> bool:

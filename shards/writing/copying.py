@@ -23,6 +23,7 @@ from shards.metadata.layout import Field, fields_of
 from shards.metadata.manifest import Manifest
 from shards.metadata.token_statistics import GivenStatistics, publish_given
 from shards.reading.store import Store
+from shards.storage.digests import BLAKE3
 from shards.storage.location import Location
 from shards.values.quantize import Int8Code
 from shards.writing.finalize import read_commits
@@ -46,6 +47,7 @@ def copied_recipe(selection: Selection, **changes: Any) -> Recipe:
         "num_images": plan.num_images,
         "num_shards": plan.num_shards,
         "seed": plan.seed,
+        "object_digest": BLAKE3,
     }
     return dataclasses.replace(selection.stores[0].recipe, **of_plan, **changes)
 
@@ -157,7 +159,9 @@ def _check(writer: StoreWriter, rows: SelectedRows) -> None:
     listed = [record for commit in commits.values() for record in commit.objects]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="check") as pool:
         for expected, found in zip(
-            listed, pool.map(lambda record: object_record(writer.path, record.path), listed), strict=True
+            listed,
+            pool.map(lambda record: object_record(writer.path, record.path, record.algorithm), listed),
+            strict=True,
         ):
             if found != expected:
                 raise StoreDamagedError(

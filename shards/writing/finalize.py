@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -107,7 +105,7 @@ def _write_manifest(
         fixed.add(CODE_TABLE)
     if (root / REPAIRED).exists():
         fixed.add(REPAIRED)
-    objects = [_record_of(path, content) for path, content in files.items()]
+    objects = [ObjectRecord.of(path, content) for path, content in files.items()]
     objects += [o for record in commits.values() for o in record.objects]
     objects += [object_record(root, path) for path in [*fixed, *given_objects(root)]]
     objects += [object_record(root, commit_path(view, shard)) for view, shard in commits]
@@ -163,10 +161,6 @@ def small_objects(recipe: Recipe, plan: Plan, commits: Commits) -> dict[str, byt
     return array_objects("label", labels, NO_LABEL) | array_objects("valid", valid, fill=False)
 
 
-def _record_of(path: str, content: bytes) -> ObjectRecord:
-    return ObjectRecord(path, len(content), hashlib.sha256(content).hexdigest())
-
-
 def _merged_moments(
     root: Location, recipe: Recipe, view: str, commits: Commits, valid: NDArray[np.bool_]
 ) -> Moments:
@@ -208,6 +202,6 @@ def _content(path: Location) -> bytes | None:
 def _stored_moments(
     content: bytes | None, record: CommitRecord, row_shape: tuple[int, ...]
 ) -> Moments | None:
-    if content is None or hashlib.sha256(content).hexdigest() != record.moments.sha256:
+    if content is None or not record.moments.describes(content):
         return None
     return Moments.from_bytes(content, row_shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,22 +18,23 @@ from shards.metadata.index import ABSENT
 from shards.metadata.layout import Field, fields_of, moments_path
 from shards.metadata.plan import Plan
 from shards.storage.checksum import crc32c
+from shards.storage.digests import ALGORITHMS, SHA256
 from shards.storage.location import Location, open_object
 from shards.storage.object_reader import blocks_of
 from shards.values.moments import Moments, RowSums
 
 
-def object_record(root: Location, path: str) -> ObjectRecord:
+def object_record(root: Location, path: str, algorithm: str = SHA256) -> ObjectRecord:
     """Size and digest of an object as it lies there.
 
     Raises:
         FileNotFoundError: If it does not exist.
     """
-    digest = hashlib.sha256()
+    digest = ALGORITHMS[algorithm]()
     with open_object(root / path) as source:
         for block in blocks_of(source):
             digest.update(block)
-        return ObjectRecord(path, source.size, digest.hexdigest())
+        return ObjectRecord(path, source.size, digest.hexdigest(), algorithm)
 
 
 def published_rows(
@@ -122,13 +122,12 @@ def describe_shard(
     unknown = "the worker that published this shard wrote no row"
     bad = {int(place): reasons.get(int(place), unknown) for place in np.flatnonzero(~present[:size])}
     paths = dict.fromkeys(object_path(recipe, field, shard) for field in fields)
-    content = moments.to_bytes()
     record = CommitRecord(
         view=view,
         shard=shard,
         num_rows=int(present.sum()),
-        objects=tuple(object_record(root, path) for path in paths),
-        moments=ObjectRecord(moments_path(view, shard), len(content), hashlib.sha256(content).hexdigest()),
+        objects=tuple(object_record(root, path, recipe.object_digest) for path in paths),
+        moments=ObjectRecord.of(moments_path(view, shard), moments.to_bytes()),
         bad=bad,
         crc32c=checksums,
         offsets=offsets,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -243,18 +242,16 @@ class ShardWriter:
         paths = dict.fromkeys(object_path(self._recipe, field, self.shard) for field in self._fields)
         by_path = {record.path: record for record in (linked.objects if linked else ())}
         for path, file, digest in zip(paths, self._outputs.files, digests, strict=True):
-            by_path[path] = ObjectRecord(path, file.position, digest)
+            by_path[path] = ObjectRecord(path, file.position, digest, self._recipe.object_digest)
         fields = fields_of(self._recipe, self.view)
         stored = dict.fromkeys(object_path(self._recipe, field, self.shard) for field in fields)
         checksums = {**(linked.crc32c if linked else {}), **self._crc32c}
-        content = moments.to_bytes()
-        path = moments_path(self.view, self.shard)
         return CommitRecord(
             view=self.view,
             shard=self.shard,
             num_rows=moments.count,
             objects=tuple(by_path[path] for path in stored),
-            moments=ObjectRecord(path, len(content), hashlib.sha256(content).hexdigest()),
+            moments=ObjectRecord.of(moments_path(self.view, self.shard), moments.to_bytes()),
             bad=self._bad,
             crc32c={field.name: checksums[field.name] for field in fields},
             offsets=self._outputs.offsets,

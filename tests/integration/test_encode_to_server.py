@@ -37,7 +37,7 @@ def command(tmp_path, tiny):
 def written(store):
     """Digests of everything but times and places of the making."""
     objects = open_store(store).manifest.objects
-    return {o.path: o.sha256 for o in objects if not o.path.startswith("commits/")}
+    return {o.path: o.digest for o in objects if not o.path.startswith("commits/")}
 
 
 def published(store):

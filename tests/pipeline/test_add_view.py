@@ -41,7 +41,7 @@ def read_all(store, view, name):
 def digests(store):
     """Digest of each object that does not hold times, by its name in revision 0."""
     return {
-        o.path.removeprefix("revisions/1/"): o.sha256
+        o.path.removeprefix("revisions/1/"): o.digest
         for o in store.manifest.objects
         if not o.path.startswith("commits/") and o.path not in ("zarr.json", "revisions/1/zarr.json")
     }

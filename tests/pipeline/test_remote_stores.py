@@ -40,7 +40,7 @@ def in_memory(tmp_path):
 
 def tokens_of(store):
     """Everything in a store but times and places of its making."""
-    kept = {o.path: o.sha256 for o in open_store(store).manifest.objects}
+    kept = {o.path: o.digest for o in open_store(store).manifest.objects}
     return {
         name: digest
         for name, digest in kept.items()

@@ -66,7 +66,7 @@ def test_a_page_that_cannot_be_written_gets_one_line(unfinished, tmp_path, pipel
 def test_a_damaged_commit_record_is_named_with_what_to_do(unfinished, pipeline):
     record = unfinished / "commits/center/00002.json"
     values = json.loads(record.read_text())
-    del values["objects"][0]["sha256"]
+    del values["objects"][0]["blake3"]
     record.write_text(json.dumps(values))
     code, _, err = pipeline("inspect", unfinished)
     assert (code, err.count("\n")) == (1, 1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from blake3 import blake3
 
 from shards.storage.atomic import (
     is_temporary,
@@ -79,12 +81,13 @@ def test_temporary_names_are_different_and_recognised(tmp_path):
     assert not any(is_temporary(tmp_path / name) for name in ("00001.tar", ".hidden", ".a.tmp", "a.0123.tmp"))
 
 
-def test_output_of_any_cut_has_the_same_bytes_and_digest(tmp_path):
+@pytest.mark.parametrize(("algorithm", "expected"), [("sha256", hashlib.sha256), ("blake3", blake3)])
+def test_output_of_any_cut_has_the_same_bytes_and_digest(tmp_path, algorithm, expected):
     content = os.urandom(3_000_000)
     digests = set()
     with ThreadPoolExecutor(1) as pool:
         for cut in (1_000_003, 3_000_000, 1_000):
-            file = begin_object(tmp_path / "object", pool)
+            file = begin_object(tmp_path / "object", pool, algorithm)
             parts = [content[i : i + cut] for i in range(0, len(content), cut)]
             file.write(parts[: len(parts) // 2])
             file.write([b"", *parts[len(parts) // 2 :]])
@@ -94,7 +97,7 @@ def test_output_of_any_cut_has_the_same_bytes_and_digest(tmp_path):
             assert (tmp_path / "object").read_bytes() == content
             (tmp_path / "object").unlink()
             file.discard()
-    assert len(digests) == 1
+    assert digests == {expected(content).hexdigest()}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,7 +105,7 @@ def test_a_disk_that_takes_a_little_at_a_time_gets_everything(tmp_path, monkeypa
     writev = os.writev
     monkeypatch.setattr(os, "writev", lambda fd, views: writev(fd, [views[0][:5]]))
     with ThreadPoolExecutor(1) as pool:
-        file = begin_object(tmp_path / "object", pool)
+        file = begin_object(tmp_path / "object", pool, "blake3")
         file.write([b"hello, ", b"world, ", b"in pieces"])
         file.finish()
         file.publish()

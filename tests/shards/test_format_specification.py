@@ -1,6 +1,7 @@
 """docs/store-format.md is enough to read a store: a reader written from the page alone, and the page's worked example.
 
-The reader uses no code of this repository and no zarr, only the standard library and numpy to compare numbers.
+The reader uses no code of this repository and no zarr, only the standard library, BLAKE3's package and numpy to compare
+numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 from shards.metadata.identity import Recipe
 from shards.metadata.plan import Plan, SourceRecord
@@ -74,12 +76,17 @@ def read_store(root):
     assert hashlib.sha256(canonical(others)).hexdigest() == manifest["digest"]
     for listed in manifest["objects"]:
         content = (root / listed["path"]).read_bytes()
-        assert (len(content), hashlib.sha256(content).hexdigest()) == (listed["nbytes"], listed["sha256"])
+        algorithm = blake3 if "blake3" in listed else hashlib.sha256
+        digest = listed["blake3" if "blake3" in listed else "sha256"]
+        assert (len(content), algorithm(content).hexdigest()) == (listed["nbytes"], digest)
     recipe = manifest["recipe"]
     assert recipe == json.loads((root / "zarr.json").read_text())["attributes"]["recipe"]
     deciding = {name: value for name, value in recipe["encoder"].items() if name != "weights"}
     assert manifest["encoder_id"] == short_digest(deciding)
-    assert manifest["recipe_id"] == short_digest({**recipe, "encoder": manifest["encoder_id"]})
+    assert manifest["recipe_id"] == short_digest(
+        {name: value for name, value in recipe.items() if name != "object_digest"}
+        | {"encoder": manifest["encoder_id"]}
+    )
     capacity = -(-recipe["num_images"] // recipe["num_shards"])
     rows = {}
     for view in recipe["views"]:
@@ -222,6 +229,7 @@ def example_blocks(root):
     blocks.append("\n".join(small))
     deciding = {name: value for name, value in recipe["encoder"].items() if name != "weights"}
     blocks.append(f"{canonical(deciding).decode()}\nid {short_digest(deciding)}")
+    assert recipe.pop("object_digest") == "blake3"
     recipe_text = canonical({**recipe, "encoder": short_digest(deciding)})
     blocks.append(f"{recipe_text.decode()}\nid {hashlib.sha256(recipe_text).hexdigest()[:32]}")
     return blocks

@@ -58,6 +58,39 @@ def test_a_store_finished_by_several_workers_in_any_order_is_the_same(whole, tmp
     assert content_of(tmp_path / "store") == content_of(store.path)
 
 
+def test_a_store_begun_with_sha256_is_continued_and_checked_with_it(tmp_path):
+    plan = make_plan(KIND)
+    recipe = make_recipe(KIND, plan)
+    path = tmp_path / "store"
+    begun = StoreWriter.create_or_continue(path, replace(recipe, object_digest="sha256"), plan)
+    write_shard(begun, "center", 0, bad=KIND.bad)
+    writer = StoreWriter.create_or_continue(path, recipe, plan)
+    for view, shard in writer.pending():
+        write_shard(writer, view, shard, bad=KIND.bad)
+    writer.finalize()
+    assert verify_store(path) == []
+    store = open_store(path)
+    assert store.recipe.id == recipe.id
+    assert {record.algorithm for record in store.manifest.objects} == {"sha256"}
+    assert b'"format_version": 1,' in (path / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "manifest.json"])
+def test_a_store_whose_version_is_not_its_recipes_is_refused(tmp_path, name):
+    store = build_store(tmp_path / "store", KIND)
+    digests = {record.algorithm for record in store.manifest.objects if "/c/" in record.path[6:]}
+    assert "blake3" in digests
+    path = store.path / name
+    content = path.read_bytes()
+    assert b'"format_version": 2' in content
+    path.write_bytes(content.replace(b'"format_version": 2', b'"format_version": 1'))
+    with pytest.raises(StoreError, match="version"):
+        open_store(store.path)
+    path.write_bytes(content.replace(b'"format_version": 2', b'"format_version": 3'))
+    with pytest.raises(StoreError, match="format version 3"):
+        open_store(store.path)
+
+
 def test_the_commit_record_is_what_the_published_bytes_say(whole):
     _, store = whole
     for view in store.views:
