@@ -64,6 +64,12 @@ PARTS = (
     ),
     Part("memory", ("benchmarks/memory.py", "--measure", "--out", "runs/on_gpu/memory.json"), 90),
     Part("feed", ("benchmarks/feed.py",), 60),
+    Part(
+        "encoders",
+        ("benchmarks/encoders.py", "--device", "cuda:0", "--precision", "bfloat16", "--batch-size", "64",
+         "--recipes", "raev2-dinov3-l-k1", "raev2-dinov3-l-k7", "raev2-dinov3-l-k23"),
+        60,
+    ),
     Part("tests", ("-m", "pytest", "-m", "gpu", "-q", "-x"), 180),
 )  # fmt: skip
 """In order of importance."""

@@ -318,3 +318,33 @@ def test_every_family_gives_256_tokens_of_any_of_its_networks(name, size, width)
 )
 def test_precisions_are_named_as_by_the_trainers_and_recorded_as_ever(asked, recorded):
     assert EncoderConfig(precision=asked).precision == recorded
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_giant_patch14_reg4_dinov2",
+        "vit_so400m_patch14_siglip_224.v2_webli",
+        "vit_large_patch16_224.mae",
+        "vit_large_patch16_dinov3_qkvb",
+    ],
+)
+def test_files_in_timm_s_layout_load_whatever_else_they_hold(name, tmp_path):
+    """Heads and pooling are left out; of the same weights, layout and place do not matter."""
+    small = {"embed_dim": 48, "depth": 2, "num_heads": 4}
+    torch.manual_seed(0)
+    native = timm.create_model(name.partition(".")[0], img_size=64 if "16" in name else 56, **small)
+    with torch.no_grad():
+        for parameter in native.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    save_file(native.state_dict(), tmp_path / "model.safetensors")
+    size = native.patch_embed.img_size[0]
+    encoder = create_encoder(name, str(tmp_path), input_size=size, model_args=small)
+    pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = native.eval().forward_intermediates(
+            encoder.prepare(pixels), indices=[1], output_fmt="NLC", intermediates_only=True
+        )[0]
+    normed = torch.nn.functional.layer_norm(expected, (48,), eps=family_of(name).norm_eps)
+    # The family's eps and GELU are the reference's, timm's own differ a little.
+    assert (encoder.encode(pixels) - normed).abs().max() < 5e-3
