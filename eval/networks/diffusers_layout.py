@@ -89,7 +89,7 @@ def write_autoencoder(
     config = decoder.config
     if config.output == "image":
         raise UserError(
-            "diffusers' AutoencoderRAE multiplies by the encoder's pixel deviation, and this decoder puts out the "
+            "diffusers' AutoencoderRAE multiplies by the encoder's pixel std, and this decoder puts out the "
             "image itself; export it in the published layout"
         )
     encoder, shape = read_encoder(encoder_path, transformers)

@@ -16,7 +16,7 @@ from shards import Store, UsageError, open_store, permutation
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 """k-NN by cosine similarity s with weights exp(s / T). Source: DINO, arXiv 2104.14294, section 4."""
 REGULARISATION = 0.1
-"""C of the logistic regression, on features of mean 0 and deviation 1."""
+"""C of the logistic regression, on features of mean 0 and std 1."""
 _ITERATIONS = 300
 _HELD_OUT = 5
 """One row in so many is held out."""

@@ -64,7 +64,7 @@ def _require_same_output(model: nn.Module, snapshot: Snapshot, path: Path) -> No
     own, theirs = ((config.pixel_mean, config.pixel_std) for config in (model.config, snapshot.config))
     if own != theirs:
         raise UsageError(
-            f"{path} puts out pixels of mean {theirs[0]} and deviation {theirs[1]}, the settings ask for {own[0]} and "
+            f"{path} puts out pixels of mean {theirs[0]} and std {theirs[1]}, the settings ask for {own[0]} and "
             f"{own[1]}; choose its preset, or --model.output {snapshot.config.output}"
         )
 
