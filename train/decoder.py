@@ -167,7 +167,7 @@ def held_out_scores(
     from shards import UsageError, even_spread, open_store
 
     if settings.evaluation_store is not None:
-        other = open_store(settings.evaluation_store)
+        other = open_store(settings.evaluation_store, follow_links=settings.follow_links)
         what = f"--evaluation-store {settings.evaluation_store}"
         pairs.store.recipe.encoder.require_same(other.recipe.encoder, what=what)
         if other.image_size != pairs.store.image_size:

@@ -52,7 +52,7 @@ def reconstruct(settings: ReconstructionSettings) -> dict[str, Any]:
 
 def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]:
     set_precision(settings.precision)
-    store = open_store(settings.store)
+    store = open_store(settings.store, follow_links=settings.follow_links)
     chain = _load_chain(settings, store, team)
     rows = store.valid_rows
     if settings.rows is not None:

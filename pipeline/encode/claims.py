@@ -5,6 +5,7 @@ The commit records are the only truth about what is finished; leases and failure
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ from dataclasses import dataclass
 from pipeline.encode.leases import Leases
 from shards import Location, replace_atomically
 from shards.metadata.layout import WORK_DIR
+from shards.storage.location import read_object, remove_matching
+
+_FAILURES = re.compile(r"\d{5,}\.json", re.ASCII)
+"""Names of the files of `Failures`, by shard."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Failures:
     def reasons(self, shard: int) -> list[str]:
         """Why a shard has failed, oldest first."""
         try:
-            reasons = json.loads(self._path(shard).read_bytes())
+            reasons = json.loads(read_object(self._path(shard)))
         except FileNotFoundError:
             return []
         return [str(reason) for reason in reasons]
@@ -58,7 +63,9 @@ class Failures:
     def parked(self) -> dict[int, str]:
         """The shards that have failed too often, with the last reason."""
         found = {}
-        for shard in sorted(int(path.stem) for path in self.folder.glob("*.json")):
+        for shard in sorted(
+            int(path.stem) for path in self.folder.glob("*.json") if _FAILURES.fullmatch(path.name)
+        ):
             reasons = self.reasons(shard)
             if len(reasons) >= self.max_attempts:
                 found[shard] = reasons[-1]
@@ -66,8 +73,7 @@ class Failures:
 
     def clear(self) -> None:
         """Forget all failures: a new run tries every shard again."""
-        for path in self.folder.glob("*.json"):
-            path.unlink(missing_ok=True)
+        remove_matching(self.folder, _FAILURES)
 
     def _path(self, shard: int) -> Location:
         return self.folder / f"{shard:05d}.json"

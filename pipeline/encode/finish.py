@@ -6,11 +6,11 @@ from importlib.metadata import version
 from pipeline.console import log
 from pipeline.encode.calibrate import report_measured
 from pipeline.encode.claims import Failures
-from pipeline.encode.leases import Leases, Owner, remove_if_empty
+from pipeline.encode.leases import Leases, Owner, remove_if_empty, remove_work
 from pipeline.settings.config import EncodeConfig
 from shards import Location, Plan, StoreWriter, UserError, bad_rows, open_store
 from shards.metadata.layout import WORK_DIR
-from shards.storage.location import remove_tree
+from shards.storage.location import require_own_files
 from shards.writing.added_fields import publish_fields
 from shards.writing.finalize import read_commits
 
@@ -45,7 +45,7 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
     reasons = bad_rows(writer.recipe, writer.plan, commits)
     _check_bad(config, writer.plan, reasons)
     writer.finalize({name: version(name) for name in ("torch", "timm", "numpy", "pillow")})
-    remove_tree(writer.path / WORK_DIR)
+    remove_work(writer.path)
     store = open_store(writer.path)  # refuses what is damaged, before anything is said to be complete
     num_images, num_bad = writer.plan.num_images, len(reasons)
     log(
@@ -57,6 +57,7 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
 
 def list_fields(store: Location) -> None:
     """Lists a finished store's finished fields in its manifest, which one process at a time may change."""
+    require_own_files(store)
     with Leases(store, Owner.this_process("fields")) as leases:
         while not leases.take("finish"):
             time.sleep(0.5)

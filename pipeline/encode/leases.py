@@ -7,6 +7,7 @@ process of this host that no longer runs. Leases only save work; what is correct
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -20,7 +21,11 @@ from typing import Any, Self
 
 from shards import Location, RemoteError, UserError, publish_bytes
 from shards.metadata.layout import WORK_DIR
-from shards.storage.location import move
+from shards.storage.location import move, read_object, remove_matching
+
+_LEASE = re.compile(r"[a-z0-9-]+\.json(\.[0-9a-f]{32}\.expired)?")
+"""Names of leases, and of dead ones that somebody was taking over when he died too."""
+_WORK = re.compile(rf"leases/{_LEASE.pattern}|failures/\d{{5,}}\.json|linked")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,11 @@ def require_nobody_at_work(store: Location, wait: float, *, what: str, own: str 
     if alive:
         some = ", ".join(f"{name} ({lease})" for lease, name in list(alive.items())[:4])
         raise UserError(f"a store can be {what} when nobody writes it, {some} is at work; stop it or wait")
+
+
+def remove_work(store: Location) -> None:
+    """Remove what workers keep in `WORK_DIR` while they write a store: leases, failures and trials of links."""
+    remove_matching(store / WORK_DIR, _WORK)
 
 
 def remove_if_empty(folder: Location) -> None:
@@ -191,8 +201,7 @@ class Leases:
 
     def remove_all(self) -> None:
         """Remove every lease; only for a store that nobody alive is writing."""
-        for path in self.folder.glob("*"):
-            path.unlink(missing_ok=True)
+        remove_matching(self.folder, _LEASE)
 
     def _looks_dead(self, name: str, path: Location) -> bool:
         content = _read(path)
@@ -232,7 +241,7 @@ class Leases:
 def _read(path: Location) -> Any:
     """Content of a lease, or None while there is none or it is being written."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_object(path))
     except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) and "owner" in content else None

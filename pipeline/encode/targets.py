@@ -12,6 +12,7 @@ from pipeline.encoders.latents import RowEncoder
 from pipeline.settings.config import EncodeConfig
 from shards import CommitRecord, Location, StoreWriter
 from shards.metadata.layout import commit_path
+from shards.storage.location import read_object
 from shards.writing.added_fields import field_path, link_image, why_not_linked
 
 
@@ -67,7 +68,7 @@ class Target:
         def link() -> CommitRecord:
             link_image(store.path, store.recipe, self.writer.path, view, shard)
             path = store.path / commit_path(view, shard)
-            return CommitRecord.from_bytes(path.read_bytes(), path=path)
+            return CommitRecord.from_bytes(read_object(path), path=path)
 
         return link
 

@@ -16,6 +16,7 @@ from pipeline.settings.additions import AddFieldConfig
 from pipeline.settings.config import EncodeConfig, EncoderConfig, SourceConfig, StoreConfig
 from pipeline.sources.known_roots import known_roots
 from shards import IdentityMismatchError, Location, Store, UsageError, open_store
+from shards.storage.location import require_own_files
 from shards.writing.added_fields import can_link_images, field_path, link_images
 
 
@@ -40,6 +41,7 @@ def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
     if world is None:
         return
     field = settings.store.out
+    require_own_files(store.path)
     try:
         writer, encoder = begin_or_await(settings, world)
     except IdentityMismatchError as error:

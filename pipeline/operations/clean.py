@@ -9,7 +9,7 @@ from pipeline.settings.operations import CleanConfig
 from shards import Location, stale_temporaries
 from shards.metadata.layout import MANIFEST, WORK_DIR
 from shards.metadata.root import read_recipe
-from shards.storage.location import object_sizes
+from shards.storage.location import object_sizes, require_own_files
 from shards.writing.added_fields import publish_fields
 from shards.writing.revisions import give_up_unfinished, superseded
 
@@ -25,6 +25,7 @@ def clean(config: CleanConfig) -> None:
     """
     root = config.store
     read_recipe(root)
+    require_own_files(root)
     require_nobody_at_work(root, config.wait, what="cleaned")
     if config.give_up:
         log(f"{root}: gave up {give_up_unfinished(root)} files of an addition that was not finished")

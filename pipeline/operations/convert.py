@@ -32,7 +32,7 @@ def convert(config: ConvertConfig) -> None:
         UserError: If the store is damaged, or the copy cannot be made, or int8 has cost more than is allowed.
     """
     _check_compression(config)
-    source = open_store(config.store)
+    source = open_store(config.store, follow_links=config.follow_links)
     selection = every_row(source)
     form = {
         "format": config.format,

@@ -30,7 +30,7 @@ def diff(config: DiffConfig) -> int:
     """
     if config.rows < 0:
         raise UsageError(f"--rows must be a number of rows, or 0 for all, got {config.rows}")
-    a, b = open_store(config.a), open_store(config.b)
+    a, b = (open_store(path, follow_links=config.follow_links) for path in (config.a, config.b))
     with tqdm(unit="row", desc="compare", file=sys.stderr, leave=False) as bar:
 
         def advance(done: int, total: int) -> None:

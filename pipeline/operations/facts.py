@@ -29,12 +29,12 @@ _WORST_CHANNELS = 5
 
 def inspect(config: InspectConfig) -> None:
     """Print the facts of a store, finished or not."""
-    facts = store_facts(config.store)
+    facts = store_facts(config.store, follow_links=config.follow_links)
     text = json.dumps(facts, indent=1, ensure_ascii=False) if config.json else as_text(facts)
     show(text)
 
 
-def store_facts(path: Location) -> dict[str, Any]:
+def store_facts(path: Location, *, follow_links: bool = False) -> dict[str, Any]:
     """Recipe, counts, sizes, statistics and unusable images of a store, as plain JSON values.
 
     Raises:
@@ -42,7 +42,7 @@ def store_facts(path: Location) -> dict[str, Any]:
         StoreDamagedError: If it is not whole.
     """
     try:
-        store = open_store(path)
+        store = open_store(path, follow_links=follow_links)
     except StoreIncompleteError:
         writer = StoreWriter.open(path)
         return {**_recipe_facts(path, writer.recipe), "complete": False, **unfinished_facts(writer)}

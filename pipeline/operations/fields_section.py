@@ -8,8 +8,8 @@ from PIL import Image
 from pipeline.operations.facts_text import aggregation_text
 from pipeline.operations.page import axes_of, chart, picture, png, read_rows, table
 from pipeline.operations.token_pictures import principal_colours
-from shards import Store, even_spread, open_store
-from shards.writing.added_fields import field_path
+from shards import Store, even_spread
+from shards.writing.added_fields import open_field
 
 _SAMPLES = 8
 _TILE = 128
@@ -17,7 +17,7 @@ _TILE = 128
 
 def fields_section(store: Store) -> str:
     """A store's tokens beside those of its finished fields; nothing if it has none."""
-    fields = {name: open_store(field_path(store.path, name)) for name in store.manifest.fields}
+    fields = {name: open_field(store, name) for name in store.manifest.fields}
     if not fields:
         return ""
     stores = {"this store": store, **fields}

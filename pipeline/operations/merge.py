@@ -24,7 +24,7 @@ def merge(config: MergeConfig) -> None:
     """
     if len(config.stores) < 2:
         raise UsageError(f"merge needs at least two stores, got {len(config.stores)}")
-    stores = [open_store(path) for path in config.stores]
+    stores = [open_store(path, follow_links=config.follow_links) for path in config.stores]
     for store in stores[1:]:
         _require_alike(stores[0], store, recode=config.recode)
     _require_different_keys(stores)

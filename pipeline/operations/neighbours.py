@@ -22,7 +22,7 @@ def neighbours(config: NeighboursConfig) -> None:
     Raises:
         UserError: If the row is not valid, or the store holds too few.
     """
-    store = open_store(config.store)
+    store = open_store(config.store, follow_links=config.follow_links)
     valid = store.valid_rows
     if config.row not in valid:
         raise UsageError(

@@ -36,7 +36,7 @@ def probe(config: ProbeConfig) -> None:
 
 def probe_facts(config: ProbeConfig) -> dict[str, Any]:
     """What `pipeline probe` finds, as plain JSON values."""
-    store = open_store(config.store)
+    store = open_store(config.store, follow_links=config.follow_links)
     rows = _chosen_rows(config, store)
     labels = store.labels[rows].astype(np.int64)
     count = len(rows) // _HELD_OUT

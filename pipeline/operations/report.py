@@ -28,10 +28,10 @@ def report(config: ReportConfig) -> None:
     Raises:
         UserError: If there is no store, or the page cannot be written.
     """
-    facts = store_facts(config.store)
+    facts = store_facts(config.store, follow_links=config.follow_links)
     out = config.out or default_page(config.store)
     if facts["complete"]:
-        store = open_store(config.store)
+        store = open_store(config.store, follow_links=config.follow_links)
         commits = read_commits(store.path, store.recipe)
         middle = [
             _samples_section(store),

@@ -15,7 +15,7 @@ def reshard(config: ReshardConfig) -> None:
     Raises:
         UserError: If the store has that many shards already, or cannot have them.
     """
-    store = open_store(config.store)
+    store = open_store(config.store, follow_links=config.follow_links)
     if config.shards == store.recipe.num_shards:
         raise UsageError(f"{config.store} has {config.shards} shards already; name another --shards")
     part = Part(store, np.arange(store.plan.num_images))

@@ -21,7 +21,7 @@ def stats(config: StatsConfig) -> None:
     Raises:
         UserError: If there is no finished store, it lacks a view, or a file is not one of statistics.
     """
-    store = open_store(config.store)
+    store = open_store(config.store, follow_links=config.follow_links)
     views = tuple(filter(None, config.views.split(","))) or store.views
     exact = store.statistics(views, exact=True)
     facts: dict[str, Any] = {"views": list(views), **statistics_facts(exact)}

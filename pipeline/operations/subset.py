@@ -23,7 +23,7 @@ def subset(config: SubsetConfig) -> None:
     Raises:
         UserError: If nothing was asked for, a class or key is unknown, or no image is left.
     """
-    store = open_store(config.store)
+    store = open_store(config.store, follow_links=config.follow_links)
     images = chosen_images(config, store.plan)
     shards = -(-len(images) // store.capacity) if config.shards is None else config.shards
     labels, class_names = _classes_left(store, images) if config.relabel else (None, store.class_names)

@@ -26,13 +26,16 @@ def verify(config: VerifyConfig) -> None:
         UsageError: If there is no store.
         StoreDamagedError: If anything in it is not what was written; every problem has been named before.
     """
+    follow_links = config.follow_links
     with tqdm(unit="B", unit_scale=True, desc="verify", file=sys.stderr) as bar:
 
         def show(read: int, total: int) -> None:
             bar.total = total
             bar.update(read - bar.n)
 
-        problems = verify_store(config.store, threads=usable_cores(), progress=show)
+        problems = verify_store(
+            config.store, threads=usable_cores(), progress=show, follow_links=follow_links
+        )
     for problem in problems:
         log(f"  {problem}")
     if problems and config.withdraw:

@@ -11,7 +11,15 @@ from pipeline.settings.location_argument import LocationArgument
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class ReadsStores:
+    """What the commands that read stores have in common."""
+
+    follow_links: bool = False
+    """Read objects that lie behind links inside the store; otherwise a store with links is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(ReadsStores):
     """Re-read every byte of a store and compare it with the manifest; exit code 0 or 1, naming what is wrong."""
 
     store: tyro.conf.Positional[LocationArgument]
@@ -24,7 +32,7 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(ReadsStores):
     """Say what a store holds: recipe, counts, sizes, statistics, unusable images."""
 
     store: tyro.conf.Positional[LocationArgument]
@@ -34,7 +42,7 @@ class InspectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(ReadsStores):
     """Write a finished store's rows into a new store of another format, bit for bit, or of another storage type.
 
     Run again, it continues.
@@ -61,7 +69,7 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReshardConfig:
+class ReshardConfig(ReadsStores):
     """Write a finished store's rows into a new store with another number of shards.
 
     The result is the store an encode into that many shards would have begun. Run again, it continues.
@@ -76,7 +84,7 @@ class ReshardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubsetConfig:
+class SubsetConfig(ReadsStores):
     """Write some of a finished store's rows into a new store; what is asked for together must all hold.
 
     Run again, it continues.
@@ -103,7 +111,7 @@ class SubsetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeConfig:
+class MergeConfig(ReadsStores):
     """Write the rows of several finished stores of one encoder into a new store; classes are united by name.
 
     Run again, it continues.
@@ -143,7 +151,7 @@ class CleanConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(ReadsStores):
     """Write a self-contained page about a finished store: pictures, tokens, classes, channels, shards."""
 
     store: tyro.conf.Positional[LocationArgument]
@@ -153,7 +161,7 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
+class ProbeConfig(ReadsStores):
     """Measure how well a finished store's classes can be told from its tokens.
 
     Top-1 of a linear probe and of nearest neighbours, on a held-out fifth of the rows.
@@ -174,7 +182,7 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeighboursConfig:
+class NeighboursConfig(ReadsStores):
     """Write a page of the rows of a finished store that are nearest to one of them."""
 
     store: tyro.conf.Positional[LocationArgument]
@@ -194,7 +202,7 @@ class NeighboursConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatsConfig:
+class StatsConfig(ReadsStores):
     """Show the exact statistics of a store's tokens, write them to a file, or compare them with one."""
 
     store: tyro.conf.Positional[LocationArgument]
@@ -211,7 +219,7 @@ class StatsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffConfig:
+class DiffConfig(ReadsStores):
     """Say in what two stores differ: recipe, images, bytes, tokens; exit code 0 if in nothing, 1 otherwise.
 
     Rows are compared as the stores' indexes record them, by checksum; `pipeline verify` re-reads the bytes.

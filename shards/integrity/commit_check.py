@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from shards.errors import UserError
+from shards.errors import StoreError, UserError
 from shards.formats import object_path
 from shards.integrity.problem import Problem
 from shards.metadata.commit import CommitRecord, ObjectRecord
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import PLAN, commit_path, fields_of
 from shards.metadata.plan import Plan
-from shards.storage.location import Location
+from shards.storage.location import Location, read_object
 from shards.writing.published import describe_shard, object_record
 
 
@@ -22,7 +22,7 @@ def found_object(path: Location, expected: ObjectRecord) -> ObjectRecord | str:
         return object_record(path, expected.path, expected.algorithm)
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
-    except OSError as error:
+    except (OSError, StoreError) as error:
         return f"cannot be read: {error}"
 
 
@@ -58,7 +58,7 @@ def commit_problems(path: Location, recipe: Recipe, threads: int) -> list[Proble
 def _shard_problems(path: Location, recipe: Recipe, plan: Plan, view: str, shard: int) -> Iterator[Problem]:
     name = commit_path(view, shard)
     try:
-        record = CommitRecord.from_bytes((path / name).read_bytes(), path=path / name)
+        record = CommitRecord.from_bytes(read_object(path / name), path=path / name)
     except FileNotFoundError:
         yield from _unrecorded_problems(path, recipe, plan, view, shard)
         return

@@ -28,7 +28,15 @@ from shards.metadata.plan import Plan, planned_rows
 from shards.metadata.repaired import read_plan
 from shards.metadata.root import read_recipe, root_documents
 from shards.storage.atomic import is_temporary
-from shards.storage.location import Location, as_location, lists_objects, object_names, storage_of
+from shards.storage.location import (
+    Location,
+    as_location,
+    foreign_entries,
+    lists_objects,
+    object_names,
+    read_object,
+    storage_of,
+)
 from shards.writing.finalize import read_commits, small_objects
 from shards.writing.revisions import belongs_to_another, newest_revision
 
@@ -39,7 +47,7 @@ Progress = Callable[[int, int], None]
 
 
 def verify_store(
-    path: str | Location, *, threads: int = 2, progress: Progress | None = None
+    path: str | Location, *, threads: int = 2, progress: Progress | None = None, follow_links: bool = False
 ) -> list[Problem]:
     """Find everything in which a store differs from what was written.
 
@@ -49,6 +57,7 @@ def verify_store(
         path: The store.
         threads: Objects read at once.
         progress: Told how far it is.
+        follow_links: Read what lies behind links; otherwise each is a problem, and nothing else is looked at.
 
     Returns:
         One entry a problem, sorted by object and row; empty if every byte is right.
@@ -57,6 +66,9 @@ def verify_store(
         UsageError: If there is no store at ``path``.
     """
     path = as_location(path)
+    if not follow_links and (foreign := list(foreign_entries(path))):
+        read_recipe(path)
+        return [Problem(name, f"is {what}; it is not read") for name, what in sorted(foreign)]
     try:
         manifest = Manifest.read(path)
     except StoreError as error:
@@ -70,7 +82,7 @@ def verify_store(
     if not damaged:
         problems += _contradictions(path, manifest)
     for name in manifest.fields:
-        problems += _field_problems(path, name, threads)
+        problems += _field_problems(path, name, threads, follow_links=follow_links)
     return sorted(problems, key=lambda p: (p.path, -1 if p.row is None else p.row, p.message))
 
 
@@ -109,11 +121,11 @@ def _strangers(path: Location, manifest: Manifest) -> Iterator[Problem]:
             yield Problem(name, "is not an object of this store")
 
 
-def _field_problems(path: Location, name: str, threads: int) -> Iterator[Problem]:
+def _field_problems(path: Location, name: str, threads: int, *, follow_links: bool) -> Iterator[Problem]:
     """What is wrong with a field that was added, by its place in the store."""
     inside = f"{FIELDS}/{name}"
     try:
-        found = verify_store(path / inside, threads=threads)
+        found = verify_store(path / inside, threads=threads, follow_links=follow_links)
     except UserError as error:
         yield Problem(inside, str(error))
         return
@@ -171,7 +183,7 @@ def _intact_tables(
     rows = planned_rows(recipe.num_images, recipe.num_shards)
     try:
         plan = Plan.read(path / PLAN)
-        return plan, Index((path / index).read_bytes(), rows, recipe.num_rows, path=path / index)
+        return plan, Index(read_object(path / index), rows, recipe.num_rows, path=path / index)
     except StoreError:
         return None, None
 
@@ -184,7 +196,7 @@ def _contradictions(path: Location, manifest: Manifest) -> Iterator[Problem]:
         plan = read_plan(path)
         commits = read_commits(path, recipe)
         index = Index(
-            index_path.read_bytes(),
+            read_object(index_path),
             planned_rows(recipe.num_images, recipe.num_shards),
             recipe.num_rows,
             path=index_path,
@@ -211,7 +223,7 @@ def _contradictions(path: Location, manifest: Manifest) -> Iterator[Problem]:
     for name, content in small_objects(recipe, plan, commits).items():
         expected[manifest.derived(name)] = content
     for name, content in expected.items():
-        if name not in manifest.by_path or not _same(name, (path / name).read_bytes(), content):
+        if name not in manifest.by_path or not _same(name, read_object(path / name), content):
             yield Problem(name, "does not follow from the recipe, the plan and the commit records")
     for (view, shard), record in commits.items():
         for listed in record.objects:

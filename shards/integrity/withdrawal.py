@@ -17,7 +17,7 @@ from shards.metadata.layout import FIELDS, INDEX, MANIFEST, commit_path, derived
 from shards.metadata.plan import Plan
 from shards.metadata.repaired import read_plan, record_repaired
 from shards.metadata.root import read_recipe
-from shards.storage.location import Location
+from shards.storage.location import Location, require_own_files
 from shards.writing.revisions import newest_revision
 
 _DERIVED = (INDEX, "label/", "valid/", "stats/")
@@ -36,6 +36,7 @@ def withdraw_damaged(path: Location, problems: Sequence[Problem]) -> list[tuple[
     Raises:
         StoreDamagedError: Naming what nothing can be made anew from; the store is then as it was.
     """
+    require_own_files(path)
     revision = newest_revision(path)
     recipe = read_recipe(path, revision)
     records = {
@@ -73,6 +74,7 @@ def withdraw_repaired(path: Location, shards: Iterable[tuple[str, int]], sizes: 
         shards: View and number of each.
         sizes: Size in bytes by key of the images that can be decoded now.
     """
+    require_own_files(path)
     plan = read_plan(path)
     listed = dict(zip(plan.keys.tolist(), plan.table["nbytes"].to_pylist(), strict=True))
     changed = {key: nbytes for key, nbytes in sizes.items() if nbytes != plan.repaired.get(key, listed[key])}

@@ -12,7 +12,7 @@ from shards.errors import StoreDamagedError
 from shards.metadata.arrays import ReadObject, array_objects, group_objects, read_array
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import CODE_TABLE
-from shards.storage.location import Location
+from shards.storage.location import Location, read_object
 from shards.values.moments import Moments
 from shards.values.quantize import NUM_LEVELS, Int8Code
 
@@ -67,7 +67,7 @@ def published_code(root: Location, recipe: Recipe) -> Int8Code | None:
     if recipe.dtype != "int8":
         return None
     try:
-        return read_code(lambda path: (root / path).read_bytes(), recipe)
+        return read_code(lambda path: read_object(root / path), recipe)
     except FileNotFoundError as error:
         raise StoreDamagedError(
             f"{root / CODE_TABLE} is missing; int8 tokens mean nothing without it"

@@ -16,7 +16,7 @@ from shards.metadata.commit import ObjectRecord
 from shards.metadata.identity import Recipe, canonical_json
 from shards.metadata.layout import MANIFEST, checked_path, derived_path
 from shards.metadata.versions import format_version, require_format_version
-from shards.storage.location import Location, object_sizes
+from shards.storage.location import Location, object_sizes, read_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Manifest:
             StoreDamagedError: If it is missing or not the one that was written.
         """
         try:
-            content = (store / path).read_bytes()
+            content = read_object(store / path)
             record = self.by_path[path]
         except (FileNotFoundError, KeyError) as error:
             raise StoreDamagedError(f"{store / path} is missing; run `pipeline verify`") from error
@@ -131,7 +131,7 @@ class Manifest:
         """
         path = store / MANIFEST
         try:
-            return cls.from_bytes(path.read_bytes(), path=path)
+            return cls.from_bytes(read_object(path), path=path)
         except FileNotFoundError as error:
             raise StoreIncompleteError(
                 f"{store} is not finished: it has no {MANIFEST}; run the command that was writing it again to continue"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shards.draws import permutation
 from shards.errors import StoreDamagedError, UsageError
 from shards.metadata.archives import ArchiveIdentity
-from shards.storage.location import Location
+from shards.storage.location import Location, read_object
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -283,7 +283,7 @@ class Plan:
         try:
             # Threads of pyarrow may outlive the interpreter and free the buffer then, which ends the process
             # with SIGABRT.
-            file = pq.ParquetFile(pa.BufferReader(path.read_bytes()), pre_buffer=False)
+            file = pq.ParquetFile(pa.BufferReader(read_object(path)), pre_buffer=False)
             table = file.read(use_threads=False).combine_chunks()
             settings = json.loads((table.schema.metadata or {})[b"shards.plan"])
             version = settings["version"]

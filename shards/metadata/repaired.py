@@ -14,7 +14,7 @@ from shards.metadata.commit import CommitRecord
 from shards.metadata.layout import PLAN, REPAIRED, commit_path
 from shards.metadata.plan import Plan
 from shards.metadata.root import is_store, read_recipe
-from shards.storage.location import Location, read_objects, replace_atomically
+from shards.storage.location import Location, read_object, read_objects, replace_atomically
 
 
 def read_plan(root: Location) -> Plan:
@@ -66,7 +66,7 @@ def continued_plan(root: Location, listing: Plan) -> Plan:
 def _recorded(root: Location, plan: Plan) -> dict[str, int]:
     path = root / REPAIRED
     try:
-        content = path.read_bytes()
+        content = read_object(path)
     except FileNotFoundError:
         return _in_commit_records(root, plan)
     try:

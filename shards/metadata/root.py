@@ -9,7 +9,7 @@ from shards.metadata.arrays import group_objects
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import PLAN, ROOT, derived_path
 from shards.metadata.versions import format_version, require_format_version
-from shards.storage.location import Location, as_location
+from shards.storage.location import Location, as_location, read_object
 
 
 def root_document(recipe: Recipe) -> bytes:
@@ -43,7 +43,7 @@ def read_recipe(path: Location, revision: int = 0) -> Recipe:
     """
     name = derived_path(ROOT, revision)
     try:
-        document = json.loads((path / name).read_bytes())
+        document = json.loads(read_object(path / name))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
             f"{path} is not a store: it has no {name}; make one with `pipeline encode`"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shards.errors import StoreDamagedError, UsageError
 from shards.metadata.arrays import ReadObject, array_objects, group_objects, read_array, read_attributes
 from shards.metadata.layout import MANIFEST
-from shards.storage.location import Location, publish_bytes
+from shards.storage.location import Location, publish_bytes, read_object
 from shards.values.moments import Moments
 
 _GIVEN = "stats/from-file"
@@ -127,7 +127,7 @@ def publish_given(root: Location, given: GivenStatistics | None) -> None:
         )
     objects = group_objects(_GIVEN, {"name": given.name, "sha256": given.sha256})
     publish_bytes(root / GIVEN, objects[GIVEN])
-    name, sha256 = _source(lambda path: (root / path).read_bytes())
+    name, sha256 = _source(lambda path: read_object(root / path))
     if sha256 != given.sha256:
         raise UsageError(
             f"{root} was begun with the statistics of {name} (SHA-256 {sha256[:16]}…), not of {given.name} "
@@ -141,7 +141,7 @@ def given_source(root: Location) -> dict[str, str] | None:
     """Name and digest of the file a store's given statistics come from; None if it has its own alone."""
     if not (root / GIVEN).exists():
         return None
-    name, sha256 = _source(lambda path: (root / path).read_bytes())
+    name, sha256 = _source(lambda path: read_object(root / path))
     return {"name": name, "sha256": sha256}
 
 
@@ -157,7 +157,7 @@ def given_objects(root: Location) -> list[str]:
     paths = [GIVEN, *_given_arrays(Statistics(nothing, nothing, 0))]
     missing = [path for path in paths if not (root / path).exists()]
     if missing:
-        name, _ = _source(lambda path: (root / path).read_bytes())
+        name, _ = _source(lambda path: read_object(root / path))
         raise StoreDamagedError(f"{root / missing[0]} is missing; run again with --stats-from {name}")
     return paths
 

@@ -36,6 +36,7 @@ class SampleDataset:
         group: How far rows are mixed; see `RowOrder`.
         mode: How bytes are read; see `shards.reading.shard_file`.
         verify: When a row's checksum is compared; see `shards.reading.reader.Verify`.
+        follow_links: Read objects that lie behind links inside the store.
     """
 
     def __init__(
@@ -48,18 +49,20 @@ class SampleDataset:
         group: int | None = None,
         mode: ReadMode = "auto",
         verify: Verify = "first",
+        follow_links: bool = False,
     ) -> None:
         self._path = as_location(path)
         self._fields = tuple(fields)
         self._views = tuple(views)
         self._seed = seed
         self._group = group
+        self._follow_links = follow_links
         self._mode: ReadMode = mode
         self._verify: Verify = verify
         self._open()
 
     def _open(self) -> None:
-        store = open_store(self._path)
+        store = open_store(self._path, follow_links=self._follow_links)
         self._labels = store.labels
         self._order = RowOrder(store.valid_rows, self._seed, self._group, capacity=store.capacity)
         self._readers: dict[str, list[RowReader]] = {

@@ -20,7 +20,7 @@ from shards.metadata.code_table import read_code
 from shards.metadata.commit import CommitRecord
 from shards.metadata.identity import MIRRORED_VIEWS, Recipe
 from shards.metadata.index import Index
-from shards.metadata.layout import INDEX, PLAN, Field, commit_path, field_of
+from shards.metadata.layout import INDEX, MANIFEST, PLAN, ROOT, Field, commit_path, field_of
 from shards.metadata.manifest import Manifest, missing_objects
 from shards.metadata.plan import Plan, planned_rows
 from shards.metadata.root import read_recipe
@@ -37,22 +37,24 @@ from shards.reading.order import Order, RowOrder
 from shards.reading.reader import MirroredReader, RowReader, ShardOpener, StoredReader, Verify
 from shards.reading.remote_reader import RemoteReader
 from shards.reading.shard_file import ReadMode
-from shards.storage.location import Location, as_location, storage_of
+from shards.storage.location import Location, as_location, require_plain, storage_of
 from shards.storage.range_cache import RangeCache
 from shards.storage.remote_path import RemotePath
 from shards.values.dtypes import bfloat16_to_float32
 from shards.values.quantize import Int8Code
 
 
-def open_store(path: str | Location, cache: RangeCache | None = None) -> Store:
+def open_store(path: str | Location, cache: RangeCache | None = None, *, follow_links: bool = False) -> Store:
     """Open a finished store for reading.
 
     Args:
         path: Its folder or URL.
         cache: Where rows from a server are kept on this machine.
+        follow_links: Read objects that lie behind links inside the store. The folder itself may always be a link.
 
     Raises:
-        UsageError: If there is no store at ``path``, or a cache is given for one of this machine.
+        UsageError: If there is no store at ``path``, a cache is given for one of this machine, or an object lies behind
+            a link that is not to be followed.
         StoreIncompleteError: If it has no manifest yet.
         StoreDamagedError: If an object is missing or of another size than the manifest says.
     """
@@ -65,11 +67,13 @@ def open_store(path: str | Location, cache: RangeCache | None = None) -> Store:
     if manifest.recipe.id != own.id or not own.extends(begun):
         differences = "; ".join(manifest.recipe.diff(own) or own.diff(begun))
         raise StoreDamagedError(f"{path}: zarr.json and manifest.json name different recipes: {differences}")
+    names = [record.path for record in manifest.objects]
+    require_plain(path, [ROOT, MANIFEST, *names], follow_links=follow_links)
     problems = missing_objects(path, manifest.objects)
     if problems:
         more = f" and {len(problems) - 1} more objects are damaged" if len(problems) > 1 else ""
         raise StoreDamagedError(f"{path}: {problems[0]}{more}; run `pipeline verify` for the whole list")
-    return Store(path, manifest, cache)
+    return Store(path, manifest, cache, follow_links=follow_links)
 
 
 class Store:
@@ -78,12 +82,21 @@ class Store:
     Attributes:
         path: Its folder.
         manifest: What it consists of.
+        follow_links: Whether what lies behind links inside it is read.
     """
 
-    def __init__(self, path: Location, manifest: Manifest, cache: RangeCache | None = None) -> None:
+    def __init__(
+        self,
+        path: Location,
+        manifest: Manifest,
+        cache: RangeCache | None = None,
+        *,
+        follow_links: bool = False,
+    ) -> None:
         self.path = path
         self._cache = cache
         self.manifest = manifest
+        self.follow_links = follow_links
 
     @property
     def recipe(self) -> Recipe:

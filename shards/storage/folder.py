@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shards.storage import entries
 from shards.storage.atomic import publish_once, replacing, temporary_path, write_temporary
 from shards.storage.object_reader import ObjectReader
 from shards.storage.output import OutputFile
@@ -63,19 +65,39 @@ class Folder:
         """See `Storage.entries`: also the names of folders without files."""
         return (inside.name for inside in root.iterdir()) if root.is_dir() else iter(())
 
+    def read(self, path: Path) -> bytes:
+        """See `Storage.read`."""
+        return entries.read_regular(path)
+
+    def require_own_files(self, root: Path) -> None:
+        """See `Storage.require_own_files`."""
+        entries.require_own_files(root)
+
+    def foreign_entries(self, root: Path) -> Iterator[tuple[str, str]]:
+        """See `Storage.foreign_entries`."""
+        return entries.foreign_entries(root)
+
+    def require_plain(self, root: Path, names: Iterable[str], *, follow_links: bool) -> None:
+        """See `Storage.require_plain`."""
+        entries.require_plain(root, names, follow_links=follow_links)
+
     def read_all(self, root: Path, names: Sequence[str]) -> dict[str, bytes]:
         """See `Storage.read_all`."""
         contents = {}
         for name in names:
             try:
-                contents[name] = (root / name).read_bytes()
+                contents[name] = entries.read_regular(root / name)
             except FileNotFoundError:
                 continue
         return contents
 
-    def remove_tree(self, root: Path) -> None:
-        """See `Storage.remove_tree`."""
-        shutil.rmtree(root, ignore_errors=True)
+    def remove(self, root: Path, names: Sequence[str]) -> None:
+        """See `Storage.remove`."""
+        for name in names:
+            (root / name).unlink(missing_ok=True)
+        for folder, _, _ in os.walk(root, topdown=False):
+            with suppress(OSError):  # something else is in it, or somebody else was faster
+                Path(folder).rmdir()
 
     def move(self, root: Path, source: str, target: str) -> None:
         """See `Storage.move`."""
@@ -119,8 +141,7 @@ class LocalObject:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self.descriptor).st_size
+        self.descriptor, self.size = entries.open_regular(path)
 
     def read(self, nbytes: int, offset: int) -> bytes:
         """See `ObjectReader.read`."""
@@ -177,8 +198,8 @@ def _file_names(root: Path, start: str) -> Iterator[str]:
     while folders:
         folder = folders.pop()
         try:
-            with os.scandir(root / folder) as entries:
-                for entry in entries:
+            with os.scandir(root / folder) as found:
+                for entry in found:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(f"{folder}{entry.name}/")
                     elif not (entry.is_symlink() and os.path.isdir(entry.path)):  # noqa: PTH112 - it never raises

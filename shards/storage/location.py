@@ -7,12 +7,14 @@ machine are read past all of it, by `shards.reading.shard_file`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from shards.storage.atomic import is_temporary
 from shards.storage.remote_path import RemotePath, is_url
 
 if TYPE_CHECKING:
@@ -66,11 +68,23 @@ class Storage(Protocol[L]):
     def entries(self, root: L) -> Iterator[str]:
         """Last parts of the names of what lies in a folder; nothing if it is not there."""
 
+    def read(self, path: L) -> bytes:
+        """See `read_object`."""
+
+    def require_own_files(self, root: L) -> None:
+        """See `require_own_files`."""
+
+    def foreign_entries(self, root: L) -> Iterator[tuple[str, str]]:
+        """See `foreign_entries`."""
+
+    def require_plain(self, root: L, names: Iterable[str], *, follow_links: bool) -> None:
+        """See `require_plain`."""
+
     def read_all(self, root: L, names: Sequence[str]) -> dict[str, bytes]:
         """Content of each of these small objects that is there, by name."""
 
-    def remove_tree(self, root: L) -> None:
-        """Remove a folder and all that is in it, if it is there."""
+    def remove(self, root: L, names: Sequence[str]) -> None:
+        """Remove files of a folder that may be there, and the folders that are empty then, its own included."""
 
     def move(self, root: L, source: str, target: str) -> None:
         """Give an object of a folder another name there, in place of what may bear it."""
@@ -178,14 +192,48 @@ def object_names(root: Location, below: str = "") -> list[str]:
     return storage_of(root).names(root, below)
 
 
+def read_object(path: Location) -> bytes:
+    """Content of one small object.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        StoreDamagedError: If it is no regular file.
+    """
+    return storage_of(path).read(path)
+
+
+def require_own_files(root: Location) -> None:
+    """Refuse a folder to write into that holds links; see `shards.storage.entries.require_own_files`."""
+    storage_of(root).require_own_files(root)
+
+
+def foreign_entries(root: Location) -> Iterator[tuple[str, str]]:
+    """Links and the like in a folder; see `shards.storage.entries.foreign_entries`."""
+    return storage_of(root).foreign_entries(root)
+
+
+def require_plain(root: Location, names: Iterable[str], *, follow_links: bool) -> None:
+    """Refuse objects to read that lie behind links; see `shards.storage.entries.require_plain`."""
+    storage_of(root).require_plain(root, names, follow_links=follow_links)
+
+
 def read_objects(root: Location, names: Iterable[str]) -> dict[str, bytes]:
     """Content of each of these small objects that is there, by name."""
     return storage_of(root).read_all(root, list(names))
 
 
-def remove_tree(root: Location) -> None:
-    """Remove a folder and all that is in it, if it is there."""
-    storage_of(root).remove_tree(root)
+def remove_matching(root: Location, pattern: re.Pattern[str]) -> None:
+    """Remove what a program of ours has written into a folder, and the folder if nothing else is in it.
+
+    Links are not followed.
+
+    Args:
+        root: The folder, which need not be there.
+        pattern: Of the whole names, in the folder, of files to remove; temporary files go too.
+    """
+    names = object_names(root)
+    own = [name for name in names if pattern.fullmatch(name) or is_temporary(PurePosixPath(name))]
+    storage_of(root).remove(root, own)
 
 
 def move(root: Location, source: str, target: str) -> None:

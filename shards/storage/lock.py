@@ -22,12 +22,15 @@ from typing import Self
 
 from shards.documents import read_document
 from shards.errors import UserError
+from shards.storage.entries import require_own_files
 
 NAME = ".lock"
 BEAT = 5.0
 """Seconds between two touches of a lock."""
 STALE_AFTER = 6
 """Beats without a touch after which another host's lock is stale."""
+_KEPT_BY_OTHERS = ("wandb/",)
+"""Folders in which libraries that follow a run make links of their own."""
 _MOST_BYTES = 4096
 """Bytes of a lock file that are read; ours have some hundred."""
 
@@ -48,7 +51,7 @@ class FolderLock:
     """Within this context no other process that takes the lock writes into a folder, which must be there.
 
     Raises:
-        UserError: another process writes there.
+        UserError: another process writes there, or a link in it leads elsewhere.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,6 +62,7 @@ class FolderLock:
         self._beating: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        require_own_files(self._path.parent, foreign=_KEPT_BY_OTHERS)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._descriptor = os.open(self._path, flags, 0o644)
         try:

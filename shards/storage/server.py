@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +57,20 @@ class Server:
         """See `Storage.entries`: objects alone, as some servers list folders that nobody made."""
         return (name.rpartition("/")[2] for name in root.object_names())
 
+    def read(self, path: RemotePath) -> bytes:
+        """See `Storage.read`."""
+        return path.read_bytes()
+
+    def require_own_files(self, root: RemotePath) -> None:
+        """See `Storage.require_own_files`: servers have no links."""
+
+    def foreign_entries(self, root: RemotePath) -> Iterator[tuple[str, str]]:
+        """See `Storage.foreign_entries`: servers have none."""
+        return iter(())
+
+    def require_plain(self, root: RemotePath, names: Iterable[str], *, follow_links: bool) -> None:
+        """See `Storage.require_plain`: servers have no links."""
+
     def read_all(self, root: RemotePath, names: Sequence[str]) -> dict[str, bytes]:
         """See `Storage.read_all`."""
 
@@ -69,9 +83,9 @@ class Server:
         contents = zip(names, in_parallel(read, names), strict=True)
         return {name: content for name, content in contents if content is not None}
 
-    def remove_tree(self, root: RemotePath) -> None:
-        """See `Storage.remove_tree`."""
-        in_parallel(lambda name: (root / name).unlink(missing_ok=True), root.object_names())
+    def remove(self, root: RemotePath, names: Sequence[str]) -> None:
+        """See `Storage.remove`."""
+        in_parallel(lambda name: (root / name).unlink(missing_ok=True), list(names))
 
     def move(self, root: RemotePath, source: str, target: str) -> None:
         """See `Storage.move`."""

@@ -13,14 +13,25 @@ from shards.formats import format_of
 from shards.metadata.identity import MIRRORED_VIEWS, Recipe
 from shards.metadata.layout import FIELDS, MANIFEST, PLAN, WORK_DIR, field_of
 from shards.metadata.manifest import Manifest
-from shards.reading.store import Store
+from shards.reading.store import Store, open_store
 from shards.storage.atomic import temporary_path
-from shards.storage.location import Location, replace_atomically, storage_of
+from shards.storage.location import Location, replace_atomically, require_plain, storage_of
 
 
 def field_path(store: Location, name: str) -> Location:
     """Folder of a field of a store."""
     return store / FIELDS / name
+
+
+def open_field(store: Store, name: str) -> Store:
+    """Open a finished field of a store.
+
+    Raises:
+        UsageError: If it lies behind a link, and the store was opened without following those.
+    """
+    path = field_path(store.path, name)
+    require_plain(store.path, [f"{FIELDS}/{name}/{MANIFEST}"], follow_links=store.follow_links)
+    return open_store(path, follow_links=store.follow_links)
 
 
 def publish_fields(store: Location) -> Manifest:

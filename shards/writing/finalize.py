@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,11 +28,14 @@ from shards.metadata.layout import (
 from shards.metadata.manifest import Manifest
 from shards.metadata.plan import NO_LABEL, Plan
 from shards.metadata.token_statistics import error_objects, given_objects, statistics_objects
-from shards.storage.location import Location, read_objects, remove_tree, replace_atomically
+from shards.storage.location import Location, read_object, read_objects, remove_matching, replace_atomically
 from shards.storage.parallel import ahead
 from shards.values.moments import Moments
 from shards.writing.added_fields import finished_fields
 from shards.writing.published import object_record, shard_moments
+
+_MOMENTS = re.compile(r"\w+/\d{5,}\.npy")
+"""What `shards.metadata.layout.moments_path` gives, below its folder."""
 
 Commits = dict[tuple[str, int], CommitRecord]
 
@@ -44,7 +49,7 @@ def finalize_store(
     if manifest is None or manifest.revision < revision:
         manifest = _write_manifest(root, recipe, plan, commits, provenance, revision, manifest)
     # The partial sums have served; whoever needs them again computes them from the shards.
-    remove_tree(root / "moments")
+    remove_matching(root / "moments", _MOMENTS)
     return manifest
 
 
@@ -194,7 +199,7 @@ def _merged_error(recipe: Recipe, view: str, commits: Commits, moments: Moments)
 
 def _content(path: Location) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_object(path)
     except FileNotFoundError:
         return None
 

@@ -7,15 +7,34 @@ revision is begun by its ``zarr.json``, which names the recipe it is made with, 
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePosixPath
+
 from shards.errors import IdentityMismatchError, StoreIncompleteError
 from shards.formats import array_documents
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import FIELDS, INDEX, MANIFEST, REVISIONS, ROOT, WORK_DIR, derived_path
 from shards.metadata.manifest import Manifest
 from shards.metadata.root import read_recipe, root_document
-from shards.storage.location import Location, lists_objects, object_names, publish_bytes
+from shards.storage.atomic import is_temporary
+from shards.storage.location import (
+    Location,
+    lists_objects,
+    object_names,
+    publish_bytes,
+    require_own_files,
+)
 
 _DERIVED = (INDEX, "label", "valid", "stats")
+_OWN = re.compile(
+    rf"({REVISIONS}/\d+/)?(zarr\.json|index\.parquet|(label|valid|stats)/([\w-]+/)*(zarr\.json|c(/\d+)+))"
+)
+"""Names of the objects that each revision makes anew."""
+_OF_VIEW = re.compile(
+    r"(?:commits|moments)/(\w+)/\d{5,}\.(?:json|npy)"
+    r"|(\w+)/(?:\d{5,}\.tar|zarr\.json|(?:tokens|image|cls)/(?:zarr\.json|c(?:/\d+)+))"
+)
+"""Names of the objects of a view, with the view."""
 
 
 def newest_revision(path: Location) -> int:
@@ -49,6 +68,7 @@ def begin_revision(path: Location, recipe: Recipe) -> int:
     Raises:
         IdentityMismatchError: If the next revision was begun with another recipe.
     """
+    require_own_files(path)
     present = current_revision(path)
     revision = present + (path / MANIFEST).exists()
     publish_bytes(path / derived_path(ROOT, revision), root_document(recipe))
@@ -71,7 +91,9 @@ def superseded(path: Location, manifest: Manifest) -> list[str]:
     return [
         name
         for name in object_names(path)
-        if name not in manifest.by_path and (name.startswith(folders) or name.partition("/")[0] in tops)
+        if name not in manifest.by_path
+        and (name.startswith(folders) or name.partition("/")[0] in tops)
+        and _OWN.fullmatch(name)
     ]
 
 
@@ -98,6 +120,7 @@ def give_up_unfinished(path: Location) -> int:
     Returns:
         How many files that were. The revision's own document goes last, so that this may be interrupted too.
     """
+    require_own_files(path)
     manifest = Manifest.read(path)
     revision = newest_revision(path)
     if revision == manifest.revision:
@@ -107,8 +130,9 @@ def give_up_unfinished(path: Location) -> int:
     unfinished = [
         name
         for name in object_names(path)
-        if name.startswith(derived_path("", revision))
-        or added & set(name.split("/")[: 1 + name.startswith(("commits/", "moments/"))])
+        if (name.startswith(derived_path("", revision)) and _OWN.fullmatch(name))
+        or ((found := _OF_VIEW.fullmatch(name)) and added & set(found.groups()))
+        or (is_temporary(PurePosixPath(name)) and added & set(name.split("/")[:2]))
     ]
     for name in sorted(unfinished, key=lambda name: name == document):
         (path / name).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from shards.metadata.identity import Recipe
 from shards.metadata.layout import commit_path, fields_of, moments_path
 from shards.metadata.plan import Plan
 from shards.storage.checksum import crc32c_rows
-from shards.storage.location import Location, publish_bytes
+from shards.storage.location import Location, publish_bytes, read_object
 from shards.values.moments import Moments, RowSums
 from shards.values.quantize import Int8Code
 from shards.writing.published import describe_shard
@@ -203,7 +203,7 @@ class ShardWriter:
         publish_bytes(self._root / record.moments.path, moments.to_bytes())
         path = self._root / commit_path(self.view, self.shard)
         publish_bytes(path, record.to_bytes())
-        return CommitRecord.from_bytes(path.read_bytes(), path=path)
+        return CommitRecord.from_bytes(read_object(path), path=path)
 
     def _all_new(self) -> bool:
         """Whether no object that this writer was to write had been published before."""

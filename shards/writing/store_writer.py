@@ -23,7 +23,7 @@ from shards.metadata.plan import Plan
 from shards.metadata.repaired import read_plan, record_repaired
 from shards.metadata.root import read_recipe, root_document
 from shards.storage.atomic import is_temporary
-from shards.storage.location import Location, object_names, publish_bytes, storage_of
+from shards.storage.location import Location, object_names, publish_bytes, require_own_files, storage_of
 from shards.values.quantize import Int8Code
 from shards.writing.finalize import finalize_store
 from shards.writing.revisions import current_revision, newest_revision
@@ -56,9 +56,10 @@ class StoreWriter:
         """The newest revision of a store that has been begun, whoever began it.
 
         Raises:
-            UsageError: If there is no store at ``path``.
+            UsageError: If there is no store at ``path``, or a link in it.
         """
         read_recipe(path)
+        require_own_files(path)
         revision = newest_revision(path)
         return cls(path, read_recipe(path, revision), read_plan(path), revision)
 
@@ -78,11 +79,12 @@ class StoreWriter:
 
         Raises:
             IdentityMismatchError: If another recipe or plan was begun there, with the differences.
-            UsageError: If the folder holds something else, or the plan is not the recipe's.
+            UsageError: If the folder holds something else, or a link, or the plan is not the recipe's.
         """
         _require_fitting(recipe, plan, code)
         if _holds_other_things(path):
             raise UsageError(f"a store is written into a new or empty folder, and {path} holds other things")
+        require_own_files(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             _publish_plan(path, plan)

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from shards import FolderLock, UserError
+from shards import FolderLock, UsageError, UserError
 from shards.storage import lock
 
 HOLD = (
@@ -104,6 +104,6 @@ def test_a_link_is_not_followed(tmp_path):
     target = tmp_path / "precious"
     target.write_text("mine")
     (tmp_path / ".lock").symlink_to(target)
-    with pytest.raises(OSError, match="symbolic links"), FolderLock(tmp_path):
+    with pytest.raises(UsageError, match="is a link"), FolderLock(tmp_path):
         pass
     assert target.read_text() == "mine"

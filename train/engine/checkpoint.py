@@ -14,9 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,11 @@ from train.weights.tensor_files import open_tensors, save_tensors
 
 VERSION = 1
 STATE = "state.json"
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-(\d{8,})", re.ASCII)
+_UNFINISHED = re.compile(r"\.step-\d{8,}\.tmp", re.ASCII)
 _PART = re.compile(r"[\w.-]+\.safetensors")
+_OWN = re.compile(r"state\.json|[\w.-]+\.safetensors|\..+\.[0-9a-f]{32}\.tmp")
+"""Names of files in a checkpoint's folder, finished or not."""
 
 Parts = dict[str, dict[str, Tensor]]
 """Tensors by part and name."""
@@ -71,8 +73,9 @@ def save_checkpoint(
     if write:
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(".step-*.tmp"):
-            shutil.rmtree(leftover)
-        temporary.mkdir()
+            if _UNFINISHED.fullmatch(leftover.name):
+                _remove(leftover)
+        temporary.mkdir(exist_ok=True)
     digests = {
         f"{name}.safetensors": save_tensors(temporary / f"{name}.safetensors", tensors, write=write)
         for name, tensors in parts.items()
@@ -95,7 +98,22 @@ def save_checkpoint(
 def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; a folder that holds nothing is none."""
     named = (path for path in directory.glob("step-*") if _NAME.fullmatch(path.name))
-    return sorted((path for path in named if path.is_dir() and any(path.iterdir())), key=step_of)
+    return sorted((path for path in named if _own_files(path)), key=step_of)
+
+
+def _own_files(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint's folder that a checkpoint may have; none of what lies behind a link."""
+    if checkpoint.is_symlink() or not checkpoint.is_dir():
+        return []
+    return [path for path in checkpoint.iterdir() if _OWN.fullmatch(path.name)]
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove the folder of a checkpoint, but for files of others and a link."""
+    for path in _own_files(checkpoint):
+        path.unlink()
+    with suppress(OSError):  # not empty, or a link
+        checkpoint.rmdir()
 
 
 def newest_of_all(directory: Path, team: Team) -> Path | None:
@@ -127,7 +145,9 @@ def step_of(checkpoint: Path) -> int:
 def prune(directory: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
     for path in checkpoints(directory)[:-keep]:
-        shutil.rmtree(path)
+        # Under the name of an unfinished one first, so that a kill leaves no half of a checkpoint.
+        hidden = path.with_name(f".{path.name}.tmp")
+        _remove(path if hidden.exists() else path.rename(hidden))
 
 
 def read_state(path: Path) -> CheckpointState:

@@ -19,10 +19,10 @@ def open_training_store(settings: Settings) -> Store:
             raise UsageError(
                 "--store-weights and --store-schedule are for several stores; name them after --store"
             )
-        return open_store(settings.store, cache)
+        return open_store(settings.store, cache, follow_links=settings.follow_links)
     if len(settings.store) < 2:
         raise UsageError(f"--store needs a store, got {' '.join(settings.store) or 'none'}")
-    stores = [open_store(path, cache) for path in settings.store]
+    stores = [open_store(path, cache, follow_links=settings.follow_links) for path in settings.store]
     weights = settings.store_weights or (1.0,) * len(stores)
     phases = [Phase(0, weights), *map(later_phase, settings.store_schedule)]
     return MixedStore(stores, phases, settings.store_mix)

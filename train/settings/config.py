@@ -230,6 +230,8 @@ class TrainerSettings:
 
     store: str | Path | tuple[str, ...] = field(default="data/store", metadata=FREE)
     """Store to train from: a folder or a URL; several stores of one encoder are mixed."""
+    follow_links: bool = field(default=False, metadata=FREE)
+    """Read objects that lie behind links inside the store; otherwise a store with links is refused."""
     store_weights: tuple[float, ...] = field(default=(), metadata=FREE)
     """Shares of several stores in the stream of samples, one a store; their sum need not be 1. None given: equal."""
     store_schedule: tuple[str, ...] = field(default=(), metadata=FREE)
