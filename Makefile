@@ -16,8 +16,8 @@ DECODER_STEPS ?= 800
 DIT_PRESET ?= dit-dh-tiny
 DIT_STEPS ?= 1500
 # Of `make demo-few-step`, the two stages after the demo's DiT.
-CMT_STEPS ?= 200
-MFD_STEPS ?= 1000
+CMT_STEPS ?= 100
+MFD_STEPS ?= 1500
 # Without a GPU, accelerate would give the process a single thread.
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -57,7 +57,7 @@ demo-few-step: $(VENV)/.installed-demo
 	$(LAUNCH) train/dit.py $(DIT_PRESET)-mfd --store $(DEMO)/store --out $(DEMO)/mfd --max-steps $(MFD_STEPS) \
 		--teacher $(DEMO)/dit/snapshots/latest.safetensors --init-from $(DEMO)/cmt/snapshots/latest.safetensors
 	$(BIN)/python eval/few_step.py $(DEMO)/mfd/snapshots/latest.safetensors --out $(DEMO)/few-step \
-		--teacher $(DEMO)/dit/snapshots/latest.safetensors --store $(DEMO)/store \
+		--teacher $(DEMO)/dit/snapshots/latest.safetensors --store $(DEMO)/store --num-samples 280 \
 		--decoder $(DEMO)/decoder/snapshots/latest.safetensors
 	$(BIN)/python -m pipeline.demo page --store $(DEMO)/store --decoder $(DEMO)/decoder --dit $(DEMO)/dit \
 		--reconstruction $(DEMO)/reconstruction --generation $(DEMO)/generation --out $(DEMO) \

@@ -23,7 +23,7 @@ from train.models.dequantize import Dequantizer
 from train.models.embeddings import initialise_as_published
 from train.randomness import normal
 from train.report.metrics_file import read_metrics
-from train.settings.few_step import MeanFlowSettings, TeacherGuidance
+from train.settings.few_step import MeanFlowSettings, TeacherGuidance, forward_passes
 from train.settings.presets import DIT_PRESETS, STAGES, dit_settings
 from train.tasks.mean_flow import ERROR_BY_GAP, ERROR_BY_TIME, MeanFlowTask
 from train.tasks.parts import DiTParts
@@ -374,6 +374,20 @@ def test_the_rule_of_presets_changes_the_stage_and_nothing_else():
     assert dit_settings("dit-dh-xl-512-mfd").global_batch_size == 128
     with pytest.raises(UsageError, match=r"and each of them with -cmt, -mfd, -mft"):
         dit_settings("dit-dh-xl-256-mfx")
+
+
+def test_what_a_step_costs_is_counted_in_forward_passes():
+    base = dit_settings("dit-dh-xl-256")
+    assert forward_passes(base) == 3
+    taught = {"teacher": Path("teacher.safetensors")}
+    distilled = dataclasses.replace(dit_settings("dit-dh-xl-256-mfd"), **taught)
+    assert forward_passes(distilled) == 4.5
+    assert forward_passes(dataclasses.replace(distilled, activation_checkpointing=True)) == 5.5
+    guided = dataclasses.replace(distilled, teacher_guidance=TeacherGuidance(kind="cfg", scale=2.0))
+    assert forward_passes(guided) == 5.5
+    assert forward_passes(dit_settings("dit-dh-xl-256-mft")) == 3.5
+    assert forward_passes(dataclasses.replace(dit_settings("dit-dh-xl-256-cmt"), **taught)) == 207
+    assert forward_passes(dataclasses.replace(dit_settings("dit-dh-xl-512-cmt"), **taught)) == 39
 
 
 def test_raev2s_network_is_distilled_with_its_own_guidance(tmp_path, store_path):

@@ -6,7 +6,8 @@ from shards import Store
 from train.engine.stores import epoch_steps
 from train.models.config import GeneratorConfig, ModelConfig
 from train.models.cost import forward_flops, num_parameters
-from train.settings.config import Settings
+from train.settings.config import DiTSettings, Settings
+from train.settings.few_step import forward_passes
 from train.settings.networks import widest_layer
 
 BYTES_A_NUMBER = 4
@@ -28,7 +29,8 @@ def start_summary(
     forward = forward_flops(config)
     rows, batch = len(store.valid_rows) - settings.held_out, settings.global_batch_size
     # Backward costs twice the forward pass; recomputing activations costs a third one.
-    passes = 4 if settings.activation_checkpointing else 3
+    plain = 4 if settings.activation_checkpointing else 3
+    passes = forward_passes(settings) if isinstance(settings, DiTSettings) else plain
     # Weights, gradients, two moments, and the averages.
     states = (4 + len(settings.ema_rates)) * BYTES_A_NUMBER * parameters
     share = 1 / world_size if settings.sharding == "fsdp" else 1.0

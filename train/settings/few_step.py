@@ -26,6 +26,11 @@ class TeacherGuidance:
     guide: Path | None = None
     """Snapshot of the weaker network for autoguidance, or a published file."""
 
+    @property
+    def guides_in_one_call(self) -> bool:
+        """Whether guided velocity costs no more than the network's own."""
+        return self.kind in ("none", "internal")
+
     def __post_init__(self) -> None:
         """Refuse guidance without what it needs, and what none of it needs."""
         if self.kind == "none" and (self.scale != 1.0 or self.guide is not None):
@@ -114,6 +119,23 @@ class MidTrainingSettings:
             )
         if self.pairs < 1:
             raise UsageError(f"--mid-training.pairs must be at least 1; got {self.pairs}")
+
+
+def forward_passes(settings: DiTSettings) -> float:
+    """Forward passes that a sample of a step costs, a backward pass counting as two.
+
+    A teacher's count as the network's own, and so do those of its guide.
+    """
+    with_gradient = 4 if settings.activation_checkpointing else 3
+    taught = (0 if settings.teacher is None else 1) * (
+        1 if settings.teacher_guidance.guides_in_one_call else 2
+    )
+    if settings.objective == "mid-training":
+        trajectory = (settings.mid_training.points - 1) * (2 if settings.mid_training.method == "heun" else 1)
+        return taught * trajectory + with_gradient * settings.mid_training.pairs
+    if settings.objective == "mean-flow":
+        return taught + 2 * settings.mean_flow.share + with_gradient
+    return with_gradient
 
 
 def require_start(settings: DiTSettings) -> None:
