@@ -21,7 +21,7 @@ def known_roots(store: Location) -> tuple[str, ...]:
     """The places that were named when this store's plan was made on this machine; none of a store from elsewhere."""
     try:
         places = json.loads(_memory(store).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: a user without a home
         return ()
     return tuple(place for place in places if isinstance(place, str)) if isinstance(places, list) else ()
 
@@ -34,7 +34,7 @@ def remember_roots(store: Location, places: Iterable[str]) -> None:
         return
     try:
         replace_atomically(_memory(store), json.dumps(together).encode())
-    except OSError:
+    except (OSError, RuntimeError):
         return
 
 
