@@ -6,6 +6,7 @@ import torch
 
 from pipeline.encoders.encoder import Encoder, create_encoder
 from shards import open_store
+from shards.reading.dataset import SampleDataset
 from shards.reading.loader import Loader
 
 ARGUMENTS = ["--encoder", "vit_small_patch16_dinov3_qkvb", "--weights", "random:0", "--input-size", "32"]
@@ -128,7 +129,7 @@ def test_int8_companions_have_codes_of_their_own(folder, tmp_path, pipeline):
     assert store.code.digest != field.code.digest
 
 
-def test_class_tokens_are_read_by_the_loader(folder, tmp_path, pipeline):
+def test_class_tokens_are_read_by_loader_and_dataset(folder, tmp_path, pipeline):
     arguments = ["encode", folder, "--out", tmp_path / "store", "--shards", 2, *ARGUMENTS, "--class-token"]
     assert pipeline(*arguments)[0] == 0
     store = open_store(tmp_path / "store")
@@ -138,6 +139,8 @@ def test_class_tokens_are_read_by_the_loader(folder, tmp_path, pipeline):
         for row, found in zip(batch.rows.tolist(), batch.arrays["cls"], strict=True):
             np.testing.assert_array_equal(found, expected[row])
         batch.release()
+    sample = SampleDataset(store.path, fields=("tokens", "cls"), views=("center",), seed=0)[3]
+    np.testing.assert_array_equal(sample["cls"], expected[sample["row"]])
     assert "center/cls" in pipeline("inspect", store.path)[1]
 
 
