@@ -92,6 +92,8 @@ if TYPE_CHECKING:
     from shards.values.dtypes import storage_type as storage_type
     from shards.values.dtypes import to_float64 as to_float64
     from shards.values.dtypes import to_storage as to_storage
+    from shards.values.moments import Moments as Moments
+    from shards.values.moments import moments_of_sums as moments_of_sums
     from shards.values.positions import Positions as Positions
     from shards.values.quantize import Int8Code as Int8Code
     from shards.values.statistics_file import StatisticsFile as StatisticsFile
@@ -163,6 +165,7 @@ _MODULES = {
     "shards.storage.remote_path": ["RemotePath", "refuse_credentials"],
     "shards.values.code_error": ["Calibration", "describe_error", "fit_and_judge", "require_within"],
     "shards.values.dtypes": ["TOKEN_DTYPES", "storage_type", "to_float64", "to_storage"],
+    "shards.values.moments": ["Moments", "moments_of_sums"],
     "shards.values.positions": ["Positions"],
     "shards.values.quantize": ["Int8Code"],
     "shards.values.statistics_file": ["StatisticsFile", "read_statistics_file"],

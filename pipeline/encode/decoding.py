@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.encode.buffers import page_aligned
 from pipeline.encode.claims import Task
 from pipeline.sources.picture_sources import PictureSource
 from pipeline.sources.pictures import Images
@@ -161,7 +162,7 @@ class BatchDecoder(RowBatches):
     def _new(self) -> Tensor:
         size = self._source.pictures.size
         shape = (len(self._source.pictures.names), self._length, size, size, 3)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        return page_aligned(shape, torch.uint8, pin_memory=self._pin_memory)
 
     def _start(self, batch: DecodedBatch, records: Sequence[SourceRecord]) -> list[Future[list[DecodedRow]]]:
         pictures, views = batch.inputs.numpy(), batch.task.views

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.encode.buffers import page_aligned
 from shards import Int8Code
 
 TORCH_TYPES = {
@@ -77,7 +78,7 @@ class TokenStorage:
         square_error = None
         if self._code is not None:
             square_error = torch.empty((shape[0], shape[2]), dtype=torch.float64, pin_memory=pin_memory)
-        values = torch.empty(shape, dtype=self.dtype, pin_memory=pin_memory)
+        values = page_aligned(shape, self.dtype, pin_memory=pin_memory)
         if not class_token:
             return StoredTokens(values, square_error)
         of_classes = torch.empty((shape[0], shape[2]), dtype=torch.float16, pin_memory=pin_memory)

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from torch import Tensor
 from pipeline.encode.claims import Claims, Task
 from pipeline.encode.decoding import DecodedBatch, RowBatches
 from pipeline.encode.progress import BatchEncoded, BatchWritten, Event, ShardFailed
+from pipeline.encode.sums import DeviceSums, TorchSums, sums_for
 from pipeline.encode.targets import Target, outputs
 from pipeline.encode.tokens import StoredTokens
 from pipeline.encoders.latents import RowEncoder
@@ -59,6 +60,8 @@ class _Encoded:
     targets: list[int]
     buffers: list[StoredTokens]
     """One a target of the worker, whether it is used or not."""
+    sums: list[TorchSums | None]
+    """What adds up a shard's tokens in the place of its writer, in order of `targets`."""
     ready: torch.cuda.Event | None
     bad: dict[int, str]
 
@@ -112,6 +115,7 @@ class Worker:
         self._window: deque[DecodedBatch] = deque()
         self._open: dict[tuple[int, str, int], ShardWriter] = {}
         self._lacking: dict[tuple[int, str], list[int]] = {}
+        self._sums: dict[tuple[int, str, int], TorchSums | None] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -197,10 +201,11 @@ class Worker:
             for view in batch.task.views:
                 lacking = self._lacking[batch.task.shard, view]
                 buffers = self._free_tokens.get()
-                self._encode_into(buffers, lacking, self._rows.shown(inputs, view))
                 reasons = ((slot, row.reason_in(view)) for slot, row in enumerate(rows))
                 bad = {batch.first_place + slot: reason for slot, reason in reasons if reason is not None}
-                encoded = _Encoded(batch, view, lacking, buffers, self._mark(), bad)
+                stored = self._encode_into(buffers, lacking, self._rows.shown(inputs, view))
+                sums = self._add_up(batch, view, lacking, stored, bad)
+                encoded = _Encoded(batch, view, lacking, buffers, sums, self._mark(), bad)
                 self._writing.append((batch.task, self._write_pools[view].submit(self._write, encoded)))
         except SHARD_FAILURES as error:
             raise ShardFailureError(batch.task) from error
@@ -219,11 +224,40 @@ class Worker:
         while self._writing and (len(self._writing) > _TOKEN_BUFFERS or self._writing[0][1].done()):
             self._collect_written()
 
-    def _encode_into(self, buffers: list[StoredTokens], targets: list[int], shown: Tensor) -> None:
+    def _encode_into(
+        self, buffers: list[StoredTokens], targets: list[int], shown: Tensor
+    ) -> list[StoredTokens]:
+        """The tokens for each of some targets, on the device, and on their way into the targets' buffers."""
         found = outputs(self._encoder, shown, [self._targets[index] for index in targets])
-        for index, output in zip(targets, found, strict=True):
-            stored = self._storage[index](output.tokens, output.class_token)
-            buffers[index].copy_(stored, non_blocking=self._pinned)
+        stored = [
+            self._storage[index](output.tokens, output.class_token)
+            for index, output in zip(targets, found, strict=True)
+        ]
+        for index, tokens in zip(targets, stored, strict=True):
+            buffers[index].copy_(tokens, non_blocking=self._pinned)
+        return stored
+
+    def _add_up(
+        self,
+        batch: DecodedBatch,
+        view: str,
+        targets: list[int],
+        stored: list[StoredTokens],
+        bad: Mapping[int, str],
+    ) -> list[TorchSums | None]:
+        """What adds up the tokens of a shard for each of some targets; on a GPU the batch's are added up there, now."""
+        sums = []
+        good = [slot for slot in range(batch.length) if batch.first_place + slot not in bad]
+        for index, tokens in zip(targets, stored, strict=True):
+            key = batch.task.shard, view, index
+            if batch.first_place == 0:
+                self._sums[key] = sums_for(self._targets[index].writer.recipe, self._device)
+            sums.append(self._sums.pop(key) if batch.last else self._sums[key])
+            if isinstance(sums[-1], DeviceSums):
+                sums[-1].add(tokens.values, good)
+                if batch.last:
+                    sums[-1].fetch()
+        return sums
 
     def _mark(self) -> torch.cuda.Event | None:
         """What happens on the device once everything asked of it so far is done; None where calls return only then."""
@@ -249,8 +283,8 @@ class Worker:
                 if encoded.ready is not None:
                     encoded.ready.synchronize()
                 began = time.perf_counter()
-                for index in encoded.targets:
-                    shard = self._opened(batch.task, encoded.view, index)
+                for index, sums in zip(encoded.targets, encoded.sums, strict=True):
+                    shard = self._opened(batch.task, encoded.view, index, sums)
                     shards.append((index, shard))
                     guard.push(shard)
                     self._write_rows(shard, index, encoded)
@@ -267,12 +301,14 @@ class Worker:
         seconds = time.perf_counter() - began
         self._report(BatchWritten(self._name, batch.task.shard, encoded.view, seconds, published=batch.last))
 
-    def _opened(self, task: Task, view: str, index: int) -> ShardWriter:
+    def _opened(self, task: Task, view: str, index: int, sums: TorchSums | None) -> ShardWriter:
         shard = self._open.pop((task.shard, view, index), None)
         if shard is None:
             target = self._targets[index]
             linked = target.linked(view, task.shard) or self._rows.linked(task, view)
-            shard = target.writer.shard(view, task.shard, attempts=task.attempt, linked=linked).__enter__()
+            shard = target.writer.shard(
+                view, task.shard, attempts=task.attempt, linked=linked, sums=sums
+            ).__enter__()
         return shard
 
     def _count_written(self, batch: DecodedBatch) -> None:
@@ -316,6 +352,7 @@ class Worker:
         for shard in self._open.values():
             shard.__exit__(None, None, None)
         self._open.clear()
+        self._sums.clear()
         while self._free_tokens.qsize() < _TOKEN_BUFFERS:  # a cancelled write never gave its buffer back
             self._free_tokens.put(self._new_token_buffers())
 

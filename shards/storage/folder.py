@@ -171,7 +171,7 @@ class LocalOutput(OutputFile):
         final.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = temporary_path(final)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        super().__init__(final, os.open(self._temporary, flags, 0o644), pool, algorithm)
+        super().__init__(final, os.open(self._temporary, flags, 0o644), pool, algorithm, past_cache=True)
         self._final = final
 
     def finish(self) -> str:

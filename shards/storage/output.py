@@ -12,11 +12,11 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 
 from shards.storage.digests import ALGORITHMS
+from shards.storage.file_writer import FileWriter
 from shards.storage.remote_path import RemotePath
 
 Buffer = bytes | memoryview
 
-_MAX_VECTORS = 1024  # IOV_MAX on Linux
 _WORTH_A_THREAD = 1 << 18
 _FLUSH_EVERY = 1 << 26  # bytes after which the disk is set to work, so that the last flush has little left
 
@@ -29,16 +29,26 @@ class OutputFile(ABC):
         descriptor: An empty file of this machine that is open for writing; closed by `discard`.
         pool: Where hashing and flushing may be done.
         algorithm: Of the digest, one of `shards.storage.digests.ALGORITHMS`.
+        past_cache: Whether what is written may go past the page cache.
 
     Attributes:
         final: Name the file is meant for.
         position: Bytes written so far.
     """
 
-    def __init__(self, final: Path | RemotePath, descriptor: int, pool: Executor, algorithm: str) -> None:
+    def __init__(
+        self,
+        final: Path | RemotePath,
+        descriptor: int,
+        pool: Executor,
+        algorithm: str,
+        *,
+        past_cache: bool,
+    ) -> None:
         self.final = final
         self.position = 0
         self._descriptor = descriptor
+        self._file = FileWriter(descriptor, past_cache=past_cache)
         self._pool = pool
         self._hasher = ALGORITHMS[algorithm]()
         self._flushed = 0
@@ -52,15 +62,17 @@ class OutputFile(ABC):
         if nbytes >= _WORTH_A_THREAD:
             hashing = self._pool.submit(self._hash, views)
         try:
-            self._write_out(views)
+            self._file.write(views)
         finally:
             if hashing is not None:
                 hashing.result()
         if hashing is None:
             self._hash(views)
         self.position += nbytes
-        if self.position - self._flushed >= _FLUSH_EVERY and (
-            self._flushing is None or self._flushing.done()
+        if (
+            not self._file.is_direct
+            and self.position - self._flushed >= _FLUSH_EVERY
+            and (self._flushing is None or self._flushing.done())
         ):
             self._finish_flush()
             self._flushed = self.position
@@ -75,19 +87,6 @@ class OutputFile(ABC):
     def _hash(self, views: list[memoryview]) -> None:
         for view in views:
             self._hasher.update(view)
-
-    def _write_out(self, views: list[memoryview]) -> None:
-        waiting = views[::-1]
-        while waiting:
-            group = waiting[: -_MAX_VECTORS - 1 : -1]
-            written = os.writev(self._descriptor, group)
-            while written:
-                head = waiting.pop()
-                if head.nbytes > written:
-                    waiting.append(head[written:])
-                    written = 0
-                else:
-                    written -= head.nbytes
 
     def finish(self) -> str:
         """Complete the file; returns its digest in hexadecimal digits."""

@@ -146,7 +146,7 @@ class RemoteOutput(OutputFile):
 
     def __init__(self, final: RemotePath, pool: Executor, algorithm: str) -> None:
         with tempfile.TemporaryFile(prefix=f"{final.name}.", buffering=0) as scratch:
-            super().__init__(final, os.dup(scratch.fileno()), pool, algorithm)
+            super().__init__(final, os.dup(scratch.fileno()), pool, algorithm, past_cache=False)
         self._final = final
 
     def publish(self) -> bool:

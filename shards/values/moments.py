@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,38 @@ class Moments:
             raise StoreDamagedError(f"partial sums cannot be read: {error}") from error
 
 
+def moments_of_sums(
+    count: int, total: NDArray[np.float64], squares: NDArray[np.float64], row_shape: tuple[int, ...]
+) -> Moments:
+    """Moments of rows whose sums are known.
+
+    Args:
+        count: Rows.
+        total: Their sum, float64[n].
+        squares: The sum of their squares, float64[n].
+        row_shape: Shape of a row, of n numbers.
+    """
+    if not count:
+        return Moments.empty(row_shape)
+    mean = total / count
+    m2 = np.maximum(squares - total * mean, 0.0)
+    return Moments(count, mean.reshape(row_shape), m2.reshape(row_shape))
+
+
+class TokenSums(Protocol):
+    """Adds up the tokens of one shard; whoever does it, by whatever means, the bits are those of `RowSums`."""
+
+    def update(self, rows: NDArray[Any], /) -> None:
+        """Take note of rows [k, *row_shape] of the storage type, which are being written, in order of place."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether no row held NaN or infinity."""
+
+    def moments(self) -> Moments:
+        """Moments of the rows, which must be `finite`."""
+
+
 class RowSums:
     """Adds up rows one after another into `Moments`.
 
@@ -149,12 +181,7 @@ class RowSums:
 
     def moments(self) -> Moments:
         """Moments of the rows added so far, which must be `finite`."""
-        if not self._count:
-            return Moments.empty(self._row_shape)
-        mean = self._sum / self._count
-        m2 = np.maximum(self._squares - self._sum * mean, 0.0)
+        found = moments_of_sums(self._count, self._sum, self._squares, self._row_shape)
         if self._half:
-            mean *= HALF_SCALE
-            m2 *= HALF_SCALE**2
-        mean += self._shift
-        return Moments(self._count, mean.reshape(self._row_shape), m2.reshape(self._row_shape))
+            return Moments(found.count, found.mean * HALF_SCALE, found.m2 * HALF_SCALE**2)
+        return Moments(found.count, found.mean + self._shift.reshape(self._row_shape), found.m2)

@@ -20,7 +20,7 @@ from shards.metadata.layout import commit_path, fields_of, moments_path
 from shards.metadata.plan import Plan
 from shards.storage.checksum import crc32c_rows
 from shards.storage.location import Location, publish_bytes, read_object
-from shards.values.moments import Moments, RowSums
+from shards.values.moments import Moments, RowSums, TokenSums
 from shards.values.quantize import Int8Code
 from shards.writing.published import describe_shard
 
@@ -44,6 +44,7 @@ class ShardWriter:
         attempts: int,
         code: Int8Code | None = None,
         linked: Linked | None = None,
+        sums: TokenSums | None = None,
     ) -> None:
         """Begin a shard; see `StoreWriter.shard`."""
         self._root = root
@@ -60,7 +61,7 @@ class ShardWriter:
         self._bad: dict[int, str] = {}
         self._crc32c = {field.name: np.zeros(recipe.capacity, np.uint32) for field in self._fields}
         self._written = np.zeros(recipe.capacity, np.bool_)
-        self._sums = RowSums(self._fields[0].row_shape, self._fields[0].dtype, code)
+        self._sums = sums or RowSums(self._fields[0].row_shape, self._fields[0].dtype, code)
         self._square_error: NDArray[np.float64] | None = None
         self._error_unknown = False
 

@@ -24,6 +24,7 @@ from shards.metadata.repaired import read_plan, record_repaired
 from shards.metadata.root import read_recipe, root_document
 from shards.storage.atomic import is_temporary
 from shards.storage.location import Location, object_names, publish_bytes, require_own_files, storage_of
+from shards.values.moments import TokenSums
 from shards.values.quantize import Int8Code
 from shards.writing.finalize import finalize_store
 from shards.writing.revisions import current_revision, newest_revision
@@ -125,7 +126,15 @@ class StoreWriter:
         except StoreIncompleteError:
             return False
 
-    def shard(self, view: str, shard: int, *, attempts: int = 1, linked: Linked | None = None) -> ShardWriter:
+    def shard(
+        self,
+        view: str,
+        shard: int,
+        *,
+        attempts: int = 1,
+        linked: Linked | None = None,
+        sums: TokenSums | None = None,
+    ) -> ShardWriter:
         """Begin a shard of a view; use as a context manager.
 
         Args:
@@ -134,10 +143,11 @@ class StoreWriter:
             attempts: How often this shard has been begun, for the record.
             linked: For a field that has another store's images as links: puts the shard's links there and gives that
                 store's record of the shard. It is called by `publish`; images are not written.
+            sums: What adds the tokens up; default: `shards.values.moments.RowSums`, whose bits any other must have.
         """
         if view not in self.recipe.views or not 0 <= shard < self.recipe.num_shards:
             raise ValueError(f"the recipe has no shard {shard} of view {view!r}")
-        return ShardWriter(self.path, self.recipe, self.plan, view, shard, attempts, self.code, linked)
+        return ShardWriter(self.path, self.recipe, self.plan, view, shard, attempts, self.code, linked, sums)
 
     def finalize(self, provenance: dict[str, str] | None = None) -> Manifest:
         """Write index, statistics and, last, the manifest; any process may do it, also twice.

@@ -1,0 +1,105 @@
+"""Sums by torch have the bits of shards' own, whether the writer or the encoder's device adds the rows up."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.encode import worker
+from pipeline.encode.sums import DeviceSums, TorchSums, sums_for
+from shards import open_store
+from shards.values.dtypes import storage_type
+from shards.values.moments import RowSums
+
+SHAPE = (7, 5000)  # more than one tile
+
+
+def rows_of(count):
+    generator = np.random.default_rng(count)
+    rows = generator.standard_normal((count, *SHAPE), np.float32) * 10.0 ** generator.uniform(-6, 3, SHAPE)
+    return rows.astype(np.float16)
+
+
+def bits(sums):
+    moments = sums.moments()
+    return moments.count, moments.mean.tobytes(), moments.m2.tobytes()
+
+
+def by_numpy(rows):
+    sums = RowSums(SHAPE, storage_type("float16"))
+    sums.update(rows)
+    return sums
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_sums_by_torch_have_the_bits_of_numpys(count):
+    rows = rows_of(count)
+    assert rows.size == 0 or (np.abs(rows[rows != 0]).min() < 6e-5 and np.abs(rows).max() > 1000)
+    sums = TorchSums(SHAPE, torch.device("cpu"))
+    for start in range(0, count, 4):
+        sums.update(rows[start : start + 4])
+    assert sums.finite
+    assert bits(sums) == bits(by_numpy(rows))
+
+
+def test_sums_on_the_device_leave_out_unusable_rows():
+    rows, good = rows_of(9), [0, 1, 4, 8]
+    sums = DeviceSums(SHAPE, torch.device("cpu"))
+    sums.add(torch.from_numpy(rows), good)
+    sums.update(rows[good])
+    sums.fetch()
+    assert sums.finite
+    assert bits(sums) == bits(by_numpy(rows[good]))
+
+
+def test_rows_that_were_written_and_not_added_up_are_noticed():
+    rows = rows_of(3)
+    sums = DeviceSums(SHAPE, torch.device("cpu"))
+    sums.add(torch.from_numpy(rows), [0, 1])
+    sums.update(rows)
+    sums.fetch()
+    with pytest.raises(RuntimeError, match="3 rows were written and 2 added up"):
+        sums.moments()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_infinity_and_nan_are_found(value):
+    rows = rows_of(3)
+    rows[1, 3, 4] = value
+    on_device, on_host = DeviceSums(SHAPE, torch.device("cpu")), TorchSums(SHAPE, torch.device("cpu"))
+    on_device.add(torch.from_numpy(rows), range(3))
+    on_device.fetch()
+    on_host.update(rows)
+    assert not on_device.finite
+    assert not on_host.finite
+
+
+@pytest.mark.gpu
+def test_sums_on_a_gpu_have_the_bits_of_numpys():
+    rows = rows_of(9)
+    sums = DeviceSums(SHAPE, torch.device("cuda"))
+    sums.add(torch.from_numpy(rows).cuda(), range(9))
+    sums.update(rows)
+    sums.fetch()
+    torch.cuda.synchronize()
+    assert bits(sums) == bits(by_numpy(rows))
+
+
+def test_a_store_is_the_same_whoever_adds_its_tokens_up(folder, tmp_path, tiny, pipeline, monkeypatch):
+    (folder / "class 0" / "00.png").write_bytes(b"no image")
+    ways = {
+        "numpy": lambda recipe, device: None,
+        "torch": sums_for,
+        "device": lambda recipe, device: DeviceSums(
+            (recipe.encoder.num_tokens, recipe.encoder.width), device
+        ),
+    }
+    found = {}
+    for name, way in ways.items():
+        monkeypatch.setattr(worker, "sums_for", way)
+        arguments = ["encode", folder, "--out", tmp_path / name, "--shards", 2, "--batch-size", 4, *tiny]
+        code, _, err = pipeline(*arguments)
+        assert code == 0, err
+        objects = open_store(tmp_path / name).manifest.objects
+        found[name] = {o.path: o.digest for o in objects if not o.path.startswith("commits/")}
+    assert any(path.startswith("stats/") for path in found["numpy"])
+    assert found["numpy"] == found["torch"] == found["device"]
