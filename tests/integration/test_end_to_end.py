@@ -74,11 +74,14 @@ def test_images_become_pictures_through_the_readme_s_commands(images):
 
 @pytest.mark.slow
 def test_make_demo_ends_in_a_page_and_is_harmless_twice(tmp_path):
-    line = [
-        *("make", "-C", str(ROOT), "demo", f"DEMO={tmp_path}", "DECODER_STEPS=2", "DIT_STEPS=2"),
-        *("--assume-old=pyproject.toml", "--assume-old=constraints.txt"),
-    ]
-    for _ in range(2):
+    steps = ("DECODER_STEPS=2", "DIT_STEPS=2", "CMT_STEPS=1", "MFD_STEPS=2")
+    page = tmp_path / "index.html"
+    for target in ("demo", "demo", "demo-few-step", "demo-few-step"):
+        line = [
+            *("make", "-C", str(ROOT), target, f"DEMO={tmp_path}", *steps),
+            *("--assume-old=pyproject.toml", "--assume-old=constraints.txt"),
+        ]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert (tmp_path / "index.html").stat().st_size > 100_000
+        assert page.stat().st_size > 100_000
+        assert ("New pictures in one step" in page.read_text(encoding="utf-8")) == ("few-step" in target)

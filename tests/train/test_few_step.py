@@ -100,7 +100,8 @@ def test_micro_batches_of_a_stage_learn_what_the_whole_batch_does(
             assert (tensor - found[name]).abs().max() <= 1e-3 * max(1.0, tensor.abs().max()), name
 
 
-@pytest.mark.parametrize("objective", ["mean-flow", pytest.param("mid-training", marks=pytest.mark.slow)])
+@pytest.mark.slow  # starts two processes
+@pytest.mark.parametrize("objective", STAGE)
 def test_two_processes_train_a_stage_as_one_does(
     objective, tmp_path, arguments, train_stage, teacher, checkpoint_tensors, losses
 ):
