@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.encoders.aggregation import Aggregation
-from pipeline.encoders.encoder import Encoder, create_encoder
+from pipeline.encoders.encoder import create_encoder
+from pipeline.encoders.frozen import Encoder
 from pipeline.encoders.recipes import RECIPES
 
 FLOAT16 = 2

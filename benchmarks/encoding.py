@@ -29,7 +29,8 @@ from pipeline.encode.decoding import BatchDecoder, batch_length
 from pipeline.encode.leases import Leases, Owner
 from pipeline.encode.targets import Target
 from pipeline.encode.worker import Worker
-from pipeline.encoders.encoder import Encoder, create_encoder
+from pipeline.encoders.encoder import create_encoder
+from pipeline.encoders.frozen import Encoder
 from pipeline.sources.listing import list_source
 from pipeline.sources.picture_sources import ImageFiles
 from pipeline.sources.pictures import Pictures

@@ -27,7 +27,8 @@ import torch
 from measuring import benchmark_plan, benchmark_recipe
 from PIL import Image
 
-from pipeline.encoders.encoder import Encoder, create_encoder
+from pipeline.encoders.encoder import create_encoder
+from pipeline.encoders.frozen import Encoder
 from shards import Store, StoreWriter, center_crop, decode_image, open_store
 from train.distributed import Team
 from train.engine.feed import Feed, MicroBatch

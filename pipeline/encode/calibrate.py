@@ -14,7 +14,7 @@ from pipeline.encode.claims import Task
 from pipeline.encode.decoding import BatchDecoder, batch_length
 from pipeline.encode.devices import named_devices
 from pipeline.encode.job import decode_threads_for
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.frozen import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
 from pipeline.sources.pictures import Pictures

@@ -15,7 +15,8 @@ from pipeline.encode.progress import Event, WorkerStarted
 from pipeline.encode.stored_batches import StoredBatches
 from pipeline.encode.targets import open_targets, pending_in_any
 from pipeline.encode.worker import Worker
-from pipeline.encoders.encoder import Encoder, create_encoder
+from pipeline.encoders.encoder import create_encoder
+from pipeline.encoders.frozen import Encoder
 from pipeline.encoders.latents import LatentEncoder, RowEncoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source

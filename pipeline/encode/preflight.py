@@ -15,7 +15,7 @@ from pipeline.encode.job import decode_threads_for
 from pipeline.encode.space import gigabytes
 from pipeline.encode.targets import companion_encoders, companion_paths
 from pipeline.encoders.aggregation import Aggregation
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.frozen import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
 from shards import TOKEN_DTYPES, Plan, Recipe, even_spread, printable_text, storage_type, usable_cores

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.encode.tokens import TokenStorage
 from pipeline.encoders.aggregation import Aggregation
-from pipeline.encoders.encoder import Encoder, EncoderOutput
+from pipeline.encoders.frozen import Encoder, EncoderOutput
 from pipeline.encoders.latents import RowEncoder
 from pipeline.settings.config import EncodeConfig
 from shards import CommitRecord, Location, StoreWriter

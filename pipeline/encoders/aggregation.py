@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.settings.layers import check_ascending
 from shards import UsageError
 
 MEAN, WITH_SPATIAL_MEAN = "mean", "mean+spatial-mean"
@@ -76,3 +77,35 @@ def check_within(layers: Sequence[int], depth: int, option: str, name: str) -> N
             f"{option} must lie within the {depth} blocks of {name}, 0 to {depth - 1}, got {layers[-1]}; "
             f"the last block is {depth - 1}"
         )
+
+
+def choose_aggregation(
+    depth: int,
+    network: str,
+    layers: Sequence[int] | None,
+    combination: str | None,
+    *,
+    option: str,
+    spatial_mean: bool,
+) -> Aggregation:
+    """What settings ask of a network.
+
+    Args:
+        depth: Its number of blocks.
+        network: What to call it in a message.
+        layers: Blocks, counted from 0, ascending; None takes the last.
+        combination: One of `COMBINATIONS`; None takes the family's for several blocks, and `mean` for one.
+        option: What names the blocks, for messages.
+        spatial_mean: Whether the family adds the spatial mean unless asked otherwise.
+
+    Raises:
+        UsageError: If there are no such blocks, or no such combination.
+    """
+    if combination is not None and combination not in COMBINATIONS:
+        raise UsageError(f"--combination must be one of {', '.join(COMBINATIONS)}, got {combination}")
+    chosen = (depth - 1,) if layers is None else tuple(layers)
+    check_ascending(chosen, option, ",".join(map(str, chosen)))
+    check_within(chosen, depth, option, network)
+    if combination is None:
+        combination = WITH_SPATIAL_MEAN if spatial_mean and len(chosen) > 1 else MEAN
+    return Aggregation(chosen, combination)

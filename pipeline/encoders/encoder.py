@@ -6,33 +6,23 @@ several blocks' combined. The families of `families.py` follow the reference's c
 timm's. `docs/encoding.md` lists the traps between timm and transformers that are handled here.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pipeline.encoders.aggregation import (
-    COMBINATIONS,
-    MEAN,
-    WITH_SPATIAL_MEAN,
-    Aggregation,
-    check_within,
-    combine,
-)
+from pipeline.encoders.aggregation import choose_aggregation
 from pipeline.encoders.dinov3_weights import PERIODS, State, require_same_biases, set_periods
-from pipeline.encoders.families import RAEV2, Family, Triple, family_of
+from pipeline.encoders.families import RAEV2, Family, family_of
+from pipeline.encoders.frozen import Encoder
 from pipeline.encoders.recipes import resolve
 from pipeline.encoders.weights import digest, read_weights, resize_positions, to_timm_layout
-from pipeline.settings.layers import check_ascending
 from shards import EncoderIdentity, UsageError, UserError
 
 _SEED_DIGITS = 19  # all such numbers are seeds of torch, which end below 2**64
@@ -46,204 +36,6 @@ _REFUSALS = (
     AttributeError,
 )
 """What timm and torch refuse the arguments of a model with, whichever comes first."""
-
-
-@dataclass(frozen=True)
-class EncoderOutput:
-    """What one combination of blocks gives for some images.
-
-    Attributes:
-        tokens: Raw tokens, float32 [B, N, D].
-        class_token: The highest block's class token after the same norm, float32 [B, D]; None if it was not asked for.
-    """
-
-    tokens: Tensor
-    class_token: Tensor | None
-
-
-class Encoder(nn.Module):
-    """A frozen encoder, from pixels to raw tokens.
-
-    Args:
-        trunk: timm model whose final norm is the tokens'.
-        identity: What it is; names the store's tokens.
-        aggregation: Which blocks its tokens come from.
-        family: Its conventions.
-        mean: Pixel mean, RGB.
-        std: Pixel standard deviation, RGB.
-    """
-
-    def __init__(
-        self,
-        trunk: nn.Module,
-        identity: EncoderIdentity,
-        aggregation: Aggregation,
-        family: Family,
-        mean: Triple,
-        std: Triple,
-    ) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.identity = identity
-        self.aggregation = aggregation
-        self.precision = "float32"
-        self._family = family
-        self._pixel_statistics = mean, std
-        self._blocks = self._run_blocks
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.requires_grad_(requires_grad=False).eval()
-
-    def of_blocks(self, layers: Sequence[int], combination: str | None, option: str) -> "Encoder":
-        """The encoder that combines other blocks of the same network; both share it.
-
-        Args:
-            layers: Blocks, counted from 0, ascending.
-            combination: How; None takes the family's.
-            option: What names them, for messages.
-
-        Raises:
-            UsageError: If there are no such blocks.
-        """
-        name = self.identity.name
-        aggregation = _aggregation(self.trunk, name, self._family, layers, combination, option)
-        identity = dataclasses.replace(
-            self.identity,
-            aggregation=aggregation.identity(len(self.trunk.blocks)),  # type: ignore[arg-type]
-        )
-        return Encoder(self.trunk, identity, aggregation, self._family, *self._pixel_statistics)
-
-    def require_class_token(self) -> None:
-        """Refuses a network without class token.
-
-        Raises:
-            UsageError: Naming it.
-        """
-        if getattr(self.trunk, "cls_token", None) is None:
-            raise UsageError(
-                f"--class-token: {self.identity.name} has no class token; leave it out, or name another --encoder"
-            )
-
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  (torch's own signature)
-        """Stays as it is: networks with rotary positions would scale their coordinates at random while training."""
-        del mode
-        return super().train(mode=False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.get_buffer("mean").device
-
-    def to_device(self, device: torch.device, precision: str) -> "Encoder":
-        """Moves the encoder to `device`, to compute in `float32` or `bfloat16` (matrix products only)."""
-        if precision not in ("float32", "bfloat16"):
-            raise UsageError(f"--precision must be float32 or bfloat16, got {precision}")
-        self.precision = precision
-        if precision == "float32":
-            # The reference's numbers are float32 throughout; on a GPU convolutions would silently use TF32.
-            torch.backends.cudnn.allow_tf32 = False
-        return self.to(device)
-
-    def compile_trunk(self) -> None:
-        """Runs the network through torch.compile from now on."""
-        self._blocks = torch.compile(self._run_blocks)
-
-    def prepare(self, pixels: Tensor) -> Tensor:
-        """What the network sees: float, resized, normalised.
-
-        Args:
-            pixels: uint8 [B, 3, P, P] in 0..255, or float [B, 3, P, P] in [0, 1].
-
-        Returns:
-            float32 [B, 3, S, S] for input size S; a resize may overshoot [0, 1] and is not clamped.
-
-        Source:
-            github:bytetriper/RAE at a4d18c4, src/stage1/rae.py `RAE.encode`.
-        """
-        values = pixels.float()
-        if not pixels.is_floating_point():
-            values = values / 255
-        sizes = [self.identity.input_size]
-        if self._family.picture_patch is not None:
-            sizes = [self.identity.grid[0] * self._family.picture_patch, *sizes]
-        for size in sizes:
-            if values.shape[-2:] != (size, size):
-                values = F.interpolate(values, size=(size, size), mode="bicubic", align_corners=False)
-        return (values - self.get_buffer("mean")) / self.get_buffer("std")
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Raw tokens float32 [B, N, D] of pixels uint8 [B, 3, P, P] or float [B, 3, P, P] in [0, 1]."""
-        return self.tokens_of(self.prepare(pixels))
-
-    @torch.inference_mode()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """As `forward`, without any gradient state."""
-        tokens: Tensor = self(pixels)
-        return tokens
-
-    def tokens_of(self, normalised: Tensor) -> Tensor:
-        """Raw tokens float32 [B, N, D] of normalised pixels float32 [B, 3, S, S]."""
-        (output,) = self._outputs(normalised, (self.aggregation,), class_token=False)
-        return output.tokens
-
-    @torch.inference_mode()
-    def encode_all(
-        self, pixels: Tensor, aggregations: Sequence[Aggregation], *, class_token: bool
-    ) -> list[EncoderOutput]:
-        """What several combinations of blocks give, from one pass over the network.
-
-        Args:
-            pixels: As `prepare` takes them.
-            aggregations: What is wanted.
-            class_token: Whether each one's class token is wanted too.
-        """
-        return self._outputs(self.prepare(pixels), tuple(aggregations), class_token=class_token)
-
-    def _outputs(
-        self, normalised: Tensor, aggregations: tuple[Aggregation, ...], *, class_token: bool
-    ) -> list[EncoderOutput]:
-        low = self.precision == "bfloat16"
-        with torch.autocast(normalised.device.type, dtype=torch.bfloat16, enabled=low):
-            tokens, class_tokens = self._blocks(normalised, aggregations, class_token)
-        return [EncoderOutput(*pair) for pair in zip(tokens, class_tokens, strict=True)]
-
-    def _run_blocks(
-        self,
-        normalised: Tensor,
-        aggregations: tuple[Aggregation, ...],
-        class_token: bool,  # noqa: FBT001
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """The network as it is compiled: tokens and class token by aggregation."""
-        layers = sorted({layer for aggregation in aggregations for layer in aggregation.layers})
-        outputs = self.trunk.forward_intermediates(  # type: ignore[operator]
-            normalised,
-            indices=layers,
-            return_prefix_tokens=True,
-            stop_early=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        # Networks without prefix tokens give patch tokens alone.
-        pairs = [pair if isinstance(pair, tuple) else (pair, None) for pair in outputs]
-        by_layer = dict(zip(layers, pairs, strict=True))
-        tokens = combine(aggregations, ((layer, self._normed(pair[0])) for layer, pair in by_layer.items()))
-        class_tokens = [
-            self._normed(by_layer[aggregation.highest][1][:, 0]) if class_token else None
-            for aggregation in aggregations
-        ]
-        return tokens, class_tokens
-
-    def _normed(self, tokens: Tensor) -> Tensor:
-        """Tokens float [..., D] after the last norm, float32."""
-        normed: Tensor = self.trunk.norm(tokens.float())  # type: ignore[operator]
-        return normed.float()
-
-
-def _require_finite(state: Mapping[str, Tensor], weights: str) -> None:
-    """Refuses weights that no storage type of tokens could make up for."""
-    for tensor, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UsageError(f"--weights {weights} holds NaN or infinity in {tensor}; give whole weights")
 
 
 def create_encoder(
@@ -276,7 +68,14 @@ def create_encoder(
     family = family_of(name)
     overrides = dict(model_args or {})
     trunk, size = _build(name, weights, input_size, overrides)
-    aggregation = _aggregation(trunk, name, family, layers, combination, "--layers")
+    aggregation = choose_aggregation(
+        len(trunk.blocks),
+        f"--encoder {name}",
+        layers,
+        combination,
+        option="--layers",
+        spatial_mean=family.spatial_mean,
+    )
     mean, std = family.mean or _timm_config(name).mean, family.std or _timm_config(name).std
 
     if weights.startswith("random:"):
@@ -314,28 +113,16 @@ def create_encoder(
     return Encoder(trunk, identity, aggregation, family, mean, std)
 
 
-def _aggregation(
-    trunk: Any,
-    name: str,
-    family: Family,
-    layers: Sequence[int] | None,
-    combination: str | None,
-    option: str,
-) -> Aggregation:
-    depth = len(trunk.blocks)
-    if combination is not None and combination not in COMBINATIONS:
-        raise UsageError(f"--combination must be one of {', '.join(COMBINATIONS)}, got {combination}")
-    chosen = (depth - 1,) if layers is None else tuple(layers)
-    check_ascending(chosen, option, ",".join(map(str, chosen)))
-    check_within(chosen, depth, option, f"--encoder {name}")
-    if combination is None:
-        combination = WITH_SPATIAL_MEAN if family.spatial_mean and len(chosen) > 1 else MEAN
-    return Aggregation(chosen, combination)
-
-
 def _resize_rule(family: Family, grid: int) -> str:
     rule = "bicubic, align_corners=False, antialias=False, not clamped"
     return f"to {grid * family.picture_patch} px first, {rule}" if family.picture_patch else rule
+
+
+def _require_finite(state: Mapping[str, Tensor], weights: str) -> None:
+    """Refuses weights that no storage type of tokens could make up for."""
+    for tensor, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UsageError(f"--weights {weights} holds NaN or infinity in {tensor}; give whole weights")
 
 
 def token_shape(

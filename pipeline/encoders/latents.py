@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.frozen import Encoder
 from shards import EncoderIdentity, Store, UsageError
 from train.models.dequantize import Dequantizer
 from train.weights.compressor import Compressor

@@ -19,7 +19,7 @@ from pipeline.encode.planning import (
 from pipeline.encode.preflight import preflight
 from pipeline.encode.retry import withdraw_quarantined
 from pipeline.encode.targets import companion_encoders, companion_paths, open_targets
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.frozen import Encoder
 from pipeline.encoders.latents import RowEncoder
 from pipeline.engines.running import find_world, run
 from pipeline.engines.static import World

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encoders.encoder import Encoder, create_encoder
+from pipeline.encoders.encoder import create_encoder
+from pipeline.encoders.frozen import Encoder
 from shards import open_store
 from shards.reading.dataset import SampleDataset
 from shards.reading.loader import Loader

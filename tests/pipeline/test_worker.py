@@ -14,7 +14,7 @@ from pipeline.cli import parse
 from pipeline.encode.decoding import batch_length
 from pipeline.encode.job import WorkerSpec, run_worker
 from pipeline.encode.progress import Progress, ShardFailed
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.frozen import Encoder
 from pipeline.engines.local import follow
 from shards.errors import UserError
 from shards.reading.store import open_store
