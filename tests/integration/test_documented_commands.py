@@ -26,6 +26,7 @@ from eval.settings import AssessSettings, FewStepSettings, GenerationSettings, R
 from pipeline import cli
 from shards.storage.location import as_location, publish_bytes
 from shards.testing.contract import StoreKind, build_store
+from train.settings.compressor_presets import COMPRESSOR_DEFAULT, compressor_settings
 from train.settings.presets import DECODER_DEFAULT, DIT_DEFAULT, decoder_settings, dit_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,7 @@ SMALLER = [
     (r"--row \d+", "--row 0"),
     (r"(train/dit\.py) dit-(?:\S+(-(?:cmt|mfd|mft))\b|\S+)", r"\1 dit-dh-tiny\2"),
     (r"^(python eval/few_step\.py .*)", r"\1 --num-samples 16"),
+    (r"(train/compressor\.py) flat-\S+", r"\1 flat-tiny"),
     (r"^(python train/.*)", r"\1 --max-steps 2 --global-batch-size 8 --tracker none"),
     (r"--num-samples 50000", "--num-samples 6 --points 4"),
     (r"^(pipeline reshard .*)--shards \d+", r"\1--shards 2"),
@@ -154,6 +156,10 @@ def read_script(words):
     if script == "train/dit.py":
         train.settings.commandline.parse(
             rest, preset=dit_settings, default=DIT_DEFAULT, script=script, presets=""
+        )
+    elif script == "train/compressor.py":
+        train.settings.commandline.parse(
+            rest, preset=compressor_settings, default=COMPRESSOR_DEFAULT, script=script, presets=""
         )
     elif script == "train/decoder.py":
         train.settings.commandline.parse(

@@ -21,6 +21,7 @@ COMMANDS = {
     "pipeline": "from pipeline.cli import main",
     "train/dit.py": "from train.dit import main",
     "train/decoder.py": "from train.decoder import main",
+    "train/compressor.py": "from train.compressor import main",
     "eval/generation.py": "from eval.generation import main",
     "eval/few_step.py": "from eval.few_step import main",
     "eval/reconstruction.py": "from eval.reconstruction import main",

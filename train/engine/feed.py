@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shards import Batch, Loader, Store
 from train.distributed import Team
+from train.engine.resident import ResidentTokens
 from train.models.dequantize import stored_tensor
 
 
@@ -49,6 +50,7 @@ class Feed:
 
     On CUDA the next micro-batch is copied from pinned memory on a stream of its own while the current one is computed.
     The loader gets a buffer back as soon as its copy is complete. On a CPU the tensors are the loader's own buffers.
+    Tokens that are resident are gathered on the device instead.
 
     Attributes:
         data_wait: seconds this process has spent on getting micro-batches rather than on what it does with them.
@@ -67,8 +69,12 @@ class Feed:
         micro_batch_size: int | None,
         start_sample: int,
         threads: int,
+        resident: ResidentTokens | None = None,
     ) -> None:
         self.data_wait = 0.0
+        self._resident = resident
+        if resident is not None:
+            fields = tuple(field for field in fields if field != "tokens")
         self._device = team.device
         self._on_cuda = team.device.type == "cuda"
         self._stream = torch.cuda.Stream(team.device) if self._on_cuda else None  # type: ignore[no-untyped-call]
@@ -149,6 +155,8 @@ class Feed:
         return stored_tensor(array, self._logical) if name == "tokens" else torch.from_numpy(array)
 
     def _assemble(self, batch: Batch, fields: dict[str, Tensor]) -> MicroBatch:
+        if self._resident is not None:
+            fields = {"tokens": self._resident.gather(batch), **fields}
         return MicroBatch(
             step=batch.step,
             rows=batch.rows.copy(),

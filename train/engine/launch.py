@@ -17,9 +17,10 @@ from train.engine.checkpoint import newest_of_all, read_state
 from train.engine.feed import Feed
 from train.engine.held_out import split_rows
 from train.engine.loop import Trainer
+from train.engine.resident import hold_tokens
 from train.engine.signals import StopRequest, die_with_launcher
 from train.engine.stores import epoch_steps, open_training_store
-from train.engine.summary import start_summary
+from train.engine.summary import start_summary, state_nbytes
 from train.engine.task import Task
 from train.report.tracking import Journal, resolve_tracker
 from train.settings.config import (
@@ -115,6 +116,16 @@ def run(
         facts={"encoder": store.recipe.encoder.id, "recipe": store.id, **task.facts},
     )
     trainer.resume()
+    resident = None
+    if "tokens" in task.fields:
+        resident = hold_tokens(
+            store,
+            settings.views or (),
+            rows,
+            team.device,
+            asked=settings.resident,
+            network_nbytes=state_nbytes(task.config, settings),
+        )
     feed = Feed(
         store,
         team,
@@ -126,6 +137,7 @@ def run(
         micro_batch_size=settings.micro_batch_size,
         start_sample=trainer.samples_seen,
         threads=settings.threads,
+        resident=resident,
     )
     journal = Journal(
         team,

@@ -13,6 +13,11 @@ from train.settings.networks import widest_layer
 BYTES_A_NUMBER = 4
 
 
+def state_nbytes(config: ModelConfig, settings: Settings) -> int:
+    """Bytes of weights, gradients, two moments and the averages of a run, over all processes that share them."""
+    return (4 + len(settings.ema_rates)) * BYTES_A_NUMBER * num_parameters(config)
+
+
 def start_summary(
     config: ModelConfig, settings: Settings, store: Store, *, world_size: int, step: int
 ) -> list[str]:
@@ -31,8 +36,7 @@ def start_summary(
     # Backward costs twice the forward pass; recomputing activations costs a third one.
     plain = 4 if settings.activation_checkpointing else 3
     passes = forward_passes(settings) if isinstance(settings, DiTSettings) else plain
-    # Weights, gradients, two moments, and the averages.
-    states = (4 + len(settings.ema_rates)) * BYTES_A_NUMBER * parameters
+    states = state_nbytes(config, settings)
     share = 1 / world_size if settings.sharding == "fsdp" else 1.0
     lines = [
         f"{config.kind} of {parameters / 1e6:,.1f} M parameters; {forward / 1e9:,.2f} GFLOP an image forward, "
