@@ -63,6 +63,8 @@ def planned_recipe(config: EstimateConfig) -> Recipe:
     h, w, width = _token_shape(config, base)
     same_grid = (h, w) == base.encoder.grid
     image_size = base.image_size if same_grid else min(base.image_size, 1) * PIXELS_PER_TOKEN * h
+    if config.latents is not None:
+        image_size = 0  # a derived field's images are links to the store's
     rows = config.rows or base.num_images
     return dataclasses.replace(
         base,
@@ -178,6 +180,8 @@ def _new_recipe(config: EstimateConfig, rows: int) -> Recipe:
 
 def _token_shape(config: EstimateConfig, base: Recipe | None) -> tuple[int, int, int]:
     """Token rows, columns and channels."""
+    if config.latents is not None:
+        return (1, *_latents(config.latents))
     shape = None if base is None else (*base.encoder.grid, base.encoder.width)
     if config.encoder is not None:
         from pipeline.encoders.encoder import token_shape
@@ -191,6 +195,18 @@ def _token_shape(config: EstimateConfig, base: Recipe | None) -> tuple[int, int,
         )
     h, w, width = shape or (0, 0, 0)
     return config.grid or h, config.grid or w, config.width or width
+
+
+def _latents(text: str) -> tuple[int, int]:
+    """Number and width of latents such as 32x128.
+
+    Raises:
+        UsageError: If they are no two positive numbers.
+    """
+    count, _, width = text.partition("x")
+    if not (count.isdecimal() and width.isdecimal() and int(count) and int(width)):
+        raise UsageError(f"--latents takes number and width of the latents, got {text!r}; such as 32x128")
+    return int(count), int(width)
 
 
 def _views(text: str | None) -> tuple[str, ...]:

@@ -11,9 +11,8 @@ from pipeline.operations.facts import store_facts
 from pipeline.operations.facts_text import aggregation_text, work_done
 from pipeline.operations.fields_section import fields_section
 from pipeline.operations.page import axes_of, chart, picture, png, read_rows, table, write_page
-from pipeline.operations.token_pictures import principal_colours
 from pipeline.settings.operations import ReportConfig
-from shards import Location, Store, StoreWriter, beside, even_spread, open_store
+from shards import Location, Store, StoreWriter, beside, collapsed_share, even_spread, open_store
 from shards.writing.finalize import Commits, found_commits, read_commits
 
 _SAMPLES = 16
@@ -34,6 +33,7 @@ def report(config: ReportConfig) -> None:
         store = open_store(config.store, follow_links=config.follow_links)
         commits = read_commits(store.path, store.recipe)
         middle = [
+            _latents_section(store),
             _samples_section(store),
             _classes_section(store, facts),
             _channels_section(store),
@@ -107,6 +107,20 @@ def _unfinished_lines(facts: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _latents_section(store: Store) -> str:
+    """What made the latents of a derived field, and how many of their numbers hardly vary."""
+    made_by = store.recipe.encoder.compressor
+    if made_by is None or not len(store.valid_rows):
+        return ""
+    collapsed = collapsed_share(store.statistics(exact=True).variance)
+    lines = {
+        "made of": f"tokens of {made_by.source.name} stored as {made_by.source_dtype}",
+        "by": f"{made_by.name} computed in {made_by.precision}, weights {made_by.weights_digest[:32]}",
+        "collapsed": f"{collapsed:.1%} of a latent's numbers vary less than a thousandth of the median one",
+    }
+    return f"<h2>Latents</h2>{table(lines.items())}"
+
+
 def _samples_section(store: Store) -> str:
     if store.image_size == 0 or not len(store.valid_rows):
         return ""
@@ -115,7 +129,6 @@ def _samples_section(store: Store) -> str:
     view = store.views[0]
     tokens = store.decode(read_rows(store, view, "tokens", rows))
     images = read_rows(store, view, "image", rows)
-    colours = principal_colours(tokens, store.grid, _TILE)
     tiles = [np.asarray(Image.fromarray(image).resize((_TILE, _TILE))) for image in images]
     columns = [np.vstack([tile, colour]) for tile, colour in zip(tiles, colours, strict=True)]
     half = -(-len(columns) // 2)

@@ -251,6 +251,8 @@ class EstimateConfig:
     """Token rows and columns: 16 means 16 × 16 tokens."""
     width: int | None = None
     """Channels of a token."""
+    latents: str | None = None
+    """Plan a field of a flat compressor's latents instead: 32x128 means 32 latents of 128 numbers, without images."""
     dtype: Literal["float16", "bfloat16", "float32", "int8"] | None = None
     """Storage type of the tokens. Default: the store's, or float16."""
     views: str | None = None
