@@ -15,6 +15,7 @@ DEMO ?= runs/demo
 DECODER_STEPS ?= 800
 DIT_PRESET ?= dit-dh-tiny
 DIT_STEPS ?= 1500
+COMPRESSOR_STEPS ?= 1000
 # Of `make demo-few-step`, the two stages after the demo's DiT.
 CMT_STEPS ?= 100
 MFD_STEPS ?= 1500
@@ -23,7 +24,7 @@ CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(CORES)
 
-.PHONY: demo demo-few-step test test-slow check fmt api clean
+.PHONY: demo demo-compact demo-few-step test test-slow check fmt api clean
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -61,7 +62,26 @@ demo-few-step: $(VENV)/.installed-demo
 		--decoder $(DEMO)/decoder/snapshots/latest.safetensors
 	$(BIN)/python -m pipeline.demo page --store $(DEMO)/store --decoder $(DEMO)/decoder --dit $(DEMO)/dit \
 		--reconstruction $(DEMO)/reconstruction --generation $(DEMO)/generation --out $(DEMO) \
-		--few-step $(DEMO)/few-step
+		--few-step $(DEMO)/few-step $(if $(wildcard $(DEMO)/compact/generation),--compact $(DEMO)/compact)
+
+# After `make demo`: compact latents of the same store, and a section of them on the same page.
+demo-compact: $(VENV)/.installed-demo
+	$(LAUNCH) train/compressor.py flat-tiny --store $(DEMO)/store --out $(DEMO)/compact/compressor \
+		--max-steps $(COMPRESSOR_STEPS)
+	$(BIN)/pipeline add-field $(DEMO)/store --name flat \
+		--compressor $(DEMO)/compact/compressor/snapshots/latest.safetensors
+	$(BIN)/pipeline verify $(DEMO)/store
+	$(LAUNCH) train/dit.py dit-tiny --store $(DEMO)/store/fields/flat --out $(DEMO)/compact/dit --max-steps $(DIT_STEPS)
+	$(LAUNCH) eval/reconstruction.py $(DEMO)/store/fields/flat --num 280 --out $(DEMO)/compact/reconstruction \
+		--compressor $(DEMO)/compact/compressor/snapshots/latest.safetensors \
+		--decoder $(DEMO)/decoder/snapshots/latest.safetensors
+	$(LAUNCH) eval/generation.py $(DEMO)/compact/dit/snapshots/latest.safetensors --num 112 --seed 0 \
+		--compressor $(DEMO)/compact/compressor/snapshots/latest.safetensors \
+		--decoder $(DEMO)/decoder/snapshots/latest.safetensors \
+		--guidance cfg --guidance-scale 2 --out $(DEMO)/compact/generation
+	$(BIN)/python -m pipeline.demo page --store $(DEMO)/store --decoder $(DEMO)/decoder --dit $(DEMO)/dit \
+		--reconstruction $(DEMO)/reconstruction --generation $(DEMO)/generation --out $(DEMO) \
+		--compact $(DEMO)/compact $(if $(wildcard $(DEMO)/few-step),--few-step $(DEMO)/few-step)
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -33,6 +33,7 @@ def page(
     generation: Path,
     out: Path,
     few_step: Path | None = None,
+    compact: Path | None = None,
 ) -> None:
     """Write the page that shows what the demo's commands made.
 
@@ -44,6 +45,7 @@ def page(
         generation: What eval/generation.py wrote.
         out: Where the page goes.
         few_step: What eval/few_step.py wrote, if it was run.
+        compact: Folder of what `make demo-compact` made: compressor, dit, reconstruction and generation.
     """
     from pipeline.demo.page import DemoFolders, write_page
 
@@ -54,6 +56,7 @@ def page(
         reconstruction=reconstruction,
         generation=generation,
         few_step=few_step,
+        compact=compact,
     )
     sys.stdout.write(f"look at {write_page(folders, out).resolve()}\n")
 

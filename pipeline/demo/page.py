@@ -33,6 +33,8 @@ class DemoFolders:
     generation: Path
     few_step: Path | None = None
     """Of `make demo-few-step`; None: the page has no such section."""
+    compact: Path | None = None
+    """Of `make demo-compact`, likewise."""
 
 
 def write_page(folders: DemoFolders, out: Path) -> Path:
@@ -75,7 +77,7 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
             psnr=f"{scores['psnr']:.1f}",
             classes=store.num_classes,
             notice=weights_notice(store),
-            further=further_sections(folders),
+            further=further_sections(folders) + compact_section(store, photographs, folders, out),
         ),
         encoding="utf-8",
     )
@@ -89,6 +91,57 @@ def further_sections(folders: DemoFolders) -> str:
     needed(folders.few_step / "few-step.json")
     result, sheet = read_comparison(folders.few_step)
     return few_step_section(result, as_data(sheet))
+
+
+def compact_section(store: Store, photographs: NDArray[np.uint8], folders: DemoFolders, out: Path) -> str:
+    """Compact latents beside tokens: pictures through the whole chain, losses, bytes and times; empty without them."""
+    made = folders.compact
+    if made is None:
+        return ""
+    field = open_store(needed(folders.store / "fields/flat"))
+    curves = {
+        "compressor: error of the tokens": read_losses(made / "compressor"),
+        "DiT on compact latents: error of the velocity": read_losses(made / "dit"),
+    }
+    figures = {
+        "compact_reconstruction": Image.open(needed(made / "reconstruction/classes.png")).convert("RGB"),
+        "compact_generation": generation_figure(store, photographs, made / "generation"),
+        "compact_losses": loss_curves(curves),
+    }
+    pictures = {name: as_data(save_picture(figure, out / f"{name}.png")) for name, figure in figures.items()}
+    template = Template((Path(__file__).parent / "compact.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        pictures,
+        shape=f"{field.num_tokens} latents of {field.width}",
+        comparison=compact_table(store, field, folders),
+    )
+
+
+def compact_table(store: Store, field: Store, folders: DemoFolders) -> str:
+    """Bytes, reconstruction and times of tokens and of compact latents, as table rows."""
+    assert folders.compact is not None
+    sides = {"tokens": (store, folders.dit, folders.reconstruction, folders.generation)}
+    made = folders.compact
+    sides["compact latents"] = (field, made / "dit", made / "reconstruction", made / "generation")
+    rows = {"": list(sides)}
+    for side, run, reconstruction, generation in sides.values():
+        tokens = side.reader("center", "tokens")
+        lines = [json.loads(line) for line in needed(run / "metrics.jsonl").read_text().splitlines()]
+        steps = [line["step_seconds"] for line in lines if "step_seconds" in line]
+        psnr = json.loads(needed(reconstruction / "results.json").read_text())["psnr"]
+        seconds = json.loads(needed(generation / "results.json").read_text())["sampling_seconds"]
+        values = {
+            "bytes a row": f"{int(np.prod(tokens.row_shape)) * tokens.dtype.itemsize:,}",
+            "PSNR of reconstructions": f"{psnr:.1f} dB",
+            "seconds of a training step, median": f"{np.median(steps):.3f}" if steps else "unknown",
+            "seconds of sampling and decoding": f"{seconds:.1f}",
+        }
+        for name, value in values.items():
+            rows.setdefault(name, []).append(value)
+    return "\n".join(
+        f"<tr><th>{html.escape(name)}" + "".join(f"<td>{html.escape(value)}" for value in values)
+        for name, values in rows.items()
+    )
 
 
 def needed(path: Path) -> Path:

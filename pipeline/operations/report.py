@@ -11,6 +11,7 @@ from pipeline.operations.facts import store_facts
 from pipeline.operations.facts_text import aggregation_text, work_done
 from pipeline.operations.fields_section import fields_section
 from pipeline.operations.page import axes_of, chart, picture, png, read_rows, table, write_page
+from pipeline.operations.token_pictures import principal_colours
 from pipeline.settings.operations import ReportConfig
 from shards import Location, Store, StoreWriter, beside, collapsed_share, even_spread, open_store
 from shards.writing.finalize import Commits, found_commits, read_commits
@@ -130,7 +131,10 @@ def _samples_section(store: Store) -> str:
     tokens = store.decode(read_rows(store, view, "tokens", rows))
     images = read_rows(store, view, "image", rows)
     tiles = [np.asarray(Image.fromarray(image).resize((_TILE, _TILE))) for image in images]
-    columns = [np.vstack([tile, colour]) for tile, colour in zip(tiles, colours, strict=True)]
+    columns = tiles
+    if store.recipe.encoder.positions == "grid":
+        colours = principal_colours(tokens, store.grid, _TILE)
+        columns = [np.vstack([tile, colour]) for tile, colour in zip(tiles, colours, strict=True)]
     half = -(-len(columns) // 2)
     bands = [np.hstack(columns[start : start + half]) for start in (0, half) if columns[start : start + half]]
     width = max(band.shape[1] for band in bands)

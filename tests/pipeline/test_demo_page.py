@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -78,6 +79,31 @@ def test_few_step_generation_is_a_section_of_its_own(folders, tmp_path):
     assert "New pictures in one step" not in write_page(folders, tmp_path / "page").read_text(
         encoding="utf-8"
     )
+
+
+def test_compact_latents_have_a_section_beside_the_tokens(folders, tmp_path, make_compressor):
+    from dataclasses import replace
+
+    from pipeline.cli import main
+    from shards.reading.store import open_store
+
+    compressor = make_compressor(tmp_path / "flat.safetensors", open_store(folders.store))
+    arguments = ("add-field", folders.store, "--compressor", compressor, "--name", "flat")
+    assert main([str(argument) for argument in arguments]) == 0
+    made = tmp_path / "compact"
+    for name, source in (("compressor", folders.dit), ("dit", folders.dit), ("generation", folders.generation),
+                         ("reconstruction", folders.reconstruction)):  # fmt: skip
+        shutil.copytree(source, made / name)
+    for results in (folders.generation, made / "generation"):
+        (results / "results.json").write_text('{"sampling_seconds": 3.25}')
+    text = write_page(replace(folders, compact=made), tmp_path / "page").read_text(encoding="utf-8")
+    assert "The same with compact latents" in text
+    assert "3 latents of 6" in text
+    assert "<td>3.2" in text
+    assert len(re.findall(r'src="([^"]+)"', text)) == 8
+    shutil.rmtree(made / "dit")
+    with pytest.raises(UsageError, match="does not exist"):
+        write_page(replace(folders, compact=made), tmp_path / "page")
 
 
 def test_a_step_that_was_not_run_is_named(folders, tmp_path):

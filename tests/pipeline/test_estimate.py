@@ -18,6 +18,15 @@ def figures(pipeline):
     return run
 
 
+def test_a_view_of_imagenet_in_compact_latents_is_ten_gigabytes_instead_of_five_hundred(figures, pipeline):
+    arguments = ("--rows", 1_281_167, "--views", "center", "--image-size", 0)
+    tokens = figures(*arguments, "--grid", 16, "--width", 768)["tokens"]["value"]
+    latents = figures(*arguments, "--latents", "32x128")["tokens"]["value"]
+    assert (round(tokens / 1e9, 1), round(latents / 1e9, 2)) == (503.8, 10.5)
+    code, _, err = pipeline("estimate", "--rows", 5, "--latents", "32")
+    assert (code, "such as 32x128" in err) == (2, True)
+
+
 def test_the_bytes_are_those_of_a_real_store(tmp_path, figures):
     store = build_store(tmp_path / "store", StoreKind(num_images=24))  # no spare rows
     written = sum(
