@@ -70,9 +70,18 @@ def require_layout(snapshot: Snapshot, path: Path) -> None:
     Raises:
         UsageError: It is a compressor, or belongs to the latents of one.
     """
+    from train.weights.compressor import pooling_of
+
     derived = EncoderIdentity.from_dict(snapshot.meta.encoder).compressor is not None
-    if snapshot.kind == "compressor" or derived:
-        what = "a compressor" if snapshot.kind == "compressor" else "for the latents of a compressor"
+    pools = pooling_of(snapshot, path) is not None
+    if snapshot.kind == "compressor" or derived or pools:
+        what = (
+            "for the latents of a compressor"
+            if derived
+            else "a decoder that pools"
+            if pools
+            else "a compressor"
+        )
         raise UsageError(
             f"the published layouts hold no compressors, and {path} is {what}; export the decoder of its tokens, which "
             "our own commands then take beside --compressor"

@@ -64,7 +64,7 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     from train.tasks.reconstruction import ReconstructionTask
 
     assert settings.out is not None
-    model = build_model(decoder_config(settings.model, store))
+    model = build_model(decoder_config(settings.model, store, settings.pool))
     if settings.init_from is not None and not begun(settings.out, team):
         start_from(model, settings.init_from)
     model.recompute_activations = settings.activation_checkpointing

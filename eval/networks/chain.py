@@ -14,8 +14,8 @@ from torch import Tensor
 
 from eval.networks.load import Decoder, decoder_of, load_decoder
 from eval.settings import DecoderOutput, Precision
-from shards import EncoderIdentity
-from train.weights.compressor import Compressor, load_compressor, require_compressor
+from shards import EncoderIdentity, UsageError
+from train.weights.compressor import Compressor, load_compressor, pooling_of, require_compressor
 from train.weights.snapshot import Snapshot
 
 
@@ -65,6 +65,12 @@ def load_chain(
         IdentityMismatchError: A link belongs to something else, with the difference.
     """
     require_compressor(latents, compressor, what=what)
+    pooled = latents.compressor is not None and latents.positions == "grid"
+    if pooled and compressor is not None:
+        raise UsageError(
+            f"{what} belongs to latents that a decoder pooled, and that decoder draws them itself; leave --compressor "
+            "out"
+        )
     loaded = None
     if compressor is not None:
         loaded = load_compressor(compressor, device)
@@ -73,6 +79,14 @@ def load_chain(
     published = None if published_for is None else tokens_of(published_for)
     snapshot = load_decoder(decoder, device, published, output)
     tokens.require_same(EncoderIdentity.from_dict(snapshot.meta.encoder), what=f"the decoder {decoder}")
+    if pooled:
+        pooling = pooling_of(snapshot, decoder)
+        if pooling is None:
+            raise UsageError(
+                f"{what} belongs to latents that a decoder pooled, and {decoder} does not pool; give the decoder whose "
+                "pooling made them"
+            )
+        pooling.require_made(latents, what=what)
     expand = None if loaded is None else loaded.decode
     return Chain(decoder=decoder_of(snapshot, precision, expand), snapshot=snapshot, compressor=loaded)
 

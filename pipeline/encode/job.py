@@ -66,7 +66,7 @@ def latent_encoder(config: EncodeConfig) -> LatentEncoder:
 
     assert config.compressor is not None
     store = open_store(as_location(config.source_path()))
-    compressor = load_compressor(config.compressor)
+    compressor = load_compressor(config.compressor, decoders=True)
     compressor.require_fits(
         store.recipe.encoder, store.recipe.dtype, store.recipe.code, what=f"the store {store.path}"
     )

@@ -124,7 +124,7 @@ def _check_compressor(config: AddFieldConfig, store: Store, arguments: Sequence[
             "fitted to images through an encoder; leave --dtype at float16, the latents are small"
         )
     assert config.compressor is not None
-    compressor = load_compressor(config.compressor)
+    compressor = load_compressor(config.compressor, decoders=True)
     if compressor.untrained and not config.untrained:
         raise UsageError(
             f"{config.compressor} has not been trained a single step, its latents mean nothing; train it with "

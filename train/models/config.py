@@ -280,6 +280,8 @@ class ViTDecoderConfig:
     """Mean of the encoder's pixels (RGB), added to what the network puts out."""
     pixel_std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of the encoder's pixels (RGB), multiplied with what the network puts out."""
+    pool: tuple[int, int] | None = None
+    """Rows and columns of the windows of tokens that a learned map makes one latent of first; None: no pooling."""
     kind: Literal["decoder"] = "decoder"
     """Which network this configures."""
 
@@ -291,6 +293,15 @@ class ViTDecoderConfig:
         _check_positive(grid_rows=self.grid[0], grid_columns=self.grid[1])
         _check_stack("width", self.width, self.depth, self.num_heads, axes=0)
         _check_table_width(self.width, axes=2)
+        if self.pool is not None and (
+            min(self.pool) < 1
+            or max(self.pool) < 2
+            or any(n % size for n, size in zip(self.grid, self.pool, strict=True))
+        ):
+            raise UsageError(
+                f"pool must divide the grid {self.grid[0]}×{self.grid[1]} into windows of 2 tokens or more; got "
+                f"{self.pool[0]}×{self.pool[1]}"
+            )
 
     @property
     def num_patches(self) -> int:

@@ -151,6 +151,9 @@ def _plain_block_linears(width: int, mlp_ratio: float, tokens: int) -> Iterator[
 
 def _decoder_linears(config: ViTDecoderConfig) -> Iterator[_Linear]:
     tokens, width = config.num_patches + 1, config.width
+    if config.pool is not None:
+        size = config.pool[0] * config.pool[1]
+        yield _Linear(size * config.token_width, config.token_width, config.num_patches // size)
     yield _Linear(config.token_width, width, config.num_patches)
     for _ in range(config.depth):
         for _ in ("query", "key", "value", "output"):

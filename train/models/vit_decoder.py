@@ -22,6 +22,7 @@ from shards import UsageError
 from train.models.compilation import compile_blocks
 from train.models.config import ViTDecoderConfig
 from train.models.embeddings import sincos_table, unpatchify
+from train.models.pool import PoolConfig, TokenPool
 
 NORM_EPS = 1e-12
 """Added to the variance before the root. Source: github:bytetriper/RAE configs/decoder/ViTXL/config.json."""
@@ -97,19 +98,29 @@ class ViTDecoder(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, config.patch_size**2 * 3)
+        self.pool = None
+        if config.pool is not None:
+            self.pool = TokenPool(
+                PoolConfig(token_width=config.token_width, grid=config.grid, window=config.pool)
+            )
         # Not in the published weights: they belong to the encoder.
         for name, values in (("pixel_mean", config.pixel_mean), ("pixel_std", config.pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, latent_noise: Tensor | None = None) -> Tensor:
         """Draw pixels.
 
         Args:
-            tokens: raw encoder tokens float [B, N, D] on a square grid, or on `config.grid`.
+            tokens: raw encoder tokens float [B, N, D] on a square grid, or on `config.grid`; a pooling decoder takes
+                the latents [B, n, D] of its own pooling as well.
+            latent_noise: added to the latents of a pooling decoder, [B, n, D].
 
         Returns:
             Pixels [B, 3, H, W], nominally in [0, 1] and not clamped.
         """
+        if latent_noise is not None:
+            assert self.pool is not None, "only a pooling decoder has latents"
+            tokens = self.pool(tokens) + latent_noise
         return self.forward_normalised(tokens) * self.pixel_std + self.pixel_mean
 
     def forward_normalised(self, tokens: Tensor) -> Tensor:
@@ -131,6 +142,9 @@ class ViTDecoder(nn.Module):
 
     def features(self, tokens: Tensor) -> Tensor:
         """What the last layer draws from: [B, N, D] → [B, num_patches, width]."""
+        if self.pool is not None:
+            pooled = self.pool(tokens) if tokens.shape[1] == self.pool.config.num_tokens else tokens
+            tokens = self.pool.spread(pooled)
         x = self._resized(self.decoder_embed(tokens))
         x = torch.cat([self.trainable_cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
         x = x + self.decoder_pos_embed

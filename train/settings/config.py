@@ -386,6 +386,9 @@ class DecoderSettings(TrainerSettings):
     """Shape of the network."""
     noise: TokenNoise = TokenNoise()
     """Noise on the tokens."""
+    pool: Literal["2x2", "2x4", "4x4"] | None = None
+    """Learn a map of windows of tokens, rows x columns, to one latent each together with the decoder; `pipeline
+    add-field --compressor` then writes the latents, and this decoder draws them."""
     compressor: Path | None = None
     """Learn from what this compressor leaves of the tokens, so that pictures of its latents become better."""
     perceptual: Literal["lpips", "none"] = "none"
@@ -411,6 +414,8 @@ class DecoderSettings(TrainerSettings):
         """Refuse measurements on images there are none of."""
         super().__post_init__()
         self._require_at_least_one("evaluate_every", "evaluation_images")
+        if self.pool is not None and self.compressor is not None:
+            raise UsageError("--pool and --compressor are two kinds of compact latents; choose one")
         if self.evaluate_every is not None and self.evaluation_store is None and not self.held_out:
             raise UsageError(
                 "--evaluate-every needs images that are not trained on: leave some out with --held-out N, "

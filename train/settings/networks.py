@@ -89,7 +89,7 @@ def dit_config(network: DiTNetwork, store: Store) -> GeneratorConfig:
     )
 
 
-def decoder_config(network: DecoderNetwork, store: Store) -> ViTDecoderConfig:
+def decoder_config(network: DecoderNetwork, store: Store, pool: str | None = None) -> ViTDecoderConfig:
     """Configuration of the decoder that draws a store's images from its tokens.
 
     Raises:
@@ -123,7 +123,13 @@ def decoder_config(network: DecoderNetwork, store: Store) -> ViTDecoderConfig:
         patch_size=patch,
         pixel_mean=mean,
         pixel_std=std,
+        pool=None if pool is None else _window(pool),
     )
+
+
+def _window(pool: str) -> tuple[int, int]:
+    rows, _, columns = pool.partition("x")
+    return int(rows), int(columns)
 
 
 def flat_config(network: CompressorNetwork, store: Store) -> FlatConfig:

@@ -66,7 +66,13 @@ class ReconstructionTask(Task):
     def decode(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         """Pixels [b, 3, H, W] of noisy tokens, nominally in [0, 1], not clamped."""
         noise, seed = self._settings.noise, self._settings.seed
-        pixels: Tensor = model(noisy(self.tokens(batch), batch.positions, noise, seed))
+        tokens, pool = self.tokens(batch), self.model.pool
+        if pool is None:
+            pixels: Tensor = model(noisy(tokens, batch.positions, noise, seed))
+        else:
+            # What a generator will be off by are the latents.
+            empty = tokens.new_zeros(len(tokens), pool.config.num_latents, pool.config.latent_width)
+            pixels = model(tokens, noisy(empty, batch.positions, noise, seed))
         return pixels
 
     def compare(self, pixels: Tensor, batch: MicroBatch) -> Losses:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from shards import CompressorIdentity, EncoderIdentity, IdentityMismatchError, UsageError
 from train.models.flat import FlatVAE
+from train.models.pool import TokenPool
+from train.models.vit_decoder import ViTDecoder
 from train.weights.snapshot import Snapshot, load_snapshot
 
 VALUE = "mean"
@@ -29,8 +31,8 @@ class Compressor:
 
     path: Path
     """The snapshot's file."""
-    network: FlatVAE
-    """The network, in evaluation mode."""
+    network: FlatVAE | TokenPool
+    """What makes the latents, and of a flat compressor the tokens again; in evaluation mode."""
     snapshot: Snapshot
     """Where it comes from."""
 
@@ -50,6 +52,7 @@ class Compressor:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Tokens float [B, N, C] of latents float [B, K, F]."""
+        assert isinstance(self.network, FlatVAE), "pooled latents are drawn by their own decoder"
         return self.network.decode(latents)
 
     def identity(self, precision: str) -> EncoderIdentity:
@@ -57,19 +60,26 @@ class Compressor:
         meta, source, network = self.snapshot.meta, self.source, self.network
         assert meta.dtype is not None
         config = network.config
+        makes_latents: nn.Module
+        if isinstance(network, FlatVAE):
+            name, makes_latents = "flat-vae", network.encoder
+            shape = f"{network.config.num_latents}x{network.config.latent_width}"
+        else:
+            name, makes_latents = "pool", network
+            shape = "x".join(map(str, network.config.window))
         made_by = CompressorIdentity(
             source=source,
             source_dtype=meta.dtype,
             source_code=meta.code,
-            name="flat-vae",
+            name=name,
             config=config.deciding(),
-            weights_digest=weights_digest(network.encoder),
+            weights_digest=weights_digest(makes_latents),
             value=VALUE,
             precision=precision,
         )
         return replace(
             source,
-            name=f"flat-vae[{config.num_latents}x{config.latent_width}] of {source.name}",
+            name=f"{name}[{shape}] of {source.name}",
             weights="random:untrained compressor" if self.untrained else source.weights,
             grid=config.latent_grid,
             width=config.latent_width,
@@ -113,14 +123,27 @@ class Compressor:
         self.identity(latents.compressor.precision).require_same(latents, what=what)
 
 
-def load_compressor(path: Path, device: torch.device | str = "cpu") -> Compressor:
+def load_compressor(path: Path, device: torch.device | str = "cpu", *, decoders: bool = False) -> Compressor:
     """Read a compressor.
+
+    Args:
+        path: its snapshot.
+        device: where the network goes.
+        decoders: also take a pooling decoder's snapshot, whose pooling makes latents.
 
     Raises:
         UsageError: the snapshot holds no compressor, or does not say what it was trained on.
         UserError: there is no such file, or it is not a snapshot of this version.
     """
     snapshot = load_snapshot(path, device)
+    pooling = pooling_of(snapshot, path)
+    if pooling is not None and decoders:
+        return pooling
+    if pooling is not None:
+        raise UsageError(
+            f"{path} is a decoder that pools: it draws tokens and its own latents, and stands alone; give it as "
+            "--decoder and leave --compressor out"
+        )
     if not isinstance(snapshot.model, FlatVAE):
         raise UsageError(
             f"--compressor must be the snapshot of a compressor (train/compressor.py); {path} is a {snapshot.kind}'s"
@@ -128,6 +151,13 @@ def load_compressor(path: Path, device: torch.device | str = "cpu") -> Compresso
     if snapshot.meta.dtype is None:
         raise UsageError(f"{path} does not say how the tokens it was trained on are stored; train it again")
     return Compressor(path=path, network=snapshot.model, snapshot=snapshot)
+
+
+def pooling_of(snapshot: Snapshot, path: Path) -> Compressor | None:
+    """The compressor that a pooling decoder brings with it; None for every other network."""
+    if not isinstance(snapshot.model, ViTDecoder) or snapshot.model.pool is None:
+        return None
+    return Compressor(path=path, network=snapshot.model.pool, snapshot=snapshot)
 
 
 def require_compressor(latents: EncoderIdentity, compressor: Path | None, *, what: str) -> None:
