@@ -146,6 +146,12 @@ def main() -> None:  # noqa: C901 - an option a way of comparing
         "--with-encoder", action="store_true", help="compare with the encoder in the loop instead"
     )
     parser.add_argument(
+        "--latents",
+        default="tokens",
+        choices=["tokens", "flat"],
+        help="with the encoder: DiT-DH on tokens, or plain DiT on 32 flat latents, whose compressor is in the loop too",
+    )
+    parser.add_argument(
         "--mean-flow",
         action="store_true",
         help="compare steps of few-step generation with flow matching instead",

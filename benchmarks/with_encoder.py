@@ -2,6 +2,7 @@
 
     python benchmarks/step.py --with-encoder                   # CPU: every width divided by 4
     python benchmarks/step.py --with-encoder --batch 64 --precision bf16 --compile       # GPU: the real shapes
+    python benchmarks/step.py --with-encoder --latents flat     # 32 × 128 latents; the flat encoder is in the loop too
 
 In the loop means: decode JPEG files in threads, crop, encode with the frozen encoder without gradients, then step.
 From the store means: `train.engine.feed.Feed`, then the same step. Both run in turns in one process. What is compared
@@ -26,17 +27,21 @@ import numpy as np
 import torch
 from measuring import benchmark_plan, benchmark_recipe
 from PIL import Image
+from torch import Tensor
 
 from pipeline.encoders.encoder import create_encoder
 from pipeline.encoders.frozen import Encoder
-from shards import Store, StoreWriter, center_crop, decode_image, open_store
+from shards import EncoderIdentity, Store, StoreWriter, center_crop, decode_image, open_store
 from train.distributed import Team
 from train.engine.feed import Feed, MicroBatch
 from train.engine.optimizer import make_optimizer
+from train.engine.resident import ResidentTokens
 from train.models.build import build_model
-from train.models.config import DiTDHConfig, dit_dh_config
+from train.models.config import DIT_SIZES, DiTConfig, DiTDHConfig, dit_dh_config
 from train.models.cost import forward_flops
 from train.models.dequantize import Dequantizer
+from train.models.flat import FlatVAE
+from train.models.flat_config import FLAT_SIZES, FlatConfig, FlatHalfConfig
 from train.models.normalizer import LatentNormalizer
 from train.settings.config import DiTNetwork, DiTSettings
 from train.tasks.parts import DiTParts
@@ -46,6 +51,45 @@ NUM_IMAGES = 64
 JPEG_SIZE = (500, 375)
 """ImageNet's median picture."""
 CROP = 256
+
+
+FLAT = (32, 128)
+"""Number and width of flat latents."""
+
+
+def flat_shapes(size: str, *, scaled: bool) -> DiTConfig:
+    """Plain DiT on flat latents, of a published size or of a quarter of every width."""
+    length, width = FLAT
+    config = DiTConfig(
+        token_width=width,
+        grid=(1, length),
+        num_classes=1000,
+        positions="sequence",
+        **DIT_SIZES[size]._asdict(),
+    )
+    if not scaled:
+        return config
+    return replace(config, token_width=width // 4, width=config.width // 4, num_heads=config.num_heads // 2)
+
+
+def flat_compressor(encoder: Encoder, *, scaled: bool) -> FlatVAE:
+    """A compressor of the encoder's tokens, encoder of size s as published, or of a quarter of every width."""
+    width, depth, heads, mlp = FLAT_SIZES["s"]
+    half = FlatHalfConfig(
+        width=width // (4 if scaled else 1),
+        depth=depth,
+        num_heads=heads // (2 if scaled else 1),
+        mlp_width=mlp // (4 if scaled else 1),
+    )
+    config = FlatConfig(
+        num_tokens=encoder.identity.num_tokens,
+        token_width=encoder.identity.width,
+        num_latents=FLAT[0],
+        latent_width=FLAT[1] // (4 if scaled else 1),
+        encoder=half,
+        decoder=half,
+    )
+    return build_model(config).eval()
 
 
 def shapes(size: str, *, scaled: bool) -> DiTDHConfig:
@@ -70,13 +114,13 @@ def make_photographs() -> list[bytes]:
     return files
 
 
-def make_token_store(path: Path, encoder: Encoder) -> Store:
-    """A store of random tokens of the encoder's shape."""
+def make_token_store(path: Path, identity: EncoderIdentity) -> Store:
+    """A store of random tokens of an identity's shape."""
     plan = benchmark_plan(NUM_IMAGES, 2)
-    recipe = replace(benchmark_recipe(plan), encoder=encoder.identity)
+    recipe = replace(benchmark_recipe(plan), encoder=identity)
     writer = StoreWriter.create_or_continue(path, recipe, plan)
     generator = np.random.default_rng(0)
-    shape = (encoder.identity.num_tokens, encoder.identity.width)
+    shape = (identity.num_tokens, identity.width)
     for view, shard in writer.pending():
         rows = plan.rows_of(shard)
         with writer.shard(view, shard) as output:
@@ -88,7 +132,7 @@ def make_token_store(path: Path, encoder: Encoder) -> Store:
 
 
 def encoded_in_the_loop(
-    files: list[bytes], encoder: Encoder, batch: int, device: torch.device
+    files: list[bytes], encode: Callable[[Tensor], Tensor], batch: int, device: torch.device
 ) -> Iterator[MicroBatch]:
     """Micro-batches made as the reference makes them: decoded, cropped and encoded at every step."""
 
@@ -108,7 +152,7 @@ def encoded_in_the_loop(
                 rows=positions.cpu().numpy(),
                 positions=positions,
                 labels=positions % 1000,
-                fields={"tokens": encoder.encode(crops)},
+                fields={"tokens": encode(crops)},
                 last_of_step=True,
             )
             step += 1
@@ -120,7 +164,7 @@ def no_snapshot(step: int, ema_rate: float) -> NoReturn:
 
 
 def trainer_of(
-    config: DiTDHConfig, precision: str, device: torch.device, *, compiled: bool
+    config: DiTDHConfig | DiTConfig, precision: str, device: torch.device, *, compiled: bool
 ) -> Callable[[MicroBatch], None]:
     """One optimizer step of a fresh network."""
     model = build_model(config).to(device)
@@ -151,12 +195,19 @@ def trainer_of(
 
 
 def measure(
-    arguments: argparse.Namespace, size: str, files: list[bytes], encoder: Encoder, store: Store
+    arguments: argparse.Namespace,
+    size: str,
+    files: list[bytes],
+    encode: Callable[[Tensor], Tensor],
+    store: Store,
 ) -> dict[str, float]:
     """Images a second and peak memory of both ways, for one size."""
     team = Team()
     device = team.device
-    config = shapes(size, scaled=device.type == "cpu")
+    flat = arguments.latents == "flat"
+    config = (flat_shapes if flat else shapes)(size, scaled=device.type == "cpu")
+    # As the trainer does by itself on CUDA with latents that fit.
+    resident = ResidentTokens(store, ("center",), store.valid_rows, device) if flat else None
     step = trainer_of(config, arguments.precision, device, compiled=arguments.compile)
     feed = Feed(
         store,
@@ -168,10 +219,11 @@ def measure(
         micro_batch_size=None,
         start_sample=0,
         threads=2,
+        resident=resident,
     )
     ways = {
         "store": iter(feed),
-        "encoder in the loop": encoded_in_the_loop(files, encoder, arguments.batch, device),
+        "encoder in the loop": encoded_in_the_loop(files, encode, arguments.batch, device),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     peaks: dict[str, float] = {}
@@ -214,14 +266,25 @@ def main(arguments: argparse.Namespace) -> None:
     print(
         f"{name} on {device}, batch {arguments.batch}, {arguments.precision}, {torch.get_num_threads()} threads"
     )
-    print("| DiT-DH | GFLOP an image | from the store | encoder in the loop | ratio | GB store / loop |")
+    encode, identity = encoder.encode, encoder.identity
+    if arguments.latents == "flat":
+        compressor = flat_compressor(encoder, scaled=device.type == "cpu").to(device)
+        identity = replace(identity, grid=compressor.config.latent_grid, width=compressor.config.latent_width)
+
+        @torch.inference_mode()
+        def encode(pixels: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
+                return compressor.encode(encoder.encode(pixels)).float()
+
+    columns = "GFLOP an image | from the store | encoder in the loop | ratio | GB store / loop"
+    print(f"| {'DiT on flat latents' if arguments.latents == 'flat' else 'DiT-DH'} | {columns} |")
     print("|---|---|---|---|---|---|")
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         files = make_photographs()
-        store = make_token_store(Path(folder) / "store", encoder)
+        store = make_token_store(Path(folder) / "store", identity)
         for size in ("s", "b", "l", "xl"):
-            row = found[size] = measure(arguments, size, files, encoder, store)
+            row = found[size] = measure(arguments, size, files, encode, store)
             memory = (
                 f"{row['GB store']:.1f} / {row['GB encoder in the loop']:.1f}" if "GB store" in row else ""
             )
@@ -231,5 +294,9 @@ def main(arguments: argparse.Namespace) -> None:
             )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(
-        json.dumps({"device": str(device), "batch": arguments.batch, "sizes": found}, indent=1) + "\n"
+        json.dumps(
+            {"device": str(device), "batch": arguments.batch, "latents": arguments.latents, "sizes": found},
+            indent=1,
+        )
+        + "\n"
     )
