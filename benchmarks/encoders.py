@@ -36,7 +36,9 @@ def facts_of(encoder: Encoder) -> dict[str, float]:
     parameters = sum(parameter.numel() for parameter in encoder.trunk.parameters())
     return {
         "bytes": identity.num_tokens * identity.width * FLOAT16,
-        "class token bytes": identity.width * FLOAT16,
+        "class token bytes": identity.width
+        * FLOAT16
+        * (getattr(encoder.trunk, "cls_token", None) is not None),
         "million parameters": round(parameters / 1e6, 1),
         "GFLOP": round(counter.get_total_flops() / 1e9, 1),
     }
