@@ -91,6 +91,7 @@ def require_layout(snapshot: Snapshot, path: Path) -> None:
 def export_published(snapshot: Snapshot, out: Path) -> None:
     """Write the published files of a DiT (weights and statistics) or of a decoder (weights)."""
     from train.models.config import InContextDiTConfig
+    from train.models.in_context_dit import InContextDiT, InContextDiTDH
     from train.weights.published import save_state_dict, save_statistics
 
     out.mkdir(parents=True, exist_ok=True)
@@ -98,6 +99,8 @@ def export_published(snapshot: Snapshot, out: Path) -> None:
         save_state_dict(snapshot.model, out / "model.pt")
         return
     raev2 = isinstance(snapshot.config, InContextDiTConfig)
+    if isinstance(snapshot.model, InContextDiT | InContextDiTDH):
+        snapshot.model.alignment = None  # published files hold no projector
     save_state_dict(snapshot.model, out / ("checkpoint.pt" if raev2 else "stage2_model.pt"))
     if snapshot.normalizer is not None:
         save_statistics(snapshot.normalizer, out / ("stats.pt" if raev2 else "stat.pt"))

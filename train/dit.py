@@ -52,12 +52,12 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
     from train.models.build import build_model
     from train.models.dequantize import Dequantizer
     from train.models.embeddings import initialise_as_published
-    from train.settings.networks import dit_config
+    from train.settings.networks import dit_config, with_alignment
     from train.tasks.objectives import OBJECTIVES
     from train.tasks.parts import DiTParts
 
     assert settings.out is not None
-    config = dit_config(settings.model, store)
+    config = with_alignment(dit_config(settings.model, store), settings.repa, store)
     model = build_model(replace(config, end_time=settings.objective != "velocity"))
     if model.r_embedder is not None and settings.end_time_init == "published":
         initialise_as_published(model.r_embedder)

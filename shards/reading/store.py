@@ -20,7 +20,7 @@ from shards.metadata.code_table import read_code
 from shards.metadata.commit import CommitRecord
 from shards.metadata.identity import MIRRORED_VIEWS, Recipe
 from shards.metadata.index import Index
-from shards.metadata.layout import INDEX, MANIFEST, PLAN, ROOT, Field, commit_path, field_of
+from shards.metadata.layout import FIELDS, INDEX, MANIFEST, PLAN, ROOT, Field, commit_path, field_of
 from shards.metadata.manifest import Manifest, missing_objects
 from shards.metadata.plan import Plan, planned_rows
 from shards.metadata.root import read_recipe
@@ -284,6 +284,19 @@ class Store:
             if view not in self.views:
                 raise UsageError(f"{self.path} has the views {', '.join(self.views)}, not {view!r}")
 
+    def field(self, name: str) -> Store:
+        """A field that was added: the same rows through another encoder, a store of its own.
+
+        Raises:
+            UsageError: If there is none of this name.
+        """
+        if name not in self.manifest.fields:
+            raise UsageError(
+                f"{self.path} has the added fields {', '.join(self.manifest.fields) or '(none)'}, not {name!r}; "
+                "add one with `pipeline add-field`"
+            )
+        return open_store(self.path / FIELDS / name, self._cache)
+
     def reader(
         self, view: str, field: str, *, mode: ReadMode = "auto", verify: Verify = "first"
     ) -> RowReader:
@@ -291,13 +304,15 @@ class Store:
 
         Args:
             view: One of `views`. The image of a mirrored view is read from the view it mirrors.
-            field: ``tokens``, ``image`` or ``cls``.
+            field: ``tokens``, ``image``, ``cls``, or the name of an added field, for its tokens of the same rows.
             mode: How bytes are read; see `shards.reading.shard_file`.
             verify: When a row's checksum is compared; see `shards.reading.reader.Verify`.
 
         Raises:
             UsageError: If the store has no such view or field.
         """
+        if field in self.manifest.fields:
+            return self.field(field).reader(view, "tokens", mode=mode, verify=verify)
         self._require_views([view])
         if field == "image" and self.image_size and view in MIRRORED_VIEWS:
             return MirroredReader(self.reader(MIRRORED_VIEWS[view], field, mode=mode, verify=verify))

@@ -92,7 +92,10 @@ class Feed:
             threads=threads,
             allocate=self._allocate,
         )
-        self._logical = store.recipe.dtype
+        # Images are uint8 and need no name.
+        self._logical = {"tokens": store.recipe.dtype} | {
+            name: store.field(name).recipe.dtype for name in fields if name in store.manifest.fields
+        }
 
     def close(self) -> None:
         """Stop the reading threads."""
@@ -152,7 +155,7 @@ class Feed:
         return micro, done, batch
 
     def _tensor(self, name: str, array: NDArray[Any]) -> Tensor:
-        return stored_tensor(array, self._logical) if name == "tokens" else torch.from_numpy(array)
+        return stored_tensor(array, self._logical.get(name, "uint8"))
 
     def _assemble(self, batch: Batch, fields: dict[str, Tensor]) -> MicroBatch:
         if self._resident is not None:

@@ -17,13 +17,14 @@ from train.weights.tensor_files import open_tensors
 
 LABEL_TABLES = ("y_embedder.embedding_table.weight", "ctx_embedder.embedding_table.weight")
 END_TIME = "r_embedder."
+ALIGNMENT = "alignment."
 
 
 def start_from(model: nn.Module, path: Path) -> LatentNormalizer | None:
     """Copy weights into a fresh model of the same shape.
 
     With another number of classes the label table is not copied, except for its last row, which means no class. A model
-    that is told the end time of a jump keeps its own weights for it where the file has none of them.
+    that is told the end time of a jump, or is aligned, keeps its own weights for it where the file has none of them.
 
     Args:
         model: the fresh model.
@@ -37,9 +38,9 @@ def start_from(model: nn.Module, path: Path) -> LatentNormalizer | None:
     """
     weights, normalizer = _read(model, path)
     own = model.state_dict()
-    end_time = {name: value for name, value in own.items() if name.startswith(END_TIME)}
-    if not any(name.startswith(END_TIME) for name in weights):
-        weights.update(end_time)
+    for part in (END_TIME, ALIGNMENT):
+        if not any(name.startswith(part) for name in weights):
+            weights.update({name: value for name, value in own.items() if name.startswith(part)})
     differing = sorted(
         own.keys() ^ weights.keys()
         | {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape}

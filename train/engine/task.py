@@ -40,7 +40,7 @@ class Task(ABC):
 
     metric_names: ClassVar[tuple[str, ...]] = ()
     """Names of all metrics that `losses` and `after_update` may return, in the order they are logged."""
-    fields: ClassVar[tuple[str, ...]] = ("tokens",)
+    fields: tuple[str, ...] = ("tokens",)
     """Fields of the store that a micro-batch must hold."""
     needs_whole_step: ClassVar[bool] = False
     """Whether `before_step` and `after_update` are called, for which all micro-batches of a step are kept."""

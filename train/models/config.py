@@ -222,6 +222,12 @@ class InContextDiTConfig(LatentTransformerConfig):
     """Frames a next one is predicted from, for frames."""
     num_action_tokens: int = 4
     """Tokens of the movement between frames, for frames."""
+    alignment_depth: int | None = None
+    """Deep blocks after which a projection of the image tokens is trained to give another encoder's (REPA)."""
+    alignment_width: int | None = None
+    """Width of that encoder's tokens; None, as of `alignment_depth`: there is no projection."""
+    alignment_hidden: int = 2048
+    """Hidden width of the projection. Source: arXiv 2410.06940 (REPA)."""
     kind: Literal["in-context-dit"] = "in-context-dit"
     """Which network this configures."""
     null_label: ClassVar[bool] = True
@@ -237,6 +243,12 @@ class InContextDiTConfig(LatentTransformerConfig):
             raise UsageError(
                 f"base_depth must be between 1 and the depth {self.depth}, or None for no base output; "
                 f"got {self.base_depth}"
+            )
+        if (self.alignment_depth is None) != (self.alignment_width is None):
+            raise UsageError("alignment_depth and alignment_width are given together or not at all")
+        if self.alignment_depth is not None and not 1 <= self.alignment_depth <= self.depth:
+            raise UsageError(
+                f"alignment_depth must be between 1 and the depth {self.depth}; got {self.alignment_depth}"
             )
         if self.condition == "text" and self.context_width is None:
             raise UsageError(

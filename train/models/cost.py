@@ -6,6 +6,7 @@ two, count as none, as is usual (torch.utils.flop_counter counts so too).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -129,10 +130,20 @@ def _in_context_linears(config: InContextDiTConfig) -> Iterator[_Linear]:
         for _ in range(config.head_depth):
             yield _Linear(head, 6 * head, image)
             yield from _plain_block_linears(head, config.mlp_ratio, image)
+    yield from _alignment_linears(config)
     for output_width in (head or width, width)[: 1 if config.base_depth is None else 2]:
         if head is not None:
             yield _Linear(output_width, 2 * output_width, image)
         yield _Linear(output_width, config.patch_values, image)
+
+
+def _alignment_linears(config: InContextDiTConfig) -> Iterator[_Linear]:
+    if config.alignment_width is not None:
+        image = config.token_grid[0] * config.token_grid[1]
+        for inputs, outputs in itertools.pairwise(
+            (config.width, config.alignment_hidden, config.alignment_hidden, config.alignment_width)
+        ):
+            yield _Linear(inputs, outputs, image)
 
 
 def _scalar_linears(width: int) -> Iterator[_Linear]:

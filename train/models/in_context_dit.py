@@ -13,6 +13,7 @@ Source: written from RAEv2 (arXiv 2605.18324) and the keys, shapes and recorded 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ from train.models.embeddings import (
     unpatchify,
 )
 from train.models.layers import NORM_EPS, SWIGLU_MULTIPLE, modulate, run_blocks, zero_linear
+
+Outputs = Tensor | tuple[Tensor, ...]
+"""The prediction alone, or with what else a network puts out."""
 
 
 class Attention(nn.Module):
@@ -144,6 +148,13 @@ class ModulatedFinalLayer(nn.Module):
         return out
 
 
+def alignment_projection(width: int, hidden: int, out_width: int) -> nn.Sequential:
+    """From image tokens to another encoder's: three layers with SiLU between. Source: arXiv 2410.06940 (REPA)."""
+    widths = (width, hidden, hidden, out_width)
+    layers = [nn.Linear(*pair) for pair in itertools.pairwise(widths)]
+    return nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
+
+
 class _InContext(nn.Module):
     """The deep part and its conditions; the two networks add how the image enters and leaves.
 
@@ -165,6 +176,11 @@ class _InContext(nn.Module):
             ScalarTokens(config.num_scale_tokens, config.width) if config.num_scale_tokens else None
         )
         self.ctx_embedder = condition_tokens(config)
+        self.alignment = (
+            None
+            if config.alignment_width is None
+            else alignment_projection(config.width, config.alignment_hidden, config.alignment_width)
+        )
         self.blocks = nn.ModuleList(
             DeepBlock(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
@@ -187,7 +203,7 @@ class _InContext(nn.Module):
         condition: Condition,
         mask: Tensor | None,
         scale: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> dict[int, Tensor]:
         """Run the deep blocks on image, time, scale and condition tokens in a row.
 
         Args:
@@ -199,8 +215,9 @@ class _InContext(nn.Module):
             scale: guidance scale float [B], where it is a condition.
 
         Returns:
-            Image tokens [B, N, width] after the last block and, if there is a base output, after block `base_depth`.
+            Image tokens [B, N, width] by the number of blocks they went through: all, and where others read them.
         """
+        config = self.config
         parts = [image, self.t_embedder.tokens(time)]
         if self.cfg_w_embedder is not None:
             assert scale is not None, "this network is conditioned on a guidance scale"
@@ -210,13 +227,20 @@ class _InContext(nn.Module):
         x = torch.cat([part.to(image.dtype) for part in parts], dim=1)
         if mask is not None:  # never all true: a mask keeps attention from its fastest kernels
             mask = F.pad(mask.bool(), (x.shape[1] - mask.shape[1], 0), value=True)[:, None, None]
-        deep, base = self.blocks[: self.config.depth], None
-        split = self.config.base_depth or 0
-        if split:
-            x = run_blocks(deep[:split], x, rope, mask, recompute=self.recompute_activations)
-            base = x[:, : image.shape[1]]
-        x = run_blocks(deep[split:], x, rope, mask, recompute=self.recompute_activations)
-        return x[:, : image.shape[1]], base
+        found: dict[int, Tensor] = {}
+        start = 0
+        for end in sorted({config.base_depth or 0, config.alignment_depth or 0, config.depth} - {0}):
+            x = run_blocks(self.blocks[start:end], x, rope, mask, recompute=self.recompute_activations)
+            found[end], start = x[:, : image.shape[1]], end
+        return found
+
+    def _put_out(self, outputs: list[Tensor], deep: dict[int, Tensor], *, align: bool) -> Outputs:
+        """The outputs and, if asked for, the projection of the image tokens to another encoder's."""
+        if align:
+            assert self.alignment is not None, "this network was built without a projection to align"
+            assert self.config.alignment_depth is not None
+            outputs.append(self.alignment(deep[self.config.alignment_depth]))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _image(self, tokens: Tensor) -> Tensor:
         return unpatchify(tokens, self.config.token_grid, self.config.patch_size)
@@ -240,14 +264,17 @@ class InContextDiT(_InContext):
         mask: Tensor | None = None,
         scale: Tensor | None = None,
         r: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        *,
+        align: bool = False,
+    ) -> Outputs:
         """As `InContextDiTDH.forward`."""
         time = embed_times(self.t_embedder, self.r_embedder, t, r)
-        tokens, early = self._deep(self.x_embedder(x_t), time, self.rope, condition, mask, scale)
-        full = self._image(self.final_layer(tokens))
-        if self.base_final_layer is None:
-            return full
-        return full, self._image(self.base_final_layer(early))
+        deep = self._deep(self.x_embedder(x_t), time, self.rope, condition, mask, scale)
+        outputs = [self._image(self.final_layer(deep[self.config.depth]))]
+        if self.base_final_layer is not None:
+            assert self.config.base_depth is not None
+            outputs.append(self._image(self.base_final_layer(deep[self.config.base_depth])))
+        return self._put_out(outputs, deep, align=align)
 
 
 class InContextDiTDH(_InContext):
@@ -276,7 +303,9 @@ class InContextDiTDH(_InContext):
         mask: Tensor | None = None,
         scale: Tensor | None = None,
         r: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        *,
+        align: bool = False,
+    ) -> Outputs:
         """Predict the data, or what else the network is trained to predict.
 
         Args:
@@ -287,19 +316,20 @@ class InContextDiTDH(_InContext):
             scale: guidance scale float [B], where the network is conditioned on it.
             r: end of the jump from t, float [B], of a network with `end_time`; None: r = t. There are no published
                 weights of such a one: r is embedded with t, as in DiT-DH.
+            align: also give the projection [B, N, alignment_width] of the image tokens, which REPA trains, at the end.
 
         Returns:
             The prediction [B, D, h, w]; where there is a base output, that prediction and the base one.
         """
         time = embed_times(self.t_embedder, self.r_embedder, t, r)
-        tokens, early = self._deep(self.s_embedder(x_t), time, self.enc_rope, condition, mask, scale)
+        deep = self._deep(self.s_embedder(x_t), time, self.enc_rope, condition, mask, scale)
         # SiLU here and again inside every modulation: so the published weights were trained.
-        s = self.s_projector(F.silu(time[:, None] + tokens))
+        s = self.s_projector(F.silu(time[:, None] + deep[self.config.depth]))
         head = self.blocks[self.config.depth :]
         x = run_blocks(head, self.x_embedder(x_t), s, self.dec_rope, recompute=self.recompute_activations)
-        full = self._image(self.final_layer(x, s))
-        if self.base_final_layer is None:
-            return full
-        assert early is not None, "a base output reads an early block"
-        c = F.silu(time[:, None] + early)
-        return full, self._image(self.base_final_layer(c, c))
+        outputs = [self._image(self.final_layer(x, s))]
+        if self.base_final_layer is not None:
+            assert self.config.base_depth is not None
+            c = F.silu(time[:, None] + deep[self.config.base_depth])
+            outputs.append(self._image(self.base_final_layer(c, c)))
+        return self._put_out(outputs, deep, align=align)

@@ -193,6 +193,23 @@ class FlowSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlignmentSettings:
+    """Align image tokens within the network with another encoder's (REPA); with conditioning tokens only.
+
+    RAEv2 ships with it off: its base output takes the same place.
+    """
+
+    field: str | None = None
+    """Added field of the store (`pipeline add-field`) whose tokens are the target; None: no alignment."""
+    weight: float = 0.5
+    """Weight of the mean squared error."""
+    depth: int = 8
+    """Deep blocks after which tokens are aligned."""
+    hidden: int = 2048
+    """Hidden width of the projection."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenNoise:
     """Noise added to the raw tokens a decoder learns from, so that it tolerates a generator's errors."""
 
@@ -348,6 +365,8 @@ class DiTSettings(TrainerSettings):
     teacher; published: PyTorch's defaults."""
     flow: FlowSettings = FlowSettings()
     """Flow matching."""
+    repa: AlignmentSettings = AlignmentSettings()
+    """Alignment with another encoder."""
     statistics: Path | None = None
     """Published statistics (stat.pt or safetensors with var and, if any, mean) instead of the store's own."""
     train_tables: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from typing import Literal
 
 from shards import EncoderIdentity, Store, UsageError
@@ -16,7 +17,7 @@ from train.models.config import (
     ViTDecoderConfig,
 )
 from train.models.flat_config import FlatConfig, FlatHalfConfig
-from train.settings.config import CompressorNetwork, DecoderNetwork, DiTNetwork
+from train.settings.config import AlignmentSettings, CompressorNetwork, DecoderNetwork, DiTNetwork
 
 LEAST_WIDTH, LEAST_HEAD_WIDTH = 128, 192
 """Narrowest "auto" widths; ours, for stores of narrow tokens."""
@@ -86,6 +87,30 @@ def dit_config(network: DiTNetwork, store: Store) -> GeneratorConfig:
         positions=positions,
         # As FlatDINO's on sequences; on grids the published table is fixed.
         learned_table=positions == "sequence",
+    )
+
+
+def with_alignment(config: GeneratorConfig, alignment: AlignmentSettings, store: Store) -> GeneratorConfig:
+    """The configuration with a projection to the tokens of an added field, if one is asked for.
+
+    Raises:
+        UsageError: the network has none, or the store no such field, or one on another grid.
+    """
+    if alignment.field is None:
+        return config
+    if not isinstance(config, InContextDiTConfig):
+        raise UsageError("--repa.field needs --model.conditioning tokens, as presets raev2-* have")
+    field = store.field(alignment.field)
+    if field.grid != config.token_grid:
+        raise UsageError(
+            f"--repa.field {alignment.field} has tokens on a {field.grid[0]}×{field.grid[1]} grid and the network on "
+            f"{config.token_grid[0]}×{config.token_grid[1]}; add a field of the same grid"
+        )
+    return replace(
+        config,
+        alignment_depth=alignment.depth,
+        alignment_width=field.width,
+        alignment_hidden=alignment.hidden,
     )
 
 

@@ -31,7 +31,7 @@ class MidTrainingTask(VelocityTask):
     """A two-time network and straight lines between states of a teacher: `train/dit.py --objective mid-training`."""
 
     metric_names: ClassVar[tuple[str, ...]] = (*ERROR_BY_TIME, *ERROR_BY_GAP)
-    fields: ClassVar[tuple[str, ...]] = ()
+    fields: tuple[str, ...] = ()
 
     def __init__(self, parts: DiTParts) -> None:
         super().__init__(parts)

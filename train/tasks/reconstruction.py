@@ -24,7 +24,7 @@ class ReconstructionTask(Task):
     """A decoder and its reconstruction loss; the `Task` of `train/decoder.py`."""
 
     metric_names: ClassVar[tuple[str, ...]] = ("l1", "lpips", "psnr")
-    fields: ClassVar[tuple[str, ...]] = ("tokens", "image")
+    fields: tuple[str, ...] = ("tokens", "image")
     model: ViTDecoder
 
     def __init__(

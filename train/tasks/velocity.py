@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from train.engine.feed import MicroBatch
 from train.engine.task import Losses, Task, sum_and_count
-from train.flow.path import as_velocities, draw_time, interpolate, time_shift, velocity_loss
+from train.flow.path import as_velocities, draw_time, interpolate, per_sample_loss, time_shift, velocity_loss
 from train.models.build import Generator
 from train.models.config import GeneratorConfig
-from train.models.dequantize import latents_of
+from train.models.dequantize import Dequantizer, latents_of
 from train.randomness import normal, uniform
 from train.tasks.bands import band_names, sums_by_band
 from train.tasks.parts import DiTParts
@@ -30,7 +30,7 @@ BASE_LOSS_BY_TIME = band_names("loss_base_t")
 class VelocityTask(Task):
     """A diffusion transformer and its flow-matching loss: `train/dit.py --objective velocity`, its default."""
 
-    metric_names: ClassVar[tuple[str, ...]] = (*LOSS_BY_TIME, "loss_base", *BASE_LOSS_BY_TIME)
+    metric_names: ClassVar[tuple[str, ...]] = (*LOSS_BY_TIME, "loss_base", *BASE_LOSS_BY_TIME, "loss_repa")
     model: Generator
 
     def __init__(self, parts: DiTParts) -> None:
@@ -38,6 +38,12 @@ class VelocityTask(Task):
         self._parts, self._settings = parts, parts.settings
         self._latents = latents_of(parts.dequantizer, parts.normalizer)
         self.evaluate_every = parts.settings.fid_every
+        repa = parts.settings.repa
+        self._target: Dequantizer | None = None
+        if repa.field is not None:
+            assert parts.store is not None
+            self.fields = ("tokens", repa.field)
+            self._target = Dequantizer.of(parts.store.field(repa.field)).to(parts.normalizer.variance.device)
         config = parts.model.config
         self._null_label = config.num_classes
         self._shift = time_shift(
@@ -55,16 +61,23 @@ class VelocityTask(Task):
         data = self._latents(batch.fields["tokens"])
         noise = normal(self._settings.seed, "noise", batch.positions, tuple(data.shape[1:]))
         t = self.times(batch.positions)
-        outputs = model(interpolate(data, noise, t), t, self.labels(batch))
+        align = {} if self._target is None else {"align": True}
+        outputs = model(interpolate(data, noise, t), t, self.labels(batch), **align)
+        outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
+        aligned = outputs.pop() if align else None
         full, *base = (
-            velocity_loss(output, data, noise, t, flow.prediction, flow.time_floor)
-            for output in (outputs if isinstance(outputs, tuple) else (outputs,))
+            velocity_loss(output, data, noise, t, flow.prediction, flow.time_floor) for output in outputs
         )
         metrics = sums_by_band(LOSS_BY_TIME, full.detach(), t)
         for losses in base:
             metrics["loss_base"] = sum_and_count(losses.detach())
             metrics |= sums_by_band(BASE_LOSS_BY_TIME, losses.detach(), t)
             full = full + flow.base_weight * losses
+        if self._target is not None and aligned is not None:
+            repa = self._settings.repa
+            distance = per_sample_loss(aligned, self._target(batch.fields[repa.field or ""]))
+            metrics["loss_repa"] = sum_and_count(distance.detach())
+            full = full + repa.weight * distance
         return Losses(full, metrics)
 
     def as_velocities(self, outputs: Tensor | tuple[Tensor, ...], x_t: Tensor, t: Tensor) -> list[Tensor]:
