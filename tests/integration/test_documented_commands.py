@@ -43,6 +43,7 @@ TINY = "--encoder test_vit --input-size 32 --image-size 32 --encoder-args patch_
 SMALLER = [
     (r"^accelerate launch ", "python "),
     (r"(train/decoder\.py) (raev2-)?decoder-\S+", r"\1 decoder-tiny"),
+    (r"(train/dit\.py) raev2-\S+", r"\1 raev2-tiny --views center"),
     (r"--layers \S+", "--layers 1,3,5"),
     (r"--also k1=23 k23=1-23", "--also k1=5 k23=1-5"),
     (r" --features cls\b", ""),

@@ -74,4 +74,4 @@ def test_what_cannot_be_aligned_is_refused(aligned_store, tmp_path, train_here):
         ("raev2", "--repa.field other --repa.depth 3", "between 1 and the depth 2"),
     ):
         with pytest.raises(UsageError, match=message):
-            train_here(trainer, tmp_path / "run", f"--max-steps 1 {more}", store=aligned_store)
+            train_here(trainer, tmp_path / message[:9], f"--max-steps 1 {more}", store=aligned_store)
