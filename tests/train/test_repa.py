@@ -68,10 +68,11 @@ def test_a_published_file_of_an_aligned_network_has_no_projector(aligned_store, 
 
 
 def test_what_cannot_be_aligned_is_refused(aligned_store, tmp_path, train_here):
-    for trainer, more, message in (
+    cases = (
         ("dit", REPA, "needs --model.conditioning tokens"),
         ("raev2", "--repa.field none --repa.depth 1", "has the added fields other"),
         ("raev2", "--repa.field other --repa.depth 3", "between 1 and the depth 2"),
-    ):
+    )
+    for number, (trainer, more, message) in enumerate(cases):
         with pytest.raises(UsageError, match=message):
-            train_here(trainer, tmp_path / message[:9], f"--max-steps 1 {more}", store=aligned_store)
+            train_here(trainer, tmp_path / f"run-{number}", f"--max-steps 1 {more}", store=aligned_store)
