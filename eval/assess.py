@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from eval.command import parse, run
 from eval.settings import AssessSettings, require_decoder
+from shards import printable_text
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
 
     facts = assessment(settings)
     text = json.dumps(facts, indent=1, ensure_ascii=False) if settings.json else as_text(facts)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write("".join(printable_text(line) + "\n" for line in text.split("\n")))
     return 0
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from shards import run_command
+from shards import printable_text, run_command
 
 _Settings = TypeVar("_Settings")
 
@@ -39,5 +39,5 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
 
 def warn(caution: str) -> None:
-    """Say something that makes a number mean less than its name."""
-    sys.stderr.write(f"warning: {caution}\n")
+    """Say something that makes a number mean less than its name; what a terminal would act on is escaped."""
+    sys.stderr.write(f"warning: {printable_text(caution)}\n")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from shards.errors import UsageError, UserError
+from shards.errors import UsageError, UserError, printable_text
 
 INTERRUPTED = 130
 """128 + SIGINT, as a shell reports it."""
@@ -51,7 +51,7 @@ def run_command(command: Callable[[], int | None], *, on_interrupt: Callable[[],
         if described is None:
             raise
         line, code = f"error: {described}", UserError.exit_code
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{printable_text(line)}\n")
     return code
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +26,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000") + (
     "AVIF",
 ) * AvifImagePlugin.SUPPORTED
 """Formats that are tried; others of Pillow's start external programs or are not for pictures."""
+
+# Pillow's own limit on pixels cannot be set for one image; `decode_image` says of large images itself what it must.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 LARGEST_IMAGE = 100_000_000
 """Pixels of the largest image that is decoded unasked: some 0.8 GB for each that is decoded at a time."""
@@ -52,7 +56,8 @@ def decode_image(content: bytes, *, max_pixels: int = LARGEST_IMAGE) -> Image.Im
 
     Args:
         content: The file's bytes.
-        max_pixels: Refuse an image of more pixels, by its header and before any of it is decoded.
+        max_pixels: Refuse an image of more pixels, by its header and before any of it is decoded. Pillow's limit,
+            which is one for the whole process, is raised to it where it is lower.
 
     Returns:
         A picture of mode RGB, decoded whole. It stays Pillow's, because copies as arrays cost as much as all other
@@ -71,19 +76,26 @@ def decode_image(content: bytes, *, max_pixels: int = LARGEST_IMAGE) -> Image.Im
             # Pillow refuses a PNG for a damaged or large text, profile or EXIF chunk, too.
             with suppress(*_DECODER_ERRORS):
                 return _decoded(_pixel_chunks(content), max_pixels)
+        if isinstance(error, Image.DecompressionBombError):
+            # Raised at twice Pillow's limit, which is no less than `max_pixels` here.
+            raise UndecodableImageError(_too_large("its pixels", max_pixels)) from error
         if isinstance(error, UnidentifiedImageError):
             raise UndecodableImageError(f"not an image of a known format ({', '.join(FORMATS)})") from error
         raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
 
 
 def _decoded(content: bytes, max_pixels: int) -> Image.Image:
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
     with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
         if opened.width * opened.height > max_pixels:
-            raise UndecodableImageError(
-                f"{opened.width} × {opened.height} pixels are more than --max-pixels {max_pixels}"
-            )
+            raise UndecodableImageError(_too_large(f"{opened.width} × {opened.height} pixels", max_pixels))
         opened.load()
         return _to_rgb(_upright(opened))
+
+
+def _too_large(pixels: str, max_pixels: int) -> str:
+    return f"{pixels} are more than --max-pixels {max_pixels}"
 
 
 def _upright(image: Image.Image) -> Image.Image:

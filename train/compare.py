@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str]) -> CompareSettings:
 def main(arguments: Sequence[str]) -> int:
     """Compare; returns the exit code."""
     settings = parse(arguments)
-    from shards import UsageError
+    from shards import UsageError, printable_text
     from train.report.comparison import write_comparison
     from train.report.finished_runs import add_scores, read_runs
 
@@ -55,10 +55,10 @@ def main(arguments: Sequence[str]) -> int:
         )
     notes += add_scores(runs, settings.results)
     for line in notes:
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{printable_text(line)}\n")
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(runs, settings.out, notes)
-    sys.stderr.write(f"{len(runs)} runs compared in {settings.out}\n")
+    sys.stderr.write(printable_text(f"{len(runs)} runs compared in {settings.out}") + "\n")
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from shards import UsageError, UserError
+from shards import UsageError, UserError, printable_text
 from train.settings.commandline import run
 
 Check = Callable[[], bool]
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         except UserError as error:
             damaged += 1
             line = f"DAMAGED     {error}"
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{printable_text(line)}\n")
     return 1 if damaged else 0
 
 

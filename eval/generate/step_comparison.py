@@ -159,7 +159,9 @@ def _checked(
 
 def _stored_tokens(store: Store) -> tuple[Gaussian, float]:
     """Gaussian of stored tokens, and how far that of as many others is from it: the least a model can reach."""
-    rows = store.valid_rows[even_spread(min(2 * _JUDGED_ROWS, len(store.valid_rows)), len(store.valid_rows))]
+    rows = store.valid_rows[even_spread(2 * _JUDGED_ROWS, len(store.valid_rows))]
+    if len(rows) < 2:
+        raise UsageError(f"{store.path} must hold at least 2 valid rows to be compared with, got {len(rows)}")
     halves = []
     for part in (rows[::2], rows[1::2]):
         reader = store.reader(store.views[0], "tokens")

@@ -55,6 +55,11 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
     store = open_store(settings.store, follow_links=settings.follow_links)
     chain = _load_chain(settings, store, team)
     rows = store.valid_rows
+    if not len(rows):
+        raise UserError(
+            f"a store must hold a valid row to be reconstructed, all images of {settings.store} are unusable; "
+            "name another store"
+        )
     if settings.rows is not None:
         rows = rows[even_spread(settings.rows, len(rows))]
     recode = through(chain.compressor) if chain.decoder.expand is None else None

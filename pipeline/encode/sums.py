@@ -56,6 +56,11 @@ class TorchSums:
         """Whether no row held NaN or infinity."""
         return bool(torch.isfinite(self._sums).all())
 
+    @property
+    def has_nan(self) -> bool:
+        """Whether a row held NaN; squares of infinity do not add up to it."""
+        return bool(torch.isnan(self._sums[1]).any())
+
     def moments(self) -> Moments:
         """Moments of the rows added so far, which must be `finite`."""
         total, squares = self._sums.cpu().numpy()

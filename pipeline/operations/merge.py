@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.console import log, named
+from pipeline.console import named
 from pipeline.operations.copying import copy
 from pipeline.settings.operations import MergeConfig
 from shards import IdentityMismatchError, Store, UsageError, open_store, united_classes
@@ -28,8 +28,8 @@ def merge(config: MergeConfig) -> None:
     for store in stores[1:]:
         _require_alike(stores[0], store, recode=config.recode)
     _require_different_keys(stores)
-    if all(store.class_names and all(name.isdecimal() for name in store.class_names) for store in stores):
-        log("warning: the classes of these stores are numbers, and are taken to mean the same in all of them")
+    if not config.same_numbers:
+        _require_no_shared_numbers(stores)
     class_names, labels = united_classes(
         (str(store.path), store.class_names, store.plan.labels) for store in stores
     )
@@ -58,6 +58,17 @@ def _require_alike(first: Store, other: Store, *, recode: bool) -> None:
         raise IdentityMismatchError(
             f"{first.path} and {other.path} hold int8 tokens of different codes; add --recode to code those of the "
             "latter anew, with more loss, or merge the stores both were made from"
+        )
+
+
+def _require_no_shared_numbers(stores: Sequence[Store]) -> None:
+    """Refuse classes that are numbers in several stores: class 3 of one set is seldom class 3 of another."""
+    seen = Counter(name for store in stores for name in store.class_names if name.isdecimal())
+    shared = sorted((name for name, count in seen.items() if count > 1), key=int)
+    if shared:
+        raise UsageError(
+            f"classes are united by name, and {len(shared)} are numbers in several of these stores: {named(shared)}; "
+            "add --same-numbers if they mean the same in all, or encode the stores with --labels that name them"
         )
 
 

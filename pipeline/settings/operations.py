@@ -123,6 +123,8 @@ class MergeConfig(ReadsStores):
     """Folder of the new store."""
     shards: int | None = None
     """Exact number of shards. Default: as many as the stores have together."""
+    same_numbers: bool = False
+    """Classes that are numbers mean the same in all of the stores; without it they are refused."""
     recode: bool = False
     """int8: allow stores with other codes than the first one's; their tokens are coded again, with more loss."""
 

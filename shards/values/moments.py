@@ -115,6 +115,10 @@ class TokenSums(Protocol):
     def finite(self) -> bool:
         """Whether no row held NaN or infinity."""
 
+    @property
+    def has_nan(self) -> bool:
+        """Whether a row of float16 held NaN, which no wider type mends."""
+
     def moments(self) -> Moments:
         """Moments of the rows, which must be `finite`."""
 
@@ -145,7 +149,7 @@ class RowSums:
             return
         flat: NDArray[Any] = (rows if self._code is None else self._code.decode(rows)).reshape(len(rows), -1)
         if self._half and not half_is_finite(flat):
-            self._sum[:] = np.nan
+            self._squares[:] = np.nan if np.isnan(flat).any() else np.inf
         if not self._count and not self._half:
             # Deviations from any one row keep a large common mean from drowning a small variance. Half precision
             # cannot tell deviations that small from none, so it goes without.
@@ -178,6 +182,11 @@ class RowSums:
     def finite(self) -> bool:
         """Whether no row held NaN or infinity."""
         return all(bool(np.isfinite(part).all()) for part in (self._shift, self._sum, self._squares))
+
+    @property
+    def has_nan(self) -> bool:
+        """See `TokenSums.has_nan`."""
+        return bool(np.isnan(self._squares).any())
 
     def moments(self) -> Moments:
         """Moments of the rows added so far, which must be `finite`."""

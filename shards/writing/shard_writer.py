@@ -179,11 +179,7 @@ class ShardWriter:
         self._require_complete()
         square_error = self._checked_error()
         if not (self._sums.finite and (self._square_error is None or np.isfinite(self._square_error).all())):
-            logical = self._fields[0].dtype.logical
-            remedy = "; float16 ends at 65504: store bfloat16 or float32" if logical == "float16" else ""
-            raise StoreError(
-                f"tokens of shard {self.shard} of view {self.view} hold NaN or infinity as {logical}{remedy}"
-            )
+            raise StoreError(f"tokens of shard {self.shard} of view {self.view} hold {self._not_finite()}")
         moments = self._sums.moments()
         digests = self._outputs.finish()
         won = [file.publish() for file in self._outputs.files]
@@ -205,6 +201,12 @@ class ShardWriter:
         path = self._root / commit_path(self.view, self.shard)
         publish_bytes(path, record.to_bytes())
         return CommitRecord.from_bytes(read_object(path), path=path)
+
+    def _not_finite(self) -> str:
+        logical = self._fields[0].dtype.logical
+        if logical == "float16" and not self._sums.has_nan:
+            return "infinity as float16, which ends at 65504; store bfloat16 or float32"
+        return f"NaN or infinity as {logical}; check the weights they come from, or compute with --precision float32"
 
     def _all_new(self) -> bool:
         """Whether no object that this writer was to write had been published before."""

@@ -52,7 +52,9 @@ def encoder() -> EncoderIdentity:
     )
 
 
-def _write_store(path: Path, encoder: EncoderIdentity, dtype: str, image_size: int = SIZE) -> Path:
+def _write_store(
+    path: Path, encoder: EncoderIdentity, dtype: str, image_size: int = SIZE, *, usable: bool = True
+) -> Path:
     records = [
         SourceRecord(key=f"{i:03}", label=i % len(CLASSES), uri=f"{i:03}.png", offset=0, nbytes=1)
         for i in range(NUM_IMAGES)
@@ -75,7 +77,7 @@ def _write_store(path: Path, encoder: EncoderIdentity, dtype: str, image_size: i
     for shard in range(3):
         with writer.shard("center", shard) as target:
             for place in range(plan.shard_size(shard)):
-                if (shard, place) == (1, 2):
+                if (shard, place) == (1, 2) or not usable:
                     target.quarantine(place, "not an image")
                     continue
                 image = np.full((image_size, image_size, 3), rng.integers(0, 256, 3), np.uint8)
@@ -94,7 +96,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderIdentity) ->
 
 @pytest.fixture(scope="session")
 def write_store():
-    """Write a finished store of other shapes: `write_store(path, encoder, dtype, image_size)`."""
+    """Write a finished store of other shapes: `write_store(path, encoder, dtype, image_size, usable=False)`."""
     return _write_store
 
 

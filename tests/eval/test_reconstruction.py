@@ -89,6 +89,12 @@ def test_a_decoder_for_another_image_size_is_refused(settings, write_decoder):
         reconstruct(replace(settings, decoder=write_decoder(patch_size=16)))
 
 
+def test_a_store_without_a_usable_image_is_refused(settings, write_store, encoder, tmp_path):
+    empty = write_store(tmp_path / "empty", encoder, "float16", usable=False)
+    with pytest.raises(UserError, match=r"must hold a valid row .*; name another store"):
+        reconstruct(replace(settings, store=empty))
+
+
 def test_the_command_answers_a_missing_store_with_one_line(tmp_path, decoder):
     command = [sys.executable, str(SCRIPT), str(tmp_path / "none"), "--decoder", str(decoder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -185,6 +185,18 @@ def test_what_cannot_be_merged_is_refused_with_the_list(stores, tmp_path, pipeli
     assert "no names for its labels '0', '1', '2'" in refused(one.path, tmp_path / "nameless")
 
 
+def test_classes_that_are_numbers_are_united_on_request_alone(tmp_path, pipeline):
+    paths = [tmp_path / "one", tmp_path / "other"]
+    for path, prefix, names in zip(paths, ("a/", "b/"), (("0", "1", "cat"), ("10", "1", "cat")), strict=True):
+        build_store(path, replace(KIND, prefix=prefix, class_names=names))
+    code, _, err = pipeline("merge", *paths, "--out", tmp_path / "new")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "1 are numbers in several of these stores: '1'; add --same-numbers" in err
+    assert not (tmp_path / "new").exists()
+    assert pipeline("merge", *paths, "--out", tmp_path / "new", "--same-numbers")[0] == 0
+    assert open_store(tmp_path / "new").class_names == ("0", "1", "cat", "10")
+
+
 def test_another_encoder_is_refused(stores, tmp_path, pipeline, monkeypatch):
     monkeypatch.setattr(
         "shards.testing.contract.tiny_encoder",

@@ -279,6 +279,19 @@ def test_an_image_of_more_pixels_than_allowed_is_refused_by_its_header():
     assert decode_image(png(), max_pixels=30).size == (6, 5)
 
 
+@pytest.mark.parametrize("side", [9_800, 12_000, 20_000])
+def test_a_picture_too_large_for_pillow_is_refused_by_our_own_option(side):
+    header = struct.pack(">2I5B", side, side + 1_000, 1, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
+    with pytest.raises(UndecodableImageError, match="pixels are more than --max-pixels 100000000"):
+        decode_image(content)
+
+
+def test_an_image_beyond_pillows_own_limit_is_decoded_if_it_is_allowed(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert decode_image(png(), max_pixels=30).size == (6, 5)
+
+
 def test_keys_with_line_breaks_of_any_kind_can_be_named():
     known = {"a\u2028b", "n\x85l", "two\nlines", "tab\there", "plain", "esc\x1b[31m"}
     raw = "\n".join(sorted(known))

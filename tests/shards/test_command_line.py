@@ -29,6 +29,11 @@ def ending(error):
             1,
             "error: a/b cannot be used: Permission",
         ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "a\x1b[31m\nb"),
+            1,
+            "error: a\\x1b[31m\\nb cannot be used: No such",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )

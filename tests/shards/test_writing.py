@@ -346,13 +346,20 @@ def test_a_place_cannot_be_both_written_and_bad(tmp_path):
             output.publish()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_tokens_that_are_not_numbers_are_never_published(tmp_path, value):
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (np.nan, "NaN or infinity as float16; check the weights"),
+        (np.inf, "infinity as float16, which ends at 65504; store bfloat16"),
+        (-np.inf, "infinity as float16, which ends at 65504; store bfloat16"),
+    ],
+)
+def test_tokens_that_are_not_numbers_are_never_published(tmp_path, value, what):
     writer = begin(tmp_path / "store")
     with writer.shard("flip", 0) as output:
         for place in range(4):
             output.write(place, row(value if place == 2 else 1.0))
-        with pytest.raises(StoreError, match="NaN or infinity as float16"):
+        with pytest.raises(StoreError, match=what):
             output.publish()
     assert len(writer.pending()) == 6
 

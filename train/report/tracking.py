@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from shards import UsageError, replace_atomically
+from shards import UsageError, printable_text, replace_atomically
 from train.distributed import Team
 from train.report.metrics_file import read_metrics
 from train.report.run_page import write_run_page
@@ -80,7 +80,7 @@ class Journal:
                 init_kwargs={"wandb": wandb_run(out)} if tracker == "wandb" and team.is_main_process else {},
             )
         if team.is_main_process:
-            sys.stderr.writelines(f"{line}\n" for line in facts)
+            sys.stderr.writelines(f"{printable_text(line)}\n" for line in facts)
         # In a file the strokes of a bar would be one endless line; there, `record` writes lines instead.
         self._max_steps, self._drawn = max_steps, team.is_main_process and sys.stderr.isatty()
         self._bar = tqdm(
@@ -124,7 +124,8 @@ class Journal:
             self._team.accelerator.log({k: v for k, v in numbers.items() if v is not None}, step=step)
 
     def log(self, text: str) -> None:
-        """A line for the person who watches."""
+        """A line for the person who watches; what a terminal would act on is escaped."""
+        text = printable_text(text)
         if self._drawn:
             self._bar.write(text, file=sys.stderr)
         elif self._team.is_main_process:
