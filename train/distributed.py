@@ -23,11 +23,17 @@ from train.settings.config import Precision
 
 
 def _require_whole_environment() -> None:
-    """Refuse a launcher's variables without their companions, in which PyTorch would wait or fail with a traceback.
+    """Refuse a launcher's variables that PyTorch or Accelerate would answer with a traceback, or wait for ever.
 
     Raises:
-        UsageError: naming the variables that are missing.
+        UsageError: naming the variables that are missing, or ask for what there is not.
     """
+    for engine in ("DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise UsageError(
+                f"ACCELERATE_USE_{engine} is set, and only DDP and FSDP are supported; unset it, or choose another "
+                "distributed type in `accelerate config`"
+            )
     stated = os.environ.get("WORLD_SIZE", "1")
     if not stated.isdecimal() or int(stated) < 1:
         raise UsageError(

@@ -24,6 +24,7 @@ from shards.sources.class_labels import (
 from shards.sources.csv_lists import PATH_COLUMNS, find_listed
 from shards.sources.folder import begins_like_an_image
 from shards.sources.found import Found, FoundImage, SourceOptions, some
+from shards.sources.parquet_bounds import bounded_batches
 from shards.sources.roots import SourceRoots
 from shards.storage.location import Location, file_size
 from shards.storage.remote_path import RemotePath
@@ -42,9 +43,6 @@ _BINARY_COLUMNS = (
     "picture",
 )
 _ROWS_AT_ONCE = 64
-_LARGEST_GROUP = 4 << 30
-_LARGEST_UNSUSPICIOUS = 256 << 20
-_LARGEST_RATIO = 10
 
 
 @dataclass(frozen=True)
@@ -188,9 +186,10 @@ class _File:
         """The rows of a list of paths with their numbers: what may be a path or a label, of no other column a byte."""
         of_use = (*PATH_COLUMNS, *LABEL_COLUMNS)
         wanted = [name for name in names if folded(name) in of_use or name == self._options.label_column]
-        for group in range(self._file.num_row_groups if wanted else 0):
-            require_bounded(self._file, group, wanted)
-        return list(enumerate(self._file.read(wanted, use_threads=False).to_pylist(), start=1))
+        if not wanted:
+            return [(number, {}) for number in range(1, self._file.metadata.num_rows + 1)]
+        rows = (row for batch in batches(self._path, self._file, wanted, None) for row in batch.to_pylist())
+        return list(enumerate(rows, start=1))
 
     def _known_images(self, known: KnownRows, label: str | None) -> list[FoundImage] | None:
         """The rows as they were found before, with their labels as the file has them; None if some are not known."""
@@ -200,7 +199,11 @@ class _File:
         classes: list[str | None] = [None] * count
         if label is not None:
             where = f"column {label} of {self._path}"
-            values = self._file.read([label], use_threads=False).column(label).to_pylist()
+            values = (
+                value
+                for batch in batches(self._path, self._file, [label], None)
+                for value in batch.column(label).to_pylist()
+            )
             classes = as_numbers([class_of(value, self._options, where) for value in values])
         uri, stem = whole_address(self._path), self._path.stem
         return [
@@ -215,7 +218,7 @@ class _File:
         places: list[Location | None] = []
         classes: list[str | None] = []
         where = f"column {label} of {self._path}"
-        for batch in batches(self._file, [*column.columns, *([label] if label else [])]):
+        for batch in batches(self._path, self._file, [*column.columns, *([label] if label else [])]):
             content = column.content(batch.column(column.name))
             names = column.paths(batch.column(column.name))
             for value, name in zip(content, names, strict=True):
@@ -279,7 +282,9 @@ def image_column(file: Any, path: Location, asked: str | None = None) -> ImageCo
                 f"{some([*structs, *plain], 20) or 'none'}"
             )
         return ImageColumn(asked, asked in structs)
-    found = structs or [name for name in plain if folded(name) in _BINARY_COLUMNS or _begins(file, name)]
+    found = structs or [
+        name for name in plain if folded(name) in _BINARY_COLUMNS or _begins(path, file, name)
+    ]
     if len(found) > 1:
         raise UsageError(f"{path} has several columns of images: {some(found)}; name one with --image-column")
     lists = [str(field.name) for field in schema if _is_list_of_images(field.type)]
@@ -322,45 +327,17 @@ def _is_list_of_images(kind: Any) -> bool:
     return _holds_bytes(kind.value_type) or _is_binary(kind.value_type)
 
 
-def _begins(file: Any, name: str) -> bool:
+def _begins(path: Location, file: Any, name: str) -> bool:
     """Whether the first value of a binary column begins like an image."""
-    first = next(iter(file.iter_batches(batch_size=1, columns=[name], use_threads=False)), None)
+    first = next(batches(path, file, [name], 1), None)
     value = None if first is None or not len(first) else first.column(0)[0].as_py()
     return value is not None and begins_like_an_image(value[:16])
 
 
-def batches(file: Any, columns: list[str]) -> Iterator[Any]:
-    """Some columns of a parquet file, a few rows at a time; of no other column a byte is read."""
+def batches(path: Location, file: Any, columns: list[str], rows: int | None = _ROWS_AT_ONCE) -> Iterator[Any]:
+    """Some columns of a parquet file in order, at most `rows` rows at a time; see `bounded_batches`."""
     for group in range(file.num_row_groups):
-        require_bounded(file, group, columns)
-        yield from file.iter_batches(
-            batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False
-        )
-
-
-def require_bounded(file: Any, group: int, columns: list[str]) -> None:
-    """Refuses a row group that would unfold to more than memory bears, by what the footer says of it.
-
-    Raises:
-        UsageError: Naming the row group and its size.
-    """
-    described = file.metadata.row_group(group)
-    parts = [described.column(number) for number in range(described.num_columns)]
-    wanted = [part for part in parts if any(_belongs(part.path_in_schema, column) for column in columns)]
-    unfolded = sum(part.total_uncompressed_size for part in wanted)
-    stored = sum(part.total_compressed_size for part in wanted)
-    suspicious = unfolded > _LARGEST_UNSUSPICIOUS and unfolded > _LARGEST_RATIO * max(stored, 1)
-    if unfolded < 0 or stored < 0 or unfolded > _LARGEST_GROUP or suspicious:
-        raise UsageError(
-            f"a row group of images must unfold to no more than {_LARGEST_GROUP >> 30} GiB and "
-            f"{_LARGEST_RATIO} times its "
-            f"stored bytes, group {group} has {stored} bytes that unfold to {unfolded}; write smaller row "
-            "groups"
-        )
-
-
-def _belongs(path: str, column: str) -> bool:
-    return path == column or path.startswith(f"{column}.")
+        yield from bounded_batches(path, file, group, columns, rows)
 
 
 def open_parquet(path: Location, metadata: Any = None) -> Any:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.metadata.archives import ArchiveIdentity
 from shards.sources.archives import RowsDigest, identity_now
+from shards.sources.parquet_bounds import bounded_batches
 from shards.sources.parquet_files import (
     ImageColumn,
     batches,
     first_image_column,
     image_column,
     open_parquet,
-    require_bounded,
 )
 from shards.storage.location import Location
 
@@ -121,10 +121,11 @@ def _opened(path: Location, listed: ArchiveIdentity | None) -> _Table:
 
 def _decoded_group(path: Location, table: _Table, group: int) -> tuple[Any, list[str | None]]:
     """The images of a row group, and the paths of those rows that have one."""
+    import pyarrow as pa
+
     with open_parquet(path, table.metadata) as file:
-        require_bounded(file, group, table.column.columns)
-        read = file.read_row_group(group, columns=table.column.columns, use_threads=False)
-    column = read.column(table.column.name).combine_chunks()
+        steps = list(bounded_batches(path, file, group, table.column.columns))
+    column = pa.chunked_array([step.column(table.column.name) for step in steps]).combine_chunks()
     return table.column.content(column), table.column.paths(column)
 
 
@@ -138,7 +139,7 @@ def _require_same_rows(
     if listed is None or listed.same_file(identity_now(path)):
         return
     digest = RowsDigest()
-    for batch in batches(file, column.columns):
+    for batch in batches(path, file, column.columns):
         for value in column.content(batch.column(column.name)):
             digest.add(value.as_buffer() if value.is_valid else None)
     if digest.hex() != listed.rows:

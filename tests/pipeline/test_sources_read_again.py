@@ -32,7 +32,9 @@ from shards import (
     run_command,
 )
 from shards.metadata.archives import ArchiveIdentity
-from shards.sources import parquet_files
+from shards.sources import parquet_bounds, parquet_files
+from shards.sources.parquet_files import open_parquet
+from shards.sources.parquet_pages import page_sizes
 
 IMAGES = [np.random.default_rng(number).bytes(600) for number in range(6)]
 
@@ -131,19 +133,83 @@ def test_of_a_known_parquet_file_that_is_untouched_no_image_is_read_again(tmp_pa
     pq.write_table(pa.table({"image": rows, "label": [0, 1] * 3}), tmp_path / "x.parquet")
     listing = list_source(str(tmp_path / "x.parquet"))
     plan = Plan.build(listing.records, listing.class_names, 2, 0, listing.archives)
-    monkeypatch.setattr(parquet_files, "batches", None)  # what reads images
+    read = parquet_files.batches
+
+    def labels_alone(path, file, columns, rows):
+        assert columns == ["label"], "images are read"
+        return read(path, file, columns, rows)
+
+    monkeypatch.setattr(parquet_files, "batches", labels_alone)
     assert list_source(str(tmp_path / "x.parquet"), known=plan) == listing
     os.utime(tmp_path / "x.parquet", (1, 1))
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="labels_alone"):
         list_source(str(tmp_path / "x.parquet"), known=plan)
 
 
 def test_a_row_group_that_would_fill_the_memory_is_refused_by_its_footer(tmp_path, monkeypatch):
     rows = [{"bytes": bytes(100_000), "path": None}]
     pq.write_table(pa.table({"image": rows}), tmp_path / "x.parquet", compression="zstd")
-    monkeypatch.setattr(parquet_files, "_LARGEST_UNSUSPICIOUS", 10_000)
+    monkeypatch.setattr(parquet_bounds, "_LARGEST_UNSUSPICIOUS", 10_000)
     with pytest.raises(UserError, match="must unfold to no more than"):
         list_source(str(tmp_path / "x.parquet"))
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_headers_of_parquet_pages_are_read_without_decoding_a_page(tmp_path, version, dictionary, codec):
+    path, rows = tmp_path / "x.parquet", [bytes([number]) * 9_000 for number in range(60)]
+    pq.write_table(
+        pa.table({"image": rows}),
+        path,
+        data_page_version=version,
+        use_dictionary=dictionary,
+        compression=codec,
+        data_page_size=20_000,
+        write_page_checksum=True,
+    )
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    content = path.read_bytes()
+    sizes = page_sizes(lambda nbytes, offset: content[offset : offset + nbytes], chunk)
+    headers = chunk.total_uncompressed_size - sizes.unfolded
+    assert 0 < headers < 60 * 20_000
+    assert sizes.unfolded >= sum(map(len, rows))
+    assert sizes.dictionary == (sum(map(len, rows)) + 4 * len(rows) if dictionary else 0)
+    with pytest.raises(ValueError, match=r"is not whole|leads out"):
+        page_sizes(lambda nbytes, offset: content[: chunk.data_page_offset][offset : offset + nbytes], chunk)
+
+
+def test_a_page_that_claims_more_than_the_footer_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "x.parquet"
+    rows = [{"bytes": bytes(40_000), "path": None}]
+    pq.write_table(pa.table({"image": rows}), path, compression="zstd", use_dictionary=False)
+    assert len(list_source(str(path)).records) == 1
+    content = path.read_bytes()
+    start = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
+    # Type, then the size decompressed: 40,010 in three bytes, which can say up to 1,048,575.
+    assert content[start : start + 3] == b"\x15\x00\x15"
+    path.write_bytes(content[: start + 3] + b"\xfe\xff\x7f" + content[start + 6 :])
+    monkeypatch.setattr(parquet_bounds, "_LARGEST_UNSUSPICIOUS", 500_000)
+    with pytest.raises(UserError, match=r"must unfold to no more than .* that unfold to 10485\d\d;"):
+        list_source(str(path))
+
+
+def test_a_dictionary_that_many_rows_repeat_is_decoded_in_small_steps_up_to_a_limit(tmp_path, monkeypatch):
+    path = tmp_path / "x.parquet"
+    image = np.random.default_rng(0).bytes(100_000)
+    pq.write_table(pa.table({"image": [{"bytes": image, "path": None}] * 50}), path)
+    monkeypatch.setattr(parquet_bounds, "_LARGEST_UNSUSPICIOUS", 400_000)
+    steps = []
+
+    def read():
+        with open_parquet(path) as file:
+            steps.extend(len(batch) for batch in parquet_files.batches(path, file, ["image.bytes"]))
+
+    with pytest.raises(UserError, match="that unfold to 1"):
+        read()
+    assert steps == [3, 3, 3]
+    monkeypatch.setattr(parquet_bounds, "_LARGEST_RATIO", 51)
+    assert len(list_source(str(path)).records) == 50
 
 
 def test_plans_of_plain_files_are_written_as_before_and_those_of_archives_say_what_these_were(tmp_path):
