@@ -37,6 +37,7 @@ LARGEST_IMAGE = 100_000_000
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError,
     NotImplementedError, RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )  # fmt: skip
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -76,8 +77,8 @@ def decode_image(content: bytes, *, max_pixels: int = LARGEST_IMAGE) -> Image.Im
             # Pillow refuses a PNG for a damaged or large text, profile or EXIF chunk, too.
             with suppress(*_DECODER_ERRORS):
                 return _decoded(_pixel_chunks(content), max_pixels)
-        if isinstance(error, Image.DecompressionBombError):
-            # Raised at twice Pillow's limit, which is no less than `max_pixels` here.
+        if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+            # Raised above Pillow's limit or twice that, which is no less than `max_pixels` here.
             raise UndecodableImageError(_too_large("its pixels", max_pixels)) from error
         if isinstance(error, UnidentifiedImageError):
             raise UndecodableImageError(f"not an image of a known format ({', '.join(FORMATS)})") from error
