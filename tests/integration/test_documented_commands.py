@@ -28,6 +28,7 @@ from shards.storage.location import as_location, publish_bytes
 from shards.testing.contract import StoreKind, build_store
 from train.settings.compressor_presets import COMPRESSOR_DEFAULT, compressor_settings
 from train.settings.presets import DECODER_DEFAULT, DIT_DEFAULT, decoder_settings, dit_settings
+from train.settings.saved_settings import to_json
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -194,6 +195,9 @@ def test_every_command_is_read_by_its_program(page, line, tmp_path, monkeypatch)
     # A reference that an FID is measured against has to be there when settings are read.
     (tmp_path / "data").mkdir()
     (tmp_path / "data/VIRTUAL_imagenet256_labeled.npz").touch()
+    # So have the settings of a run that another one varies.
+    (tmp_path / "runs/dit").mkdir(parents=True)
+    (tmp_path / "runs/dit/config.json").write_text(to_json(dit_settings("dit-dh-b-256")))
     monkeypatch.chdir(tmp_path)
     read(shlex.split(line))
 

@@ -67,7 +67,7 @@ class Stage(NamedTuple):
 
 
 class DecoderRow(NamedTuple):
-    """A preset of train/decoder.py: size, side of the grid, patch, how it is trained, who says so, and its output."""
+    """A preset of train/decoder.py: size, side of the grid, patch, training, who says so, output, mixing of stores."""
 
     size: str
     grid: int | None
@@ -75,6 +75,7 @@ class DecoderRow(NamedTuple):
     recipe: Training
     source: str
     output: Literal["normalised", "image"] = "normalised"
+    store_mix: Literal["sample", "step"] = "sample"
 
 
 _DECAY = Adam(lr=2e-4, final_lr=2e-5, schedule="linear", hold_epochs=40, decay_end_epoch=800)
@@ -110,6 +111,7 @@ _FLATD = "noctrog/flatdino@cdd398f dit{S,B,L,XL}-norm"
 _POOL  = "PoolDINO, 2026: x, internal guidance, 80 epochs"
 _DEC   = "bytetriper/RAE@a4d18c4 configs/stage1/training"
 _V2_DEC = "nanovisionx/RAEv2@8a0d238: the output is the image"
+_V2_GENERAL = "arXiv 2605.18324, general decoder: several --store, one a step"
 _V2_DEC_OURS = "ours: RAEv2's recipe at another size"
 _T12   = "arXiv 2510.11690 table 12: betas 0.5, 0.9"
 _T9    = "arXiv 2510.11690 table 9: upsampling decoder"
@@ -162,6 +164,7 @@ DECODER_PRESETS = {
     "raev2-decoder-b":   DecoderRow("b",    None, 16,   _STAGE1,  _V2_DEC_OURS, "image"),
     "raev2-decoder-l":   DecoderRow("l",    None, 16,   _STAGE1,  _V2_DEC_OURS, "image"),
     "raev2-decoder-xl":  DecoderRow("xl",   None, 16,   _STAGE1,  _V2_DEC, "image"),
+    "raev2-decoder-xl-general": DecoderRow("xl", None, 16, _STAGE1, _V2_GENERAL, "image", "step"),
 }
 # fmt: on
 
@@ -291,6 +294,7 @@ def decoder_settings(name: str) -> DecoderSettings:
         perceptual="none" if row.size == "tiny" else "lpips",
         adversarial=row.size != "tiny",
         adversary=AdversarySettings(optimizer=row.recipe.optimizer),
+        store_mix=row.store_mix,
     )
 
 
