@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import json
+from functools import cache
+from typing import Any, TypeVar
 
 from shards.errors import UserError
 
@@ -32,10 +34,13 @@ def read_document(
     Raises:
         UserError: (or `error`) naming the file, each key that does not fit, and why.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(kind).validate_json(text, strict=True)
+        schema: Any = kind
+        found: T = _adapter(schema).validate_json(text, strict=True)
+    except RecursionError:
+        raise error(f"{name} does not hold what it must: it is nested too deeply") from None
     except UserError as refused:  # by the type's own check of its values
         raise error(
             f"{name} does not hold what it must: {refused}{f'; {remedy}' if remedy else ''}"
@@ -44,8 +49,23 @@ def read_document(
         faults = invalid.errors(include_url=False, include_context=False, include_input=False)
         named = [f"{'.'.join(map(_shown, fault['loc'])) or 'the text'}: {fault['msg']}" for fault in faults]
         more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
-        found = "; ".join(named[:_MOST_NAMED]) + more
-        raise error(f"{name} does not hold what it must: {found}{f'; {remedy}' if remedy else ''}") from None
+        what = "; ".join(named[:_MOST_NAMED]) + more
+        raise error(f"{name} does not hold what it must: {what}{f'; {remedy}' if remedy else ''}") from None
+    return found
+
+
+def read_values(
+    values: Any, kind: type[T], *, name: object, error: type[UserError] = UserError, remedy: str = ""
+) -> T:
+    """As `read_document`, of the plain JSON values that are a part of a text."""
+    return read_document(json.dumps(values), kind, name=name, error=error, remedy=remedy)
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _shown(key: str | int) -> str:

@@ -68,7 +68,9 @@ class Target:
         def link() -> CommitRecord:
             link_image(store.path, store.recipe, self.writer.path, view, shard)
             path = store.path / commit_path(view, shard)
-            return CommitRecord.from_bytes(read_object(path), path=path)
+            record = CommitRecord.from_bytes(read_object(path), path=path)
+            record.require_fits(store.recipe, path=path)
+            return record
 
         return link
 

@@ -59,6 +59,7 @@ def _shard_problems(path: Location, recipe: Recipe, plan: Plan, view: str, shard
     name = commit_path(view, shard)
     try:
         record = CommitRecord.from_bytes(read_object(path / name), path=path / name)
+        record.require_fits(recipe, path=path / name)
     except FileNotFoundError:
         yield from _unrecorded_problems(path, recipe, plan, view, shard)
         return

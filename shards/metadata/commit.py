@@ -6,13 +6,15 @@ import base64
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.documents import read_document
 from shards.errors import StoreDamagedError
-from shards.metadata.layout import checked_path
+from shards.metadata.identity import Recipe
+from shards.metadata.layout import checked_path, fields_of
 from shards.storage.digests import ALGORITHMS, SHA256, digest_of_bytes
 
 COMMIT_VERSION = 1
@@ -59,7 +61,7 @@ class ObjectRecord:
             names = " or ".join(ALGORITHMS)
             raise StoreDamagedError(f"an object's entry must have path, nbytes and {names}, found {values!r}")
         (algorithm,) = known
-        if not isinstance(values["nbytes"], int) or not isinstance(values[algorithm], str):
+        if type(values["nbytes"]) is not int or values["nbytes"] < 0 or type(values[algorithm]) is not str:
             raise StoreDamagedError(f"an object's entry holds values of the wrong type: {values!r}")
         return cls(checked_path(values["path"]), values["nbytes"], values[algorithm], algorithm)
 
@@ -120,33 +122,91 @@ class CommitRecord:
         Raises:
             StoreDamagedError: Naming ``path``, if it is not a record of this version.
         """
-        try:
-            values = json.loads(content)
-            version = values.pop("version")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(path, error) from error
+        version = read_document(
+            content, _Versioned, name=path, error=StoreDamagedError, remedy=_REMEDY
+        ).version
         if version != COMMIT_VERSION:
             raise StoreDamagedError(f"{path} has version {version}; this program reads {COMMIT_VERSION}")
+        found = read_document(content, _Document, name=path, error=StoreDamagedError, remedy=_REMEDY)
         try:
-            values["objects"] = tuple(ObjectRecord.from_dict(o) for o in values["objects"])
-            values["moments"] = ObjectRecord.from_dict(values["moments"])
-            values["bad"] = {int(place): str(reason) for place, reason in values["bad"].items()}
-            values["crc32c"] = {name: _unpack(a, "<u4") for name, a in values["crc32c"].items()}
-            values["offsets"] = {name: _unpack(a, "<i8") for name, a in values["offsets"].items()}
-            if values["square_error"] is not None:
-                values["square_error"] = _unpack(values["square_error"], "<f8")
-            repaired = values.pop("mended", {}).items()
-            values["repaired"] = {int(place): int(nbytes) for place, nbytes in repaired}
-            return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError, StoreDamagedError) as error:
-            raise _damaged(path, error) from error
+            return cls(
+                view=found.view,
+                shard=found.shard,
+                num_rows=found.num_rows,
+                objects=tuple(ObjectRecord.from_dict(o) for o in found.objects),
+                moments=ObjectRecord.from_dict(found.moments),
+                bad={int(place): reason for place, reason in found.bad.items()},
+                crc32c={name: _unpack(a, "<u4") for name, a in found.crc32c.items()},
+                offsets={name: _unpack(a, "<i8") for name, a in found.offsets.items()},
+                square_error=None if found.square_error is None else _unpack(found.square_error, "<f8"),
+                seconds=found.seconds,
+                attempts=found.attempts,
+                repaired={int(place): nbytes for place, nbytes in found.mended.items()},
+            )
+        except (ValueError, StoreDamagedError) as error:
+            raise StoreDamagedError(f"{path} is not a readable commit record ({error}); {_REMEDY}") from error
+
+    def require_fits(self, recipe: Recipe, *, path: object) -> None:
+        """Refuse a record whose numbers are not those of a shard of a store.
+
+        Raises:
+            StoreDamagedError: Naming ``path`` and what is wrong.
+        """
+        capacity = recipe.capacity
+        if self.view not in recipe.views or not 0 <= self.shard < recipe.num_shards:
+            raise _unfitting(path, f"the store has no shard {self.shard} of view {self.view!r}")
+        if not 0 <= self.num_rows <= capacity:
+            raise _unfitting(path, f"num_rows is {self.num_rows}, a shard has {capacity}")
+        slots = [*self.bad, *self.repaired]
+        if slots and not 0 <= min(slots) <= max(slots) < capacity:
+            raise _unfitting(path, f"it names slots beyond the {capacity} of a shard")
+        fields = {field.name for field in fields_of(recipe, self.view)}
+        if self.crc32c.keys() != fields or not self.offsets.keys() <= fields:
+            raise _unfitting(
+                path, f"fields are {sorted(fields)}, it has {sorted(self.crc32c | self.offsets)}"
+            )
+        lengths = {*map(len, self.crc32c.values()), *map(len, self.offsets.values())}
+        if lengths != {capacity}:
+            raise _unfitting(path, f"crc32c and offsets must have {capacity} numbers each")
+        if self.square_error is not None and len(self.square_error) != recipe.encoder.width:
+            raise _unfitting(path, f"square_error must have {recipe.encoder.width} numbers")
+        if (self.square_error is None) != (recipe.dtype != "int8"):
+            raise _unfitting(path, f"square_error is for int8 tokens alone, these are {recipe.dtype}")
 
 
-def _damaged(path: object, error: Exception) -> StoreDamagedError:
-    return StoreDamagedError(
-        f"{path} is not a readable commit record ({error}); restore it, or, if the store is not finished, remove it "
-        "and run the command that was writing the store again"
-    )
+_REMEDY = "restore it, or, if the store is not finished, remove it and run the command that was writing the store again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Versioned:
+    """What every version of the JSON file holds."""
+
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """The JSON file of a record."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    version: int
+    view: str
+    shard: int
+    num_rows: int
+    objects: list[dict[str, Any]]
+    moments: dict[str, Any]
+    bad: dict[str, str]
+    crc32c: dict[str, str]
+    offsets: dict[str, str]
+    square_error: str | None
+    seconds: float
+    attempts: int
+    mended: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def _unfitting(path: object, what: str) -> StoreDamagedError:
+    return StoreDamagedError(f"{path} is not a record of this store: {what}; {_REMEDY}")
 
 
 def _pack(values: NDArray[Any], dtype: str) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from shards.documents import read_values
 from shards.errors import IdentityMismatchError, StoreDamagedError, UsageError
 from shards.storage.digests import ALGORITHMS, BLAKE3, SHA256
 from shards.values.dtypes import TOKEN_DTYPES
@@ -38,6 +40,11 @@ def digest_of(value: Any) -> str:
     """First 32 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
 
+
+LARGEST_SIDE = 16_384
+"""Pixels a side of the largest image that is stored: 768 MiB."""
+LARGEST_LATENT = 1 << 27
+"""Numbers of the largest latent of an image: 512 MiB as float32. A store that claims larger ones is refused unread."""
 
 SEQUENCE_COMPRESSORS = ("flat-vae",)
 """Compressors whose latents lie on no grid; those of every other one lie on a coarser grid."""
@@ -73,10 +80,11 @@ class CompressorIdentity:
         """Read back what `to_dict` gave; unknown and missing keys are refused.
 
         Raises:
-            StoreDamagedError: If the keys are not exactly this class's fields.
+            StoreDamagedError: If the keys are not exactly this class's fields, or a value cannot be.
         """
         _check_keys(cls, values)
-        return cls(**{**values, "source": EncoderIdentity.from_dict(values["source"])})
+        EncoderIdentity.from_dict(values["source"])
+        return read_values(values, cls, name="the compressor", error=StoreDamagedError)
 
     def _deciding(self) -> dict[str, Any]:
         return {**self.to_dict(), "source": self.source._deciding()}
@@ -108,6 +116,15 @@ class EncoderIdentity:
     """Which blocks the tokens are combined from, and how, as plain JSON values; None is the last block alone."""
     compressor: CompressorIdentity | None = None
     """What made these tokens of another encoder's stored ones; None where an encoder made them of images."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes no encoder can have."""
+        sizes = (self.input_size, *self.grid, self.width)
+        if min(sizes) < 1 or self.prefix_tokens < 0 or self.num_tokens * self.width > LARGEST_LATENT:
+            raise UsageError(
+                f"an encoder must have sizes from 1 on and latents of at most {LARGEST_LATENT} numbers, not input "
+                f"{self.input_size}, grid {self.grid}, width {self.width}, prefix {self.prefix_tokens}"
+            )
 
     @property
     def positions(self) -> Positions:
@@ -148,10 +165,9 @@ class EncoderIdentity:
             StoreDamagedError: If the keys are not exactly this class's fields.
         """
         _check_keys(cls, values, may_lack=_MAY_LACK)
-        found = {**values, "grid": tuple(values["grid"])}
         if "compressor" in values:
-            found["compressor"] = CompressorIdentity.from_dict(values["compressor"])
-        return cls(**found)
+            CompressorIdentity.from_dict(values["compressor"])
+        return read_values(values, cls, name="the encoder", error=StoreDamagedError)
 
     def _deciding(self) -> dict[str, Any]:
         # The same weights may come by name or from a file: their digest decides.
@@ -231,8 +247,8 @@ class Recipe:
             raise UsageError(
                 f"shards must be between 1 and the {self.num_images} images, not {self.num_shards}"
             )
-        if self.image_size < 0:
-            raise UsageError(f"image size must be 0 or more pixels, not {self.image_size}")
+        if not 0 <= self.image_size <= LARGEST_SIDE:
+            raise UsageError(f"image size must be 0 to {LARGEST_SIDE} pixels, not {self.image_size}")
 
     def _check_storage(self) -> None:
         if self.dtype not in TOKEN_DTYPES:
@@ -252,7 +268,7 @@ class Recipe:
     def _check_code(self) -> None:
         if self.dtype != "int8" and (self.code, self.calibration_rows, self.code_error) != (None, 0, 0.0):
             raise UsageError(f"only int8 tokens have a code to calibrate, not {self.dtype}")
-        if self.calibration_rows < 0 or self.code_error < 0:
+        if self.calibration_rows < 0 or not 0 <= self.code_error < math.inf:
             raise UsageError(
                 "calibration rows and the error aimed at must not be negative, got "
                 f"{self.calibration_rows} and {self.code_error}"
@@ -295,9 +311,10 @@ class Recipe:
             StoreDamagedError: If the keys are not exactly this class's fields.
         """
         _check_keys(cls, values, may_lack={"class_token", "object_digest"})
-        encoder = EncoderIdentity.from_dict(values["encoder"])
-        found = {"object_digest": SHA256, **values, "encoder": encoder, "views": tuple(values["views"])}
-        return cls(**found)
+        EncoderIdentity.from_dict(values["encoder"])
+        return read_values(
+            {"object_digest": SHA256, **values}, cls, name="the recipe", error=StoreDamagedError
+        )
 
     def _deciding(self) -> dict[str, Any]:
         deciding = {name: value for name, value in self.to_dict().items() if name != "object_digest"}

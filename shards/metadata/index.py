@@ -14,10 +14,21 @@ from shards.metadata.commit import CommitRecord
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import fields_of
 from shards.metadata.plan import Plan
+from shards.metadata.tables import open_table, read_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_COLUMNS = {
+    "row": "int64",
+    "key": "string",
+    "label": "int32",
+    "uri": "string",
+    "offset": "int64",
+    "nbytes": "int64",
+    "valid": "bool",
+    "reason": "string",
+}
 Commits = Mapping[tuple[str, int], CommitRecord]
 ABSENT = -1
 """Offset of a row that is not there."""
@@ -83,16 +94,18 @@ class Index:
 
     def __init__(self, content: bytes, plan_rows: NDArray[np.int64], num_rows: int, *, path: object) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         self._rows = plan_rows
         self._num_rows = num_rows
         self._path = path
         try:
-            # Threads of pyarrow may outlive the interpreter and free the buffer then: SIGABRT.
-            self._file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
-        except pa.ArrowInvalid as error:
+            self._file = open_table(content, _COLUMNS)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise StoreDamagedError(f"{path} is not a readable index ({error})") from error
+        if self._file.metadata.num_rows != len(plan_rows):
+            raise StoreDamagedError(
+                f"{path} has {self._file.metadata.num_rows} rows, the recipe {len(plan_rows)} images"
+            )
 
     @property
     def column_names(self) -> list[str]:
@@ -101,7 +114,12 @@ class Index:
 
     def table(self, *columns: str) -> pa.Table:
         """Some columns, or all, a line an image in row order."""
-        return self._file.read(list(columns) or None, use_threads=False)
+        import pyarrow as pa
+
+        try:
+            return read_columns(self._file, list(columns))
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise StoreDamagedError(f"{self._path} is not a readable index ({error})") from error
 
     def checksums(self, path: str) -> NDArray[np.uint32]:
         """CRC32C of each row of a field, uint32[num_rows]; 0 where no row is."""
@@ -114,6 +132,11 @@ class Index:
     def _by_row(self, column: str, dtype: type[Any], fill: int) -> NDArray[Any]:
         if column not in self.column_names:
             raise StoreDamagedError(f"{self._path} has no column {column!r}")
+        found = self.table(column)[column].to_numpy()
+        if found.dtype != dtype:
+            raise StoreDamagedError(
+                f"{self._path} has {found.dtype} in column {column!r} instead of {np.dtype(dtype)}"
+            )
         by_row = np.full(self._num_rows, fill, dtype)
-        by_row[self._rows] = self.table(column)[column].to_numpy()
+        by_row[self._rows] = found
         return by_row

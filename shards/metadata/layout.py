@@ -89,6 +89,17 @@ def moments_path(view: str, shard: int) -> str:
     return f"moments/{view}/{shard:05d}.npy"
 
 
+def checked_field(name: object) -> str:
+    """Name of an added field read from a file, if it is a plain word.
+
+    Raises:
+        StoreDamagedError: If it is not.
+    """
+    if not (isinstance(name, str) and name.isidentifier() and name.isascii()):
+        raise StoreDamagedError(f"a field's name must be a plain word, found {name!r}")
+    return name
+
+
 def checked_path(path: object) -> str:
     """An object's name read from a file, if it stays inside the store.
 

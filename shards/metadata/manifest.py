@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-from shards.errors import StoreDamagedError, StoreIncompleteError, UsageError
+from shards.documents import read_document
+from shards.errors import StoreDamagedError, StoreIncompleteError
 from shards.metadata.commit import ObjectRecord
 from shards.metadata.identity import Recipe, canonical_json
-from shards.metadata.layout import MANIFEST, checked_path, derived_path
+from shards.metadata.layout import MANIFEST, checked_field, derived_path
 from shards.metadata.versions import format_version, require_format_version
 from shards.storage.location import Location, object_sizes, read_object
 
@@ -99,27 +99,43 @@ class Manifest:
         Raises:
             StoreDamagedError: Naming ``path``.
         """
+        found = read_document(content, _Document, name=path, error=StoreDamagedError)
         try:
-            values = json.loads(content)
             manifest = cls(
-                recipe=Recipe.from_dict(values["recipe"]),
-                num_valid=values["num_valid"],
-                num_bad=values["num_bad"],
-                provenance=values["provenance"],
-                objects=tuple(ObjectRecord.from_dict(o) for o in values["objects"]),
-                revision=operator.index(values.get("revision", 0)),
-                fields={checked_path(name): str(id_) for name, id_ in values.get("fields", {}).items()},
+                recipe=Recipe.from_dict(found.recipe),
+                num_valid=found.num_valid,
+                num_bad=found.num_bad,
+                provenance=found.provenance,
+                objects=tuple(ObjectRecord.from_dict(o) for o in found.objects),
+                revision=found.revision,
+                fields={checked_field(name): encoder_id for name, encoder_id in found.fields.items()},
             )
-        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-            raise StoreDamagedError(f"{path} is not a readable manifest ({error!r})") from error
-        require_format_version(path, values.get("format_version"), manifest.recipe)
+        except StoreDamagedError as error:
+            raise StoreDamagedError(f"{path} is not a readable manifest ({error})") from error
+        require_format_version(path, found.format_version, manifest.recipe)
         if manifest.to_bytes() != content:
             raise StoreDamagedError(f"{path} does not match its own digest: it was edited or damaged")
         if manifest.revision < 0:
             raise StoreDamagedError(f"{path} has a negative revision, {manifest.revision}")
         if manifest.num_valid + manifest.num_bad != manifest.recipe.num_images:
             raise StoreDamagedError(f"{path}: valid and bad images do not add up to all images")
+        manifest._require_possible(path)
         return manifest
+
+    def _require_possible(self, path: object) -> None:
+        """Refuse counts that the objects cannot bear out, before anybody makes room for them."""
+        recipe = self.recipe
+        if len(recipe.views) * recipe.num_shards > len(self.objects):
+            raise StoreDamagedError(
+                f"{path} names {len(self.objects)} objects, too few for {recipe.num_shards} shards of "
+                f"{len(recipe.views)} views"
+            )
+        valid = self.by_path.get(self.derived("valid/c/0"))
+        if valid is None or valid.nbytes != recipe.num_rows:
+            raise StoreDamagedError(
+                f"{path} names {'no mask' if valid is None else f'a mask of {valid.nbytes} rows'} where the recipe "
+                f"has {recipe.num_rows} rows"
+            )
 
     @classmethod
     def read(cls, store: Location) -> Self:
@@ -136,6 +152,20 @@ class Manifest:
             raise StoreIncompleteError(
                 f"{store} is not finished: it has no {MANIFEST}; run the command that was writing it again to continue"
             ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """The JSON file; what is not read here follows from the rest."""
+
+    format_version: int
+    recipe: dict[str, Any]
+    num_valid: int
+    num_bad: int
+    provenance: dict[str, str]
+    objects: list[dict[str, Any]]
+    revision: int = 0
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def missing_objects(store: Location, objects: Iterable[ObjectRecord]) -> list[str]:

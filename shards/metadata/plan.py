@@ -7,6 +7,7 @@ on axis 0 of every array; the spare rows at the end of the smaller shards hold n
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -20,9 +21,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.documents import read_document
 from shards.draws import permutation
 from shards.errors import StoreDamagedError, UsageError
 from shards.metadata.archives import ArchiveIdentity
+from shards.metadata.tables import read_table
 from shards.storage.location import Location, read_object
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ PLAN_VERSION = 1
 ARCHIVES_VERSION = 2
 """Of plans that say what the archives were that their offsets belong to; others are of version 1 as before."""
 NO_LABEL = -1
+_COLUMNS = {"key": "string", "label": "int32", "uri": "string", "offset": "int64", "nbytes": "int64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,32 +282,47 @@ class Plan:
             StoreDamagedError: If the file is not a plan of this version.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            # Threads of pyarrow may outlive the interpreter and free the buffer then, which ends the process
-            # with SIGABRT.
-            file = pq.ParquetFile(pa.BufferReader(read_object(path)), pre_buffer=False)
-            table = file.read(use_threads=False).combine_chunks()
-            settings = json.loads((table.schema.metadata or {})[b"shards.plan"])
-            version = settings["version"]
-            archives = {
-                str(uri): ArchiveIdentity.from_dict(values)
-                for uri, values in settings.get("archives", {}).items()
-            }
-        except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError) as error:
+            table = read_table(read_object(path), _COLUMNS)
+            text = (table.schema.metadata or {})[b"shards.plan"]
+        except FileNotFoundError:
+            raise StoreDamagedError(f"{path} is missing; restore it or encode anew") from None
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
             raise StoreDamagedError(
                 f"{path} is not a readable plan ({error}); restore it or encode anew"
             ) from error
+        settings = read_document(
+            text, _Settings, name=path, error=StoreDamagedError, remedy="restore it or encode anew"
+        )
+        version = settings.version
         if version not in (PLAN_VERSION, ARCHIVES_VERSION):
             raise StoreDamagedError(
                 f"{path} is a plan of version {version}; this program reads {PLAN_VERSION} and "
                 f"{ARCHIVES_VERSION}"
             )
+        if not 1 <= settings.num_shards <= table.num_rows:
+            raise StoreDamagedError(
+                f"{path} deals {table.num_rows} images to {settings.num_shards} shards; restore it or encode anew"
+            )
+        for name, least in (("label", NO_LABEL), ("offset", 0), ("nbytes", 0)):
+            if int(table[name].to_numpy().min()) < least:
+                raise StoreDamagedError(f"{path} has a negative {name}; restore it or encode anew")
         return cls(
             table.replace_schema_metadata(None),
-            tuple(settings["class_names"]),
-            int(settings["num_shards"]),
-            int(settings["seed"]),
-            archives=archives,
+            settings.class_names,
+            settings.num_shards,
+            settings.seed,
+            archives=settings.archives,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What ``plan.parquet`` says beside its columns, as JSON."""
+
+    version: int
+    num_shards: int
+    seed: int
+    class_names: tuple[str, ...]
+    archives: dict[str, ArchiveIdentity] = dataclasses.field(default_factory=dict)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import dataclass
 
-from shards.errors import StoreDamagedError
+from shards.documents import read_document
+from shards.errors import StoreDamagedError, UserError
 from shards.metadata.commit import CommitRecord
 from shards.metadata.layout import PLAN, REPAIRED, commit_path
 from shards.metadata.plan import Plan
@@ -69,10 +71,22 @@ def _recorded(root: Location, plan: Plan) -> dict[str, int]:
         content = read_object(path)
     except FileNotFoundError:
         return _in_commit_records(root, plan)
-    try:
-        return {str(key): int(nbytes) for key, nbytes in json.loads(content)["nbytes"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreDamagedError(f"{path} is not readable ({error!r}); restore it from a copy") from error
+    return read_document(
+        content, _Document, name=path, error=StoreDamagedError, remedy="restore it from a copy"
+    ).nbytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """``repaired.json``."""
+
+    nbytes: dict[str, int]
+
+    def __post_init__(self) -> None:
+        """Refuse sizes no file can have."""
+        for key, nbytes in self.nbytes.items():
+            if not 0 <= nbytes < 1 << 63:
+                raise UserError(f"nbytes of {key} is {nbytes}")
 
 
 def _in_commit_records(root: Location, plan: Plan) -> dict[str, int]:
@@ -85,6 +99,7 @@ def _in_commit_records(root: Location, plan: Plan) -> dict[str, int]:
             # A record that is damaged is none: whoever needs the shard it describes says so.
             with suppress(StoreDamagedError):
                 record = CommitRecord.from_bytes(content, path=root / name)
+                record.require_fits(recipe, path=root / name)
                 images = plan.records_of(record.shard)
                 sizes |= {images[slot].key: nbytes for slot, nbytes in record.repaired.items()}
     return sizes

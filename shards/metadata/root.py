@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
+from shards.documents import read_document
 from shards.errors import StoreDamagedError, UsageError
 from shards.metadata.arrays import group_objects
 from shards.metadata.identity import Recipe
@@ -43,17 +44,19 @@ def read_recipe(path: Location, revision: int = 0) -> Recipe:
     """
     name = derived_path(ROOT, revision)
     try:
-        document = json.loads(read_object(path / name))
+        content = read_object(path / name)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
             f"{path} is not a store: it has no {name}; make one with `pipeline encode`"
         ) from error
-    except ValueError as error:
-        raise StoreDamagedError(f"{path / name} is not readable JSON ({error})") from error
-    attributes = document.get("attributes") if isinstance(document, dict) else None
+    document = read_document(content, dict[str, Any], name=path / name, error=StoreDamagedError)
+    attributes = document.get("attributes")
     if not isinstance(attributes, dict) or "format_version" not in attributes or "recipe" not in attributes:
         raise UsageError(f"{path} is a zarr group but not a store: its attributes name no recipe")
     require_format_version(path, attributes["format_version"])
-    recipe = Recipe.from_dict(attributes["recipe"])
+    try:
+        recipe = Recipe.from_dict(attributes["recipe"])
+    except StoreDamagedError as error:
+        raise StoreDamagedError(f"{path / name}: {error}") from error
     require_format_version(path, attributes["format_version"], recipe)
     return recipe

@@ -251,7 +251,9 @@ class Store:
         """
         self._require_views([view])
         path = commit_path(view, shard)
-        return CommitRecord.from_bytes(self.object_bytes(path), path=self.path / path)
+        record = CommitRecord.from_bytes(self.object_bytes(path), path=self.path / path)
+        record.require_fits(self.recipe, path=self.path / path)
+        return record
 
     def _derived_bytes(self, name: str) -> bytes:
         return self.object_bytes(self.manifest.derived(name))

@@ -80,6 +80,7 @@ def found_commits(root: Location, recipe: Recipe) -> Commits:
                 continue
             path = root / name
             record = CommitRecord.from_bytes(contents[name], path=path)
+            record.require_fits(recipe, path=path)
             if (record.view, record.shard) != (view, shard):
                 raise StoreDamagedError(f"{path} describes shard {record.shard} of view {record.view}")
             commits[view, shard] = record
