@@ -8,10 +8,11 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.encode.leases import Leases
-from shards import Location, replace_atomically
+from shards import Location, StoreDamagedError, read_document, replace_atomically
 from shards.metadata.layout import WORK_DIR
 from shards.storage.location import read_object, remove_matching
 
@@ -49,16 +50,22 @@ class Failures:
     def add(self, shard: int, reason: str) -> None:
         """Note one more failure; only the holder of the shard's lease does so."""
         reasons = [*self.reasons(shard), reason]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace_atomically(self._path(shard), json.dumps(reasons).encode())
+        with suppress(FileNotFoundError):  # the store was finished meanwhile, and the folder removed
+            replace_atomically(self._path(shard), json.dumps(reasons).encode())
 
     def reasons(self, shard: int) -> list[str]:
         """Why a shard has failed, oldest first."""
         try:
-            reasons = json.loads(read_object(self._path(shard)))
+            content = read_object(self._path(shard))
         except FileNotFoundError:
             return []
-        return [str(reason) for reason in reasons]
+        return read_document(
+            content,
+            list[str],
+            name=self._path(shard),
+            error=StoreDamagedError,
+            remedy="run `pipeline clean`",
+        )
 
     def parked(self) -> dict[int, str]:
         """The shards that have failed too often, with the last reason."""

@@ -17,14 +17,15 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from shards import Location, RemoteError, UserError, publish_bytes
+from shards import Location, RemoteError, StoreDamagedError, UserError, publish_bytes, read_document
 from shards.metadata.layout import WORK_DIR
 from shards.storage.location import move, read_object, remove_matching
 
 _LEASE = re.compile(r"[a-z0-9-]+\.json(\.[0-9a-f]{32}\.expired)?")
 """Names of leases, and of dead ones that somebody was taking over when he died too."""
+_MOST_PROCESSES = 1 << 31
 _WORK = re.compile(rf"leases/{_LEASE.pattern}|failures/\d{{5,}}\.json|linked")
 
 
@@ -52,6 +53,21 @@ class Owner:
     def known_dead(self) -> bool:
         """Whether it was a process of this host and does not run any more."""
         return self.host == _host() and _born(self.pid) != self.born
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What the file of a lease says.
+
+    Attributes:
+        owner: Who holds it.
+        token: Tells this owner's leases from those of any other.
+        beat: Grows while the owner lives.
+    """
+
+    owner: Owner
+    token: str
+    beat: int
 
 
 def require_nobody_at_work(store: Location, wait: float, *, what: str, own: str | None = None) -> None:
@@ -167,8 +183,11 @@ class Leases:
             except FileNotFoundError:
                 return False
             (self.folder / expired).unlink(missing_ok=True)
-        if not publish_bytes(path, self._content()):
-            return False
+        try:
+            if not publish_bytes(path, self._content()):
+                return False
+        except FileNotFoundError:
+            return False  # the store was finished meanwhile, and the folder of leases removed
         with self._lock:
             self._held[name] = path
         self._sightings.pop(name, None)
@@ -188,12 +207,12 @@ class Leases:
             wait: Seconds to watch leases of other hosts for a new beat.
         """
         first = {path: _read(path) for path in self.folder.glob("*.json")}
-        suspects = {path: content for path, content in first.items() if content is not None}
-        if any(Owner(**content["owner"]).host != _host() for content in suspects.values()):
+        suspects = {path: lease for path, lease in first.items() if lease is not None}
+        if any(lease.owner.host != _host() for lease in suspects.values()):
             time.sleep(wait)
         alive = {}
         for path, before in sorted(suspects.items(), key=lambda item: item[0].name):
-            owner, now = Owner(**before["owner"]), _read(path)
+            owner, now = before.owner, _read(path)
             beating = owner.host == _host() or now != before
             if now is not None and beating and not owner.known_dead():
                 alive[path.stem] = owner.name
@@ -204,12 +223,14 @@ class Leases:
         remove_matching(self.folder, _LEASE)
 
     def _looks_dead(self, name: str, path: Location) -> bool:
-        content = _read(path)
-        if content is None:
-            return not path.exists()
-        if Owner(**content["owner"]).known_dead():
+        lease = _read(path)
+        if lease is None and not path.exists():
             return True
-        beat, now = (content["token"], content["beat"]), time.monotonic()
+        if lease is not None and lease.owner.known_dead():
+            return True
+        # What cannot be read is being written, or, if it stays so, no lease of ours.
+        beat = ("", 0) if lease is None else (lease.token, lease.beat)
+        now = time.monotonic()
         seen = self._sightings.get(name)
         if seen is None or seen.beat != beat:
             self._sightings[name] = _Sighting(beat, now)
@@ -217,11 +238,11 @@ class Leases:
         return now - seen.since > self.patience
 
     def _content(self) -> bytes:
-        return json.dumps({"owner": asdict(self.owner), "token": self._token, "beat": self._beat}).encode()
+        return json.dumps(asdict(Lease(owner=self.owner, token=self._token, beat=self._beat))).encode()
 
     def _is_mine(self, path: Location) -> bool:
-        content = _read(path)
-        return content is not None and content["token"] == self._token
+        lease = _read(path)
+        return lease is not None and lease.token == self._token
 
     def _keep_beating(self) -> None:
         while not self._stopped.wait(self.patience / 6):
@@ -238,10 +259,10 @@ class Leases:
             path.write_bytes(self._content())
 
 
-def _read(path: Location) -> Any:
-    """Content of a lease, or None while there is none or it is being written."""
+def _read(path: Location) -> Lease | None:
+    """What a lease says, or None while there is none, or one that is being written or is none of ours."""
     try:
-        content = json.loads(read_object(path))
-    except (FileNotFoundError, ValueError):
+        lease = read_document(read_object(path), Lease, name=path, error=StoreDamagedError)
+    except (FileNotFoundError, StoreDamagedError):
         return None
-    return content if isinstance(content, dict) and "owner" in content else None
+    return lease if 0 < lease.owner.pid < _MOST_PROCESSES else None

@@ -16,6 +16,8 @@ from shards.metadata.layout import Field
 from shards.storage.location import Location, open_object
 from shards.storage.object_reader import ObjectReader
 
+_LARGEST_OFFSET = 1 << 62
+"""An offset to which a row's length can be added without wrapping."""
 FORMATS: dict[str, Format] = {"zarr": ZarrFormat(), "webdataset": WebdatasetFormat()}
 
 
@@ -77,4 +79,8 @@ class RowLocator:
         if self._offsets is None:
             return format_of(self.recipe).read_extents(source, self.field, shard, capacity)
         offsets = self._offsets[shard * capacity : (shard + 1) * capacity]
+        if len(offsets) and not ABSENT <= offsets.min() <= offsets.max() < _LARGEST_OFFSET:
+            raise StoreDamagedError(
+                f"{source.path}: the index places rows of shard {shard} where no file reaches"
+            )
         return Extents(offsets, np.where(offsets == ABSENT, 0, self.field.row_nbytes))

@@ -207,6 +207,17 @@ def _scan_extents(source: ObjectReader, field: Field, shard: int, capacity: int)
     return Extents(offsets, sizes.astype(np.int64))
 
 
+def _octal(digits: bytes) -> int:
+    """A number of a tar header; no sign, no blanks, as Python's own reading would take.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not digits.isdigit():
+        raise ValueError("not an octal number")
+    return int(digits, 8)
+
+
 def _members(source: ObjectReader) -> Iterator[tuple[str, int, int]]:
     """Name, first byte and length of each member."""
     path, position = source.path, 0
@@ -219,8 +230,9 @@ def _members(source: ObjectReader) -> Iterator[tuple[str, int, int]]:
         blank = header[:148] + b" " * 8 + header[156:]
         try:
             name = header[:100].rstrip(b"\0").decode("ascii")
-            size = int(header[124:135], 8)
-            intact = int(header[148:154], 8) == sum(blank)
+            size = _octal(header[124:135])
+            # In Python's integers, which do not wrap.
+            intact = _octal(header[148:154]) == sum(blank) and position + _BLOCK + size <= source.size
         except ValueError:
             intact = False
         if not intact:

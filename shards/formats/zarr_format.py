@@ -141,11 +141,11 @@ def _read_extents(source: ObjectReader, field: Field, capacity: int) -> Extents:
         raise StoreDamagedError(f"{path}: the shard's index fails its checksum; run `pipeline verify`")
     entries = np.frombuffer(raw[:-_CRC_BYTES], "<u8").reshape(capacity, 2)
     absent = (entries == _NO_CHUNK).all(axis=1)
-    offsets = np.where(absent, np.uint64(0), entries[:, 0]).astype(np.int64)
-    sizes = np.where(absent, np.uint64(0), entries[:, 1]).astype(np.int64)
-    fits = (offsets >= 0) & (sizes >= 0) & (offsets + sizes <= size - index_size)
+    offsets, sizes = (np.where(absent, np.uint64(0), entries[:, column]) for column in (0, 1))
+    end = np.uint64(size - index_size)
+    fits = (sizes <= end) & (offsets <= end - np.minimum(sizes, end))  # a sum of the two could wrap
     if field.compression is None:
         fits &= absent | (sizes == field.row_nbytes)
     if not fits.all():
         raise StoreDamagedError(f"{path}: the shard's index points outside its rows; run `pipeline verify`")
-    return Extents(np.where(absent, ABSENT, offsets), sizes)
+    return Extents(np.where(absent, ABSENT, offsets.astype(np.int64)), sizes.astype(np.int64))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from shards.errors import StoreError, UserError
 from shards.formats import object_path
-from shards.integrity.problem import Problem
+from shards.integrity.problem import Problem, require_reachable
 from shards.metadata.commit import CommitRecord, ObjectRecord
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import PLAN, commit_path, fields_of
@@ -23,6 +23,7 @@ def found_object(path: Location, expected: ObjectRecord) -> ObjectRecord | str:
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
     except (OSError, StoreError) as error:
+        require_reachable(error)
         return f"cannot be read: {error}"
 
 
@@ -48,7 +49,10 @@ def commit_problems(path: Location, recipe: Recipe, threads: int) -> list[Proble
     try:
         plan = Plan.read(path / PLAN)
     except (UserError, OSError) as error:
+        require_reachable(error)
         return [Problem(PLAN, str(error))]
+    if (plan.num_images, plan.num_shards) != (recipe.num_images, recipe.num_shards):
+        return [Problem(PLAN, "is not the plan of the recipe")]
     shards = [(view, shard) for view in recipe.views for shard in range(recipe.num_shards)]
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
         found = pool.map(lambda place: list(_shard_problems(path, recipe, plan, *place)), shards)
@@ -64,6 +68,7 @@ def _shard_problems(path: Location, recipe: Recipe, plan: Plan, view: str, shard
         yield from _unrecorded_problems(path, recipe, plan, view, shard)
         return
     except (UserError, OSError) as error:
+        require_reachable(error)
         yield Problem(name, str(error), view, shard)
         return
     for expected in record.objects:
@@ -81,4 +86,5 @@ def _unrecorded_problems(
     try:
         describe_shard(path, recipe, plan, view, shard, reasons={}, square_error=None)
     except (UserError, OSError, ValueError) as error:
+        require_reachable(error)
         yield Problem(next(iter(names)), f"has no commit record and cannot be read: {error}", view, shard)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shards.storage.remote_calls import RemoteError
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -28,3 +30,9 @@ class Problem:
         numbers = {"shard": self.shard, "row": self.row}
         places = ", ".join(f"{name} {value}" for name, value in numbers.items() if value is not None)
         return f"{self.path} ({places}): {self.message}" if places else f"{self.path}: {self.message}"
+
+
+def require_reachable(error: Exception) -> None:
+    """Raise an error again that tells of a server that does not answer, and nothing of the store's bytes."""
+    if isinstance(error, RemoteError):
+        raise error

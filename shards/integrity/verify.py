@@ -18,7 +18,7 @@ from shards.errors import StoreError, UserError
 from shards.formats import array_documents, object_path
 from shards.integrity.commit_check import commit_problems, difference, found_object
 from shards.integrity.damage import locate_damage
-from shards.integrity.problem import Problem
+from shards.integrity.problem import Problem, require_reachable
 from shards.metadata.arrays import describe_the_same
 from shards.metadata.commit import ObjectRecord
 from shards.metadata.index import Index, build_index
@@ -72,6 +72,7 @@ def verify_store(
     try:
         manifest = Manifest.read(path)
     except StoreError as error:
+        require_reachable(error)
         if not lists_objects(path):
             return [Problem(MANIFEST, f"{error}; nothing else could be compared")]
         recipe = read_recipe(path, newest_revision(path))
@@ -112,6 +113,7 @@ def _strangers(path: Location, manifest: Manifest) -> Iterator[Problem]:
         try:
             newest = read_recipe(path, revision)
         except UserError as error:
+            require_reachable(error)
             yield Problem(derived_path(ROOT, revision), str(error))
     # A web server does not say what else it has.
     for name in object_names(path) if lists_objects(path) else ():
@@ -127,6 +129,7 @@ def _field_problems(path: Location, name: str, threads: int, *, follow_links: bo
     try:
         found = verify_store(path / inside, threads=threads, follow_links=follow_links)
     except UserError as error:
+        require_reachable(error)
         yield Problem(inside, str(error))
         return
     for problem in found:
@@ -184,7 +187,8 @@ def _intact_tables(
     try:
         plan = Plan.read(path / PLAN)
         return plan, Index(read_object(path / index), rows, recipe.num_rows, path=path / index)
-    except StoreError:
+    except StoreError as error:
+        require_reachable(error)
         return None, None
 
 
@@ -203,6 +207,7 @@ def _contradictions(path: Location, manifest: Manifest) -> Iterator[Problem]:
         )
         table = index.table()
     except UserError as error:
+        require_reachable(error)
         yield Problem(ROOT, str(error))
         return
     if recipe.id != manifest.recipe.id or not recipe.extends(begun):

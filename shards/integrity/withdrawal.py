@@ -13,9 +13,9 @@ from shards.errors import StoreDamagedError
 from shards.formats import array_documents, object_path
 from shards.integrity.problem import Problem
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import FIELDS, INDEX, MANIFEST, commit_path, derived_path, fields_of
+from shards.metadata.layout import FIELDS, INDEX, MANIFEST, PLAN, commit_path, derived_path, fields_of
 from shards.metadata.plan import Plan
-from shards.metadata.repaired import read_plan, record_repaired
+from shards.metadata.repaired import read_plan, record_repaired, require_planned
 from shards.metadata.root import read_recipe
 from shards.storage.location import Location, require_own_files
 from shards.writing.revisions import newest_revision
@@ -39,6 +39,8 @@ def withdraw_damaged(path: Location, problems: Sequence[Problem]) -> list[tuple[
     require_own_files(path)
     revision = newest_revision(path)
     recipe = read_recipe(path, revision)
+    plan = read_plan(path)
+    require_planned(recipe, plan, path=path / PLAN)
     records = {
         commit_path(view, shard): (view, shard) for view in recipe.views for shard in range(recipe.num_shards)
     }
@@ -59,7 +61,7 @@ def withdraw_damaged(path: Location, problems: Sequence[Problem]) -> list[tuple[
         raise StoreDamagedError(
             f"{path} cannot be mended by encoding: {', '.join(lost[:4])}; restore what is named from a copy"
         )
-    _remove_manifest(path, read_plan(path))
+    _remove_manifest(path, plan)
     for name in documents & {problem.path for problem in problems}:
         (path / name).unlink(missing_ok=True)
     _remove_shards(path, recipe, damaged)

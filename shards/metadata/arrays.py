@@ -10,15 +10,20 @@ zarr-python is imported when the first array is made or read; opening a store ne
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import StoreDamagedError
+from shards.documents import read_document
+from shards.errors import StoreDamagedError, UserError
 from shards.metadata.compression import zarr_codec
 from shards.metadata.layout import ROOT, Field
+
+_MOST_AXES = 4
 
 ReadObject = Callable[[str], bytes]
 """Gives the content of an object of a store by name."""
@@ -90,19 +95,52 @@ def read_array(read: ReadObject, path: str) -> NDArray[Any]:
     Raises:
         StoreDamagedError: If its objects do not make up an array.
     """
-    import zarr
+    name = f"{path}/{ROOT}"
+    document = read_document(
+        read(name), _ArrayDocument, name=name, error=StoreDamagedError, remedy="run `pipeline verify`"
+    )
+    chunk = f"{path}/c" + "/0" * len(document.shape)
+    content = read(chunk)
+    dtype = np.dtype(document.data_type)
+    nbytes = math.prod(document.shape) * dtype.itemsize
+    if len(content) != nbytes:
+        raise StoreDamagedError(
+            f"{chunk} has {len(content)} bytes, its array {nbytes}; run `pipeline verify`"
+        )
+    return np.frombuffer(content, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(document.shape)
 
-    document = read(f"{path}/{ROOT}")
-    try:
-        chunk = f"{path}/c" + "/0" * len(json.loads(document)["shape"])
-        contents = {
-            name: _buffer(content) for name, content in ((path + "/" + ROOT, document), (chunk, read(chunk)))
-        }
-        values = np.asarray(zarr.open_array(_memory(contents), path=path, mode="r")[...])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreDamagedError(f"{path} is not a readable array ({error}); run `pipeline verify`") from error
-    values.setflags(write=False)
-    return values
+
+@dataclass(frozen=True, kw_only=True)
+class _Codec:
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grid:
+    """How an array is cut into chunks."""
+
+    configuration: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ArrayDocument:
+    """The description of an array that `array_objects` makes, in whatever version's words; other arrays are refused."""
+
+    zarr_format: Literal[3]
+    node_type: Literal["array"]
+    shape: tuple[int, ...]
+    data_type: Literal["bool", "int32", "float32", "float64"]
+    chunk_grid: _Grid
+    codecs: list[_Codec]
+
+    def __post_init__(self) -> None:
+        """Refuse what is not one uncompressed chunk."""
+        if not self.shape or len(self.shape) > _MOST_AXES or min(self.shape) < 1:
+            raise UserError(f"shape: it is {list(self.shape)[:_MOST_AXES]}")
+        if self.chunk_grid.configuration.get("chunk_shape") != self.shape:
+            raise UserError("chunk_grid: the array is not a single chunk")
+        if [codec.name for codec in self.codecs] != ["bytes"]:
+            raise UserError("codecs: the array is compressed")
 
 
 def read_attributes(read: ReadObject, path: str) -> dict[str, Any]:
@@ -111,11 +149,17 @@ def read_attributes(read: ReadObject, path: str) -> dict[str, Any]:
     Raises:
         StoreDamagedError: If its document cannot be read.
     """
-    try:
-        attributes = json.loads(read(f"{path}/{ROOT}"))["attributes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreDamagedError(f"{path} is not readable ({error!r}); run `pipeline verify`") from error
-    return dict(attributes)
+    name = f"{path}/{ROOT}"
+    return read_document(
+        read(name), _Attributed, name=name, error=StoreDamagedError, remedy="run `pipeline verify`"
+    ).attributes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Attributed:
+    """A group or array with attributes."""
+
+    attributes: dict[str, Any]
 
 
 def describe_the_same(one: bytes, other: bytes) -> bool:
@@ -130,7 +174,7 @@ def _described(document: bytes) -> dict[str, Any] | None:
         found = zarr.open(_memory({ROOT: _buffer(document)}), mode="r")
         # NaN differs from itself; in JSON it is a word.
         return dict(json.loads(json.dumps(found.metadata.to_dict(), default=str, sort_keys=True)))
-    except (ValueError, KeyError, TypeError, FileNotFoundError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError, FileNotFoundError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from shards.values.dtypes import StorageType
 # ViT). Photographs are compared in docs/encoding.md.
 _BLOSC_LEVEL = 1
 _ZSTD_LEVEL = 1
+_HEADER_NBYTES = 18  # of a zstd frame, the longer of the two
 
 
 class RowCodec(Protocol):
@@ -33,17 +35,50 @@ class RowCodec(Protocol):
 
 
 class _Numcodec:
-    def __init__(self, codec: Any) -> None:
+    def __init__(self, codec: Any, unpacked_nbytes: Callable[[bytes, int], int]) -> None:
         self._codec = codec
+        self._unpacked_nbytes = unpacked_nbytes
 
     def encode(self, row: NDArray[Any]) -> bytes:
         return bytes(self._codec.encode(row))
 
     def decode(self, stored: NDArray[np.uint8], out: NDArray[Any]) -> None:
-        decoded = np.frombuffer(self._codec.decode(stored), np.uint8)
-        if decoded.nbytes != out.nbytes:
-            raise ValueError(f"decompressed to {decoded.nbytes} bytes, a row has {out.nbytes}")
-        out.reshape(-1).view(np.uint8)[:] = decoded
+        # The library makes room for whatever the bytes claim, so their claim is compared first.
+        claimed = self._unpacked_nbytes(stored[:_HEADER_NBYTES].tobytes(), stored.nbytes)
+        if claimed != out.nbytes:
+            raise ValueError(f"compressed from {claimed} bytes, a row has {out.nbytes}")
+        self._codec.decode(stored, out.reshape(-1).view(np.uint8))
+
+
+def blosc_nbytes(header: bytes, nbytes: int) -> int:
+    """Uncompressed bytes that a blosc buffer of some length claims.
+
+    Source: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst, header.
+
+    Raises:
+        ValueError: If it is not as long as it says.
+    """
+    if len(header) < 16 or int.from_bytes(header[12:16], "little") != nbytes:
+        raise ValueError(f"{nbytes} bytes are no blosc buffer")
+    return int.from_bytes(header[4:8], "little")
+
+
+def zstd_nbytes(header: bytes, nbytes: int) -> int:
+    """Uncompressed bytes that a zstd frame claims.
+
+    Source: RFC 8878, section 3.1.1.1.
+
+    Raises:
+        ValueError: If it is no zstd frame, or does not say.
+    """
+    if header[:4] != b"\x28\xb5\x2f\xfd" or len(header) < 6:
+        raise ValueError(f"{nbytes} bytes are no zstd frame")
+    single_segment = header[4] >> 5 & 1
+    length = (single_segment, 2, 4, 8)[header[4] >> 6]
+    first = 5 + (not single_segment) + (0, 1, 2, 4)[header[4] & 3]
+    if not length or len(header) < first + length:
+        raise ValueError("a zstd frame that does not say how large it is")
+    return int.from_bytes(header[first : first + length], "little") + 256 * (length == 2)
 
 
 def row_codec(name: str) -> RowCodec:
@@ -51,9 +86,9 @@ def row_codec(name: str) -> RowCodec:
     import numcodecs
 
     if name == "blosc":
-        return _Numcodec(numcodecs.Blosc("zstd", _BLOSC_LEVEL, numcodecs.Blosc.BITSHUFFLE))
+        return _Numcodec(numcodecs.Blosc("zstd", _BLOSC_LEVEL, numcodecs.Blosc.BITSHUFFLE), blosc_nbytes)
     assert name == "zstd", name
-    return _Numcodec(numcodecs.Zstd(_ZSTD_LEVEL))
+    return _Numcodec(numcodecs.Zstd(_ZSTD_LEVEL), zstd_nbytes)
 
 
 def field_codec(field: Field) -> RowCodec | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from shards.documents import read_document
 from shards.errors import StoreDamagedError, UserError
 from shards.metadata.commit import CommitRecord
+from shards.metadata.identity import Recipe
 from shards.metadata.layout import PLAN, REPAIRED, commit_path
 from shards.metadata.plan import Plan
 from shards.metadata.root import is_store, read_recipe
@@ -27,6 +28,20 @@ def read_plan(root: Location) -> Plan:
     """
     plan = Plan.read(root / PLAN)
     return plan.with_repaired(_recorded(root, plan))
+
+
+def require_planned(recipe: Recipe, plan: Plan, *, path: object) -> None:
+    """Refuse a recipe of other counts than the plan's, whose rows bear out what they say.
+
+    Raises:
+        StoreDamagedError: Naming ``path``.
+    """
+    asked = (recipe.num_images, recipe.num_shards, recipe.seed)
+    given = (plan.num_images, plan.num_shards, plan.seed)
+    if asked != given:
+        raise StoreDamagedError(
+            f"{path} has images, shards and seed {given}, the store's recipe {asked}; restore what is wrong"
+        )
 
 
 def record_repaired(root: Location, plan: Plan) -> Plan:
@@ -92,6 +107,7 @@ class _Document:
 def _in_commit_records(root: Location, plan: Plan) -> dict[str, int]:
     """Sizes that stores of earlier versions have in their commit records, by slot."""
     recipe = read_recipe(root)
+    require_planned(recipe, plan, path=root / PLAN)
     names = [commit_path(view, shard) for view in recipe.views for shard in range(recipe.num_shards)]
     sizes: dict[str, int] = {}
     for name, content in read_objects(root, names).items():

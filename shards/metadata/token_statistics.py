@@ -101,7 +101,7 @@ def merged_statistics(read: ReadObject, views: Iterable[str], shape: tuple[int, 
     merged = Moments.empty(shape)
     for view in views:
         count = read_attributes(read, f"stats/{view}").get("count")
-        if not isinstance(count, int):
+        if type(count) is not int or not 0 <= count < 1 << 53:
             raise StoreDamagedError(f"stats/{view} has no count of rows; run `pipeline verify`")
         mean, variance = _read_pair(read, f"stats/{view}", shape)
         merged = merged.merge(Moments(count, mean, variance * count))
@@ -199,7 +199,7 @@ def _read_pair(
 def _source(read: ReadObject) -> tuple[str, str]:
     """Name and digest of the file, from `GIVEN`."""
     attributes = read_attributes(read, _GIVEN)
-    try:
-        return str(attributes["name"]), str(attributes["sha256"])
-    except KeyError as error:
-        raise StoreDamagedError(f"{GIVEN} is not readable ({error!r}); run `pipeline verify`") from error
+    name, sha256 = attributes.get("name"), attributes.get("sha256")
+    if not isinstance(name, str) or not isinstance(sha256, str):
+        raise StoreDamagedError(f"{GIVEN} does not name its file and digest; run `pipeline verify`")
+    return name, sha256

@@ -23,6 +23,7 @@ from shards.metadata.index import Index
 from shards.metadata.layout import FIELDS, INDEX, MANIFEST, PLAN, ROOT, Field, commit_path, field_of
 from shards.metadata.manifest import Manifest, missing_objects
 from shards.metadata.plan import Plan, planned_rows
+from shards.metadata.repaired import require_planned
 from shards.metadata.root import read_recipe
 from shards.metadata.token_statistics import (
     GIVEN,
@@ -168,7 +169,9 @@ class Store:
     def plan(self) -> Plan:
         """Which image went where."""
         self.object_bytes(PLAN)
-        return Plan.read(self.path / PLAN)
+        plan = Plan.read(self.path / PLAN)
+        require_planned(self.recipe, plan, path=self.path / PLAN)
+        return plan
 
     @cached_property
     def repaired(self) -> dict[str, int]:

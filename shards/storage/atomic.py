@@ -46,7 +46,7 @@ def publish_once(temporary: Path, final: Path) -> bool:
         won = True
     except FileExistsError:
         won = False
-    temporary.unlink()
+    temporary.unlink(missing_ok=True)
     if won:
         fsync_dir(final.parent)
     return won

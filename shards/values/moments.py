@@ -10,6 +10,7 @@ Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", Th
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -79,12 +80,21 @@ class Moments:
         Raises:
             StoreDamagedError: If it is not such a file.
         """
-        try:
-            vector = np.load(io.BytesIO(content), allow_pickle=False)
-            mean, m2 = vector[1:].reshape(2, *row_shape)
-            return cls(int(vector[0]), mean, m2)
-        except (ValueError, EOFError, OSError, IndexError) as error:
-            raise StoreDamagedError(f"partial sums cannot be read: {error}") from error
+        size = 1 + 2 * math.prod(row_shape)
+        header = _npy_header(size)
+        if not content.startswith(header) or len(content) != len(header) + 8 * size:
+            raise StoreDamagedError(f"partial sums cannot be read: they are not those of rows of {row_shape}")
+        vector = np.frombuffer(content, np.float64, offset=len(header))
+        if not 0 <= vector[0] < 1 << 53:
+            raise StoreDamagedError(f"partial sums cannot be read: they count {vector[0]} rows")
+        mean, m2 = vector[1:].reshape(2, *row_shape)
+        return cls(int(vector[0]), mean, m2)
+
+
+def _npy_header(size: int) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f8", "fortran_order": False, "shape": (size,)})
+    return buffer.getvalue()
 
 
 def moments_of_sums(

@@ -197,9 +197,14 @@ class ShardWriter:
                 square_error=square_error,
             )
             record = dataclasses.replace(record, seconds=self._seconds(), attempts=self._attempts)
-        publish_bytes(self._root / record.moments.path, moments.to_bytes())
         path = self._root / commit_path(self.view, self.shard)
-        publish_bytes(path, record.to_bytes())
+        try:
+            publish_bytes(self._root / record.moments.path, moments.to_bytes())
+            publish_bytes(path, record.to_bytes())
+        except FileNotFoundError:
+            # Whoever finishes the store removes the partial sums, also while a worker that slept until then adds some.
+            if not path.exists():
+                raise
         return CommitRecord.from_bytes(read_object(path), path=path)
 
     def _not_finite(self) -> str:

@@ -20,7 +20,7 @@ from shards.metadata.identity import Recipe
 from shards.metadata.layout import FIELDS, MANIFEST, PLAN, ROOT, commit_path
 from shards.metadata.manifest import Manifest
 from shards.metadata.plan import Plan
-from shards.metadata.repaired import read_plan, record_repaired
+from shards.metadata.repaired import read_plan, record_repaired, require_planned
 from shards.metadata.root import read_recipe, root_document
 from shards.storage.atomic import is_temporary
 from shards.storage.location import Location, object_names, publish_bytes, require_own_files, storage_of
@@ -62,7 +62,9 @@ class StoreWriter:
         read_recipe(path)
         require_own_files(path)
         revision = newest_revision(path)
-        return cls(path, read_recipe(path, revision), read_plan(path), revision)
+        recipe, plan = read_recipe(path, revision), read_plan(path)
+        require_planned(recipe, plan, path=path / PLAN)
+        return cls(path, recipe, plan, revision)
 
     @classmethod
     def create_or_continue(
