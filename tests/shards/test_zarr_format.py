@@ -59,7 +59,7 @@ def test_a_shard_is_byte_for_byte_zarr_pythons(tmp_path, kind, missing):
         array = zarr_python_array(tmp_path / "theirs" / field.name, field, kind, 6)
         rows = np.array(array[:])
         with ThreadPoolExecutor(1) as pool:
-            file = ZarrShardFile(tmp_path / "ours" / field.name, field, 6, pool)
+            file = ZarrShardFile(tmp_path / "ours" / field.name, field, recipe, pool)
             for place in sorted(set(range(6)) - set(missing)):
                 rows[place] = expected_row(field, place)
                 file.write(place, rows[place : place + 1])
