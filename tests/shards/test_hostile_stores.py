@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 
 import numcodecs
 import numpy as np
 import pytest
 
-from shards.errors import StoreDamagedError, StoreError, UserError
+from shards.errors import StoreDamagedError
 from shards.formats.webdataset_format import WebdatasetFormat
 from shards.formats.zarr_format import ZarrFormat
 from shards.integrity.verify import verify_store
@@ -27,6 +28,7 @@ from shards.storage.folder import LocalObject
 from shards.storage.remote_calls import RemoteError
 from shards.testing.contract import StoreKind, build_store
 from shards.values.moments import Moments
+from shards.writing.finalize import found_commits
 from shards.writing.store_writer import StoreWriter
 
 KIND = StoreKind(num_images=5, num_shards=2, views=("center",), image_size=0)
@@ -86,7 +88,7 @@ def test_a_compressed_row_never_unpacks_to_more_than_a_row(name):
     assert (out == row).all()
 
 
-@pytest.mark.parametrize("count", [0, 1, 100, 255, 256, 257, 65_791, 65_792, 70_000])
+@pytest.mark.parametrize("count", [1, 100, 255, 256, 257, 65_791, 65_792, 70_000])
 def test_what_a_frame_claims_is_read_whatever_its_header_is_like(count):
     codec, out = row_codec("zstd"), np.empty(count, np.uint8)
     row = np.random.default_rng(0).integers(0, 256, count, np.uint8)
@@ -138,7 +140,7 @@ def changed(values, path, value):
         (("views",), "center", "views"),
         (("views",), [1], "views"),
         (("dtype",), ["float16"], "dtype"),
-        (("code_error",), float("nan"), "error"),
+        (("code_error",), float("nan"), "code"),
         (("image_size",), 10**9, "image size"),
         (("encoder", "width"), 10**12, "width"),
         (("encoder", "width"), "5", "width"),
@@ -191,22 +193,26 @@ def test_a_commit_record_of_wrong_values_is_refused_with_its_key(stores, path, v
         ).require_fits(store.recipe, path="00000.json")
 
 
+BROKEN = (b"", b"{", b"[" * 200_000, b'{"a":' * 200_000, b"null", b"[]", b"\xff\xfe", b"NaN")
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=lambda content: repr(content[:8]))
 @pytest.mark.parametrize(
     "name", ["zarr.json", "manifest.json", "commits/center/00000.json", "label/zarr.json"]
 )
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[" * 200_000, b'{"a":' * 200_000, b"null", b"[]", b"\xff\xfe", b"NaN"]
-)
 def test_documents_that_are_none_are_named_in_one_line(stores, tmp_path, name, content):
-    store = build_store(tmp_path / "store", KIND)
+    store = open_store(shutil.copytree(stores["zarr"].path, tmp_path / "store"))
     (store.path / name).write_bytes(content)
-    for problem in verify_store(store.path) if name != "zarr.json" else ():
-        assert "\n" not in str(problem)
-    with pytest.raises(UserError) as refused:
-        open_store(store.path).labels  # noqa: B018 - reads them
-        StoreWriter.open(store.path)
-        raise StoreError("nothing else reads the records of a finished store by this way")
+    read = {
+        "zarr.json": lambda: read_recipe(store.path),
+        "manifest.json": lambda: open_store(store.path),
+        "commits/center/00000.json": lambda: found_commits(store.path, store.recipe),
+        "label/zarr.json": lambda: read_array(lambda path: (store.path / path).read_bytes(), "label"),
+    }[name]
+    with pytest.raises(StoreDamagedError, match=name) as refused:
+        read()
     assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
 
 
 def test_a_plan_of_more_rows_than_bytes_is_refused(tmp_path):
