@@ -39,6 +39,8 @@ def withdraw_damaged(path: Location, problems: Sequence[Problem]) -> list[tuple[
     require_own_files(path)
     revision = newest_revision(path)
     recipe = read_recipe(path, revision)
+    if any(problem.path == PLAN for problem in problems):
+        raise _beyond_mending(path, [PLAN])
     plan = read_plan(path)
     require_planned(recipe, plan, path=path / PLAN)
     records = {
@@ -58,14 +60,18 @@ def withdraw_damaged(path: Location, problems: Sequence[Problem]) -> list[tuple[
         elif problem.path not in (MANIFEST, *documents) and not problem.path.startswith(made_anew):
             lost.append(problem.path)
     if lost:
-        raise StoreDamagedError(
-            f"{path} cannot be mended by encoding: {', '.join(lost[:4])}; restore what is named from a copy"
-        )
+        raise _beyond_mending(path, lost)
     _remove_manifest(path, plan)
     for name in documents & {problem.path for problem in problems}:
         (path / name).unlink(missing_ok=True)
     _remove_shards(path, recipe, damaged)
     return sorted(damaged)
+
+
+def _beyond_mending(path: Location, lost: Sequence[str]) -> StoreDamagedError:
+    return StoreDamagedError(
+        f"{path} cannot be mended by encoding: {', '.join(lost[:4])}; restore what is named from a copy"
+    )
 
 
 def withdraw_repaired(path: Location, shards: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> None:
