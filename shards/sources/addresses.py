@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 from shards.storage.location import Location
-from shards.storage.remote_path import RemotePath
+from shards.storage.remote_path import RemotePath, is_url
 
 
 def printable(name: str) -> str:
@@ -15,7 +15,7 @@ def printable(name: str) -> str:
 
 def whole_address(path: Location) -> str:
     """The address of a path or URL."""
-    return str(path) if isinstance(path, RemotePath) else address_of(str(path.absolute()))
+    return address_of(str(path.absolute()))
 
 
 def address_of(path: str) -> str:
@@ -27,8 +27,10 @@ def address_of(path: str) -> str:
     return path
 
 
-def local_path(uri: str) -> Path:
-    """The path of a local address."""
+def location_of(uri: str) -> Location:
+    """The place that an address of a plan stands for."""
+    if is_url(uri):
+        return RemotePath.of_url(uri)
     if uri.startswith("file://"):
         return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
     return Path(uri)

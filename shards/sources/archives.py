@@ -7,8 +7,7 @@ import struct
 from pathlib import Path
 
 from shards.metadata.archives import ArchiveIdentity
-from shards.storage.location import Location
-from shards.storage.remote_path import RemotePath
+from shards.storage.location import Location, object_version
 
 
 class NotAFileError(OSError):
@@ -35,10 +34,7 @@ def identity_now(path: Location) -> ArchiveIdentity:
     Raises:
         FileNotFoundError: If it is not there.
     """
-    if isinstance(path, RemotePath):
-        return ArchiveIdentity(*path.version())
-    status = path.stat()
-    return ArchiveIdentity(status.st_size, str(status.st_mtime_ns))
+    return ArchiveIdentity(*object_version(path))
 
 
 class RowsDigest:

@@ -1,11 +1,11 @@
 """Finding every image of a source of any kind."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import PurePosixPath
 
 from shards.errors import UsageError
 from shards.metadata.plan import Plan
@@ -17,8 +17,7 @@ from shards.sources.found import IMAGE_SUFFIXES, Found, FoundImage, SourceOption
 from shards.sources.parquet_files import KnownRows, find_in_parquet
 from shards.sources.roots import SourceRoots
 from shards.sources.tars import TarListing
-from shards.storage.location import Location, as_location
-from shards.storage.remote_path import RemotePath
+from shards.storage.location import Location, as_location, children
 
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".lz4")
 _SPLITS = {
@@ -56,7 +55,7 @@ def _find(source: str, options: SourceOptions, known: Plan | None) -> Found:
     paths = _named_files(source)
     if paths is None:
         folder = as_location(source)
-        files, folders = _children(folder)
+        files, folders = _shown(folder)
         split = _split_folder(folder, folders, options)
         paths = _archives_in(folder, files, options)
         if paths is None:
@@ -122,8 +121,8 @@ def _matching(pattern: str) -> list[Location]:
         if not path.is_file():
             raise UsageError(f"every file of a pattern in braces must be there, {pattern} is not")
         return [path]
-    found = (p for p in path.parent.glob(path.name) if not p.name.startswith("."))
-    return sorted((p for p in found if isinstance(p, RemotePath) or p.is_file()), key=_by_path)
+    names = (name for name in _shown(path.parent)[0] if PurePosixPath(name).match(path.name))
+    return sorted((path.parent / name for name in names), key=_by_path)
 
 
 def expanded(pattern: str) -> Iterator[str]:
@@ -156,8 +155,7 @@ def _archives_in(folder: Location, files: list[str], options: SourceOptions) -> 
     """
     by_kind: dict[str, list[Location]] = {}
     for kind in ("tar", "parquet", *(["csv"] if options.kind == "csv" else [])):
-        found = [folder / name for name in files if name.endswith(f".{kind}")]
-        if found := [path for path in found if isinstance(path, RemotePath) or path.is_file()]:
+        if found := [folder / name for name in files if name.endswith(f".{kind}")]:
             by_kind[kind] = found
     if options.kind is not None:
         if options.kind == "images":
@@ -207,17 +205,10 @@ def _split_folder(folder: Location, names: list[str], options: SourceOptions) ->
     return wanted[0]
 
 
-def _children(folder: Location) -> tuple[list[str], list[str]]:
+def _shown(folder: Location) -> tuple[list[str], list[str]]:
     """Names of the files and of the folders in a folder, sorted; without those that begin with a dot."""
-    if isinstance(folder, RemotePath):
-        names = [name for name in folder.object_names() if not is_hidden(name)]
-        folders = {name.partition("/")[0] for name in names if "/" in name}
-        return sorted(name for name in names if "/" not in name), sorted(folders)
-    with os.scandir(folder) as entries:
-        shown = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
-    return sorted(n for n, is_dir in shown.items() if not is_dir), sorted(
-        n for n, is_dir in shown.items() if is_dir
-    )
+    files, folders = ([name for name in names if not is_hidden(name)] for names in children(folder))
+    return files, folders
 
 
 def _split_of(path: Location) -> str | None:

@@ -10,14 +10,14 @@ from typing import Protocol, Self
 
 from shards.errors import UserError
 from shards.metadata.archives import ArchiveIdentity
-from shards.sources.addresses import local_path
+from shards.sources.addresses import location_of
 from shards.sources.archives import NotAFileError, open_regular
 from shards.sources.parquet_rows import ParquetRows
 from shards.sources.roots import SourceRoots
 from shards.sources.tar_headers import LARGEST_FILE
 from shards.sources.tar_members import MemberGoneError, TarMembers
 from shards.storage.location import Location
-from shards.storage.remote_path import RemotePath, is_url
+from shards.storage.remote_path import RemotePath
 
 NO_ARCHIVES: Mapping[str, ArchiveIdentity] = MappingProxyType({})
 
@@ -89,7 +89,7 @@ class SourceReader:
         """
         for uri, archive in self._archives.items():
             if archive.rows and (self._roots is None or self._roots.hold(uri)):
-                path = RemotePath.of_url(uri) if is_url(uri) else local_path(uri)
+                path = location_of(uri)
                 with suppress(
                     FileNotFoundError, NotADirectoryError
                 ):  # whoever reads a row says that it is gone
@@ -112,7 +112,7 @@ class SourceReader:
             raise BadImageError(
                 f"outside of the source: {_folder_of(record.uri)} was not named; allow it with --source PLACE"
             )
-        path = RemotePath.of_url(record.uri) if is_url(record.uri) else local_path(record.uri)
+        path = location_of(record.uri)
         suffix = path.suffix.lower()
         try:
             if suffix == ".parquet":

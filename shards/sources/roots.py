@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from shards.sources.addresses import local_path
+from shards.sources.addresses import location_of
 from shards.sources.found import SourceOptions
-from shards.storage.location import Location
-from shards.storage.remote_path import RemotePath, is_url
+from shards.storage.location import Location, as_location
+from shards.storage.remote_path import is_url
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class SourceRoots:
     @classmethod
     def of_table(cls, table: Location, options: SourceOptions) -> Self:
         """Where a table may name files: below its own folder, and where the user says."""
-        parent = table.parent if isinstance(table, RemotePath) else table.absolute().parent
-        return cls.of([parent, *options.roots])
+        return cls.of([table.absolute().parent, *options.roots])
 
     def hold(self, address: str) -> bool:
         """Whether an address lies at or below one of them."""
@@ -41,10 +40,9 @@ class SourceRoots:
 
 
 def _absolute(place: str | Location) -> str:
-    if isinstance(place, RemotePath) or is_url(str(place)):
-        return str(place)
-    path = local_path(place) if isinstance(place, str) else place
-    return str(path.expanduser().absolute())
+    if is_url(str(place)):
+        return str(place)  # which need not name a server that this program knows
+    return str(as_location(location_of(place) if isinstance(place, str) else place).absolute())
 
 
 def _normal(place: str) -> str:

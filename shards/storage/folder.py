@@ -43,6 +43,22 @@ class Folder:
         """See `Storage.size`."""
         return path.stat().st_size
 
+    def version(self, path: Path) -> tuple[int, str]:
+        """See `object_version`: the time of change, in nanoseconds."""
+        status = path.stat()
+        return status.st_size, str(status.st_mtime_ns)
+
+    def children(self, root: Path) -> tuple[list[str], list[str]]:
+        """See `children`."""
+        try:
+            with os.scandir(root) as found:
+                inside = sorted(found, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []
+        return [entry.name for entry in inside if entry.is_file()], [
+            entry.name for entry in inside if entry.is_dir()
+        ]
+
     def sizes(self, root: Path, names: Sequence[str]) -> dict[str, int]:
         """See `Storage.sizes`."""
         sizes = {}

@@ -56,6 +56,12 @@ class Storage(Protocol[L]):
             FileNotFoundError: If it is not there.
         """
 
+    def version(self, path: L) -> tuple[int, str]:
+        """See `object_version`."""
+
+    def children(self, root: L) -> tuple[list[str], list[str]]:
+        """See `children`."""
+
     def sizes(self, root: L, names: Sequence[str]) -> dict[str, int]:
         """Bytes of each of these objects that is there, by name."""
 
@@ -178,6 +184,25 @@ def file_size(path: Location) -> int:
         FileNotFoundError: If it is not there.
     """
     return storage_of(path).size(path)
+
+
+def object_version(path: Location) -> tuple[int, str]:
+    """Bytes of an object, and a text that is another once it is written anew: a time, or the server's tag.
+
+    The text is empty where a server says nothing.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+    """
+    return storage_of(path).version(path)
+
+
+def children(root: Location) -> tuple[list[str], list[str]]:
+    """Names of the files and of the folders in a folder, sorted; links are followed, pipes and the like are neither.
+
+    Nothing if it is not there.
+    """
+    return storage_of(root).children(root)
 
 
 def object_names(root: Location, below: str = "") -> list[str]:

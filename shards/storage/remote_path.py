@@ -104,6 +104,10 @@ class RemotePath:
         """The folder it lies in."""
         return type(self)(self.scheme, self.path.rpartition("/")[0])
 
+    def absolute(self) -> Self:
+        """Itself: a URL means the same everywhere."""
+        return self
+
     def with_name(self, name: str) -> Self:
         """Its neighbour of this name."""
         return self.parent / name

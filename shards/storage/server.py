@@ -41,6 +41,16 @@ class Server:
         """See `Storage.size`."""
         return path.size()
 
+    def version(self, path: RemotePath) -> tuple[int, str]:
+        """See `object_version`."""
+        return path.version()
+
+    def children(self, root: RemotePath) -> tuple[list[str], list[str]]:
+        """See `children`: a folder is what several names begin with."""
+        names = root.object_names()
+        folders = {name.partition("/")[0] for name in names if "/" in name}
+        return sorted(name for name in names if "/" not in name), sorted(folders)
+
     def sizes(self, root: RemotePath, names: Sequence[str]) -> dict[str, int]:
         """See `Storage.sizes`."""
         return root.sizes(list(names))

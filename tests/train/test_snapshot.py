@@ -11,7 +11,7 @@ from safetensors import safe_open
 from shards.errors import UsageError, UserError
 from train.engine.fine_tuning import LABEL_TABLES
 from train.weights.published import save_state_dict
-from train.weights.snapshot import load_snapshot
+from train.weights.snapshot import is_snapshot, load_snapshot
 from train.weights.tensor_files import save_tensors
 
 
@@ -51,6 +51,13 @@ def test_other_files_are_refused(trained, tmp_path):
         load_snapshot(tmp_path / "half.safetensors")
     with pytest.raises(UserError, match="is not a snapshot"):
         load_snapshot(next((tmp_path / "trained/checkpoints").rglob("model.safetensors")))
+    whole = next((tmp_path / "trained/checkpoints").rglob("model.safetensors"))
+    for path in (whole, whole.parent):
+        with pytest.raises(UsageError, match=r"belongs to a checkpoint.*; give RUN/snapshots"):
+            is_snapshot(path)
+    (tmp_path / "empty.safetensors").touch()
+    with pytest.raises(UserError, match="is an empty file"):
+        is_snapshot(tmp_path / "empty.safetensors")
 
 
 def first_weights(checkpoint_tensors, out):

@@ -226,6 +226,13 @@ def test_processes_that_did_not_find_each_other_are_refused(tmp_path, train_here
         train_here("dit", tmp_path, "--max-steps 2")
 
 
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "MEGATRON_LM"])
+def test_other_engines_of_accelerate_are_refused_in_one_line(engine, tmp_path, train_here, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(UsageError, match="only DDP and FSDP are supported"):
+        train_here("dit", tmp_path, "--max-steps 1")
+
+
 @pytest.mark.slow
 def test_the_slurm_script_saves_and_queues_again_before_its_time_is_over(tmp_path, arguments):
     out, tools = tmp_path / "run", tmp_path / "bin"

@@ -7,6 +7,7 @@ and where it comes from. `train.engine.checkpoint` holds the state to resume; no
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from shards import EncoderIdentity, UserError, read_document
+from shards import EncoderIdentity, UsageError, UserError, read_document
 from train.models.build import build_model
 from train.models.config import ModelConfig, ViTDecoderConfig, config_from_dict, config_to_dict
 from train.models.cost import num_parameters
@@ -27,6 +28,8 @@ from train.weights.tensor_files import open_tensors, require_intact, save_tensor
 
 FORMAT = "rae-latents snapshot 1"
 _NORMALIZER = "normalizer."
+_CHECKPOINT = re.compile(r"step-\d+")
+"""Folders that `train.engine.checkpoint` writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +139,20 @@ def is_snapshot(path: Path) -> bool:
     """Whether a file says in its header that it is a snapshot, of this version or another; a folder is none.
 
     Raises:
-        UserError: there is nothing there, or it begins as a safetensors file and is not a whole one.
+        UsageError: it is a checkpoint, or a file of one, from which only its own run goes on.
+        UserError: there is nothing there, or an empty file, or it begins as a safetensors file and is not a whole one.
     """
+    folder = path if path.is_dir() else path.parent
+    if _CHECKPOINT.fullmatch(folder.name) and (folder / "state.json").is_file():
+        raise UsageError(
+            f"{path} belongs to a checkpoint, from which its own run goes on; give RUN/snapshots/latest.safetensors"
+        )
     if path.is_dir():
         return False
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is an empty file; copy it anew, or give RUN/snapshots/latest.safetensors")
     with path.open("rb") as start:
         # A safetensors file is the length of its header, 8 bytes, then the header as a JSON object.
         safetensors = start.read(9)[8:] == b"{"
