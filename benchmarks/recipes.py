@@ -55,7 +55,7 @@ class Variant:
 
 VARIANTS = {
     "v1": Variant("RAE: DiT-DH, velocity, AdamW", "dit-dh-tiny"),
-    "v1-muon": Variant("RAE with Muon", "dit-dh-tiny", ("--optimizer.name", "muon")),
+    "v1-muon": Variant("RAE with Muon", "dit-dh-tiny", ("--optimizer.kind", "muon")),
     "v2": Variant("RAEv2: tokens, data, base output, Muon", "raev2-tiny"),
     "v2-velocity": Variant(
         "RAEv2 that predicts the velocity",
@@ -63,7 +63,7 @@ VARIANTS = {
         ("--flow.prediction", "velocity", "--flow.time-floor", "0"),
     ),
     "v2-no-base": Variant("RAEv2 without a base output", "raev2-tiny", ("--model.base-depth", "None")),
-    "v2-adamw": Variant("RAEv2 with AdamW", "raev2-tiny", ("--optimizer.name", "adamw")),
+    "v2-adamw": Variant("RAEv2 with AdamW", "raev2-tiny", ("--optimizer.kind", "adamw")),
     "v2-internal": Variant(
         "RAEv2 with internal guidance, 1.5", "raev2-tiny", trained_as="v2", guidance_scale=1.5
     ),

@@ -209,7 +209,7 @@ def settings_of(case, **more):
         ema_rates=(case.meta["ema_decay"],),
         precision="fp32",
         optimizer=OptimizerSettings(
-            name="muon" if optimizer["type"] == "gmuon" else "adamw",
+            kind="muon" if optimizer["type"] == "gmuon" else "adamw",
             lr=scheduler["base_lr"],
             final_lr=scheduler["final_lr"],
             schedule=scheduler["type"],
@@ -249,7 +249,7 @@ def trained(case, settings):
         bases = expected.get("micro_losses_base", [expected.get("loss_base")])
         (total, count), (base, base_count) = found.metrics["loss"], found.metrics["loss_base"]
         # Muon's recording orthogonalizes in float16, so what follows its first step is a little different.
-        rel = 1e-3 if settings.optimizer.name == "muon" and number else 1e-5
+        rel = 1e-3 if settings.optimizer.kind == "muon" and number else 1e-5
         assert not found.skipped
         assert total / count == pytest.approx(sum(losses) / len(losses), rel=rel)
         assert base / base_count == pytest.approx(sum(bases) / len(bases), rel=rel)

@@ -18,7 +18,7 @@ EARLIER = Path(__file__).parents[1] / "fixtures/runs/decoder"
 def test_settings_of_an_earlier_version_are_read_with_defaults_for_what_was_added():
     settings = load_settings(EARLIER / "config.json")
     assert (settings.max_steps, settings.seed, settings.ema_rates) == (4, 3, (0.9, 0.5))
-    assert settings.optimizer.name == "adamw"
+    assert settings.optimizer.kind == "adamw"
 
 
 def test_a_snapshot_of_an_earlier_version_holds_the_average_bit_for_bit():

@@ -79,7 +79,7 @@ def test_a_restored_optimizer_goes_on_as_the_one_that_was_saved():
 
 def test_matrices_have_momentum_and_everything_else_has_adamws_moments():
     model = network()
-    optimizer = make_optimizer(model, OptimizerSettings(name="muon"))
+    optimizer = make_optimizer(model, OptimizerSettings(kind="muon"))
     learn(model, optimizer, [0])
     kinds = {}
     for name in optimizer_tensors(model, optimizer):
@@ -91,7 +91,7 @@ def test_matrices_have_momentum_and_everything_else_has_adamws_moments():
 
 def test_every_group_follows_the_learning_rate_it_is_set_to():
     model = network()
-    optimizer = make_optimizer(model, OptimizerSettings(name="muon"))
+    optimizer = make_optimizer(model, OptimizerSettings(kind="muon"))
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     before = [p.detach().clone() for p in model.parameters()]
@@ -125,7 +125,7 @@ def test_it_lowers_the_loss_of_every_kind_of_transformer(preset, one_store):
 
     torch.manual_seed(0)
     model = build_model(dit_config(dit_settings(preset).model, one_store))
-    optimizer = make_optimizer(model, OptimizerSettings(name="muon", lr=0.02))
+    optimizer = make_optimizer(model, OptimizerSettings(kind="muon", lr=0.02))
     config = model.config
     x = torch.randn(4, config.token_width, *config.grid)
     t, y = torch.rand(4), torch.zeros(4, dtype=torch.long)

@@ -185,7 +185,7 @@ def resolve(
 
 
 def _resolve_optimizer(optimizer: OptimizerSettings, *, on_cuda: bool) -> OptimizerSettings:
-    if optimizer.name != "muon" or optimizer.half is not None:
+    if optimizer.kind != "muon" or optimizer.half is not None:
         return optimizer
     return dataclasses.replace(optimizer, half=on_cuda)
 

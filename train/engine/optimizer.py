@@ -58,12 +58,12 @@ OPTIMIZERS: dict[OptimizerName, Callable[[nn.Module, OptimizerSettings], Optimiz
     "adamw": adamw,
     "muon": muon,
 }
-"""Makes an optimizer of a model's trained parameters, by the name that `--optimizer.name` takes."""
+"""Makes an optimizer of a model's trained parameters, by the name that `--optimizer.kind` takes."""
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
     """The optimizer that the settings name, over the parameters that are trained."""
-    return OPTIMIZERS[settings.name](model, settings)
+    return OPTIMIZERS[settings.kind](model, settings)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ class DecoderNetwork:
 class OptimizerSettings:
     """Optimizer, gradient clipping and the schedule, whose epochs are floor(rows / global batch) steps."""
 
-    name: OptimizerName = "adamw"
+    kind: OptimizerName = "adamw"
     """The optimizer. muon: Muon for parameters with two dimensions, AdamW for the others."""
     lr: float = 2e-4
     """Learning rate before it decays."""
