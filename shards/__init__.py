@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from shards.metadata.identity import MIRRORED_VIEWS as MIRRORED_VIEWS
     from shards.metadata.identity import CompressorIdentity as CompressorIdentity
     from shards.metadata.identity import EncoderIdentity as EncoderIdentity
+    from shards.metadata.identity import Execution as Execution
     from shards.metadata.identity import Recipe as Recipe
     from shards.metadata.index import bad_rows as bad_rows
     from shards.metadata.manifest import Manifest as Manifest
@@ -131,6 +132,7 @@ _MODULES = {
         "CompressorIdentity",
         "EncoderIdentity",
         "MIRRORED_VIEWS",
+        "Execution",
         "Recipe",
     ],
     "shards.metadata.index": ["bad_rows"],

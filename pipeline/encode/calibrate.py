@@ -13,6 +13,7 @@ from pipeline.console import log
 from pipeline.encode.claims import Task
 from pipeline.encode.decoding import BatchDecoder, batch_length
 from pipeline.encode.devices import named_devices
+from pipeline.encode.execution import execution_of
 from pipeline.encode.job import decode_threads_for
 from pipeline.encoders.frozen import Encoder
 from pipeline.settings.config import EncodeConfig
@@ -65,7 +66,7 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
     source = picture_source(config, recipe, recipe.views, plan)
     decoder = BatchDecoder(
         source,
-        length=batch_length(count, config.work.batch_size),
+        length=batch_length(count, execution_of(recipe, config).batch_size),
         threads=decode_threads_for(config, 1),
     )
     kept = []

@@ -115,6 +115,10 @@ class RowBatches(ABC):
             batch.pending += self._start(batch, part)
             yield batch
 
+    def blank(self) -> Tensor:
+        """Inputs of a batch without rows."""
+        return self._new().zero_()
+
     def recycle(self, batch: DecodedBatch) -> None:
         """Takes a batch's buffer back once nobody reads it any more."""
         self._free.append(batch.inputs)

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.encode.claims import Claims, Failures
 from pipeline.encode.decoding import BatchDecoder, RowBatches, batch_length
+from pipeline.encode.execution import execution_of
 from pipeline.encode.leases import Leases, Owner
 from pipeline.encode.progress import Event, WorkerStarted
 from pipeline.encode.stored_batches import StoredBatches
@@ -101,6 +102,7 @@ def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: RowEn
     """
     config = spec.config
     writer = StoreWriter.open(config.store.out)
+    execution = execution_of(writer.recipe, config)
     encoder = encoder or build_encoder(config)
     targets = open_targets(config, writer, encoder, spec.name)
     pending = partial(pending_in_any, [target.writer for target in targets])
@@ -109,12 +111,12 @@ def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: RowEn
         # What does not name a device means this one: events, streams, kernels compiled here.
         torch.cuda.set_device(device)
     encoder.to_device(device, writer.recipe.precision)
-    if config.encoder.compile:
+    if execution.compiled:
         encoder.compile_trunk()
     threads = decode_threads_for(config, spec.processes)
     report(WorkerStarted(spec.name, str(device), threads))
     store = config.store.out
-    length = batch_length(writer.recipe.capacity, config.work.batch_size)
+    length = batch_length(writer.recipe.capacity, execution.batch_size)
     with (
         opened_rows(
             config,
@@ -134,6 +136,8 @@ def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: RowEn
             world_size=spec.world_size,
         )
         with Worker(encoder, targets, rows, claims, report, name=spec.name, length=length) as worker:
+            if device.type == "cuda" or execution.compiled:
+                worker.try_out(execution)
             worker.run()
 
 

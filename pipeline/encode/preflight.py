@@ -11,6 +11,7 @@ from pipeline.console import show
 from pipeline.encode.claims import Task
 from pipeline.encode.decoding import BatchDecoder, DecodedBatch, batch_length
 from pipeline.encode.devices import named_devices
+from pipeline.encode.execution import DEFAULT_BATCH
 from pipeline.encode.job import decode_threads_for
 from pipeline.encode.space import gigabytes
 from pipeline.encode.targets import companion_encoders, companion_paths
@@ -74,7 +75,7 @@ def _decode(
     source = picture_source(config, recipe, recipe.views, plan)
     decoder = BatchDecoder(
         source,
-        length=batch_length(len(sample), config.work.batch_size),
+        length=batch_length(len(sample), config.work.batch_size or DEFAULT_BATCH),
         threads=decode_threads_for(config, 1),
     )
     records = plan.records(sample)

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import IO, Self
 from tqdm import tqdm
 
 from pipeline.console import log
+from pipeline.encode.limits import STAGES, Limits
+
+_WINDOW_SECONDS = 30.0  # what the limit is judged by
+_TELL_SECONDS = 10.0  # between two lines of it in the log
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,17 @@ class BatchEncoded:
 
 @dataclass(frozen=True)
 class BatchWritten:
-    """One view of a batch has been written; `published` with the last batch of a shard."""
+    """One view of a batch has been written; `published` with the last batch of a shard.
+
+    The disk's seconds are part of the writer's; the device's are those it took to compute the view.
+    """
 
     worker: str
     shard: int
     view: str
     write_seconds: float
+    device_seconds: float
+    disk_seconds: float
     published: bool
 
 
@@ -105,12 +115,16 @@ class Progress:
             smoothing=0.1,
             disable=quiet,
         )
-        self._seconds = dict.fromkeys(("read", "decode", "encode", "write"), 0.0)
+        self._seconds = dict.fromkeys(("read", "decode", "device", "write", "disk"), 0.0)
         self._threads: dict[str, int] = {}
         self._heard: dict[str, float] = {}
         self._ended: set[str] = set()
         self._last: dict[str, str] = {}
         self._views: set[str] = set()
+        self._recent: deque[tuple[float, int, dict[str, float]]] = deque(
+            [(self._began, 0, dict.fromkeys(STAGES, 0.0))]
+        )
+        self._limits_told = self._began
         self._bad = 0
         self.rows = 0
         self._lock = threading.Lock()
@@ -140,13 +154,15 @@ class Progress:
             self._last[event.worker] = f"shard {event.shard}"
             self._seconds["read"] += event.read_seconds
             self._seconds["decode"] += event.decode_seconds
-            self._seconds["encode"] += event.encode_seconds
             self._bad += event.bad
             self.rows += event.rows
-            self._bar.set_postfix_str(self._split(), refresh=False)
+            limits = self._limits()
+            self._bar.set_postfix_str(f"{limits}, {self._bad} bad", refresh=False)
             self._advance(self._shown + event.rows)
         elif isinstance(event, BatchWritten):
             self._seconds["write"] += event.write_seconds
+            self._seconds["device"] += event.device_seconds
+            self._seconds["disk"] += event.disk_seconds
             self._views.add(event.view)
             if event.published:  # others may have been at work as well
                 self._advance(self._rows_done())
@@ -181,19 +197,27 @@ class Progress:
         self._bar.update(rows - self._shown)
         self._shown = rows
 
-    def _split(self) -> str:
-        """Share of the time since the start that each stage was busy, and the bad rows so far."""
-        elapsed = max(time.monotonic() - self._began, 1e-9)
+    def _limits(self) -> Limits:
+        """What each stage could reach, by what it did in the last half minute; told to the log as well now and then."""
         threads = max(sum(self._threads.values()), 1)
         workers = max(len(self._threads), 1)
-        shares = {
-            "read": self._seconds["read"] / threads,
-            "decode": self._seconds["decode"] / threads,
-            "encode": self._seconds["encode"] / workers,
-            "write": self._seconds["write"] / (workers * max(len(self._views), 1)),  # a thread a view
+        writers = workers * max(len(self._views), 1)  # a thread a view
+        busy = {
+            "decode": (self._seconds["read"] + self._seconds["decode"]) / threads,
+            "device": self._seconds["device"] / workers,
+            "writer": self._seconds["write"] / writers,
+            "disk": self._seconds["disk"] / writers,
         }
-        busy = " ".join(f"{name} {min(seconds / elapsed, 1):.0%}" for name, seconds in shares.items())
-        return f"{busy}, {self._bad} bad"
+        now = time.monotonic()
+        self._recent.append((now, self.rows, busy))
+        while len(self._recent) > 2 and now - self._recent[0][0] > _WINDOW_SECONDS:
+            self._recent.popleft()
+        _, rows, before = self._recent[0]
+        limits = Limits.of_busy(self.rows - rows, {name: busy[name] - before[name] for name in busy})
+        if limits.limit is not None and now - self._limits_told > _TELL_SECONDS:
+            self._limits_told = now
+            self._record({"event": "Limits", "limit": limits.limit, "images_per_second": limits.rates})
+        return limits
 
     def _record(self, values: dict[str, object]) -> None:
         # One write of one short line: lines of several processes do not mix.

@@ -70,8 +70,8 @@ class TorchSums:
 class DeviceSums(TorchSums):
     """Sums that `add` makes where the encoder put the tokens; the rows that are written are only counted.
 
-    The copy to the host is asked for with the shard's last rows, so that whoever publishes the shard need not wait for
-    what the device was asked to do since.
+    They are copied to the host with the shard's last rows, so that whoever publishes the shard need not wait for what
+    the device was asked to do since.
     """
 
     def __init__(self, row_shape: tuple[int, ...], device: torch.device) -> None:
@@ -79,9 +79,10 @@ class DeviceSums(TorchSums):
         self._written = 0
         self._host = torch.empty(self._sums.shape, dtype=torch.float64, pin_memory=device.type == "cuda")
 
-    def fetch(self) -> None:
-        """Ask for the sums: they are on the host once the device has done what it was asked before."""
-        self._host.copy_(self._sums, non_blocking=True)
+    @property
+    def copy_to_host(self) -> tuple[Tensor, Tensor]:
+        """The sums, and where on the host they are looked for."""
+        return self._sums, self._host
 
     def update(self, rows: NDArray[Any]) -> None:
         """Count rows that are written."""
@@ -93,7 +94,7 @@ class DeviceSums(TorchSums):
         return bool(torch.isfinite(self._host).all())
 
     def moments(self) -> Moments:
-        """Moments of the rows, once `fetch` has been asked for and done.
+        """Moments of the rows, once `copy_to_host` is done.
 
         Raises:
             RuntimeError: If other rows were written than were added.

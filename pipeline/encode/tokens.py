@@ -1,5 +1,6 @@
 """Tokens between the device and the store: torch on one side, numpy storage types on the other."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,13 +43,13 @@ class StoredTokens:
     square_error: Tensor | None
     class_token: Tensor | None = None
 
-    def copy_(self, other: "StoredTokens", *, non_blocking: bool = False) -> None:
-        """Takes over what another holds, from any device; pinned memory may be filled after this returns."""
-        self.values.copy_(other.values, non_blocking=non_blocking)
+    def copies_into(self, other: "StoredTokens") -> Iterator[tuple[Tensor, Tensor]]:
+        """Each tensor with the one of another that takes it over."""
+        yield self.values, other.values
         if self.square_error is not None and other.square_error is not None:
-            self.square_error.copy_(other.square_error, non_blocking=non_blocking)
+            yield self.square_error, other.square_error
         if self.class_token is not None and other.class_token is not None:
-            self.class_token.copy_(other.class_token, non_blocking=non_blocking)
+            yield self.class_token, other.class_token
 
     def as_numpy(self) -> NDArray[Any]:
         """`values` as numpy and the store see the same memory."""

@@ -26,8 +26,9 @@ from pipeline.encode.progress import BatchEncoded, BatchWritten, Event, ShardFai
 from pipeline.encode.sums import DeviceSums, TorchSums, sums_for
 from pipeline.encode.targets import Target, outputs
 from pipeline.encode.tokens import StoredTokens
+from pipeline.encode.transfers import Mark, Transfers, seconds_between
 from pipeline.encoders.latents import RowEncoder
-from shards import ShardWriter, UserError
+from shards import Execution, ShardWriter, UserError
 
 # What a device, a library or a source may raise for one shard while others still succeed. Anything else is a
 # fault of the program and ends the worker.
@@ -62,6 +63,9 @@ class _Encoded:
     """One a target of the worker, whether it is used or not."""
     sums: list[TorchSums | None]
     """What adds up a shard's tokens in the place of its writer, in order of `targets`."""
+    begun: Mark
+    done: Mark
+    """When the device began to compute them, and when it had."""
     ready: torch.cuda.Event | None
     bad: dict[int, str]
 
@@ -92,6 +96,7 @@ class Worker:
     ) -> None:
         self._encoder = encoder
         self._device = encoder.device
+        self._transfers = Transfers(self._device)
         self._targets = targets
         self._writer = targets[0].writer
         self._claims = claims
@@ -141,6 +146,25 @@ class Worker:
             storage.empty(shape, class_token=recipe.class_token, pin_memory=self._pinned)
             for storage in self._storage
         ]
+
+    def try_out(self, execution: Execution) -> None:
+        """Encodes one empty batch, which compiles the network and takes the memory that the others will.
+
+        Raises:
+            WorkerGivesUpError: If that cannot be done here.
+        """
+        try:
+            inputs = self._transfers.to_device(self._rows.blank())
+            shown = self._rows.shown(inputs, self._writer.recipe.views[0])
+            for tokens in self._stored(list(range(len(self._targets))), shown):
+                tokens.values.cpu()
+        except Exception as error:  # compilers raise what they like
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise WorkerGivesUpError(
+                f"{self._name} cannot encode {self._length} images at once{', compiled' * execution.compiled}, as "
+                f"{self._writer.path} was begun: {reason}; leave this device out, or begin another store with a "
+                f"smaller --batch-size{' or --compile off' * execution.compiled}"
+            ) from error
 
     def run(self) -> None:
         """Takes shards and encodes them until nothing is left that this worker could do.
@@ -197,15 +221,18 @@ class Worker:
         try:
             rows = batch.rows()
             decoded = time.perf_counter()
-            inputs = batch.inputs.to(self._device, non_blocking=self._pinned)
+            inputs = self._transfers.to_device(batch.inputs)
             for view in batch.task.views:
                 lacking = self._lacking[batch.task.shard, view]
                 buffers = self._free_tokens.get()
                 reasons = ((slot, row.reason_in(view)) for slot, row in enumerate(rows))
                 bad = {batch.first_place + slot: reason for slot, reason in reasons if reason is not None}
-                stored = self._encode_into(buffers, lacking, self._rows.shown(inputs, view))
+                begun = self._transfers.mark()
+                stored = self._stored(lacking, self._rows.shown(inputs, view))
                 sums = self._add_up(batch, view, lacking, stored, bad)
-                encoded = _Encoded(batch, view, lacking, buffers, sums, self._mark(), bad)
+                done = self._transfers.mark()
+                ready = self._transfers.to_host(_copies(lacking, stored, buffers, sums, last=batch.last))
+                encoded = _Encoded(batch, view, lacking, buffers, sums, begun, done, ready, bad)
                 self._writing.append((batch.task, self._write_pools[view].submit(self._write, encoded)))
         except SHARD_FAILURES as error:
             raise ShardFailureError(batch.task) from error
@@ -224,18 +251,13 @@ class Worker:
         while self._writing and (len(self._writing) > _TOKEN_BUFFERS or self._writing[0][1].done()):
             self._collect_written()
 
-    def _encode_into(
-        self, buffers: list[StoredTokens], targets: list[int], shown: Tensor
-    ) -> list[StoredTokens]:
-        """The tokens for each of some targets, on the device, and on their way into the targets' buffers."""
+    def _stored(self, targets: list[int], shown: Tensor) -> list[StoredTokens]:
+        """The tokens for each of some targets, in the storage type, on the device."""
         found = outputs(self._encoder, shown, [self._targets[index] for index in targets])
-        stored = [
+        return [
             self._storage[index](output.tokens, output.class_token)
             for index, output in zip(targets, found, strict=True)
         ]
-        for index, tokens in zip(targets, stored, strict=True):
-            buffers[index].copy_(tokens, non_blocking=self._pinned)
-        return stored
 
     def _add_up(
         self,
@@ -255,18 +277,7 @@ class Worker:
             sums.append(self._sums.pop(key) if batch.last else self._sums[key])
             if isinstance(sums[-1], DeviceSums):
                 sums[-1].add(tokens.values, good)
-                if batch.last:
-                    sums[-1].fetch()
         return sums
-
-    def _mark(self) -> torch.cuda.Event | None:
-        """What happens on the device once everything asked of it so far is done; None where calls return only then."""
-        if not self._pinned:
-            return None
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        # The stream of the worker's own device: by default it would be that of whichever is current.
-        event.record(torch.cuda.current_stream(self._device))
-        return event
 
     def _collect_written(self) -> None:
         task, future = self._writing.popleft()
@@ -277,7 +288,7 @@ class Worker:
 
     def _write(self, encoded: _Encoded) -> None:
         """Runs in the view's writer thread."""
-        batch, shards = encoded.batch, []
+        batch, shards, disk_seconds = encoded.batch, [], 0.0
         with ExitStack() as guard:
             try:
                 if encoded.ready is not None:
@@ -287,19 +298,30 @@ class Worker:
                     shard = self._opened(batch.task, encoded.view, index, sums)
                     shards.append((index, shard))
                     guard.push(shard)
+                    disk_seconds -= shard.disk_seconds
                     self._write_rows(shard, index, encoded)
             finally:
                 self._free_tokens.put(encoded.buffers)  # the device goes on while the shard is published
             for index, shard in shards:
                 if batch.last:
                     shard.publish()
-                else:
+                disk_seconds += shard.disk_seconds
+                if not batch.last:
                     self._open[batch.task.shard, encoded.view, index] = shard
             if not batch.last:
                 guard.pop_all()  # the shards stay open for their next batch
         self._count_written(batch)
-        seconds = time.perf_counter() - began
-        self._report(BatchWritten(self._name, batch.task.shard, encoded.view, seconds, published=batch.last))
+        self._report(
+            BatchWritten(
+                self._name,
+                batch.task.shard,
+                encoded.view,
+                write_seconds=time.perf_counter() - began,
+                device_seconds=seconds_between(encoded.begun, encoded.done),
+                disk_seconds=disk_seconds,
+                published=batch.last,
+            )
+        )
 
     def _opened(self, task: Task, view: str, index: int, sums: TorchSums | None) -> ShardWriter:
         shard = self._open.pop((task.shard, view, index), None)
@@ -355,6 +377,21 @@ class Worker:
         self._sums.clear()
         while self._free_tokens.qsize() < _TOKEN_BUFFERS:  # a cancelled write never gave its buffer back
             self._free_tokens.put(self._new_token_buffers())
+
+
+def _copies(
+    targets: list[int],
+    stored: list[StoredTokens],
+    buffers: list[StoredTokens],
+    sums: list[TorchSums | None],
+    *,
+    last: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What goes back to the host, with its place there: tokens, and the sums behind a shard's last ones."""
+    for index, tokens, total in zip(targets, stored, sums, strict=True):
+        yield from tokens.copies_into(buffers[index])
+        if last and isinstance(total, DeviceSums):
+            yield total.copy_to_host
 
 
 def _consecutive(slots: list[int]) -> Iterator[range]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.console import log
 from pipeline.encode.calibrate import calibrate
+from pipeline.encode.execution import choose_execution
 from pipeline.encode.job import build_encoder, image_encoder
 from pipeline.encode.leases import Leases, Owner, remove_if_empty, require_nobody_at_work
 from pipeline.encode.planning import (
@@ -123,6 +124,7 @@ def begin(config: EncodeConfig) -> tuple[StoreWriter, RowEncoder]:
     plan = make_plan(config, found.append)
     encoder = build_encoder(config)
     recipe = make_recipe(config, plan, encoder)
+    recipe = dataclasses.replace(recipe, execution=choose_execution(config, recipe, encoder))
     given = given_statistics(config, recipe)
     companions = companion_encoders(config, encoder)
     require_readable(config, recipe, plan, recipe.views)

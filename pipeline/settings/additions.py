@@ -33,8 +33,8 @@ class AddViewConfig:
     """Weights of that encoder; they are compared with the store's. Default: where the store's came from."""
     encoder_args: str | None = None
     """Further arguments of the timm model. Default: those the store names."""
-    compile: bool = False
-    """Run the encoder through torch.compile."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Run the encoder through torch.compile; a store keeps what it was begun with."""
     allow_error: float = ALLOWED_ERROR
     """int8: see `pipeline encode`."""
     roots: SourceRootsArgument = ()

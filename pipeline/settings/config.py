@@ -44,8 +44,9 @@ class EncoderConfig:
     """Further arguments of the timm model, comma-separated KEY=VALUE: embed_dim=64,depth=4."""
     precision: Literal["auto", "fp32", "bf16", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder; auto is bf16 on a GPU and fp32 on a CPU. float32 and bfloat16 mean the same."""
-    compile: bool = False
-    """Run the encoder through torch.compile."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Run the encoder through torch.compile. auto compiles on a GPU where that takes less time than it saves; a store
+    keeps what it was begun with."""
 
     def __post_init__(self) -> None:
         """Name the precision as recipes do."""
@@ -167,8 +168,9 @@ class WorkConfig:
     devices: str = "auto"
     """Devices of this machine, comma-separated: cpu, cuda:0, cuda:1, mps; `cpu,cpu` is two processes. auto is
     every visible GPU, or one process on the CPU."""
-    batch_size: int = 64
-    """Images the encoder sees at once, at most; a shard is cut into equal batches of no more than this."""
+    batch_size: int | None = None
+    """Images the encoder sees at once, at most; a shard is cut into equal batches of no more than this. Default: 64 on
+    a CPU, what a GPU is fastest with; a store keeps what it was begun with."""
     decode_threads: int | None = None
     """Threads that decode images in each process. Default: the cores divided among the processes."""
     max_attempts: int = 3

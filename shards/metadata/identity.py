@@ -192,6 +192,22 @@ class EncoderIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How the encoder is run, by everybody who writes a store: tokens are rounded by it."""
+
+    batch_size: int
+    """Images a call, at most; shards are cut into the fewest equal batches of no more."""
+    compiled: bool
+    """Whether the network runs through torch.compile."""
+
+    def __post_init__(self) -> None:
+        """Refuse values no store can have."""
+        size: object = self.batch_size
+        if type(size) is not int or size < 1 or type(self.compiled) is not bool:
+            raise StoreDamagedError(f"a store's execution cannot be {self!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides which bytes a store holds."""
 
@@ -227,6 +243,9 @@ class Recipe:
     object_digest: str = BLAKE3
     """Algorithm of the digests of the shards' objects; SHA-256 in stores that do not name one. It decides about no row
     and is no part of `id`, so that a store is continued with the one it was begun with."""
+
+    execution: Execution | None = None
+    """How the encoder is run; None in stores of earlier versions. No part of `id`: it decides about rounding alone."""
 
     def __post_init__(self) -> None:
         """Refuse values no store can have."""
@@ -295,12 +314,15 @@ class Recipe:
         return "tokens", *["image"] * has_image, *["cls"] * self.class_token
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; a class token is named only where there is one, as is a digest that is not SHA-256."""
+        """As plain JSON values; what says nothing, or what earlier versions did, is left out."""
         values = {**_shallow(self), "encoder": self.encoder.to_dict(), "views": list(self.views)}
         if not self.class_token:
             del values["class_token"]
         if self.object_digest == SHA256:
             del values["object_digest"]
+        del values["execution"]
+        if self.execution is not None:
+            values["execution"] = dataclasses.asdict(self.execution)
         return values
 
     @classmethod
@@ -310,14 +332,16 @@ class Recipe:
         Raises:
             StoreDamagedError: If the keys are not exactly this class's fields.
         """
-        _check_keys(cls, values, may_lack={"class_token", "object_digest"})
+        _check_keys(cls, values, may_lack={"class_token", "object_digest", "execution"})
         EncoderIdentity.from_dict(values["encoder"])
+        if "execution" in values:
+            _check_keys(Execution, values["execution"])
         return read_values(
             {"object_digest": SHA256, **values}, cls, name="the recipe", error=StoreDamagedError
         )
 
     def _deciding(self) -> dict[str, Any]:
-        deciding = {name: value for name, value in self.to_dict().items() if name != "object_digest"}
+        deciding = {name: value for name, value in self.to_dict().items() if name not in _NOT_DECIDING}
         return {**deciding, "encoder": self.encoder.id}
 
     def extends(self, begun: Recipe) -> bool:
@@ -331,6 +355,9 @@ class Recipe:
         own, others = ({**recipe._deciding(), "encoder": None} for recipe in (self, other))
         return [f"encoder.{line}" for line in self.encoder.diff(other.encoder)] + _diff(own, others)
 
+
+_NOT_DECIDING = ("object_digest", "execution")
+"""Fields of a recipe that decide about no row, or about its rounding alone; a store keeps those it was begun with."""
 
 RESERVED_NAMES = frozenset(
     {

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,10 +33,12 @@ class FileWriter:
         past_cache: Whether to go past the page cache where that can be done.
 
     Attributes:
+        seconds: Time spent in writing so far.
         is_direct: Whether the last write went past the page cache, so that nothing of it waits to be flushed.
     """
 
     def __init__(self, descriptor: int, *, past_cache: bool) -> None:
+        self.seconds = 0.0
         self.is_direct = False
         self._descriptor = descriptor
         self._position = 0
@@ -44,6 +47,7 @@ class FileWriter:
     def write(self, views: Sequence[memoryview]) -> None:
         """Append bytes."""
         waiting = list(views[::-1])
+        begun = time.perf_counter()
         while waiting:
             written = self._write_some(waiting[: -_MAX_VECTORS - 1 : -1])
             self._position += written
@@ -54,6 +58,7 @@ class FileWriter:
                     written = 0
                 else:
                     written -= head.nbytes
+        self.seconds += time.perf_counter() - begun
 
     def _write_some(self, group: list[memoryview]) -> int:
         self._set_direct(wanted=self._may_be_direct and self._fits(group))

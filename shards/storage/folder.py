@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -193,7 +194,9 @@ class LocalOutput(OutputFile):
     def finish(self) -> str:
         """Complete the file and flush it to the disk; returns its digest in hexadecimal digits."""
         digest = super().finish()
+        begun = time.perf_counter()
         os.fsync(self._descriptor)
+        self._file.seconds += time.perf_counter() - begun
         return digest
 
     def publish(self) -> bool:

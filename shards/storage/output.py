@@ -78,6 +78,11 @@ class OutputFile(ABC):
             self._flushed = self.position
             self._flushing = self._pool.submit(os.fsync, self._descriptor)
 
+    @property
+    def disk_seconds(self) -> float:
+        """Time that the disk has taken so far to write."""
+        return self._file.seconds
+
     def _finish_flush(self) -> None:
         """Wait for a flush under way, and raise what it met."""
         flushing, self._flushing = self._flushing, None

@@ -99,6 +99,11 @@ class ShardWriter:
         """Whether rows must have the field ``image``."""
         return any(field.name == "image" for field in self._fields)
 
+    @property
+    def disk_seconds(self) -> float:
+        """Time that the disk has taken so far to write and flush the objects."""
+        return sum(file.disk_seconds for file in self._outputs.files)
+
     def write(self, place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write one row: by field, an array of the field's row shape and storage type."""
         self.write_block(place, {name: array[None] for name, array in arrays.items()})

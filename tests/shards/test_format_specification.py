@@ -84,7 +84,7 @@ def read_store(root):
     deciding = {name: value for name, value in recipe["encoder"].items() if name != "weights"}
     assert manifest["encoder_id"] == short_digest(deciding)
     assert manifest["recipe_id"] == short_digest(
-        {name: value for name, value in recipe.items() if name != "object_digest"}
+        {name: value for name, value in recipe.items() if name not in ("object_digest", "execution")}
         | {"encoder": manifest["encoder_id"]}
     )
     capacity = -(-recipe["num_images"] // recipe["num_shards"])
