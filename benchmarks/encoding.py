@@ -5,7 +5,8 @@
 Ours reads files, decodes, encodes, copies back, writes and commits shards of a store. Where the encoder is the limit,
 the other is the encoder on images that are decoded already; where decoding is the limit, the other decodes and crops
 the same files with as many threads. Weights are random: they do not change what anything costs. A third pair stands in
-for devices that are not here: one that takes its time for each image, and no core.
+for devices that are not here: one that takes its time for each image, and no core. Fast ones (`--fast`) get images that
+are decoded already and write to a RAM disk, which shows how far the writers of this machine hold.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +24,11 @@ import numpy as np
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `pipeline` does, before torch is loaded
 import torch
-from measuring import Result, report
+from measuring import Result, benchmark_plan, report
 from PIL import Image
 
 from pipeline.encode.claims import Claims, Failures, Task
-from pipeline.encode.decoding import BatchDecoder, batch_length
+from pipeline.encode.decoding import BatchDecoder, DecodedBatch, DecodedRow, batch_length
 from pipeline.encode.leases import Leases, Owner
 from pipeline.encode.targets import Target
 from pipeline.encode.worker import Worker
@@ -34,7 +37,7 @@ from pipeline.encoders.frozen import Encoder
 from pipeline.sources.listing import list_source
 from pipeline.sources.picture_sources import ImageFiles
 from pipeline.sources.pictures import Pictures
-from shards import Plan, Recipe, SourceReader, StoreWriter, usable_cores
+from shards import Execution, Int8Code, Plan, Recipe, SourceReader, SourceRecord, StoreWriter, usable_cores
 
 VIEWS = ("center", "flip")
 
@@ -60,6 +63,19 @@ class StandIn(torch.nn.Module):
         return self.tokens[: len(pixels)]
 
 
+class ReadyImages(BatchDecoder):
+    """Images that are in memory already."""
+
+    def _new(self) -> torch.Tensor:
+        buffer = super()._new()
+        return buffer.random_(0, 256, generator=torch.Generator().manual_seed(0))
+
+    def _start(self, batch: DecodedBatch, records: Sequence[SourceRecord]) -> list[Future[list[DecodedRow]]]:
+        done: Future[list[DecodedRow]] = Future()
+        done.set_result([DecodedRow(None, 0.0, 0.0) for _ in records])
+        return [done]
+
+
 @dataclass(frozen=True)
 class Case:
     """One thing to measure.
@@ -70,6 +86,9 @@ class Case:
         recipe: What the store holds.
         batch_size: Rows of a batch.
         threads: Decode threads.
+        ready: Whether the images are decoded already.
+        place: Folder for the store; None is the usual one for temporary files.
+        code: Of int8 tokens.
     """
 
     encoder: Encoder | StandIn
@@ -77,6 +96,9 @@ class Case:
     recipe: Recipe
     batch_size: int
     threads: int
+    ready: bool = False
+    place: Path | None = None
+    code: Int8Code | None = None
 
     @property
     def device(self) -> torch.device:
@@ -116,11 +138,11 @@ def recipe_for(
 
 def end_to_end(case: Case) -> float:
     """Images a second from files to a committed shard, in all views."""
-    with tempfile.TemporaryDirectory() as folder:
-        writer = StoreWriter.create_or_continue(Path(folder) / "store", case.recipe, case.plan)
+    with tempfile.TemporaryDirectory(dir=case.place) as folder:
+        writer = StoreWriter.create_or_continue(Path(folder) / "store", case.recipe, case.plan, case.code)
         length = batch_length(case.recipe.capacity, case.batch_size)
         source = ImageFiles(SourceReader(), Pictures(case.recipe))
-        rows = BatchDecoder(
+        rows = (ReadyImages if case.ready else BatchDecoder)(
             source, length=length, threads=case.threads, pin_memory=case.encoder.device.type == "cuda"
         )
         with Leases(writer.path, Owner.this_process("benchmark")) as leases:
@@ -133,7 +155,10 @@ def end_to_end(case: Case) -> float:
                 lambda event: None,
                 name="benchmark",
                 length=length,
+                most_shards=max(1, min(4, usable_cores() // len(case.recipe.views))),
             ) as worker:
+                if case.device.type == "cuda":
+                    worker.try_out(Execution(batch_size=case.batch_size, compiled=False))
                 began = time.perf_counter()
                 worker.run()
                 seconds = time.perf_counter() - began
@@ -196,6 +221,17 @@ def main() -> None:
     )
     parser.add_argument("--many", type=int, default=2048, help="images of a round where a stand-in is")
     parser.add_argument("--stand-in", type=float, nargs="*", default=[100, 200], help="images/s of stand-ins")
+    parser.add_argument(
+        "--fast",
+        type=float,
+        nargs="*",
+        default=[1000, 2000, 4000, 8000],
+        help="images/s of stand-ins without decoding",
+    )
+    parser.add_argument(
+        "--only-stand-ins", action="store_true", help="leave out what wants the encoder itself"
+    )
+    parser.add_argument("--ram", type=Path, default=Path("/dev/shm"), help="folder on a RAM disk")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/encoding.json"))
     options = parser.parse_args()
@@ -218,12 +254,28 @@ def main() -> None:
         ("encode 3-megapixel files with a tiny encoder", "decoding alone", decoding_alone,
          Case(small, large, recipe_for(small, large, 64), options.batch_size, threads)),
     ]  # fmt: skip
+    if options.only_stand_ins:
+        cases = []
     many = photographs(options.data / "photographs", options.many, (500, 375))
     for rate in options.stand_in:
         device_of_rate = StandIn(encoder, 32, rate)
         recipe = recipe_for(device_of_rate, many, crop, ("center",))
         cases.append((f"encode on a stand-in of {rate:g} images/s", "the stand-in alone", encoder_alone,
                       Case(device_of_rate, many, recipe, 32, threads)))  # fmt: skip
+    for rate in options.fast:
+        device_of_rate = StandIn(encoder, 256, rate)
+        plan = benchmark_plan(max(512, int(rate)), 4)
+        for views in (("center",), VIEWS):
+            recipe = recipe_for(device_of_rate, plan, crop, views)
+            case = Case(device_of_rate, plan, recipe, 256, threads, ready=True, place=options.ram)
+            cases.append(
+                (
+                    f"a stand-in of {rate:g} images/s, {len(views)} views, RAM disk",
+                    "the stand-in alone",
+                    encoder_alone,
+                    case,
+                )
+            )
     results = []
     for what, against, other, case in cases:
         end_to_end(case)  # warms file cache, allocator and compiler

@@ -51,6 +51,12 @@ PARTS = (
         120,
     ),
     Part(
+        "encode-table",
+        ("benchmarks/encoding_table.py", "--device", "cuda:0", "--precision", "bfloat16", "--images", "3000",
+         "--seconds", "1", "--out", "runs/on_gpu/encoding_table.json"),
+        150,
+    ),
+    Part(
         "step-against-plain",
         ("benchmarks/step.py", "--size", "xl", "--batch", "32", "--precision", "bf16", "--compile", "--steps", "5"),
         90,

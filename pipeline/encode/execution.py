@@ -11,7 +11,7 @@ import torch
 
 from pipeline.console import log
 from pipeline.encode.devices import named_devices
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.frozen import Encoder
 from pipeline.encoders.latents import RowEncoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.pictures import default_crop

@@ -23,6 +23,8 @@ from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
 from shards import StoreWriter, as_location, open_store, usable_cores
 
+_MOST_SHARDS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
@@ -48,6 +50,11 @@ class WorkerSpec:
 def decode_threads_for(config: EncodeConfig, processes: int) -> int:
     """Decode threads of each of `processes` workers of this machine, on which they are counted."""
     return config.work.decode_threads or max(1, usable_cores() // processes)
+
+
+def most_shards(spec: WorkerSpec, writer: StoreWriter) -> int:
+    """Shards that a worker may write at once: as many as its share of the cores has threads for, a thread a view."""
+    return max(1, min(_MOST_SHARDS, usable_cores() // (spec.processes * len(writer.recipe.views))))
 
 
 def build_encoder(config: EncodeConfig) -> RowEncoder:
@@ -135,7 +142,16 @@ def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: RowEn
             rank=spec.rank,
             world_size=spec.world_size,
         )
-        with Worker(encoder, targets, rows, claims, report, name=spec.name, length=length) as worker:
+        with Worker(
+            encoder,
+            targets,
+            rows,
+            claims,
+            report,
+            name=spec.name,
+            length=length,
+            most_shards=most_shards(spec, writer),
+        ) as worker:
             if device.type == "cuda" or execution.compiled:
                 worker.try_out(execution)
             worker.run()

@@ -60,6 +60,19 @@ class BatchWritten:
 
 
 @dataclass(frozen=True)
+class WritersAdded:
+    """A worker whose device has waited for its writers for some share of the time writes one more shard at once.
+
+    `nbytes` is the memory of all its token buffers.
+    """
+
+    worker: str
+    shards: int
+    nbytes: int
+    waited: float
+
+
+@dataclass(frozen=True)
 class ShardFailed:
     """A shard could not be finished; it will be tried again until its attempts are used up."""
 
@@ -76,7 +89,7 @@ class WorkerGaveUp:
     reason: str
 
 
-Event = WorkerStarted | BatchEncoded | BatchWritten | ShardFailed | WorkerGaveUp
+Event = WorkerStarted | BatchEncoded | BatchWritten | WritersAdded | ShardFailed | WorkerGaveUp
 
 
 class Progress:
@@ -125,6 +138,7 @@ class Progress:
             [(self._began, 0, dict.fromkeys(STAGES, 0.0))]
         )
         self._limits_told = self._began
+        self._shards_at_once: dict[str, int] = {}
         self._bad = 0
         self.rows = 0
         self._lock = threading.Lock()
@@ -166,6 +180,12 @@ class Progress:
             self._views.add(event.view)
             if event.published:  # others may have been at work as well
                 self._advance(self._rows_done())
+        elif isinstance(event, WritersAdded):
+            self._shards_at_once[event.worker] = event.shards
+            log(
+                f"{event.worker} writes {event.shards} shards at once from now on, from {event.nbytes / 1e6:,.0f} MB "
+                f"of buffers: its device has waited {event.waited:.0%} of the time for the writers"
+            )
         elif isinstance(event, WorkerGaveUp):
             self.warn(event.reason)
         else:
@@ -201,7 +221,8 @@ class Progress:
         """What each stage could reach, by what it did in the last half minute; told to the log as well now and then."""
         threads = max(sum(self._threads.values()), 1)
         workers = max(len(self._threads), 1)
-        writers = workers * max(len(self._views), 1)  # a thread a view
+        shards = sum(self._shards_at_once.get(worker, 1) for worker in self._threads) or 1
+        writers = shards * max(len(self._views), 1)  # a thread a view
         busy = {
             "decode": (self._seconds["read"] + self._seconds["decode"]) / threads,
             "device": self._seconds["device"] / workers,

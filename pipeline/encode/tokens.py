@@ -51,6 +51,12 @@ class StoredTokens:
         if self.class_token is not None and other.class_token is not None:
             yield self.class_token, other.class_token
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        parts = (self.values, self.square_error, self.class_token)
+        return sum(part.nbytes for part in parts if part is not None)
+
     def as_numpy(self) -> NDArray[Any]:
         """`values` as numpy and the store see the same memory."""
         return as_numpy(self.values)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.encode.claims import Claims, Task
 from pipeline.encode.decoding import DecodedBatch, RowBatches
-from pipeline.encode.progress import BatchEncoded, BatchWritten, Event, ShardFailed
+from pipeline.encode.progress import BatchEncoded, BatchWritten, Event, ShardFailed, WritersAdded
 from pipeline.encode.sums import DeviceSums, TorchSums, sums_for
 from pipeline.encode.targets import Target, outputs
 from pipeline.encode.tokens import StoredTokens
@@ -36,6 +36,10 @@ SHARD_FAILURES = (OSError, RuntimeError, ValueError)
 
 _BATCHES_AHEAD = 3
 _TOKEN_BUFFERS = 4
+_BUFFERS_A_SHARD = 2
+"""Further token buffers for each further shard that is written at once."""
+_SHARE_WAITED = 0.1
+"""Share of the time that the device may wait for writers before another shard is written beside the others."""
 _GIVE_UP_AFTER = 5
 """Shards that fail one after another, and nothing is written in between: the fault is not theirs."""
 
@@ -81,6 +85,7 @@ class Worker:
         report: Takes news for the progress line and log.
         name: Name of this worker in the news.
         length: Rows of every batch of `rows`.
+        most_shards: How many shards may be written at once, where one writer a view is slower than the device.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Worker:
         *,
         name: str,
         length: int,
+        most_shards: int = 1,
     ) -> None:
         self._encoder = encoder
         self._device = encoder.device
@@ -102,18 +108,19 @@ class Worker:
         self._claims = claims
         self._report = report
         self._name = name
-        recipe = self._writer.recipe
         self._length = length
         self._rows = rows
         self._storage = [target.storage for target in targets]
         self._free_tokens: queue.SimpleQueue[list[StoredTokens]] = queue.SimpleQueue()
-        for _ in range(_TOKEN_BUFFERS):
-            self._free_tokens.put(self._new_token_buffers())
+        self._num_buffers = self._buffer_nbytes = 0
+        self._add_buffers(_TOKEN_BUFFERS)
         # A view's shards are files of their own: one thread each keeps their batches in order, and publishes a shard's
-        # images before those who share them.
-        self._write_pools = {
-            view: ThreadPoolExecutor(1, thread_name_prefix=f"store-writer {view}") for view in recipe.views
-        }
+        # images before those who share them. Further shards at once have further threads.
+        self._most_shards = most_shards
+        self._write_pools: list[dict[str, ThreadPoolExecutor]] = []
+        self._add_writers()
+        self._pool_of: dict[int, int] = {}
+        self._waited, self._judged = 0.0, time.perf_counter()
         self._written_lock = threading.Lock()
         self._failed_in_a_row: set[int] = set()
         self._writing: deque[tuple[Task, Future[None]]] = deque()
@@ -129,8 +136,9 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with ExitStack() as last:  # all of it, even on a device that is beyond use
-            for pool in self._write_pools.values():
-                last.callback(pool.shutdown)
+            for pools in self._write_pools:
+                for pool in pools.values():
+                    last.callback(pool.shutdown)
             last.callback(self._rows.close)
             last.callback(self._claims.give_back)
             last.callback(self._drop_in_flight)
@@ -138,6 +146,33 @@ class Worker:
     @property
     def _pinned(self) -> bool:
         return self._device.type == "cuda"
+
+    def _add_buffers(self, count: int) -> None:
+        for _ in range(count):
+            buffers = self._new_token_buffers()
+            self._buffer_nbytes += sum(tokens.nbytes for tokens in buffers)
+            self._free_tokens.put(buffers)
+        self._num_buffers += count
+
+    def _add_writers(self) -> None:
+        number = len(self._write_pools)
+        self._write_pools.append(
+            {
+                view: ThreadPoolExecutor(1, thread_name_prefix=f"store-writer {view} {number}")
+                for view in self._writer.recipe.views
+            }
+        )
+
+    def _widen(self) -> None:
+        """Writes one more shard at once if the device has waited for writers, and says so."""
+        now = time.perf_counter()
+        waited, since = self._waited, max(now - self._judged, 1e-9)
+        self._waited, self._judged = 0.0, now
+        if waited <= _SHARE_WAITED * since or len(self._write_pools) >= self._most_shards:
+            return
+        self._add_writers()
+        self._add_buffers(_BUFFERS_A_SHARD)
+        self._report(WritersAdded(self._name, len(self._write_pools), self._buffer_nbytes, waited / since))
 
     def _new_token_buffers(self) -> list[StoredTokens]:
         recipe = self._writer.recipe
@@ -209,12 +244,32 @@ class Worker:
             self._collect_written()
 
     def _batches(self) -> Iterator[DecodedBatch]:
-        while (task := self._claims.next()) is not None:
-            for view in task.views:
-                self._lacking[task.shard, view] = [
-                    index for index, target in enumerate(self._targets) if target.lacks(view, task.shard)
-                ]
-            yield from self._rows.batches(task, self._writer.plan.records_of(task.shard))
+        """The batches of as many shards as are written at once, in turns."""
+        under_way: deque[Iterator[DecodedBatch]] = deque()
+        more = True
+        while more or under_way:
+            while more and len(under_way) < len(self._write_pools):
+                self._widen()
+                task = self._claims.next()
+                more = task is not None
+                if task is not None:
+                    under_way.append(self._batches_of(task))
+            if under_way:
+                batch = next(under_way[0], None)
+                under_way.rotate(-1)
+                if batch is None:
+                    under_way.pop()
+                else:
+                    yield batch
+
+    def _batches_of(self, task: Task) -> Iterator[DecodedBatch]:
+        used = list(self._pool_of.values())
+        self._pool_of[task.shard] = min(range(len(self._write_pools)), key=used.count)
+        for view in task.views:
+            self._lacking[task.shard, view] = [
+                index for index, target in enumerate(self._targets) if target.lacks(view, task.shard)
+            ]
+        yield from self._rows.batches(task, self._writer.plan.records_of(task.shard))
 
     def _encode(self, batch: DecodedBatch) -> None:
         began = time.perf_counter()
@@ -224,7 +279,7 @@ class Worker:
             inputs = self._transfers.to_device(batch.inputs)
             for view in batch.task.views:
                 lacking = self._lacking[batch.task.shard, view]
-                buffers = self._free_tokens.get()
+                buffers = self._free_buffers()
                 reasons = ((slot, row.reason_in(view)) for slot, row in enumerate(rows))
                 bad = {batch.first_place + slot: reason for slot, reason in reasons if reason is not None}
                 begun = self._transfers.mark()
@@ -233,7 +288,10 @@ class Worker:
                 done = self._transfers.mark()
                 ready = self._transfers.to_host(_copies(lacking, stored, buffers, sums, last=batch.last))
                 encoded = _Encoded(batch, view, lacking, buffers, sums, begun, done, ready, bad)
-                self._writing.append((batch.task, self._write_pools[view].submit(self._write, encoded)))
+                pool = self._write_pools[self._pool_of[batch.task.shard]][view]
+                self._writing.append((batch.task, pool.submit(self._write, encoded)))
+            if batch.last:
+                del self._pool_of[batch.task.shard]
         except SHARD_FAILURES as error:
             raise ShardFailureError(batch.task) from error
         self._report(
@@ -248,8 +306,15 @@ class Worker:
                 encode_seconds=time.perf_counter() - decoded,
             )
         )
-        while self._writing and (len(self._writing) > _TOKEN_BUFFERS or self._writing[0][1].done()):
+        while self._writing and (len(self._writing) > self._num_buffers or self._writing[0][1].done()):
             self._collect_written()
+
+    def _free_buffers(self) -> list[StoredTokens]:
+        """Buffers that nobody writes from any more; the device waits until there are some."""
+        began = time.perf_counter()
+        buffers = self._free_tokens.get()
+        self._waited += time.perf_counter() - began
+        return buffers
 
     def _stored(self, targets: list[int], shown: Tensor) -> list[StoredTokens]:
         """The tokens for each of some targets, in the storage type, on the device."""
@@ -375,7 +440,8 @@ class Worker:
             shard.__exit__(None, None, None)
         self._open.clear()
         self._sums.clear()
-        while self._free_tokens.qsize() < _TOKEN_BUFFERS:  # a cancelled write never gave its buffer back
+        self._pool_of.clear()
+        while self._free_tokens.qsize() < self._num_buffers:  # a cancelled write never gave its buffer back
             self._free_tokens.put(self._new_token_buffers())
 
 

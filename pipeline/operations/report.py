@@ -10,6 +10,7 @@ from pipeline.console import log
 from pipeline.operations.facts import store_facts
 from pipeline.operations.facts_text import aggregation_text, work_done
 from pipeline.operations.fields_section import fields_section
+from pipeline.operations.limits_section import limits_section
 from pipeline.operations.page import axes_of, chart, picture, png, read_rows, table, write_page
 from pipeline.operations.token_pictures import principal_colours
 from pipeline.settings.operations import ReportConfig
@@ -49,6 +50,7 @@ def report(config: ReportConfig) -> None:
         _facts_section(facts),
         *middle,
         _shards_section(commits),
+        limits_section(config.store),
         _unusable_section(facts),
     ]
     write_page(out, f"Store {config.store.name}", sections)

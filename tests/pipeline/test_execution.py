@@ -8,7 +8,7 @@ import pytest
 from pipeline.cli import parse
 from pipeline.encode.execution import choose_execution, compiling_repays, execution_of, fastest_batch
 from pipeline.encode.limits import Limits
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.frozen import Encoder
 from shards import Execution, StoreWriter, UserError, open_store
 from shards.errors import StoreDamagedError
 from shards.metadata.identity import Recipe
@@ -125,3 +125,20 @@ def test_the_log_says_what_each_batch_took(folder, tmp_path, tiny, pipeline):
     assert all(
         0 < line["disk_seconds"] < line["write_seconds"] and line["device_seconds"] > 0 for line in written
     )
+
+
+def test_the_page_of_a_store_shows_what_limited_its_encode(folder, tmp_path, tiny, pipeline):
+    out = tmp_path / "store"
+    assert pipeline("encode", folder, "--out", out, "--shards", 2, *tiny)[0] == 0
+    assert pipeline("report", out)[0] == 0
+    assert "What limited the encode" not in (tmp_path / "store.html").read_text()
+    with (tmp_path / "store.logs" / "progress.jsonl").open("a") as log:
+        for second, device in ((0, 50.0), (10, 60.0), (20, 900.0)):
+            rates = {"decode": 100.0, "device": device, "writer": 500.0}
+            log.write(
+                json.dumps({"time": second, "event": "Limits", "limit": "?", "images_per_second": rates})
+                + "\n"
+            )
+        log.write('{"time": 30, "event": "Limits", "limit": "dec')
+    assert pipeline("report", out)[0] == 0
+    assert "By time: decode 33%, device 67%." in (tmp_path / "store.html").read_text()

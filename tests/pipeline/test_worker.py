@@ -3,6 +3,7 @@
 import json
 import queue
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli import parse
+from pipeline.encode import job, worker
 from pipeline.encode.decoding import batch_length
 from pipeline.encode.job import WorkerSpec, run_worker
 from pipeline.encode.progress import Progress, ShardFailed
@@ -175,3 +177,43 @@ def test_the_batch_size_changes_tokens_by_rounding_only(folder, tmp_path, tiny, 
         reader.read(store.valid_rows, out)
         stores.append(out)
     assert np.abs(stores[0] - stores[1]).max() <= 2e-5
+
+
+@pytest.fixture
+def one_at_a_time(folder, tmp_path, tiny, pipeline):
+    """Objects of a store that was written shard by shard, without the times in commit records."""
+    return encoded(folder, tmp_path / "one", tiny, pipeline)
+
+
+def encoded(folder, out, tiny, pipeline):
+    arguments = ("encode", folder, "--out", out, "--shards", 6, "--batch-size", 2, "--devices", "cpu", *tiny)
+    code, _, err = pipeline(*arguments)
+    assert code == 0, err
+    return {o.path: o.digest for o in open_store(out).manifest.objects if not o.path.startswith("commits/")}
+
+
+def test_several_shards_at_once_give_the_same_store(
+    folder, tmp_path, tiny, pipeline, monkeypatch, one_at_a_time
+):
+    """Whoever waits for writers at all, as any device does for its first buffers, writes another shard beside."""
+    monkeypatch.setattr(job, "most_shards", lambda spec, writer: 3)
+    monkeypatch.setattr(worker, "_SHARE_WAITED", 0.0)
+    assert encoded(folder, tmp_path / "many", tiny, pipeline) == one_at_a_time
+    log = list(map(json.loads, (tmp_path / "many.logs" / "progress.jsonl").read_text().splitlines()))
+    shards = [line["shard"] for line in log if line["event"] == "BatchEncoded"]
+    assert sum(one != other for one, other in pairwise(shards)) > 5, (
+        "the batches of 6 shards are taken in turns"
+    )
+    added = [line for line in log if line["event"] == "WritersAdded"]
+    assert [line["shards"] for line in added] == [2, 3]
+    assert added[0]["nbytes"] < added[1]["nbytes"]
+
+
+def test_a_failure_among_several_shards_at_once_leaves_nothing_behind(
+    folder, tmp_path, tiny, pipeline, monkeypatch, failing, one_at_a_time
+):
+    monkeypatch.setattr(job, "most_shards", lambda spec, writer: 3)
+    monkeypatch.setattr(worker, "_SHARE_WAITED", 0.0)
+    failing({5, 9})
+    assert encoded(folder, tmp_path / "many", tiny, pipeline) == one_at_a_time
+    assert not list((tmp_path / "many").rglob("*.tmp"))
