@@ -47,7 +47,7 @@ PARTS = (
     Part(
         "encode",
         ("benchmarks/encoding.py", "--device", "cuda:0", "--precision", "bfloat16", "--compile",
-         "--encoder", "vit_base_patch14_reg4_dinov2"),
+         "--encoder", "vit_base_patch14_reg4_dinov2", "--stand-in", "--fast"),
         120,
     ),
     Part(

@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from shards.values.dtypes import to_float64 as to_float64
     from shards.values.dtypes import to_storage as to_storage
     from shards.values.moments import Moments as Moments
+    from shards.values.moments import RowSums as RowSums
     from shards.values.moments import moments_of_sums as moments_of_sums
     from shards.values.positions import Positions as Positions
     from shards.values.quantize import Int8Code as Int8Code
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
     from shards.writing.shard_writer import ShardWriter as ShardWriter
     from shards.writing.store_writer import StoreWriter as StoreWriter
     from shards.writing.store_writer import stale_temporaries as stale_temporaries
+    from shards.writing.trial import try_writing as try_writing
 
 _MODULES = {
     "shards.command_line": ["require_output_folder", "run_command"],
@@ -167,12 +169,13 @@ _MODULES = {
     "shards.storage.remote_path": ["RemotePath", "refuse_credentials"],
     "shards.values.code_error": ["Calibration", "describe_error", "fit_and_judge", "require_within"],
     "shards.values.dtypes": ["TOKEN_DTYPES", "storage_type", "to_float64", "to_storage"],
-    "shards.values.moments": ["Moments", "moments_of_sums"],
+    "shards.values.moments": ["Moments", "RowSums", "moments_of_sums"],
     "shards.values.positions": ["Positions"],
     "shards.values.quantize": ["Int8Code"],
     "shards.values.statistics_file": ["StatisticsFile", "read_statistics_file"],
     "shards.writing.shard_writer": ["ShardWriter"],
     "shards.writing.store_writer": ["StoreWriter", "stale_temporaries"],
+    "shards.writing.trial": ["try_writing"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -37,8 +37,11 @@ class Limits:
             return "disk"
         return slowest
 
-    def __str__(self) -> str:
-        if self.limit is None:
-            return "limit not known yet"
+    @property
+    def named(self) -> str:
+        """The limit and what each stage could reach, in words."""
         each = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in self.rates.items())
-        return f"limit: {self.limit} (images/s each could reach: {each})"
+        return f"{self.limit} (images/s each could reach: {each})"
+
+    def __str__(self) -> str:
+        return "limit not known yet" if self.limit is None else f"limit: {self.named}"

@@ -2,29 +2,46 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.console import show
+from pipeline.encode.buffers import page_aligned
 from pipeline.encode.claims import Task
 from pipeline.encode.decoding import BatchDecoder, DecodedBatch, batch_length
 from pipeline.encode.devices import named_devices
 from pipeline.encode.execution import DEFAULT_BATCH
 from pipeline.encode.job import decode_threads_for
+from pipeline.encode.limits import Limits
 from pipeline.encode.space import gigabytes
+from pipeline.encode.sums import sums_for
 from pipeline.encode.targets import companion_encoders, companion_paths
+from pipeline.encode.tokens import TORCH_TYPES, as_numpy
 from pipeline.encoders.aggregation import Aggregation
 from pipeline.encoders.frozen import Encoder
 from pipeline.settings.config import EncodeConfig
 from pipeline.sources.picture_sources import picture_source
-from shards import TOKEN_DTYPES, Plan, Recipe, even_spread, printable_text, storage_type, usable_cores
+from shards import (
+    TOKEN_DTYPES,
+    Plan,
+    Recipe,
+    RowSums,
+    even_spread,
+    printable_text,
+    storage_type,
+    try_writing,
+    usable_cores,
+)
 from shards.metadata.layout import fields_of
 from shards.storage.location import free_bytes
 
 _SAMPLE = 256
 _TIMED_SECONDS = 2.0
+_TRIED_ROWS = 64
 _BAD_NAMED = 5
 
 
@@ -46,6 +63,7 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
         batches[0].inputs[0],
         recipe,
     )
+    limits = _limits(config, recipe, batches[0], encoder, decode_rate, encode_rate)
     lines = [
         f"images      {plan.num_images} in {len(plan.class_names) or 'no'} classes, {plan.num_shards} "
         "shards of "
@@ -55,6 +73,7 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
         *_sizes(config, recipe),
         f"speed       this device encodes {encode_rate:.1f} images/s in all views; "
         f"{usable_cores()} cores decode {decode_rate:.1f} images/s",
+        f"limit       {limits.named}",
         "time        "
         + ", ".join(f"{count} devices {_hours(plan, encode_rate, count)}" for count in (1, 8, 64)),
         f"            to keep one device busy takes {encode_rate / decode_rate * usable_cores():.1f} such "
@@ -105,6 +124,34 @@ def _encode_rate(
         encode()
         count += len(images)
     return count / (time.perf_counter() - began) / len(recipe.views)
+
+
+def _limits(
+    config: EncodeConfig,
+    recipe: Recipe,
+    batch: DecodedBatch,
+    encoder: Encoder,
+    decode_rate: float,
+    encode_rate: float,
+) -> Limits:
+    """What each stage of one worker on this machine could reach; a server as --out is not tried."""
+    rates = {"decode": decode_rate, "device": encode_rate}
+    folder = config.store.out
+    if isinstance(folder, Path):
+        folder = folder.absolute()
+        while not folder.is_dir():
+            folder = folder.parent
+        count = min(_TRIED_ROWS, batch.inputs.shape[1])
+        shape = (count, recipe.encoder.num_tokens, recipe.encoder.width)
+        tokens = page_aligned(shape, TORCH_TYPES[recipe.dtype], pin_memory=False).zero_()
+        # The images that are stored are what all views but mirrored ones show; each view has a writer of its own.
+        arrays = {"tokens": as_numpy(tokens)}
+        if recipe.image_size:
+            arrays["image"] = batch.inputs[0, :count].numpy()
+        sums = sums_for(recipe, torch.device("cpu")) or RowSums(shape[1:], storage_type(recipe.dtype))
+        found = try_writing(folder, arrays, sums, recipe.object_digest, _TIMED_SECONDS)
+        rates |= {"writer": found.writer, "disk": found.disk / len(recipe.views)}
+    return Limits(rates)
 
 
 def _sizes(config: EncodeConfig, recipe: Recipe) -> list[str]:

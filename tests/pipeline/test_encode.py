@@ -260,6 +260,7 @@ def test_messy_images_are_encoded_or_listed_and_none_stops_the_run(tmp_path, tin
 
 def test_a_dry_run_counts_samples_and_times_and_writes_nothing(folder, tmp_path, tiny, pipeline):
     (folder / "class 0" / "broken.jpg").write_bytes(b"text")
+    before = sorted(tmp_path.iterdir())
     code, out, _ = pipeline("encode", folder, "--out", tmp_path / "store", "--shards", 4, *tiny, "--dry-run")
     assert code == 0
     assert "22 in 3 classes, 4 shards" in out
@@ -267,7 +268,10 @@ def test_a_dry_run_counts_samples_and_times_and_writes_nothing(folder, tmp_path,
     assert "class 0/broken.jpg" in out
     # 22 rows of 4 tokens of 64 in two views as float16, and their crops of 32 pixels.
     assert f"{(22 * 4 * 64 * 2 * 2 + 22 * 32 * 32 * 3) / 1e9:,.3g} GB" in out
-    assert not list(tmp_path.glob("store*"))
+    (limit,) = [line for line in out.splitlines() if line.startswith("limit")]
+    stages = "decode [0-9,]+, device [0-9,]+, writer [0-9,]+, disk [0-9,]+"
+    assert re.fullmatch(rf"limit +(decode|device|writer|disk) \(images/s each could reach: {stages}\)", limit)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_store_is_converted_to_the_other_form_and_cleaned(folder, tmp_path, tiny, pipeline):
