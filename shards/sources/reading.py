@@ -1,22 +1,20 @@
 """The bytes of one image, from wherever the plan says they are."""
 
 import errno
-import os
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
-from shards.errors import UserError
+from shards.errors import StoreDamagedError, UserError
 from shards.metadata.archives import ArchiveIdentity
 from shards.sources.addresses import location_of
-from shards.sources.archives import NotAFileError, open_regular
+from shards.sources.archives import NotAFileError
 from shards.sources.parquet_rows import ParquetRows
 from shards.sources.roots import SourceRoots
 from shards.sources.tar_headers import LARGEST_FILE
 from shards.sources.tar_members import MemberGoneError, TarMembers
-from shards.storage.location import Location
+from shards.storage.location import Location, open_object
 from shards.storage.remote_path import RemotePath
 
 NO_ARCHIVES: Mapping[str, ArchiveIdentity] = MappingProxyType({})
@@ -160,28 +158,18 @@ def _file_bytes(path: Location, nbytes: int | None) -> bytes:
 
     Raises:
         MemberGoneError: If it has another length, or is far too long for an image.
+        NotAFileError: If it is a pipe or a device.
     """
-    if isinstance(path, RemotePath):
-        now = path.size()
-    else:
-        descriptor = open_regular(path)
-        now = os.fstat(descriptor).st_size
     try:
-        if nbytes is not None and now != nbytes:
-            raise MemberGoneError(f"changed since it was listed: {nbytes} bytes then, {now} now")
-        if now > LARGEST_FILE:
-            raise MemberGoneError(f"{now} bytes are more than an image may have, {LARGEST_FILE}")
-        return path.read_bytes() if isinstance(path, RemotePath) else _read_all(descriptor, now)
-    finally:
-        if isinstance(path, Path):
-            os.close(descriptor)
-
-
-def _read_all(descriptor: int, nbytes: int) -> bytes:
-    content = os.pread(descriptor, nbytes, 0)
-    while len(content) < nbytes and (more := os.pread(descriptor, nbytes - len(content), len(content))):
-        content += more
-    return content
+        source = open_object(path)
+    except StoreDamagedError as error:
+        raise NotAFileError(f"{path} is no regular file") from error
+    with source:
+        if nbytes is not None and source.size != nbytes:
+            raise MemberGoneError(f"changed since it was listed: {nbytes} bytes then, {source.size} now")
+        if source.size > LARGEST_FILE:
+            raise MemberGoneError(f"{source.size} bytes are more than an image may have, {LARGEST_FILE}")
+        return source.read(source.size, 0)
 
 
 def _folder_of(uri: str) -> str:

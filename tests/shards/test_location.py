@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from shards.storage.location import object_names
+from shards.storage.location import children, object_names, object_version
 
 
 def make(root, *names):
@@ -74,3 +74,21 @@ def test_a_look_at_a_folder_asks_nothing_of_its_files(tmp_path, monkeypatch):
         )
     assert len(object_names(tmp_path, "commits")) == 50
     assert asked == []
+
+
+def test_children_are_files_and_folders_by_what_links_lead_to_and_nothing_else(tmp_path):
+    make(tmp_path, "b", "a/c", "elsewhere/d")
+    (tmp_path / "link").symlink_to("b")
+    (tmp_path / "folder").symlink_to("elsewhere")
+    (tmp_path / "dead").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert children(tmp_path) == (["b", "link"], ["a", "elsewhere", "folder"])
+    assert children(tmp_path / "missing") == children(tmp_path / "b") == ([], [])
+
+
+def test_the_version_of_a_file_is_another_once_it_is_written_anew(tmp_path):
+    make(tmp_path, "a")
+    os.utime(tmp_path / "a", ns=(0, 1))
+    assert object_version(tmp_path / "a") == (1, "1")
+    os.utime(tmp_path / "a", ns=(0, 2))
+    assert object_version(tmp_path / "a") == (1, "2")
