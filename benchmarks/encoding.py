@@ -40,6 +40,7 @@ from pipeline.sources.pictures import Pictures
 from shards import Execution, Int8Code, Plan, Recipe, SourceReader, SourceRecord, StoreWriter, usable_cores
 
 VIEWS = ("center", "flip")
+_READY_IMAGES = 1024
 
 
 class StandIn(torch.nn.Module):
@@ -264,7 +265,7 @@ def main() -> None:
                       Case(device_of_rate, many, recipe, 32, threads)))  # fmt: skip
     for rate in options.fast:
         device_of_rate = StandIn(encoder, 256, rate)
-        plan = benchmark_plan(max(512, int(rate)), 4)
+        plan = benchmark_plan(_READY_IMAGES, 4)
         for views in (("center",), VIEWS):
             recipe = recipe_for(device_of_rate, plan, crop, views)
             case = Case(device_of_rate, plan, recipe, 256, threads, ready=True, place=options.ram)

@@ -1,9 +1,10 @@
 """One checkout's side of `benchmarks/writing.py`: writes shards from a batch's buffers as `pipeline encode` does.
 
-    python benchmarks/row_cost.py CHECKOUT FOLDER FORMAT ROWS IMAGE_SIZE
+    python benchmarks/row_cost.py CHECKOUT FOLDER FORMAT ROWS IMAGE_SIZE SUMS
 
 For each line on standard input it writes the same rows twice, plainly and as a shard, and prints a line of JSON: of
-each the seconds by the clock, and of all this process's threads. Buffers and sums are those of the checkout's worker.
+each the seconds by the clock, and of all this process's threads. Buffers and sums are those of the checkout's worker;
+SUMS is `host`, or `device` where a GPU has added the tokens up before they are written: off the clock.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from measuring import StoreWriter, benchmark_plan, benchmark_recipe  # noqa: E40
 
 try:
     from pipeline.encode.buffers import page_aligned
-    from pipeline.encode.sums import sums_for
+    from pipeline.encode.sums import DeviceSums, sums_for
 except ImportError:  # a checkout from before there were any
-    page_aligned = sums_for = None
+    page_aligned = sums_for = DeviceSums = None
 
 BATCH = 64
 
@@ -66,10 +67,23 @@ def write_plainly(path: Path, batch: dict[str, np.ndarray], rows: int) -> list[f
     return seconds
 
 
+def added_up(tokens: np.ndarray, rows: int) -> DeviceSums:
+    """Sums of a shard as they come from a device."""
+    sums = DeviceSums(tokens.shape[1:], torch.device("cpu"))
+    for first in range(0, rows, BATCH):
+        sums.add(torch.from_numpy(tokens), range(min(BATCH, rows - first)))
+    source, target = sums.copy_to_host
+    target.copy_(source)
+    return sums
+
+
 def write_shard(writer: StoreWriter, shard: int, batch: dict[str, np.ndarray], rows: int) -> list[float]:
     """Seconds from opening a shard to its commit record."""
+    sums = None if sums_for is None else sums_for(writer.recipe, torch.device("cpu"))
+    if sums is not None and sys.argv[6] == "device":
+        sums = added_up(batch["tokens"], rows)
+    more = {} if sums is None else {"sums": sums}
     begun = clocks()
-    more = {} if sums_for is None else {"sums": sums_for(writer.recipe, torch.device("cpu"))}
     with writer.shard("center", shard, **more) as output:
         for first in range(0, rows, BATCH):
             output.write_block(first, {name: values[: rows - first] for name, values in batch.items()})

@@ -4,7 +4,8 @@
 
 Rows are float16 tokens of 256 × 768 with an image of 256 pixels, and without. A row's digest, checksums and statistics
 are computed, and the shard is published and recorded; the other side is ``write`` and ``fsync`` of the same bytes, or
-with ``--baseline`` another checkout of this repository. Sides take turns, each in a process of its own
+with ``--baseline`` another checkout of this repository.
+With sums by a GPU, tokens are added up off the clock. Sides take turns, each in a process of its own
 (`benchmarks/row_cost.py`); processor time is that of all threads of the process, inside the kernel too.
 """
 
@@ -26,8 +27,9 @@ from typing import Self
 from measuring import Result, report
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPES = {"zarr, with images": ("zarr", 256), "zarr, tokens alone": ("zarr", 0),
-          "webdataset, with images": ("webdataset", 256)}  # fmt: skip
+SHAPES = {"zarr, with images, sums by a GPU": ("zarr", 256, "device"),
+          "zarr, with images": ("zarr", 256, "host"), "zarr, tokens alone": ("zarr", 0, "host"),
+          "webdataset, with images": ("webdataset", 256, "host")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Round:
 class Checkout:
     """A process that writes rows with the code of a checkout."""
 
-    def __init__(self, path: Path, folder: Path, form: str, rows: int, image_size: int) -> None:
-        arguments = [path, folder, form, rows, image_size]
+    def __init__(self, path: Path, folder: Path, form: str, rows: int, image_size: int, sums: str) -> None:
+        arguments = [path, folder, form, rows, image_size, sums]
         self._process = subprocess.Popen(
             [sys.executable, ROOT / "benchmarks" / "row_cost.py", *map(str, arguments)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=path,
@@ -73,10 +75,10 @@ def measure(
     name: str, where: str, folder: Path, rows: int, rounds: int, baseline: Path | None
 ) -> list[Result]:
     """The lines of one kind of row in one place."""
-    form, image_size = SHAPES[name]
+    form, image_size, sums = SHAPES[name]
     mine, others = [], []
-    with Checkout(ROOT, folder, form, rows, image_size) as ours:
-        other = None if baseline is None else Checkout(baseline, folder, form, rows, image_size)
+    with Checkout(ROOT, folder, form, rows, image_size, sums) as ours:
+        other = None if baseline is None else Checkout(baseline, folder, form, rows, image_size, sums)
         for _ in range(rounds + 1):
             mine.append(ours.round())
             if other is not None:

@@ -139,8 +139,8 @@ def start(source, tmp_path_factory):
 def encode(start):
     """Runs `pipeline encode` to its end; gives its exit code and its output."""
 
-    def run(store, **settings):
-        process = start(store, **settings)
+    def run(store, *arguments, **settings):
+        process = start(store, *arguments, **settings)
         return process.wait(), process.output()
 
     return run
@@ -271,7 +271,7 @@ def test_a_source_that_vanishes_stops_the_run_and_continues_when_it_is_back(
     assert "the source is gone" in run.output()
     assert "Traceback" not in run.output()
     (tmp_path / "away").rename(images)
-    code, output = encode(store, images=images)
+    code, output = encode(store, "--batch-size", "1", images=images)
     assert code == 0, output
     assert open_store(store).manifest.num_valid == 19
 
