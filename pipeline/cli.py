@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from pipeline.cores import let_waiting_threads_sleep
-from pipeline.settings.additions import AddFieldConfig, AddViewConfig
+from pipeline.settings.additions import AddFieldConfig, AddViewConfig, ExtendConfig
 from pipeline.settings.config import EncodeConfig
 from pipeline.settings.operations import (
     AssessConfig,
@@ -76,6 +76,7 @@ COMMANDS = (
     Command(
         "add-field", AddFieldConfig, f"{_OPERATIONS}.add_field:add_field", continues=True, runs_elsewhere=True
     ),
+    Command("extend", ExtendConfig, f"{_OPERATIONS}.extend:extend", continues=True, runs_elsewhere=True),
     Command("assess", AssessConfig, ""),
     Command("probe", ProbeConfig, f"{_OPERATIONS}.probe:probe"),
     Command("neighbours", NeighboursConfig, f"{_OPERATIONS}.neighbours:neighbours"),

@@ -29,16 +29,16 @@ from shards import (
     is_store,
     open_store,
 )
-from shards.metadata.layout import PLAN, ROOT
+from shards.metadata.layout import PLAN, ROOT, plan_path
 from shards.metadata.root import read_recipe
-from shards.writing.revisions import current_revision
+from shards.writing.added_fields import field_path
+from shards.writing.revisions import current_revision, newest_revision
 from shards.writing.selection import Part
 
 _FOLLOWS_FROM_IMAGES = ("source_digest ", "num_images ")
 _SOURCE_REMEDY = (
-    "the images of a store are fixed when it is begun: bring the source back as it was, or give another "
-    "--out; to add images, "
-    "encode them alone and `pipeline merge` both stores"
+    "bring the source back as it was, or give another --out; images that are new are added with "
+    "`pipeline extend STORE SOURCE`, once the store is finished"
 )
 
 
@@ -51,7 +51,10 @@ def make_plan(config: EncodeConfig, tell: Callable[[str], object] = log) -> Plan
         config: Names source and store.
         tell: Takes lines about what was found and what was left out.
     """
-    return continued_plan(config.store.out, _listed(config, tell))
+    out, listing = config.store.out, _listed(config, tell)
+    if not is_store(out):  # killed at its very beginning it has a plan, and nothing has been repaired since
+        return listing
+    return continued_plan(out, listing, read_recipe(out, newest_revision(out)))
 
 
 def _listed(config: EncodeConfig, tell: Callable[[str], object]) -> Plan:
@@ -69,14 +72,18 @@ def _listed(config: EncodeConfig, tell: Callable[[str], object]) -> Plan:
 
 def _begun(config: EncodeConfig) -> Plan | None:
     """The plan of the store that is continued, if it was begun."""
-    path = config.store.out / PLAN
-    return Plan.read(path) if path.exists() else None
+    out = config.store.out
+    if is_store(out):
+        return Plan.read(out / plan_path(read_recipe(out, newest_revision(out))))
+    return Plan.read(out / PLAN) if (out / PLAN).exists() else None
 
 
 def _store_plan(config: EncodeConfig) -> Plan:
     if config.labels is not None:
         raise UsageError(f"--labels are for files; the store {config.source_path()} names its own classes")
     source = open_store(as_location(config.source_path()))
+    if source.recipe.earlier and config.store.out == field_path(source.path, config.store.out.name):
+        return source.plan.with_repaired(source.repaired)  # no deal of its images puts them where they are
     part = Part(source, np.arange(source.plan.num_images))
     plan = Plan.build(
         part.records(), source.class_names, config.store.shards, config.store.seed, source.plan.archives
@@ -126,7 +133,7 @@ def make_recipe(config: EncodeConfig, plan: Plan, encoder: RowEncoder) -> Recipe
         encoder=encoder.identity,
         source_digest=plan.source_digest(),
         num_images=plan.num_images,
-        num_shards=store.shards,
+        num_shards=plan.num_shards,
         seed=store.seed,
         views=store.view_names(),
         dtype=store.dtype,
@@ -138,6 +145,7 @@ def make_recipe(config: EncodeConfig, plan: Plan, encoder: RowEncoder) -> Recipe
         calibration_rows=store.calibration_rows if store.dtype == "int8" else 0,
         code_error=store.code_error if store.dtype == "int8" else 0.0,
         class_token=store.class_token,
+        earlier=plan.earlier,
     )
 
 
@@ -165,7 +173,8 @@ def begin_or_continue(path: Location, recipe: Recipe, plan: Plan, code: Int8Code
     if (path / ROOT).exists() and (path / PLAN).exists():
         differences = read_recipe(path).diff(recipe)
         if differences and read_recipe(path, current_revision(path)).diff(recipe):
-            changed = changed_images(Plan.read(path / PLAN), plan)
+            present = read_recipe(path, current_revision(path))
+            changed = changed_images(Plan.read(path / plan_path(present)), plan)
             # What follows from the images alone says nothing that these lines do not.
             settings = [d for d in differences if not (changed and d.startswith(_FOLLOWS_FROM_IMAGES))]
             raise IdentityMismatchError(

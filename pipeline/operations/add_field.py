@@ -51,7 +51,7 @@ def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
             f"the rows of {store.path} are not where a deal of its images puts them, so {config.name} cannot have the "
             "same; make a `pipeline reshard` of it first"
         )
-    shared = writer.recipe.image_size > 0 and _share_images(store, field)
+    shared = writer.recipe.image_size > 0 and share_images(store, field)
     names = ("tokens", "cls") if shared else ("tokens", "cls", "image")
     require_space(field, missing_nbytes(field, writer.recipe, writer.plan, names))
     run(settings, writer, encoder, world)
@@ -142,7 +142,7 @@ def _can_share(store: Store) -> bool:
     return False
 
 
-def _share_images(store: Store, field: Location) -> bool:
+def share_images(store: Store, field: Location) -> bool:
     """Gives the field the store's images without a copy; says so where that cannot be."""
     reason = link_images(store, field)
     if reason is not None:

@@ -9,7 +9,7 @@ from pipeline.encode.planning import require_readable
 from pipeline.encode.space import missing_nbytes, require_space
 from pipeline.engines.running import find_world, run
 from pipeline.operations.encode import warn_untrained
-from pipeline.settings.additions import AddViewConfig
+from pipeline.settings.additions import AddViewConfig, ExtendConfig
 from pipeline.settings.config import EncodeConfig, EncoderConfig, SourceConfig, StoreConfig
 from pipeline.sources.known_roots import known_roots
 from shards import EncoderIdentity, Recipe, Store, StoreWriter, UsageError, open_store
@@ -54,24 +54,33 @@ def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
 
 def _encode_settings(config: AddViewConfig, recipe: Recipe) -> EncodeConfig:
     """The settings of an encode with the store itself as its source."""
+    return EncodeConfig(
+        source=str(config.store),
+        reading=SourceConfig(roots=(*config.roots, *known_roots(config.store))),
+        encoder=encoder_of_store(config, recipe),
+        store=StoreConfig(out=config.store, shards=recipe.num_shards, allow_error=config.allow_error),
+        work=config.work,
+    )
+
+
+def encoder_of_store(config: AddViewConfig | ExtendConfig, recipe: Recipe) -> EncoderConfig:
+    """The encoder of a store, as far as the settings name no other.
+
+    Raises:
+        UsageError: If its weights came from a file that they do not name.
+    """
     name, model_args = _named_model(recipe.encoder)
     weights = config.weights or recipe.encoder.weights
     if weights == "file":
         raise UsageError(f"the weights of {config.store} came from a file; give it again with --weights PATH")
-    return EncodeConfig(
-        source=str(config.store),
-        reading=SourceConfig(roots=(*config.roots, *known_roots(config.store))),
-        encoder=EncoderConfig(
-            encoder=config.encoder or name,
-            weights=weights,
-            input_size=recipe.encoder.input_size,
-            layers=_layers(recipe.encoder),
-            combination=(recipe.encoder.aggregation or {}).get("combination"),
-            encoder_args=model_args if config.encoder_args is None else config.encoder_args,
-            compile=config.compile,
-        ),
-        store=StoreConfig(out=config.store, shards=recipe.num_shards, allow_error=config.allow_error),
-        work=config.work,
+    return EncoderConfig(
+        encoder=config.encoder or name,
+        weights=weights,
+        input_size=recipe.encoder.input_size,
+        layers=_layers(recipe.encoder),
+        combination=(recipe.encoder.aggregation or {}).get("combination"),
+        encoder_args=model_args if config.encoder_args is None else config.encoder_args,
+        compile=config.compile,
     )
 
 

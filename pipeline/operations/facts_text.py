@@ -45,6 +45,10 @@ def _recipe_lines(facts: dict[str, Any]) -> list[str]:
         f"{aggregation_text(encoder)}{encoder['final_norm']}",
         f"recipe     {recipe['num_images']} images, {recipe['num_shards']} shards, views {', '.join(recipe['views'])}, "
         f"{recipe['dtype']} computed in {recipe['precision']}, images of {recipe['image_size']} px, {recipe['format']}",
+        *(
+            f"extended   from {was['num_images']} images in {was['num_shards']} shards"
+            for was in recipe.get("earlier", ())
+        ),
         f"ids        encoder {facts['encoder_id']}, recipe {facts['recipe_id']}",
         "row        " + ", ".join(f"{name} {size:,} bytes" for name, size in facts["row_bytes"].items()),
     ]

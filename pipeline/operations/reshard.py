@@ -16,7 +16,7 @@ def reshard(config: ReshardConfig) -> None:
         UserError: If the store has that many shards already, or cannot have them.
     """
     store = open_store(config.store, follow_links=config.follow_links)
-    if config.shards == store.recipe.num_shards:
+    if config.shards == store.recipe.num_shards and not store.recipe.earlier:
         raise UsageError(f"{config.store} has {config.shards} shards already; name another --shards")
     part = Part(store, np.arange(store.plan.num_images))
     selection = reshuffled([part], store.class_names, config.shards, store.recipe.seed)

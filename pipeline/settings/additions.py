@@ -9,6 +9,7 @@ import tyro
 from pipeline.settings.config import (
     ALLOWED_ERROR,
     EncoderConfig,
+    SourceConfig,
     SourceRootsArgument,
     StoreConfig,
     WorkConfig,
@@ -81,4 +82,37 @@ class AddFieldConfig:
     """int8: see `pipeline encode`."""
     roots: SourceRootsArgument = ()
     """Folder or URL that the images lie in, if the store was not made on this machine. May be given several times."""
+    work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendConfig:
+    """Encode the images that a source has gained into further shards of a finished store, as a revision of it.
+
+    Images are told by their keys. Rows, labels and shards that are there keep number and bytes; images that changed or
+    are gone are named, and stay as they were stored. Whoever has the store open reads on undisturbed. Run again, it
+    continues.
+    """
+
+    store: tyro.conf.Positional[LocationArgument]
+    """Folder of the finished store."""
+    source: tyro.conf.Positional[str]
+    """The grown source, as `pipeline encode` takes it; or new images alone. For a field STORE/fields/NAME that lacks
+    rows which STORE has: STORE."""
+    labels: Path | None = None
+    """File that fixes class names and their ids, or a store to take them from: the store's own first, in their order.
+    Default: new classes get the next free numbers."""
+    reading: tyro.conf.OmitArgPrefixes[SourceConfig] = field(default_factory=SourceConfig)
+    encoder: str | None = None
+    """timm vision transformer. Default: the one the store names."""
+    weights: str | None = None
+    """Weights of that encoder; they are compared with the store's. Default: where the store's came from."""
+    encoder_args: str | None = None
+    """Further arguments of the timm model. Default: those the store names."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Run the encoder through torch.compile; a store keeps what it was begun with."""
+    compressor: Path | None = None
+    """Of a derived field: the snapshot that its latents were made with."""
+    allow_error: float = ALLOWED_ERROR
+    """int8: see `pipeline encode`."""
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)

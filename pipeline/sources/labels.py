@@ -70,12 +70,16 @@ class LabelTable:
         """
         if path.is_dir():
             from shards import Plan
+            from shards.metadata.layout import plan_path
+            from shards.metadata.root import read_recipe
+            from shards.writing.revisions import newest_revision
 
             if not (path / "plan.parquet").is_file():
                 raise UsageError(
                     f"--labels must be a file or a store, got {path}: a folder without plan.parquet"
                 )
-            names: list[str] = list(Plan.read(path / "plan.parquet").class_names)
+            recipe = read_recipe(path, newest_revision(path))
+            names: list[str] = list(Plan.read(path / plan_path(recipe)).class_names)
         elif not path.is_file():
             raise UsageError(f"--labels must be a file or a store, got {path}: no such file")
         elif path.suffix == ".json":

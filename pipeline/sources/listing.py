@@ -1,6 +1,6 @@
 """Every image of a source with its label."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.console import log
@@ -42,6 +42,7 @@ def list_source(
     options: SourceOptions = _AS_IT_IS,
     *,
     known: Plan | None = None,
+    kept: Sequence[str] = (),
     tell: Callable[[str], object] = log,
 ) -> Listing:
     """Lists a source of any kind, and says what was found in it and what was left out.
@@ -52,6 +53,7 @@ def list_source(
         labels: Class names and ids to use instead of the source's own.
         options: What to take where a source can be read in several ways.
         known: A plan of the same source; see `shards.find_images`.
+        kept: Class names that keep their labels; further ones get the next numbers, unless `labels` gives them some.
         tell: Takes lines about what was found and what was left out.
 
     Raises:
@@ -61,6 +63,11 @@ def list_source(
     for line in found.summary():
         tell(line)
     own_names = LabelTable.of_names(found.class_names) if found.class_names else None
+    if kept and labels is None:
+        named = sorted({image.class_name for image in found.images if image.class_name is not None})
+        before = LabelTable.of_names(kept)
+        further = [name for name in found.class_names or named if before.id_of(name) is None]
+        own_names = LabelTable.of_names([*kept, *further])
     listing = number_classes(found.images, labels or own_names)
     return replace(listing, archives=found.archives, roots=found.roots)
 

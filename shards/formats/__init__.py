@@ -39,6 +39,18 @@ def array_documents(recipe: Recipe) -> dict[str, bytes]:
     return documents
 
 
+def grown_documents(recipe: Recipe) -> dict[str, bytes]:
+    """Content by path of those documents that an extension changes; none of a store that was not extended.
+
+    They describe whole arrays for zarr readers in general, so they are replaced where they lie, and no manifest lists
+    them: their content follows from the recipe, and readers of this package do not need them.
+    """
+    if not recipe.earlier:
+        return {}
+    before = array_documents(recipe.at_stage(0))
+    return {name: content for name, content in array_documents(recipe).items() if before[name] != content}
+
+
 def scan_extents(root: Location, recipe: Recipe, field: Field, shard: int) -> Extents:
     """Find the rows of a field in a shard by looking into the object itself.
 

@@ -10,7 +10,7 @@ from shards.formats import object_path
 from shards.integrity.problem import Problem, require_reachable
 from shards.metadata.commit import CommitRecord, ObjectRecord
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import PLAN, commit_path, fields_of
+from shards.metadata.layout import commit_path, fields_of, plan_path
 from shards.metadata.plan import Plan
 from shards.storage.location import Location, read_object
 from shards.writing.published import describe_shard, object_record
@@ -47,12 +47,12 @@ def commit_problems(path: Location, recipe: Recipe, threads: int) -> list[Proble
         threads: Shards read at once.
     """
     try:
-        plan = Plan.read(path / PLAN)
+        plan = Plan.read(path / plan_path(recipe))
     except (UserError, OSError) as error:
         require_reachable(error)
-        return [Problem(PLAN, str(error))]
+        return [Problem(plan_path(recipe), str(error))]
     if (plan.num_images, plan.num_shards) != (recipe.num_images, recipe.num_shards):
-        return [Problem(PLAN, "is not the plan of the recipe")]
+        return [Problem(plan_path(recipe), "is not the plan of the recipe")]
     shards = [(view, shard) for view in recipe.views for shard in range(recipe.num_shards)]
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
         found = pool.map(lambda place: list(_shard_problems(path, recipe, plan, *place)), shards)

@@ -15,16 +15,27 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from shards.errors import StoreError, UserError
-from shards.formats import array_documents, object_path
+from shards.formats import array_documents, grown_documents, object_path
 from shards.integrity.commit_check import commit_problems, difference, found_object
 from shards.integrity.damage import locate_damage
 from shards.integrity.problem import Problem, require_reachable
 from shards.metadata.arrays import describe_the_same
 from shards.metadata.commit import ObjectRecord
+from shards.metadata.identity import Recipe
 from shards.metadata.index import Index, build_index
-from shards.metadata.layout import FIELDS, INDEX, MANIFEST, PLAN, ROOT, Field, derived_path, fields_of
+from shards.metadata.layout import (
+    FIELDS,
+    INDEX,
+    MANIFEST,
+    PLAN,
+    ROOT,
+    Field,
+    derived_path,
+    fields_of,
+    plan_path,
+)
 from shards.metadata.manifest import Manifest
-from shards.metadata.plan import Plan, planned_rows
+from shards.metadata.plan import Plan
 from shards.metadata.repaired import read_plan
 from shards.metadata.root import read_recipe, root_documents
 from shards.storage.atomic import is_temporary
@@ -180,13 +191,13 @@ def _intact_tables(
     path: Location, manifest: Manifest, damaged: dict[str, ObjectRecord | str]
 ) -> tuple[Plan | None, Index | None]:
     index = manifest.derived(INDEX)
-    if PLAN in damaged or index in damaged:
-        return None, None
     recipe = manifest.recipe
-    rows = planned_rows(recipe.num_images, recipe.num_shards)
+    if plan_path(recipe) in damaged or index in damaged:
+        return None, None
     try:
-        plan = Plan.read(path / PLAN)
-        return plan, Index(read_object(path / index), rows, recipe.num_rows, path=path / index)
+        plan = Plan.read(path / plan_path(recipe))
+        content = read_object(path / index)
+        return plan, Index(content, recipe.planned_rows, recipe.num_rows, path=path / index)
     except StoreError as error:
         require_reachable(error)
         return None, None
@@ -197,14 +208,9 @@ def _contradictions(path: Location, manifest: Manifest) -> Iterator[Problem]:
     index_path = path / manifest.derived(INDEX)
     try:
         begun, recipe = read_recipe(path), read_recipe(path, manifest.revision)
-        plan = read_plan(path)
+        first, plan = Plan.read(path / PLAN), read_plan(path, recipe)
         commits = read_commits(path, recipe)
-        index = Index(
-            read_object(index_path),
-            planned_rows(recipe.num_images, recipe.num_shards),
-            recipe.num_rows,
-            path=index_path,
-        )
+        index = Index(read_object(index_path), recipe.planned_rows, recipe.num_rows, path=index_path)
         table = index.table()
     except UserError as error:
         require_reachable(error)
@@ -214,26 +220,51 @@ def _contradictions(path: Location, manifest: Manifest) -> Iterator[Problem]:
         differences = "; ".join(recipe.diff(manifest.recipe) or recipe.diff(begun))
         yield Problem(ROOT, f"is not the manifest's recipe: {differences}")
         return
-    if (plan.num_images, plan.num_shards, plan.seed, plan.source_digest()) != (
-        recipe.num_images,
-        recipe.num_shards,
-        recipe.seed,
-        recipe.source_digest,
-    ):
-        yield Problem(PLAN, "is not the plan of the recipe")
+    if problems := list(_plan_problems(begun, recipe, first, plan)):
+        yield from problems
         return
     if not table.equals(build_index(recipe, plan, commits)):
         yield Problem(manifest.derived(INDEX), "does not follow from the plan and the commit records")
     expected = root_documents(begun, recipe, manifest.revision) | array_documents(recipe)
+    for name in grown_documents(recipe):
+        del expected[name]
     for name, content in small_objects(recipe, plan, commits).items():
         expected[manifest.derived(name)] = content
     for name, content in expected.items():
         if name not in manifest.by_path or not _same(name, read_object(path / name), content):
             yield Problem(name, "does not follow from the recipe, the plan and the commit records")
-    for (view, shard), record in commits.items():
-        for listed in record.objects:
-            if manifest.by_path.get(listed.path) != listed:
-                yield Problem(listed.path, "is not the object its commit record describes", view, shard)
+    yield from _grown_document_problems(path, recipe)
+    for place, record in commits.items():
+        for listed in (o for o in record.objects if manifest.by_path.get(o.path) != o):
+            yield Problem(listed.path, "is not the object its commit record describes", *place)
     num_valid = int(np.count_nonzero(table["valid"].to_numpy()))
     if manifest.num_valid != num_valid:
         yield Problem(MANIFEST, f"counts {manifest.num_valid} valid images, the index {num_valid}")
+
+
+def _plan_problems(begun: Recipe, recipe: Recipe, first: Plan, plan: Plan) -> Iterator[Problem]:
+    """Ways in which the plans that a store was begun with and has now contradict its recipes."""
+    if (plan.num_images, plan.num_shards, plan.seed, plan.source_digest(), plan.earlier) != (
+        recipe.num_images,
+        recipe.num_shards,
+        recipe.seed,
+        recipe.source_digest,
+        recipe.earlier,
+    ):
+        yield Problem(plan_path(recipe), "is not the plan of the recipe")
+        return
+    stages = [plan.at_stage(stage) for stage in range(len(plan.earlier))]
+    if any(
+        stage.source_digest() != was.source_digest for stage, was in zip(stages, plan.earlier, strict=True)
+    ):
+        yield Problem(plan_path(recipe), "does not begin with the images there were before it was extended")
+    if plan.at_stage(len(begun.earlier)) != first:
+        yield Problem(PLAN, "is not the plan that the store was begun with")
+
+
+def _grown_document_problems(path: Location, recipe: Recipe) -> Iterator[Problem]:
+    for name, content in grown_documents(recipe).items():
+        found = read_object(path / name) if (path / name).exists() else b""
+        if not _same(name, found, content):
+            message = "does not describe all rows to other readers of zarr; run `pipeline extend` again"
+            yield Problem(name, message)

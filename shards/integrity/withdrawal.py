@@ -13,7 +13,16 @@ from shards.errors import StoreDamagedError
 from shards.formats import array_documents, object_path
 from shards.integrity.problem import Problem
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import FIELDS, INDEX, MANIFEST, PLAN, commit_path, derived_path, fields_of
+from shards.metadata.layout import (
+    FIELDS,
+    INDEX,
+    MANIFEST,
+    PLAN,
+    commit_path,
+    derived_path,
+    fields_of,
+    plan_path,
+)
 from shards.metadata.plan import Plan
 from shards.metadata.repaired import read_plan, record_repaired, require_planned
 from shards.metadata.root import read_recipe
@@ -39,10 +48,11 @@ def withdraw_damaged(path: Location, problems: Sequence[Problem]) -> list[tuple[
     require_own_files(path)
     revision = newest_revision(path)
     recipe = read_recipe(path, revision)
-    if any(problem.path == PLAN for problem in problems):
-        raise _beyond_mending(path, [PLAN])
-    plan = read_plan(path)
-    require_planned(recipe, plan, path=path / PLAN)
+    plans = {PLAN, plan_path(recipe)} & {problem.path for problem in problems}
+    if plans:
+        raise _beyond_mending(path, sorted(plans))
+    plan = read_plan(path, recipe)
+    require_planned(recipe, plan, path=path / plan_path(recipe))
     records = {
         commit_path(view, shard): (view, shard) for view in recipe.views for shard in range(recipe.num_shards)
     }
@@ -83,11 +93,12 @@ def withdraw_repaired(path: Location, shards: Iterable[tuple[str, int]], sizes: 
         sizes: Size in bytes by key of the images that can be decoded now.
     """
     require_own_files(path)
-    plan = read_plan(path)
+    recipe = read_recipe(path, newest_revision(path))
+    plan = read_plan(path, recipe)
     listed = dict(zip(plan.keys.tolist(), plan.table["nbytes"].to_pylist(), strict=True))
     changed = {key: nbytes for key, nbytes in sizes.items() if nbytes != plan.repaired.get(key, listed[key])}
     _remove_manifest(path, plan.with_repaired({**plan.repaired, **changed}))
-    _remove_shards(path, read_recipe(path, newest_revision(path)), set(shards))
+    _remove_shards(path, recipe, set(shards))
 
 
 def _remove_manifest(path: Location, plan: Plan) -> None:

@@ -15,8 +15,12 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shards.documents import read_values
 from shards.errors import IdentityMismatchError, StoreDamagedError, UsageError
+from shards.metadata.stages import Stage, check_stages, planned_rows, shard_capacity
 from shards.storage.digests import ALGORITHMS, BLAKE3, SHA256
 from shards.values.dtypes import TOKEN_DTYPES
 from shards.values.positions import Positions
@@ -243,7 +247,8 @@ class Recipe:
     object_digest: str = BLAKE3
     """Algorithm of the digests of the shards' objects; SHA-256 in stores that do not name one. It decides about no row
     and is no part of `id`, so that a store is continued with the one it was begun with."""
-
+    earlier: tuple[Stage, ...] = ()
+    """What the store held before each of its extensions; images, shards and source digest are those of now."""
     execution: Execution | None = None
     """How the encoder is run; None in stores of earlier versions. No part of `id`: it decides about rounding alone."""
 
@@ -262,10 +267,17 @@ class Recipe:
                 raise UsageError(
                     f"view {view!r} mirrors {MIRRORED_VIEWS[view]!r}, so that view must be asked for too"
                 )
+        self._check_shards()
+
+    def _check_shards(self) -> None:
         if not 1 <= self.num_shards <= self.num_images:
             raise UsageError(
                 f"shards must be between 1 and the {self.num_images} images, not {self.num_shards}"
             )
+        try:
+            check_stages(self.num_images, self.num_shards, self.earlier)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         if not 0 <= self.image_size <= LARGEST_SIDE:
             raise UsageError(f"image size must be 0 to {LARGEST_SIDE} pixels, not {self.image_size}")
 
@@ -300,13 +312,31 @@ class Recipe:
 
     @property
     def capacity(self) -> int:
-        """Rows of every shard, spare ones included: ⌈n / N⌉."""
-        return -(-self.num_images // self.num_shards)
+        """Rows of every shard, spare ones included: ⌈n / N⌉ of what the store began with."""
+        return shard_capacity(self.num_images, self.num_shards, self.earlier)
 
     @property
     def num_rows(self) -> int:
         """Rows of every array of the store, spare ones included."""
         return self.capacity * self.num_shards
+
+    @property
+    def planned_rows(self) -> NDArray[np.int64]:
+        """Row of each image, ascending, int64[n]: every row that is not spare."""
+        return planned_rows(self.num_images, self.num_shards, self.earlier)
+
+    def at_stage(self, stage: int) -> Self:
+        """The recipe, with the views of now, before one of its extensions; `len(earlier)` is the recipe itself."""
+        if stage == len(self.earlier):
+            return self
+        was = self.earlier[stage]
+        return dataclasses.replace(
+            self,
+            source_digest=was.source_digest,
+            num_images=was.num_images,
+            num_shards=was.num_shards,
+            earlier=self.earlier[:stage],
+        )
 
     def fields(self, view: str) -> tuple[str, ...]:
         """Fields stored for a view; a mirrored view keeps no image."""
@@ -316,8 +346,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; what says nothing, or what earlier versions did, is left out."""
         values = {**_shallow(self), "encoder": self.encoder.to_dict(), "views": list(self.views)}
-        if not self.class_token:
-            del values["class_token"]
+        values["earlier"] = [stage.to_dict() for stage in self.earlier]
+        for name in ("class_token", "earlier"):
+            if not values[name]:
+                del values[name]
         if self.object_digest == SHA256:
             del values["object_digest"]
         del values["execution"]
@@ -332,7 +364,7 @@ class Recipe:
         Raises:
             StoreDamagedError: If the keys are not exactly this class's fields.
         """
-        _check_keys(cls, values, may_lack={"class_token", "object_digest", "execution"})
+        _check_keys(cls, values, may_lack={"class_token", "object_digest", "execution", "earlier"})
         EncoderIdentity.from_dict(values["encoder"])
         if "execution" in values:
             _check_keys(Execution, values["execution"])
@@ -345,10 +377,11 @@ class Recipe:
         return {**deciding, "encoder": self.encoder.id}
 
     def extends(self, begun: Recipe) -> bool:
-        """Whether this is ``begun``, or ``begun`` with more views behind its own."""
-        return dataclasses.replace(self, views=begun.views).id == begun.id and (
-            self.views[: len(begun.views)] == begun.views
-        )
+        """Whether this is ``begun``, or ``begun`` with more views behind its own or extended with more images."""
+        stage = len(begun.earlier)
+        if stage > len(self.earlier) or self.views[: len(begun.views)] != begun.views:
+            return False
+        return dataclasses.replace(self.at_stage(stage), views=begun.views).id == begun.id
 
     def diff(self, other: Recipe) -> list[str]:
         """One line for each field that decides about bytes in which ``other`` differs from this one."""

@@ -90,7 +90,14 @@ def index_bytes(table: pa.Table) -> bytes:
 
 
 class Index:
-    """Columns of a finished store's index by row, read when they are asked for."""
+    """Columns of a finished store's index by row, read when they are asked for.
+
+    Args:
+        content: The file.
+        plan_rows: Row of each image, ascending; of an earlier stage of an extended store, of its images only.
+        num_rows: Rows of every array.
+        path: What to call it in errors.
+    """
 
     def __init__(self, content: bytes, plan_rows: NDArray[np.int64], num_rows: int, *, path: object) -> None:
         import pyarrow as pa
@@ -117,9 +124,10 @@ class Index:
         import pyarrow as pa
 
         try:
-            return read_columns(self._file, list(columns))
+            table = read_columns(self._file, list(columns))
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise StoreDamagedError(f"{self._path} is not a readable index ({error})") from error
+        return table if table.num_rows == len(self._rows) else table.slice(0, len(self._rows))
 
     def checksums(self, path: str) -> NDArray[np.uint32]:
         """CRC32C of each row of a field, uint32[num_rows]; 0 where no row is."""

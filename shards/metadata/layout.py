@@ -69,6 +69,21 @@ def fields_of(recipe: Recipe, view: str) -> tuple[Field, ...]:
     return tuple(field_of(recipe, view, name) for name in recipe.fields(view))
 
 
+def plan_path(recipe: Recipe) -> str:
+    """Where the plan of a recipe lies; the one that a store was begun with stays as ``plan.parquet``."""
+    return checked_path(f"plan-{recipe.source_digest}.parquet") if recipe.earlier else PLAN
+
+
+def stage_path(name: str, stage: int) -> str:
+    """Where statistics of an earlier stage of an extended store lie.
+
+    Args:
+        name: Its name under ``stats``.
+        stage: Number of extensions before it.
+    """
+    return name.replace("stats/", f"stats/stage-{stage}/", 1)
+
+
 def commit_path(view: str, shard: int) -> str:
     """Record that a shard of a view is finished."""
     return f"commits/{view}/{shard:05d}.json"

@@ -3,6 +3,9 @@
 The images, sorted by key, are shuffled by a seed and dealt to exactly N shards, whose sizes differ by at
 most one. Every shard has room for ``capacity`` = ⌈n / N⌉ rows, so row = shard · capacity + place is an index
 on axis 0 of every array; the spare rows at the end of the smaller shards hold nothing.
+
+A plan is only ever appended to: `Plan.extended` deals further images, shuffled among themselves, to further shards of
+the same capacity, and leaves every row that was there as it was.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from shards.documents import read_document
 from shards.draws import permutation
 from shards.errors import StoreDamagedError, UsageError
 from shards.metadata.archives import ArchiveIdentity
+from shards.metadata.stages import Stage, check_stages, planned_rows, shard_capacity, shard_sizes
 from shards.metadata.tables import read_table
 from shards.storage.location import Location, read_object
 
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 PLAN_VERSION = 1
 ARCHIVES_VERSION = 2
 """Of plans that say what the archives were that their offsets belong to; others are of version 1 as before."""
+EXTENDED_VERSION = 3
+"""Of plans that were extended."""
 NO_LABEL = -1
 _COLUMNS = {"key": "string", "label": "int32", "uri": "string", "offset": "int64", "nbytes": "int64"}
 
@@ -57,22 +63,14 @@ class SourceRecord:
     nbytes: int
 
 
-def planned_rows(num_images: int, num_shards: int) -> NDArray[np.int64]:
-    """Row of each image, ascending, int64[n]: every row that is not spare."""
-    base, larger = divmod(num_images, num_shards)
-    capacity = base + (larger > 0)
-    rows = np.arange(capacity * num_shards, dtype=np.int64)
-    shard, place = np.divmod(rows, capacity)
-    return rows[place < base + (shard < larger)]
-
-
 class Plan:
     """The images of a store in row order, and the classes they belong to.
 
     Attributes:
         class_names: Name of each label.
-        num_shards: Exact number of shards.
+        num_shards: Exact number of shards, those of extensions included.
         seed: Seed of the deal.
+        earlier: What it was before each of its extensions, the first one first.
         repaired: Size in bytes by key of each image whose file was repaired after it was listed, and has another size
             now (`shards.metadata.repaired`). Records and `nbytes` have it; equality, bytes and digest of a plan do not.
         archives: What each tar or parquet file was when its images were listed, by address. Plans are equal whatever
@@ -87,6 +85,7 @@ class Plan:
         seed: int,
         repaired: Mapping[str, int] = MappingProxyType({}),
         archives: Mapping[str, ArchiveIdentity] | None = None,
+        earlier: tuple[Stage, ...] = (),
     ) -> None:
         self._table = table
         self.class_names = class_names
@@ -94,6 +93,7 @@ class Plan:
         self.seed = seed
         self.repaired = repaired
         self.archives = dict(sorted((archives or {}).items()))
+        self.earlier = earlier
 
     @classmethod
     def build(
@@ -116,8 +116,6 @@ class Plan:
         Raises:
             UsageError: If there are no records, a key comes twice, or there are more shards than images.
         """
-        import pyarrow as pa
-
         listing = sorted(records, key=lambda record: record.key)
         if not listing:
             raise UsageError("a store needs at least one source image, found none")
@@ -128,16 +126,7 @@ class Plan:
                 )
         if not 1 <= num_shards <= len(listing):
             raise UsageError(f"shards must be between 1 and the {len(listing)} images, not {num_shards}")
-        dealt = [listing[i] for i in permutation(len(listing), seed=seed, stream="plan").tolist()]
-        table = pa.table(
-            {
-                "key": pa.array([r.key for r in dealt], pa.string()),
-                "label": pa.array([r.label for r in dealt], pa.int32()),
-                "uri": pa.array([r.uri for r in dealt], pa.string()),
-                "offset": pa.array([r.offset for r in dealt], pa.int64()),
-                "nbytes": pa.array([r.nbytes for r in dealt], pa.int64()),
-            }
-        )
+        table = _dealt(listing, seed, stream="plan")
         named = {record.uri for record in listing}
         kept = {uri: archive for uri, archive in (archives or {}).items() if uri in named}
         return cls(table, tuple(class_names), num_shards, seed, archives=kept)
@@ -150,7 +139,7 @@ class Plan:
     @property
     def capacity(self) -> int:
         """Rows of every shard, spare ones included."""
-        return -(-self.num_images // self.num_shards)
+        return shard_capacity(self.num_images, self.num_shards, self.earlier)
 
     @property
     def num_rows(self) -> int:
@@ -159,8 +148,18 @@ class Plan:
 
     def shard_size(self, shard: int) -> int:
         """Images in a shard."""
-        base, larger = divmod(self.num_images, self.num_shards)
-        return base + (shard < larger)
+        return self._sizes[shard]
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Images in each shard."""
+        sizes: list[int] = shard_sizes(self.num_images, self.num_shards, self.earlier).tolist()
+        return sizes
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Images up to the end of each shard."""
+        return list(itertools.accumulate(self._sizes))
 
     def rows_of(self, shard: int) -> range:
         """Rows of a shard that hold images, by place."""
@@ -169,8 +168,8 @@ class Plan:
 
     def records_of(self, shard: int) -> list[SourceRecord]:
         """Images of a shard, by place."""
-        base, larger = divmod(self.num_images, self.num_shards)
-        part = self._now.slice(shard * base + min(shard, larger), self.shard_size(shard))
+        size = self.shard_size(shard)
+        part = self._now.slice(self._ends[shard] - size, size)
         return [SourceRecord(**values) for values in part.to_pylist()]
 
     def records(self, images: NDArray[np.int64]) -> list[SourceRecord]:
@@ -180,7 +179,7 @@ class Plan:
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """Row of each image, ascending, int64[n]."""
-        return planned_rows(self.num_images, self.num_shards)
+        return planned_rows(self.num_images, self.num_shards, self.earlier)
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
@@ -231,16 +230,100 @@ class Plan:
         """The same plan with other sizes of repaired images, in bytes by key; keys of other plans are left out."""
         own = set(self._table["key"].to_pylist()) if sizes else ()
         repaired = {key: nbytes for key, nbytes in sizes.items() if key in own}
-        return type(self)(self._table, self.class_names, self.num_shards, self.seed, repaired, self.archives)
+        return type(self)(
+            self._table, self.class_names, self.num_shards, self.seed, repaired, self.archives, self.earlier
+        )
 
     def as_listed_now(self) -> Self:
         """The plan that the images, as they are now, would be given."""
-        return type(self)(self._now, self.class_names, self.num_shards, self.seed, archives=self.archives)
+        return type(self)(
+            self._now,
+            self.class_names,
+            self.num_shards,
+            self.seed,
+            archives=self.archives,
+            earlier=self.earlier,
+        )
+
+    def as_stage(self) -> Stage:
+        """What is to be remembered of this plan when it is extended."""
+        return Stage(self.num_images, self.num_shards, len(self.class_names), self.source_digest())
+
+    def extended(
+        self,
+        records: Iterable[SourceRecord],
+        class_names: Sequence[str],
+        archives: Mapping[str, ArchiveIdentity] | None = None,
+    ) -> Self:
+        """This plan with further images in further shards; every row that is there keeps its number.
+
+        Args:
+            records: The further images, in any order, one or more.
+            class_names: Name of each label: this plan's, and any that are new behind them.
+            archives: What each tar or parquet file was when it was listed, by address; of more than the records name.
+
+        Raises:
+            UsageError: If there are no records, a key comes twice, or a class has another label than before.
+        """
+        import pyarrow as pa
+
+        listing = sorted(records, key=lambda record: record.key)
+        if not listing:
+            raise UsageError("an extension needs at least one new image, found none")
+        taken = set(self._table["key"].to_pylist())
+        for record, after in itertools.zip_longest(listing, listing[1:]):
+            if record.key in taken or (after is not None and record.key == after.key):
+                raise UsageError(f"source keys must be unique, {record.key!r} comes twice")
+        if tuple(class_names[: len(self.class_names)]) != self.class_names:
+            raise UsageError(
+                f"an extension keeps the labels there are, {list(self.class_names[:5])}…, and was given "
+                f"{list(class_names[:5])}…; add new classes behind them"
+            )
+        stages = (*self.earlier, self.as_stage())
+        table = _dealt(listing, self.seed, stream=f"extension/{len(stages)}")
+        named = {record.uri for record in listing}
+        return type(self)(
+            pa.concat_tables([self._table, table]).combine_chunks(),
+            tuple(class_names),
+            self.num_shards + -(-len(listing) // self.capacity),
+            self.seed,
+            self.repaired,
+            {**self.archives, **{uri: one for uri, one in (archives or {}).items() if uri in named}},
+            stages,
+        )
+
+    def at_stage(self, stage: int) -> Self:
+        """The plan before one of its extensions, counted from 0; `len(earlier)` is the plan itself."""
+        if stage == len(self.earlier):
+            return self
+        was = self.earlier[stage]
+        table = self._table.slice(0, was.num_images).combine_chunks()
+        plan = type(self)(
+            table,
+            self.class_names[: was.num_classes],
+            was.num_shards,
+            self.seed,
+            archives=self.archives,
+            earlier=self.earlier[:stage],
+        )
+        return plan.with_repaired(self.repaired)
+
+    def _by_key(self) -> pa.Table:
+        """The table sorted by key."""
+        # By code points, as Python and pyarrow both compare text in UTF-8; without pyarrow's threads.
+        return self._table.take(np.argsort(self._table["key"].to_numpy(), kind="stable"))
+
+    def deals_images_of(self, extended: Plan) -> bool:
+        """Whether this is one deal of all images that an extended plan has, asked for as that was at its beginning."""
+        if not extended.earlier or self.earlier:
+            return False
+        asked = (self.num_shards, self.seed, self.class_names)
+        given = (extended.earlier[0].num_shards, extended.seed, extended.class_names)
+        return asked == given and bool(self._by_key().equals(extended._by_key()))
 
     def source_digest(self) -> str:
         """Digest of what was encoded: sorted keys with size and label, and class names."""
-        # By code points, as Python and pyarrow both compare text in UTF-8; without pyarrow's threads.
-        listing = self._table.take(np.argsort(self._table["key"].to_numpy(), kind="stable"))
+        listing = self._by_key()
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         columns = (listing[name].to_pylist() for name in ("key", "nbytes", "label"))
         for key, nbytes, label in zip(*columns, strict=True):
@@ -251,7 +334,7 @@ class Plan:
         """Whether every column and setting is the same."""
         if not isinstance(other, Plan):
             return NotImplemented
-        settings = ("class_names", "num_shards", "seed")
+        settings = ("class_names", "num_shards", "seed", "earlier")
         same = all(getattr(self, name) == getattr(other, name) for name in settings)
         return same and bool(self._table.equals(other._table))
 
@@ -269,6 +352,9 @@ class Plan:
         }
         if self.archives:
             settings["archives"] = {uri: archive.to_dict() for uri, archive in self.archives.items()}
+        if self.earlier:
+            settings["version"] = EXTENDED_VERSION
+            settings["earlier"] = [stage.to_dict() for stage in self.earlier]
         table = self._table.replace_schema_metadata({"shards.plan": json.dumps(settings, ensure_ascii=False)})
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
@@ -296,10 +382,14 @@ class Plan:
             text, _Settings, name=path, error=StoreDamagedError, remedy="restore it or encode anew"
         )
         version = settings.version
-        if version not in (PLAN_VERSION, ARCHIVES_VERSION):
+        try:
+            check_stages(table.num_rows, settings.num_shards, settings.earlier)
+        except ValueError as error:
+            raise StoreDamagedError(f"{path} is not a readable plan ({error}); restore it") from error
+        if version not in (PLAN_VERSION, ARCHIVES_VERSION, EXTENDED_VERSION):
             raise StoreDamagedError(
-                f"{path} is a plan of version {version}; this program reads {PLAN_VERSION} and "
-                f"{ARCHIVES_VERSION}"
+                f"{path} is a plan of version {version}; this program reads {PLAN_VERSION} to "
+                f"{EXTENDED_VERSION}"
             )
         if not 1 <= settings.num_shards <= table.num_rows:
             raise StoreDamagedError(
@@ -314,6 +404,7 @@ class Plan:
             settings.num_shards,
             settings.seed,
             archives=settings.archives,
+            earlier=settings.earlier,
         )
 
 
@@ -326,3 +417,20 @@ class _Settings:
     seed: int
     class_names: tuple[str, ...]
     archives: dict[str, ArchiveIdentity] = dataclasses.field(default_factory=dict)
+    earlier: tuple[Stage, ...] = ()
+
+
+def _dealt(listing: Sequence[SourceRecord], seed: int, *, stream: str) -> pa.Table:
+    """Records, sorted by key, in the order a stream of random words gives them."""
+    import pyarrow as pa
+
+    dealt = [listing[i] for i in permutation(len(listing), seed=seed, stream=stream).tolist()]
+    return pa.table(
+        {
+            "key": pa.array([r.key for r in dealt], pa.string()),
+            "label": pa.array([r.label for r in dealt], pa.int32()),
+            "uri": pa.array([r.uri for r in dealt], pa.string()),
+            "offset": pa.array([r.offset for r in dealt], pa.int64()),
+            "nbytes": pa.array([r.nbytes for r in dealt], pa.int64()),
+        }
+    )

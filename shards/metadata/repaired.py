@@ -1,7 +1,7 @@
 """Image files that were repaired after the plan was made, and have another size since.
 
-The plan never changes, because its digest is part of the recipe's. ``repaired.json`` stands beside it and says how many
-bytes each repaired image has now; `read_plan` gives the plan with these sizes, and nothing else has to know.
+No line of a plan ever changes, because its digest is part of the recipe's. ``repaired.json`` stands beside it and says
+how many bytes each repaired image has now; `read_plan` gives the plan with these sizes, and nothing else has to know.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ from shards.documents import read_document
 from shards.errors import StoreDamagedError, UserError
 from shards.metadata.commit import CommitRecord
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import PLAN, REPAIRED, commit_path
+from shards.metadata.layout import REPAIRED, commit_path, plan_path
 from shards.metadata.plan import Plan
-from shards.metadata.root import is_store, read_recipe
+from shards.metadata.root import read_recipe
 from shards.storage.location import Location, read_object, read_objects, replace_atomically
 
 
-def read_plan(root: Location) -> Plan:
+def read_plan(root: Location, recipe: Recipe) -> Plan:
     """The plan of a store, finished or not, with the sizes its images have now.
+
+    Args:
+        root: The store.
+        recipe: Of one of its revisions.
 
     Raises:
         StoreDamagedError: If the plan or ``repaired.json`` is not readable.
     """
-    plan = Plan.read(root / PLAN)
+    plan = Plan.read(root / plan_path(recipe))
     return plan.with_repaired(_recorded(root, plan))
 
 
@@ -38,7 +42,7 @@ def require_planned(recipe: Recipe, plan: Plan, *, path: object) -> None:
     """
     asked = (recipe.num_images, recipe.num_shards, recipe.seed)
     given = (plan.num_images, plan.num_shards, plan.seed)
-    if asked != given:
+    if asked != given or recipe.earlier != plan.earlier:
         raise StoreDamagedError(
             f"{path} has images, shards and seed {given}, the store's recipe {asked}; restore what is wrong"
         )
@@ -62,20 +66,19 @@ def record_repaired(root: Location, plan: Plan) -> Plan:
     return plan.with_repaired(sizes)
 
 
-def continued_plan(root: Location, listing: Plan) -> Plan:
-    """The plan a store was begun with, if a new listing is of the same images, some of them repaired since.
+def continued_plan(root: Location, listing: Plan, recipe: Recipe) -> Plan:
+    """The plan of a store, if a new listing is of the same images, some of them repaired since.
 
     Args:
-        root: Where a store may have been begun.
+        root: A store.
         listing: What would be the plan of a new store.
+        recipe: Of the store's newest revision.
 
     Returns:
-        The listing itself where there is no store yet, or one of other images.
+        The listing itself where the store is of other images.
     """
-    if not is_store(root):  # killed at its very beginning it has a plan, and nothing has been repaired since
-        return listing
-    begun = read_plan(root)
-    if listing in (begun, begun.as_listed_now()):
+    begun = read_plan(root, recipe)
+    if any(listing == plan or listing.deals_images_of(plan) for plan in (begun, begun.as_listed_now())):
         return begun.with_repaired({**begun.repaired, **listing.repaired})
     return listing
 
@@ -107,7 +110,8 @@ class _Document:
 def _in_commit_records(root: Location, plan: Plan) -> dict[str, int]:
     """Sizes that stores of earlier versions have in their commit records, by slot."""
     recipe = read_recipe(root)
-    require_planned(recipe, plan, path=root / PLAN)
+    plan = plan.at_stage(min(len(recipe.earlier), len(plan.earlier)))  # only stores of then have such records
+    require_planned(recipe, plan, path=root / plan_path(recipe))
     names = [commit_path(view, shard) for view in recipe.views for shard in range(recipe.num_shards)]
     sizes: dict[str, int] = {}
     for name, content in read_objects(root, names).items():

@@ -108,6 +108,15 @@ def merged_statistics(read: ReadObject, views: Iterable[str], shape: tuple[int, 
     return Statistics(merged.mean, merged.variance, merged.count)
 
 
+def read_token_moments(read: ReadObject, view: str, row_shape: tuple[int, ...]) -> Moments:
+    """What `statistics_objects` wrote of a view, as moments of its tokens [N, D]."""
+    num_tokens, width = row_shape
+    count = int(read_attributes(read, f"stats/{view}")["count"])
+    maps = (read_array(read, f"stats/{view}/{name}") for name in _ARRAYS)
+    mean, variance = (np.ascontiguousarray(m.reshape(width, num_tokens).T) for m in maps)
+    return Moments(count, mean, variance * count)
+
+
 def publish_given(root: Location, given: GivenStatistics | None) -> None:
     """Make a store's readers normalise by given statistics; the first to be published stay.
 

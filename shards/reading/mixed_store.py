@@ -6,6 +6,7 @@ stores share – encoder, storage type, int8 code, size of images – is that of
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -71,8 +72,30 @@ class MixedStore(Store):
     @cached_property
     def id(self) -> str:
         """Digest of the stores' recipes and how they are mixed."""
+        return self._digest([store.id for store in self.stores])
+
+    def _digest(self, ids: Sequence[str]) -> str:
         phases = [[phase.first_step, list(phase.weights)] for phase in self.phases]
-        return digest_of({"stores": [store.id for store in self.stores], "phases": phases, "unit": self.unit})
+        return digest_of({"stores": ids, "phases": phases, "unit": self.unit})
+
+    def as_known_by(self, id: str) -> MixedStore | None:  # noqa: A002 - see `Store.as_known_by`
+        """See `Store.as_known_by`: each of the stores as it is or before one of its extensions."""
+        recipes = [store.manifest.recipe for store in self.stores]
+        stages = [
+            {recipe.at_stage(stage).id: stage for stage in range(len(recipe.earlier), -1, -1)}
+            for recipe in recipes
+        ]
+        for ids in itertools.product(*stages):
+            if self._digest(ids) == id:
+                parts = zip(self.stores, stages, ids, strict=True)
+                stores = [store.at_stage(known[own]) for store, known, own in parts]
+                return MixedStore(stores, self.phases, self.unit)
+        return None
+
+    @property
+    def images_since(self) -> int:
+        """See `Store.images_since`."""
+        return sum(store.images_since for store in self.stores)
 
     @property
     def recipe(self) -> Recipe:

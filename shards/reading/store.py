@@ -20,9 +20,19 @@ from shards.metadata.code_table import read_code
 from shards.metadata.commit import CommitRecord
 from shards.metadata.identity import MIRRORED_VIEWS, Recipe
 from shards.metadata.index import Index
-from shards.metadata.layout import FIELDS, INDEX, MANIFEST, PLAN, ROOT, Field, commit_path, field_of
+from shards.metadata.layout import (
+    FIELDS,
+    INDEX,
+    MANIFEST,
+    ROOT,
+    Field,
+    commit_path,
+    field_of,
+    plan_path,
+    stage_path,
+)
 from shards.metadata.manifest import Manifest, missing_objects
-from shards.metadata.plan import Plan, planned_rows
+from shards.metadata.plan import Plan
 from shards.metadata.repaired import require_planned
 from shards.metadata.root import read_recipe
 from shards.metadata.token_statistics import (
@@ -71,6 +81,8 @@ def open_store(path: str | Location, cache: RangeCache | None = None, *, follow_
     names = [record.path for record in manifest.objects]
     require_plain(path, [ROOT, MANIFEST, *names], follow_links=follow_links)
     problems = missing_objects(path, manifest.objects)
+    if problems and Manifest.read(path) != manifest:
+        return open_store(path, cache, follow_links=follow_links)  # it was extended in this instant
     if problems:
         more = f" and {len(problems) - 1} more objects are damaged" if len(problems) > 1 else ""
         raise StoreDamagedError(f"{path}: {problems[0]}{more}; run `pipeline verify` for the whole list")
@@ -93,16 +105,39 @@ class Store:
         cache: RangeCache | None = None,
         *,
         follow_links: bool = False,
+        stage: int | None = None,
     ) -> None:
         self.path = path
         self._cache = cache
         self.manifest = manifest
         self.follow_links = follow_links
+        self._stage = len(manifest.recipe.earlier) if stage is None else stage
+
+    def at_stage(self, stage: int) -> Store:
+        """The store as it was before one of its extensions: its rows, labels, classes and statistics of then.
+
+        Args:
+            stage: Number of extensions there were, counted from 0; `len(recipe.earlier)` is the store as it is.
+        """
+        return Store(self.path, self.manifest, self._cache, follow_links=self.follow_links, stage=stage)
+
+    def as_known_by(self, id: str) -> Store | None:  # noqa: A002 - the name of the attribute it is compared with
+        """The store as it was when its `id` was this one, now or before an extension; None if it never was."""
+        recipe = self.manifest.recipe
+        for stage in range(len(recipe.earlier), -1, -1):
+            if recipe.at_stage(stage).id == id:
+                return self.at_stage(stage)
+        return None
 
     @property
+    def images_since(self) -> int:
+        """Images that the store on the disk has and this one, of an earlier stage, has not."""
+        return self.manifest.recipe.num_images - self.recipe.num_images
+
+    @cached_property
     def recipe(self) -> Recipe:
         """What the store was made by."""
-        return self.manifest.recipe
+        return self.manifest.recipe.at_stage(self._stage)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -168,10 +203,11 @@ class Store:
     @cached_property
     def plan(self) -> Plan:
         """Which image went where."""
-        self.object_bytes(PLAN)
-        plan = Plan.read(self.path / PLAN)
-        require_planned(self.recipe, plan, path=self.path / PLAN)
-        return plan
+        path = plan_path(self.manifest.recipe)
+        self.object_bytes(path)
+        plan = Plan.read(self.path / path)
+        require_planned(self.manifest.recipe, plan, path=self.path / path)
+        return plan.at_stage(self._stage)
 
     @cached_property
     def repaired(self) -> dict[str, int]:
@@ -195,7 +231,7 @@ class Store:
         """The plan with validity, reasons and checksums, by column."""
         return Index(
             self._derived_bytes(INDEX),
-            planned_rows(self.recipe.num_images, self.recipe.num_shards),
+            self.recipe.planned_rows,
             self.num_rows,
             path=self.path / self.manifest.derived(INDEX),
         )
@@ -204,12 +240,13 @@ class Store:
     def labels(self) -> NDArray[np.int32]:
         """Class of each row, int32[num_rows]; -1 where there is none."""
         labels: NDArray[np.int32] = read_array(self._derived_bytes, "label")
-        return labels
+        return labels[: self.num_rows]
 
     @cached_property
     def valid_rows(self) -> NDArray[np.int64]:
         """Rows that hold an image in every view, ascending, int64[k]."""
-        return np.flatnonzero(read_array(self._derived_bytes, "valid")).astype(np.int64)
+        valid = read_array(self._derived_bytes, "valid")
+        return np.flatnonzero(valid[: self.num_rows]).astype(np.int64)
 
     @cached_property
     def code(self) -> Int8Code | None:
@@ -259,6 +296,8 @@ class Store:
         return record
 
     def _derived_bytes(self, name: str) -> bytes:
+        if name.startswith("stats/") and self._stage < len(self.manifest.recipe.earlier):
+            name = stage_path(name, self._stage)
         return self.object_bytes(self.manifest.derived(name))
 
     @cached_property
@@ -293,14 +332,21 @@ class Store:
         """A field that was added: the same rows through another encoder, a store of its own.
 
         Raises:
-            UsageError: If there is none of this name.
+            UsageError: If there is none of this name, or the store was extended since and the field was not.
         """
         if name not in self.manifest.fields:
             raise UsageError(
                 f"{self.path} has the added fields {', '.join(self.manifest.fields) or '(none)'}, not {name!r}; "
                 "add one with `pipeline add-field`"
             )
-        return open_store(self.path / FIELDS / name, self._cache)
+        found = open_store(self.path / FIELDS / name, self._cache)
+        if len(found.recipe.earlier) < self._stage:
+            lacking = self.recipe.num_images - found.recipe.num_images
+            raise UsageError(
+                f"field {name} of {self.path} is behind by {lacking} images; "
+                f"`pipeline extend {found.path} {self.path}` catches up"
+            )
+        return found.at_stage(self._stage)
 
     def reader(
         self, view: str, field: str, *, mode: ReadMode = "auto", verify: Verify = "first"

@@ -48,6 +48,7 @@ def copied_recipe(selection: Selection, **changes: Any) -> Recipe:
         "num_shards": plan.num_shards,
         "seed": plan.seed,
         "object_digest": BLAKE3,
+        "earlier": plan.earlier,
     }
     return dataclasses.replace(selection.stores[0].recipe, **of_plan, **changes)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError, StoreIncompleteError
-from shards.formats import array_documents
+from shards.formats import array_documents, grown_documents
 from shards.metadata.arrays import array_objects, group_objects
 from shards.metadata.code_table import relative_error
 from shards.metadata.commit import CommitRecord, ObjectRecord
@@ -24,10 +25,17 @@ from shards.metadata.layout import (
     commit_path,
     derived_path,
     fields_of,
+    plan_path,
+    stage_path,
 )
 from shards.metadata.manifest import Manifest
 from shards.metadata.plan import NO_LABEL, Plan
-from shards.metadata.token_statistics import error_objects, given_objects, statistics_objects
+from shards.metadata.token_statistics import (
+    error_objects,
+    given_objects,
+    read_token_moments,
+    statistics_objects,
+)
 from shards.storage.location import Location, read_object, read_objects, remove_matching, replace_atomically
 from shards.storage.parallel import ahead
 from shards.values.moments import Moments
@@ -48,6 +56,10 @@ def finalize_store(
     manifest = Manifest.read(root) if (root / MANIFEST).exists() else None
     if manifest is None or manifest.revision < revision:
         manifest = _write_manifest(root, recipe, plan, commits, provenance, revision, manifest)
+    # Whoever opens the store by the manifest needs none of these; other readers of zarr see what they describe.
+    for name, content in grown_documents(manifest.recipe).items():
+        if _content(root / name) != content:
+            replace_atomically(root / name, content)
     # The partial sums have served; whoever needs them again computes them from the shards.
     remove_matching(root / "moments", _MOMENTS)
     return manifest
@@ -99,14 +111,17 @@ def _write_manifest(
     valid = valid_mask(recipe, plan, commits)
     files = {INDEX: index_bytes(build_index(recipe, plan, commits)), **small_objects(recipe, plan, commits)}
     files |= group_objects("stats", {})
+    for stage in range(len(recipe.earlier)):
+        files |= group_objects(f"stats/stage-{stage}", {})
     for view in recipe.views:
         files |= _carried_statistics(root, view, previous, files["valid/c/0"]) or _statistics(
-            root, recipe, view, commits, valid
+            root, recipe, view, commits, valid, _statistics_to_continue(root, recipe, view, previous, valid)
         )
     files = {derived_path(path, revision): content for path, content in files.items()}
     for path, content in files.items():
         replace_atomically(root / path, content)
-    fixed = {PLAN, ROOT, derived_path(ROOT, revision), *array_documents(recipe)}
+    fixed = {PLAN, plan_path(recipe), ROOT, derived_path(ROOT, revision), *array_documents(recipe)}
+    fixed -= set(grown_documents(recipe))
     if recipe.dtype == "int8":
         fixed.add(CODE_TABLE)
     if (root / REPAIRED).exists():
@@ -136,18 +151,69 @@ def _carried_statistics(
         return None
     if previous.object_bytes(root, previous.derived("valid/c/0")) != valid:
         return None
-    inside = previous.derived(f"stats/{view}/")
-    names = [path.removeprefix(inside) for path in previous.by_path if path.startswith(inside)]
-    return {f"stats/{view}/{name}": previous.object_bytes(root, inside + name) for name in names}
+    objects: dict[str, bytes] = {}
+    stats = previous.derived("stats/")
+    for path in previous.by_path:
+        folders = path.removeprefix(stats).split("/")
+        of_view = folders[0] == view or (folders[0].startswith("stage-") and folders[1] == view)
+        if path.startswith(stats) and of_view:
+            objects[f"stats/{'/'.join(folders)}"] = previous.object_bytes(root, path)
+    return objects
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the previous revision knows of a view's tokens, of the shards up to ``num_shards``."""
+
+    moments: Moments
+    num_shards: int
+    objects: dict[str, bytes]
+
+
+def _statistics_to_continue(
+    root: Location, recipe: Recipe, view: str, previous: Manifest | None, valid: NDArray[np.bool_]
+) -> _Known | None:
+    """The statistics of the previous revision, if they are of an earlier stage and of the rows valid there now."""
+    if previous is None or len(previous.recipe.earlier) >= len(recipe.earlier):
+        return None
+    num_rows = previous.recipe.num_rows
+    carried = _carried_statistics(root, view, previous, valid[:num_rows].tobytes())
+    if carried is None:
+        return None
+    stage = len(previous.recipe.earlier)
+    moments = read_token_moments(carried.__getitem__, view, fields_of(recipe, view)[0].row_shape)
+    objects = {
+        path if path.startswith("stats/stage-") else stage_path(path, stage): content
+        for path, content in carried.items()
+    }
+    return _Known(moments, previous.recipe.num_shards, objects)
 
 
 def _statistics(
-    root: Location, recipe: Recipe, view: str, commits: Commits, valid: NDArray[np.bool_]
+    root: Location,
+    recipe: Recipe,
+    view: str,
+    commits: Commits,
+    valid: NDArray[np.bool_],
+    known: _Known | None,
 ) -> dict[str, bytes]:
-    moments = _merged_moments(root, recipe, view, commits, valid)
-    files = statistics_objects(view, moments, recipe.encoder.grid)
-    if recipe.dtype == "int8":
-        files |= error_objects(view, _merged_error(recipe, view, commits, moments))
+    """Statistics of a view, and those of its earlier stages."""
+    files: dict[str, bytes] = {} if known is None else dict(known.objects)
+    merged = Moments.empty(fields_of(recipe, view)[0].row_shape) if known is None else known.moments
+    first = 0 if known is None else known.num_shards
+    for stage in range(len(recipe.earlier) + 1):
+        part = recipe.at_stage(stage)
+        if part.num_shards <= first:
+            continue
+        merged = _merged_moments(root, recipe, view, commits, valid, merged, range(first, part.num_shards))
+        own = statistics_objects(view, merged, recipe.encoder.grid)
+        if recipe.dtype == "int8":
+            own |= error_objects(view, _merged_error(part, view, commits, merged))
+        # What is stored is what the next stage goes on from, so that it need not read the shards again.
+        merged = Moments(merged.count, merged.mean, merged.variance * merged.count)
+        first = part.num_shards
+        is_last = stage == len(recipe.earlier)
+        files |= own if is_last else {stage_path(path, stage): content for path, content in own.items()}
     return files
 
 
@@ -168,17 +234,23 @@ def small_objects(recipe: Recipe, plan: Plan, commits: Commits) -> dict[str, byt
 
 
 def _merged_moments(
-    root: Location, recipe: Recipe, view: str, commits: Commits, valid: NDArray[np.bool_]
+    root: Location,
+    recipe: Recipe,
+    view: str,
+    commits: Commits,
+    valid: NDArray[np.bool_],
+    merged: Moments,
+    shards: range,
 ) -> Moments:
-    field = fields_of(recipe, view)[0]
-    merged = Moments.empty(field.row_shape)
-    records = [commits[view, shard] for shard in range(recipe.num_shards)]
+    """Moments of some rows, and of the valid ones of some shards after them."""
+    row_shape = fields_of(recipe, view)[0].row_shape
+    records = [commits[view, shard] for shard in shards]
     contents = ahead(lambda record: _content(root / record.moments.path), records)
-    for shard, (record, content) in enumerate(zip(records, contents, strict=True)):
+    for shard, record, content in zip(shards, records, contents, strict=True):
         places = valid[shard * recipe.capacity : (shard + 1) * recipe.capacity]
         part = None
         if record.num_rows == int(places.sum()):
-            part = _stored_moments(content, record, field.row_shape)
+            part = _stored_moments(content, record, row_shape)
         # A row that is bad in another view counts in none, and lost sums are computed again.
         merged = merged.merge(part or shard_moments(root, recipe, view, shard, places))
     return merged

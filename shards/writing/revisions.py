@@ -1,20 +1,35 @@
 """Adding to a finished store without disturbing whoever has it open.
 
-Shards, commit records and plan never move. The small objects that follow from them – index, labels, statistics – are
-made anew for each revision, in a folder of its own, and the manifest, replaced last, says which revision holds. A
-revision is begun by its ``zarr.json``, which names the recipe it is made with, and finished by the manifest.
+Shards, commit records and rows never move; what is added are views, or, in further shards, images. The small objects
+that follow from them – index, labels, statistics – are made anew for each revision, in a folder of its own, and the
+manifest, replaced last, says which revision holds. A revision is begun by its ``zarr.json``, which names the recipe it
+is made with, and finished by the manifest.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from shards.errors import IdentityMismatchError, StoreIncompleteError
-from shards.formats import array_documents
+from shards.formats import array_documents, grown_documents, object_path
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import FIELDS, INDEX, MANIFEST, REVISIONS, ROOT, WORK_DIR, derived_path
+from shards.metadata.layout import (
+    FIELDS,
+    INDEX,
+    MANIFEST,
+    REVISIONS,
+    ROOT,
+    WORK_DIR,
+    commit_path,
+    derived_path,
+    fields_of,
+    moments_path,
+    plan_path,
+)
 from shards.metadata.manifest import Manifest
+from shards.metadata.plan import Plan
 from shards.metadata.root import read_recipe, root_document
 from shards.storage.atomic import is_temporary
 from shards.storage.location import (
@@ -30,6 +45,8 @@ _OWN = re.compile(
     rf"({REVISIONS}/\d+/)?(zarr\.json|index\.parquet|(label|valid|stats)/([\w-]+/)*(zarr\.json|c(/\d+)+))"
 )
 """Names of the objects that each revision makes anew."""
+_EXTENDED_PLAN = re.compile(r"plan-[0-9a-f]{32}\.parquet")
+"""Name of the plan of an extended store; the manifest lists that of the published revision."""
 _OF_VIEW = re.compile(
     r"(?:commits|moments)/(\w+)/\d{5,}\.(?:json|npy)"
     r"|(\w+)/(?:\d{5,}\.tar|zarr\.json|(?:tokens|image|cls)/(?:zarr\.json|c(?:/\d+)+))"
@@ -60,7 +77,8 @@ def begin_revision(path: Location, recipe: Recipe) -> int:
 
     Args:
         path: A store.
-        recipe: What its next revision is made with: the present one, or that and more views.
+        recipe: What its next revision is made with: the present one, or that with more views, or with more images,
+            whose plan `publish_extended` has published.
 
     Returns:
         The revision's number. A store that is not finished has nobody to disturb, and keeps the number it has.
@@ -84,16 +102,32 @@ def begin_revision(path: Location, recipe: Recipe) -> int:
     return revision
 
 
+def publish_extended(path: Location, recipe: Recipe, plan: Plan) -> Plan:
+    """Publish the plan that a store is extended by; of several equal ones the first stays, and is returned.
+
+    Args:
+        path: The store.
+        recipe: The recipe of the extended store.
+        plan: Its plan.
+    """
+    publish_bytes(path / plan_path(recipe), plan.to_bytes())
+    return Plan.read(path / plan_path(recipe))
+
+
 def superseded(path: Location, manifest: Manifest) -> list[str]:
     """Names of small objects of earlier revisions, sorted: nobody who opens the store now reads them."""
     folders = tuple(derived_path("", revision) for revision in range(1, manifest.revision))
     tops = _DERIVED if manifest.revision else ()
+    under_way = plan_path(read_recipe(path, newest_revision(path)))
     return [
         name
         for name in object_names(path)
         if name not in manifest.by_path
-        and (name.startswith(folders) or name.partition("/")[0] in tops)
-        and _OWN.fullmatch(name)
+        and name != under_way
+        and (
+            _EXTENDED_PLAN.fullmatch(name)
+            or ((name.startswith(folders) or name.partition("/")[0] in tops) and _OWN.fullmatch(name))
+        )
     ]
 
 
@@ -108,10 +142,29 @@ def belongs_to_another(name: str, manifest: Manifest, newest: Recipe) -> bool:
     top, *inside = name.split("/")
     if top == REVISIONS:
         return not inside or inside[0] != str(manifest.revision)
-    if top in (FIELDS, WORK_DIR) or (manifest.revision and top in _DERIVED):
+    if top in (FIELDS, WORK_DIR) or (manifest.revision and top in _DERIVED) or _EXTENDED_PLAN.fullmatch(name):
+        return True
+    if name in _shards_added(newest, manifest.recipe) or name in grown_documents(manifest.recipe):
         return True
     view = inside[0] if top in ("commits", "moments") and inside else top
     return view in newest.views and view not in manifest.recipe.views
+
+
+@lru_cache(maxsize=2)
+def _shards_added(newest: Recipe, published: Recipe) -> frozenset[str]:
+    """Names of what the shards consist of that an extension adds, in the views there were before."""
+    shards = range(published.num_shards, newest.num_shards)
+    views = [view for view in newest.views if view in published.views]
+    return frozenset(
+        name
+        for view in views
+        for shard in shards
+        for name in (
+            commit_path(view, shard),
+            moments_path(view, shard),
+            *(object_path(newest, field, shard) for field in fields_of(newest, view)),
+        )
+    )
 
 
 def give_up_unfinished(path: Location) -> int:
@@ -125,12 +178,16 @@ def give_up_unfinished(path: Location) -> int:
     revision = newest_revision(path)
     if revision == manifest.revision:
         return 0
-    added = set(read_recipe(path, revision).views) - set(manifest.recipe.views)
+    newest = read_recipe(path, revision)
+    added = set(newest.views) - set(manifest.recipe.views)
+    further = _shards_added(newest, manifest.recipe)
     document = derived_path(ROOT, revision)
     unfinished = [
         name
         for name in object_names(path)
         if (name.startswith(derived_path("", revision)) and _OWN.fullmatch(name))
+        or name in further
+        or (_EXTENDED_PLAN.fullmatch(name) and name not in manifest.by_path)
         or ((found := _OF_VIEW.fullmatch(name)) and added & set(found.groups()))
         or (is_temporary(PurePosixPath(name)) and added & set(name.split("/")[:2]))
     ]

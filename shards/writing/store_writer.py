@@ -17,7 +17,7 @@ from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteErro
 from shards.formats import array_documents
 from shards.metadata.code_table import code_objects, published_code
 from shards.metadata.identity import Recipe
-from shards.metadata.layout import FIELDS, MANIFEST, PLAN, ROOT, commit_path
+from shards.metadata.layout import FIELDS, MANIFEST, PLAN, ROOT, commit_path, plan_path
 from shards.metadata.manifest import Manifest
 from shards.metadata.plan import Plan
 from shards.metadata.repaired import read_plan, record_repaired, require_planned
@@ -27,7 +27,7 @@ from shards.storage.location import Location, object_names, publish_bytes, requi
 from shards.values.moments import TokenSums
 from shards.values.quantize import Int8Code
 from shards.writing.finalize import finalize_store
-from shards.writing.revisions import current_revision, newest_revision
+from shards.writing.revisions import current_revision, newest_revision, publish_extended
 from shards.writing.shard_writer import Linked, ShardWriter
 
 
@@ -62,8 +62,9 @@ class StoreWriter:
         read_recipe(path)
         require_own_files(path)
         revision = newest_revision(path)
-        recipe, plan = read_recipe(path, revision), read_plan(path)
-        require_planned(recipe, plan, path=path / PLAN)
+        recipe = read_recipe(path, revision)
+        plan = read_plan(path, recipe)
+        require_planned(recipe, plan, path=path / plan_path(recipe))
         return cls(path, recipe, plan, revision)
 
     @classmethod
@@ -90,7 +91,7 @@ class StoreWriter:
         require_own_files(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _publish_plan(path, plan)
+            _publish_plan(path, recipe, plan)
             if code is not None:
                 recipe = _with_published_code(path, recipe, code)
             publish_bytes(path / ROOT, root_document(recipe))
@@ -104,7 +105,8 @@ class StoreWriter:
                 )
             for name, content in array_documents(present).items():
                 publish_bytes(path / name, content)
-            plan = read_plan(path) if (path / MANIFEST).exists() else record_repaired(path, plan)
+            finished = (path / MANIFEST).exists()
+            plan = read_plan(path, present) if finished else record_repaired(path, plan)
         except OSError as error:
             raise StoreError(
                 f"{path} cannot be written: {error}; free space or name another folder"
@@ -185,8 +187,8 @@ def _require_fitting(recipe: Recipe, plan: Plan, code: Int8Code | None) -> None:
         )
     if code is not None and code.width != recipe.encoder.width:
         raise UsageError(f"the code has {code.width} channels, the encoder {recipe.encoder.width}")
-    asked = (recipe.num_images, recipe.num_shards, recipe.seed, recipe.source_digest)
-    given = (plan.num_images, plan.num_shards, plan.seed, plan.source_digest())
+    asked = (recipe.num_images, recipe.num_shards, recipe.seed, recipe.source_digest, recipe.earlier)
+    given = (plan.num_images, plan.num_shards, plan.seed, plan.source_digest(), plan.earlier)
     if asked != given:
         raise UsageError(f"the recipe asks for images, shards, seed and source {asked}, the plan has {given}")
 
@@ -199,11 +201,11 @@ def _with_published_code(path: Location, recipe: Recipe, code: Int8Code) -> Reci
     return dataclasses.replace(recipe, code=kept.digest)
 
 
-def _publish_plan(path: Location, plan: Plan) -> None:
+def _publish_plan(path: Location, recipe: Recipe, plan: Plan) -> None:
     if not (path / PLAN).exists():
         storage_of(path).require_first_creation_wins(path)
         publish_bytes(path / PLAN, plan.to_bytes())
-    begun = Plan.read(path / PLAN)
+    begun = publish_extended(path, recipe, plan) if recipe.earlier else Plan.read(path / PLAN)
     if begun != plan and _same_deal(begun, plan):
         raise IdentityMismatchError(f"{path} was begun with the same source images {_moved(begun, plan)}")
     if begun != plan:
@@ -233,7 +235,7 @@ def _moved(begun: Plan, plan: Plan) -> str:
 
 def _same_deal(one: Plan, other: Plan) -> bool:
     """Whether two plans differ in nothing but where the images lie."""
-    settings = ("num_shards", "seed", "class_names")
+    settings = ("num_shards", "seed", "class_names", "earlier")
     same = all(getattr(one, name) == getattr(other, name) for name in settings)
     columns = ["key", "label", "nbytes"]
     return same and bool(one.table.select(columns).equals(other.table.select(columns)))

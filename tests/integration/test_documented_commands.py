@@ -256,6 +256,7 @@ def ground(tmp_path_factory):
         "data/imagenet/train": classes,
         "data/imagenet/val": classes,
         "photos": ("me", "you"),
+        "photos-2027": ("me", "you"),
     }.items():
         for name in names:
             (folder / place / name).mkdir(parents=True)

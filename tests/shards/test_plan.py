@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import StoreDamagedError, UsageError
-from shards.metadata.plan import Plan, SourceRecord, planned_rows
+from shards.metadata.plan import Plan, SourceRecord
+from shards.metadata.stages import planned_rows
 from shards.testing.contract import tiny_records
 
 

@@ -52,19 +52,31 @@ def write_store(
         image_size=SIZE,
     )
     writer = StoreWriter.create_or_continue(path, recipe, plan)
+    _write_rows(writer)
+    return path
+
+
+def _write_rows(writer: StoreWriter) -> None:
+    """Write what is still to come of a store, and finish it."""
+    recipe = writer.recipe
     generator = np.random.default_rng(0)
     for view, shard in writer.pending():
         with writer.shard(view, shard) as out:
-            for row in plan.rows_of(shard):
-                tokens = generator.normal(size=(GRID[0] * GRID[1], width)).astype(np.float32)
-                arrays = {"tokens": to_storage(tokens, storage_type(dtype))}
+            for row in writer.plan.rows_of(shard):
+                tokens = generator.normal(size=(GRID[0] * GRID[1], recipe.encoder.width)).astype(np.float32)
+                arrays = {"tokens": to_storage(tokens, storage_type(recipe.dtype))}
                 if "image" in recipe.fields(view):
                     coarse = np.clip(tokens[:, :3].reshape(*GRID, 3) * 60 + 128, 0, 255).astype(np.uint8)
                     arrays["image"] = coarse.repeat(SIZE // GRID[0], 0).repeat(SIZE // GRID[1], 1)
                 out.write(int(row) % recipe.capacity, arrays)
             out.publish()
     writer.finalize()
-    return path
+
+
+@pytest.fixture
+def write_rows():
+    """Writes what is still to come of a store, and finishes it: `write_rows(writer)`."""
+    return _write_rows
 
 
 @pytest.fixture

@@ -104,6 +104,14 @@ def run(
                 settings.max_steps,
             )
         return 0
+    if store.images_since and team.is_main_process:
+        logger.info(
+            "%s was extended by %d images since this run began; it goes on with the %d it began with. "
+            "To take the new ones too, add --allow-change store",
+            store,
+            store.images_since,
+            len(store.valid_rows),
+        )
     allow_tf32(allowed=settings.precision != "fp32")
     torch.manual_seed(settings.seed)
     rows, _ = split_rows(store.valid_rows, settings.held_out, seed=settings.seed)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from shards import MixedStore, Phase, Store, UsageError, open_store, range_cache
+from train.engine.checkpoint import checkpoints, read_state
 from train.engine.lr import steps_per_epoch
 from train.settings.config import Settings
 
@@ -10,9 +13,25 @@ from train.settings.config import Settings
 def open_training_store(settings: Settings) -> Store:
     """Open the store that settings name, or the mixture of those they name.
 
+    Of a store that was extended since the run began, the rows it began with, unless --allow-change store asks for all.
+
     Raises:
         UserError: a store is not there or not whole, the stores do not go together, or their weights are no shares.
     """
+    store = _open(settings)
+    began_with = None if settings.out is None else recipe_of_run(settings.out)
+    if began_with is None or "store" in settings.allow_change:
+        return store
+    return store.as_known_by(began_with) or store  # another store is refused once the checkpoint is read
+
+
+def recipe_of_run(out: Path) -> str | None:
+    """Identity of the store that the newest checkpoint of a run was trained on; None where there is none yet."""
+    found = checkpoints(out / "checkpoints")
+    return read_state(found[-1]).state.get("facts", {}).get("recipe") if found else None
+
+
+def _open(settings: Settings) -> Store:
     cache = range_cache(settings.cache, settings.cache_bytes)
     if not isinstance(settings.store, tuple):
         if settings.store_weights or settings.store_schedule:
