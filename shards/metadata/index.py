@@ -97,9 +97,18 @@ class Index:
         plan_rows: Row of each image, ascending; of an earlier stage of an extended store, of its images only.
         num_rows: Rows of every array.
         path: What to call it in errors.
+        num_images: Images that the file is of, if they are more than those in ``plan_rows``.
     """
 
-    def __init__(self, content: bytes, plan_rows: NDArray[np.int64], num_rows: int, *, path: object) -> None:
+    def __init__(
+        self,
+        content: bytes,
+        plan_rows: NDArray[np.int64],
+        num_rows: int,
+        *,
+        path: object,
+        num_images: int | None = None,
+    ) -> None:
         import pyarrow as pa
 
         self._rows = plan_rows
@@ -109,9 +118,10 @@ class Index:
             self._file = open_table(content, _COLUMNS)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StoreDamagedError(f"{path} is not a readable index ({error})") from error
-        if self._file.metadata.num_rows != len(plan_rows):
+        expected = len(plan_rows) if num_images is None else num_images
+        if self._file.metadata.num_rows != expected:
             raise StoreDamagedError(
-                f"{path} has {self._file.metadata.num_rows} rows, the recipe {len(plan_rows)} images"
+                f"{path} has {self._file.metadata.num_rows} rows, the recipe {expected} images"
             )
 
     @property

@@ -234,6 +234,7 @@ class Store:
             self.recipe.planned_rows,
             self.num_rows,
             path=self.path / self.manifest.derived(INDEX),
+            num_images=self.manifest.recipe.num_images,
         )
 
     @cached_property
