@@ -93,6 +93,11 @@ class MixedStore(Store):
         return None
 
     @property
+    def added_fields(self) -> tuple[str, ...]:
+        """None: a field is read beside the tokens of one store."""
+        return ()
+
+    @property
     def images_since(self) -> int:
         """See `Store.images_since`."""
         return sum(store.images_since for store in self.stores)

@@ -329,6 +329,11 @@ class Store:
             if view not in self.views:
                 raise UsageError(f"{self.path} has the views {', '.join(self.views)}, not {view!r}")
 
+    @property
+    def added_fields(self) -> tuple[str, ...]:
+        """Names of the fields that were added."""
+        return tuple(self.manifest.fields)
+
     def field(self, name: str) -> Store:
         """A field that was added: the same rows through another encoder, a store of its own.
 

@@ -94,7 +94,7 @@ class Feed:
         )
         # Images are uint8 and need no name.
         self._logical = {"tokens": store.recipe.dtype} | {
-            name: store.field(name).recipe.dtype for name in fields if name in store.manifest.fields
+            name: store.field(name).recipe.dtype for name in fields if name in store.added_fields
         }
 
     def close(self) -> None:
