@@ -58,7 +58,11 @@ def read_values(
     values: Any, kind: type[T], *, name: object, error: type[UserError] = UserError, remedy: str = ""
 ) -> T:
     """As `read_document`, of the plain JSON values that are a part of a text."""
-    return read_document(json.dumps(values), kind, name=name, error=error, remedy=remedy)
+    try:
+        text = json.dumps(values, allow_nan=False)
+    except ValueError:
+        raise error(f"{name} holds a number that is not finite{f'; {remedy}' if remedy else ''}") from None
+    return read_document(text, kind, name=name, error=error, remedy=remedy)
 
 
 @cache

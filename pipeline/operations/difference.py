@@ -161,8 +161,9 @@ def _bytes_of_both(a: Store, b: Store) -> dict[str, tuple[int, int]]:
 
 def _classes(store: Store, rows: NDArray[np.int64]) -> NDArray[np.str_]:
     """Number and name of the class of each row, as one word; empty without a class."""
-    words = np.array([*(f"{label} {name}" for label, name in enumerate(store.class_names)), ""])
-    return words[store.labels[rows]]
+    labels, of_row = np.unique(store.labels[rows], return_inverse=True)
+    words = [f"{label} {store.class_name(label)}" if label >= 0 else "" for label in labels.tolist()]
+    return np.array(words, np.str_)[of_row]
 
 
 def _added_difference(a: Store, b: Store) -> list[str]:

@@ -84,10 +84,7 @@ def _finished_facts(store: Store) -> dict[str, Any]:
         "unusable": manifest.num_bad,
         "unusable_images": bad,
         "classes": len(store.class_names),
-        "images_by_class": {
-            store.class_names[label] if label >= 0 else "none": count
-            for label, count in sorted(labels.items())
-        },
+        "images_by_class": {store.class_name(label): count for label, count in sorted(labels.items())},
         "bytes": sum(sizes.values()) + len(store.manifest.to_bytes()),
         "bytes_by_part": dict(sizes),
         "objects": len(manifest.objects),

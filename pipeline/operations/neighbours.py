@@ -95,7 +95,7 @@ def _sections(
 
 def _class_of(store: Store, row: int) -> str:
     label = int(store.labels[row])
-    return store.class_names[label] if label >= 0 else "–"
+    return store.class_name(label) if label >= 0 else "–"
 
 
 def _pictures(store: Store, rows: NDArray[np.int64]) -> str:

@@ -125,4 +125,4 @@ def _classes_left(store: Store, images: NDArray[np.int64]) -> tuple[NDArray[np.i
     left = left[left >= 0]
     labels = np.full(store.num_classes, -1)
     labels[left] = np.arange(len(left))
-    return labels, tuple(store.class_names[label] for label in left.tolist())
+    return labels, tuple(store.class_name(label) for label in left.tolist())

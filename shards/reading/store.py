@@ -32,7 +32,7 @@ from shards.metadata.layout import (
     stage_path,
 )
 from shards.metadata.manifest import Manifest, missing_objects
-from shards.metadata.plan import Plan
+from shards.metadata.plan import NO_LABEL, Plan
 from shards.metadata.repaired import require_planned
 from shards.metadata.root import read_recipe
 from shards.metadata.token_statistics import (
@@ -226,6 +226,12 @@ class Store:
         """Number of labels."""
         return len(self.class_names)
 
+    def class_name(self, label: int) -> str:
+        """Name of a label; the number itself where it has none, and "none" of -1."""
+        if label < 0:
+            return "none"
+        return self.class_names[label] if label < self.num_classes else str(label)
+
     @cached_property
     def index(self) -> Index:
         """The plan with validity, reasons and checksums, by column."""
@@ -241,12 +247,21 @@ class Store:
     def labels(self) -> NDArray[np.int32]:
         """Class of each row, int32[num_rows]; -1 where there is none."""
         labels: NDArray[np.int32] = read_array(self._derived_bytes, "label")
+        if (
+            labels.dtype != np.int32
+            or labels.ndim != 1
+            or len(labels) < self.num_rows
+            or labels.min() < NO_LABEL
+        ):
+            raise StoreDamagedError(f"{self.path}: label does not hold a class a row; run `pipeline verify`")
         return labels[: self.num_rows]
 
     @cached_property
     def valid_rows(self) -> NDArray[np.int64]:
         """Rows that hold an image in every view, ascending, int64[k]."""
         valid = read_array(self._derived_bytes, "valid")
+        if valid.dtype != np.bool_ or valid.ndim != 1 or len(valid) < self.num_rows:
+            raise StoreDamagedError(f"{self.path}: valid does not hold a mark a row; run `pipeline verify`")
         return np.flatnonzero(valid[: self.num_rows]).astype(np.int64)
 
     @cached_property

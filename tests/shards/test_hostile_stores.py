@@ -140,7 +140,7 @@ def changed(values, path, value):
         (("views",), "center", "views"),
         (("views",), [1], "views"),
         (("dtype",), ["float16"], "dtype"),
-        (("code_error",), float("nan"), "code"),
+        (("code_error",), float("nan"), "finite"),
         (("image_size",), 10**9, "image size"),
         (("encoder", "width"), 10**12, "width"),
         (("encoder", "width"), "5", "width"),
