@@ -221,7 +221,7 @@ def _numbers(path: Path, precious: Path, draw: random.Random) -> str:
 
 
 def _link(path: Path, precious: Path, draw: random.Random) -> str:
-    if draw.random() < 0.4 and path.parent.name:
+    if draw.random() < 0.4 and path.parent.name != "spoiled":  # the folder that is named may be a link
         path = path.parent
         shutil.rmtree(path)
         path.symlink_to(precious)
