@@ -161,7 +161,7 @@ def _new_recipe(config: EstimateConfig, rows: int) -> Recipe:
         weights="",
         weights_digest="",
         preprocessing={},
-        input_size=0,
+        input_size=1,
         grid=(h, w),
         width=width,
         prefix_tokens=0,

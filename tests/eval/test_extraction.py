@@ -46,7 +46,7 @@ class Shares:
 class TinyFeatures:
     """A feature network of one random matrix."""
 
-    name, digest = "tiny", "0"
+    name, digest, main = "tiny", "0", "pool"
 
     def __init__(self, width=5):
         generator = torch.Generator().manual_seed(0)
@@ -255,7 +255,7 @@ def test_statistics_without_what_is_asked_for_are_refused(images, tmp_path):
     path = tmp_path / "statistics.npz"
     np.savez(path, mu=np.ones(5), sigma=np.eye(5))
     assert _reference(path, features={"pool"}, manifold=False).manifold is None
-    with pytest.raises(UsageError, match="no statistics of spatial features"):
+    with pytest.raises(UsageError, match="no spatial statistics of inception"):
         _reference(path)
     with pytest.raises(UsageError, match="need reference images"):
         _reference(path, features={"pool"})
@@ -263,7 +263,7 @@ def test_statistics_without_what_is_asked_for_are_refused(images, tmp_path):
 
 def test_saved_statistics_stand_for_the_images_they_were_computed_from(npz, tmp_path):
     saved, computed = tmp_path / "out" / "saved.npz", _reference(npz)
-    save_reference(npz, SIZE, TinyFeatures(), Shares(0, 1), saved)
+    save_reference(npz, SIZE, {"inception": TinyFeatures}, Shares(0, 1), saved)
     found = _reference(saved)
     assert (found.kind, found.count) == ("samples", 70)
     for name in ("pool", "spatial"):
@@ -280,11 +280,11 @@ def test_saved_statistics_of_other_weights_are_refused(npz, tmp_path):
     saved = tmp_path / "saved.npz"
     other = TinyFeatures()
     other.digest = "other weights"
-    save_reference(npz, SIZE, other, Shares(0, 1), saved)
+    save_reference(npz, SIZE, {"inception": lambda: other}, Shares(0, 1), saved)
     with pytest.raises(UsageError, match="statistics of other weights"):
         _reference(saved)
     with pytest.raises(UsageError, match="holds statistics already"):
-        save_reference(saved, SIZE, other, Shares(0, 1), tmp_path / "again.npz")
+        save_reference(saved, SIZE, {"inception": lambda: other}, Shares(0, 1), tmp_path / "again.npz")
 
 
 def test_broken_statistics_are_refused(tmp_path):

@@ -58,10 +58,14 @@ def test_a_document_may_be_worded_otherwise_and_still_describe_the_same():
 @pytest.mark.parametrize("damage", ["short", "no JSON", "no array"])
 def test_an_array_that_is_damaged_is_refused_by_name(damage):
     objects = array_objects("label", np.arange(4, dtype=np.int32), -1)
-    name, content = {
-        "short": ("label/c/0", objects["label/c/0"][:-3]),
-        "no JSON": ("label/zarr.json", b"{"),
-        "no array": ("label/zarr.json", b"{}"),
+    name, content, message = {
+        "short": ("label/c/0", objects["label/c/0"][:-3], "label/c/0 has 13 bytes, its array 16"),
+        "no JSON": (
+            "label/zarr.json",
+            b"{",
+            "label/zarr.json does not hold what it must: the text: Invalid JSON",
+        ),
+        "no array": ("label/zarr.json", b"{}", "label/zarr.json does not hold what it must: zarr_format"),
     }[damage]
-    with pytest.raises(StoreDamagedError, match="label is not a readable array"):
+    with pytest.raises(StoreDamagedError, match=message):
         read_array({**objects, name: content}.__getitem__, "label")
