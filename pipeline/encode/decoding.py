@@ -45,7 +45,7 @@ class DecodedBatch:
 
     Attributes:
         task: The shard they belong to.
-        first_place: Place of the first row in its shard.
+        first_slot: Slot of the first row in its shard.
         length: Number of rows.
         inputs: What all views are encoded from, [V, b, ...], those the task needs filled by the time `rows` returns;
             slots of unusable rows and behind the last row hold zeros. Of images: pictures uint8 [V, b, P, P, 3].
@@ -54,7 +54,7 @@ class DecodedBatch:
     """
 
     task: Task
-    first_place: int
+    first_slot: int
     length: int
     inputs: Tensor
     last: bool

@@ -53,7 +53,7 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
     bad = [
         (plan.keys[index], row.reason)
         for batch in batches
-        for index, row in zip(sample[batch.first_place :], batch.rows(), strict=False)
+        for index, row in zip(sample[batch.first_slot :], batch.rows(), strict=False)
         if row.reason is not None
     ]
     companions = companion_encoders(config, encoder)

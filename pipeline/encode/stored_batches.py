@@ -70,18 +70,16 @@ class StoredBatches(RowBatches):
         self, batch: DecodedBatch, bad: dict[str, dict[int, str]], inputs: NDArray[Any], slots: range
     ) -> list[DecodedRow]:
         began = time.perf_counter()
-        first = batch.task.shard * self._store.capacity + batch.first_place
+        first = batch.task.shard * self._store.capacity + batch.first_slot
         for view in batch.task.views:
             index = self._store.views.index(view)
-            missing = [slot for slot in slots if batch.first_place + slot in bad[view]]
+            missing = [slot for slot in slots if batch.first_slot + slot in bad[view]]
             present = [slot for slot in slots if slot not in missing]
             inputs[index, missing] = 0
             self._readers[index].read(np.array(present, np.int64) + first, inputs[index], at=present)
         seconds = (time.perf_counter() - began) / len(slots)
-        return [
-            DecodedRow(None, seconds, 0.0, self._reasons(bad, batch.first_place + slot)) for slot in slots
-        ]
+        return [DecodedRow(None, seconds, 0.0, self._reasons(bad, batch.first_slot + slot)) for slot in slots]
 
     @staticmethod
-    def _reasons(bad: dict[str, dict[int, str]], place: int) -> dict[str, str]:
-        return {view: reasons[place] for view, reasons in bad.items() if place in reasons}
+    def _reasons(bad: dict[str, dict[int, str]], slot: int) -> dict[str, str]:
+        return {view: reasons[slot] for view, reasons in bad.items() if slot in reasons}

@@ -281,7 +281,7 @@ class Worker:
                 lacking = self._lacking[batch.task.shard, view]
                 buffers = self._free_buffers()
                 reasons = ((slot, row.reason_in(view)) for slot, row in enumerate(rows))
-                bad = {batch.first_place + slot: reason for slot, reason in reasons if reason is not None}
+                bad = {batch.first_slot + slot: reason for slot, reason in reasons if reason is not None}
                 begun = self._transfers.mark()
                 stored = self._stored(lacking, self._rows.shown(inputs, view))
                 sums = self._add_up(batch, view, lacking, stored, bad)
@@ -334,10 +334,10 @@ class Worker:
     ) -> list[TorchSums | None]:
         """What adds up the tokens of a shard for each of some targets; on a GPU the batch's are added up there, now."""
         sums = []
-        good = [slot for slot in range(batch.length) if batch.first_place + slot not in bad]
+        good = [slot for slot in range(batch.length) if batch.first_slot + slot not in bad]
         for index, tokens in zip(targets, stored, strict=True):
             key = batch.task.shard, view, index
-            if batch.first_place == 0:
+            if batch.first_slot == 0:
                 self._sums[key] = sums_for(self._targets[index].writer.recipe, self._device)
             sums.append(self._sums.pop(key) if batch.last else self._sums[key])
             if isinstance(sums[-1], DeviceSums):
@@ -416,16 +416,16 @@ class Worker:
             arrays["image"] = images
         if tokens.class_token is not None:
             arrays["cls"] = tokens.class_token.numpy()
-        good = [slot for slot in range(batch.length) if batch.first_place + slot not in encoded.bad]
+        good = [slot for slot in range(batch.length) if batch.first_slot + slot not in encoded.bad]
         for run in _consecutive(good):
             block = {name: array[run.start : run.stop] for name, array in arrays.items()}
-            shard.write_block(batch.first_place + run.start, block)
+            shard.write_block(batch.first_slot + run.start, block)
             if tokens.square_error is not None:
                 # Row by row, so that the sum does not depend on the batches.
                 for square_error in tokens.square_error[run.start : run.stop].numpy():
                     shard.add_square_error(square_error)
-        for place, reason in encoded.bad.items():
-            shard.quarantine(place, reason)
+        for slot, reason in encoded.bad.items():
+            shard.quarantine(slot, reason)
 
     def _drop_in_flight(self) -> None:
         """Stops all work in hand and removes what was written of unfinished shards."""
@@ -453,7 +453,7 @@ def _copies(
     *,
     last: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What goes back to the host, with its place there: tokens, and the sums behind a shard's last ones."""
+    """What goes back to the host, with where it lies there: tokens, and the sums behind a shard's last ones."""
     for index, tokens, total in zip(targets, stored, sums, strict=True):
         yield from tokens.copies_into(buffers[index])
         if last and isinstance(total, DeviceSums):

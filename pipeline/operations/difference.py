@@ -224,21 +224,21 @@ class _Pair:
         return FieldDifference(rows=count, differing=len(differing), numbers=numbers)
 
     def _differing(self, view: str, name: str) -> NDArray[np.int64]:
-        """Places of the rows whose stored bytes are not the same."""
+        """Slots of the rows whose stored bytes are not the same."""
         a, b = self._stores
         if name == "tokens" and (a.recipe.dtype, a.recipe.code) != (b.recipe.dtype, b.recipe.code):
             return np.arange(len(self._rows[0]))
         checksums = [store.index.checksums(f"{view}/{name}") for store in self._stores]
         return np.flatnonzero(checksums[0][self._rows[0]] != checksums[1][self._rows[1]])
 
-    def _sampled(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        return places if self._most is None else places[even_spread(self._most, len(places))]
+    def _sampled(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        return slots if self._most is None else slots[even_spread(self._most, len(slots))]
 
-    def _read(self, view: str, readers: list[RowReader], places: NDArray[np.int64]) -> NumberDifference:
+    def _read(self, view: str, readers: list[RowReader], slots: NDArray[np.int64]) -> NumberDifference:
         a = self._stores[0]
         largest, total = np.zeros(a.width), np.zeros(a.width)
-        for start in range(0, len(places), _BLOCK):
-            block = places[start : start + _BLOCK]
+        for start in range(0, len(slots), _BLOCK):
+            block = slots[start : start + _BLOCK]
             one, other = (
                 _numbers(store, reader, rows[block])
                 for store, reader, rows in zip(self._stores, readers, self._rows, strict=True)
@@ -247,12 +247,12 @@ class _Pair:
             largest = np.maximum(largest, gap.max(axis=(0, 1)))
             total += gap.sum(axis=(0, 1))
             if self._progress is not None:
-                self._progress(start + len(block), len(places))
+                self._progress(start + len(block), len(slots))
         exact = a.statistics((view,), exact=True)
         return NumberDifference(
-            compared=len(places),
+            compared=len(slots),
             largest=largest,
-            mean=total / (len(places) * a.num_tokens),
+            mean=total / (len(slots) * a.num_tokens),
             std=np.sqrt(exact.variance.mean(axis=(1, 2))),
         )
 

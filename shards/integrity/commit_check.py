@@ -55,7 +55,7 @@ def commit_problems(path: Location, recipe: Recipe, threads: int) -> list[Proble
         return [Problem(plan_path(recipe), "is not the plan of the recipe")]
     shards = [(view, shard) for view in recipe.views for shard in range(recipe.num_shards)]
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
-        found = pool.map(lambda place: list(_shard_problems(path, recipe, plan, *place)), shards)
+        found = pool.map(lambda slot: list(_shard_problems(path, recipe, plan, *slot)), shards)
         return [problem for problems in found for problem in problems]
 
 

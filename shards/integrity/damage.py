@@ -46,9 +46,9 @@ def locate_damage(
         except StoreDamagedError as error:
             yield Problem(path, f"its own index is damaged: {error}", view, shard)
             return
-    for place, what in wrong:
+    for slot, what in wrong:
         found = True
-        yield Problem(path, what, view, shard, int(rows[place]))
+        yield Problem(path, what, view, shard, int(rows[slot]))
     if not found:
         yield Problem(path, "is not the file that was written, outside its rows", view, shard)
 
@@ -68,21 +68,21 @@ def _wrong_rows(
         extents[field.name] = RowLocator(recipe, field, offsets)(source, shard)
     checksums = {field.name: index.checksums(field.path)[part] for field in fields}
     surroundings_intact = format_of(recipe).entry_check(fields, plan, shard)
-    for place in range(plan.shard_size(shard)):
+    for slot in range(plan.shard_size(shard)):
         arrays: dict[str, NDArray[Any]] = {}
         for field in fields:
-            offset = int(extents[field.name].offsets[place])
+            offset = int(extents[field.name].offsets[slot])
             if offset == ABSENT:
                 continue
-            row = _row(source, field, offset, int(extents[field.name].sizes[place]))
-            if row is None or crc32c(row) != checksums[field.name][place]:
-                yield place, f"{field.name} fails its checksum"
+            row = _row(source, field, offset, int(extents[field.name].sizes[slot]))
+            if row is None or crc32c(row) != checksums[field.name][slot]:
+                yield slot, f"{field.name} fails its checksum"
             else:
                 arrays[field.name] = row
         if len(arrays) == len(fields):
-            start = int(extents[fields[0].name].offsets[place])
-            if not surroundings_intact(source, place, arrays, start):
-                yield place, "a member's name, label or description is damaged"
+            start = int(extents[fields[0].name].offsets[slot])
+            if not surroundings_intact(source, slot, arrays, start):
+                yield slot, "a member's name, label or description is damaged"
 
 
 def _respelled_rows(
@@ -98,11 +98,11 @@ def _respelled_rows(
         if codec is None:
             continue
         extents = scan_extents(root, recipe, field, shard)
-        for place in np.flatnonzero(extents.present).tolist():
-            offset, size = int(extents.offsets[place]), int(extents.sizes[place])
+        for slot in np.flatnonzero(extents.present).tolist():
+            offset, size = int(extents.offsets[slot]), int(extents.sizes[slot])
             row = _row(source, field, offset, size)
             if row is not None and codec.encode(row) != source.read(size, offset):
-                yield place, f"{field.name} decodes to its numbers, but from other bytes than were written"
+                yield slot, f"{field.name} decodes to its numbers, but from other bytes than were written"
 
 
 def _row(source: ObjectReader, field: Field, offset: int, size: int) -> NDArray[Any] | None:

@@ -76,15 +76,15 @@ class CommitRecord:
         num_rows: Rows present in every field.
         objects: The shard's objects in the store, in order of field.
         moments: Its partial sums, which are removed once the store is finished.
-        bad: Reason by place, for each image of the shard that is not present.
-        crc32c: By field, CRC32C of each row's uncompressed bytes by place, uint32[capacity]; 0 where absent.
+        bad: Reason by slot, for each image of the shard that is not present.
+        crc32c: By field, CRC32C of each row's uncompressed bytes by slot, uint32[capacity]; 0 where absent.
         offsets: By field, first byte of each row in its object, int64[capacity], -1 where absent; only for
             forms whose objects have no index of their own.
         square_error: Of an int8 store, the sum over rows and tokens of the squared error of each channel,
             float64[D], NaN where a shard was described from its bytes alone; otherwise None.
         seconds: Time from opening the shard to publishing it.
         attempts: How often the shard had been begun.
-        repaired: Size in bytes by place, of each image file that was repaired after the plan was made; only in records
+        repaired: Size in bytes by slot, of each image file that was repaired after the plan was made; only in records
             that earlier versions wrote, as ``mended``. See `shards.metadata.repaired`.
     """
 
@@ -106,13 +106,13 @@ class CommitRecord:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["objects"] = [o.to_dict() for o in self.objects]
         values["moments"] = self.moments.to_dict()
-        values["bad"] = {str(place): reason for place, reason in sorted(self.bad.items())}
+        values["bad"] = {str(slot): reason for slot, reason in sorted(self.bad.items())}
         values["crc32c"] = {name: _pack(a, "<u4") for name, a in self.crc32c.items()}
         values["offsets"] = {name: _pack(a, "<i8") for name, a in self.offsets.items()}
         if self.square_error is not None:
             values["square_error"] = _pack(self.square_error, "<f8")
         if repaired := values.pop("repaired"):
-            values["mended"] = {str(place): nbytes for place, nbytes in sorted(repaired.items())}
+            values["mended"] = {str(slot): nbytes for slot, nbytes in sorted(repaired.items())}
         return json.dumps({"version": COMMIT_VERSION, **values}, indent=1, ensure_ascii=False).encode()
 
     @classmethod
@@ -135,13 +135,13 @@ class CommitRecord:
                 num_rows=found.num_rows,
                 objects=tuple(ObjectRecord.from_dict(o) for o in found.objects),
                 moments=ObjectRecord.from_dict(found.moments),
-                bad={int(place): reason for place, reason in found.bad.items()},
+                bad={int(slot): reason for slot, reason in found.bad.items()},
                 crc32c={name: _unpack(a, "<u4") for name, a in found.crc32c.items()},
                 offsets={name: _unpack(a, "<i8") for name, a in found.offsets.items()},
                 square_error=None if found.square_error is None else _unpack(found.square_error, "<f8"),
                 seconds=found.seconds,
                 attempts=found.attempts,
-                repaired={int(place): nbytes for place, nbytes in found.mended.items()},
+                repaired={int(slot): nbytes for slot, nbytes in found.mended.items()},
             )
         except (ValueError, StoreDamagedError) as error:
             raise StoreDamagedError(f"{path} is not a readable commit record ({error}); {_REMEDY}") from error

@@ -38,8 +38,8 @@ def bad_rows(recipe: Recipe, plan: Plan, commits: Commits) -> dict[int, str]:
     """Reason by row for each image that is not present in every view."""
     reasons: dict[int, dict[str, str]] = {}
     for (view, shard), record in sorted(commits.items()):
-        for place, reason in record.bad.items():
-            reasons.setdefault(shard * recipe.capacity + place, {})[view] = reason
+        for slot, reason in record.bad.items():
+            reasons.setdefault(shard * recipe.capacity + slot, {})[view] = reason
     return {row: _in_words(recipe, reasons[row]) for row in sorted(reasons)}
 
 

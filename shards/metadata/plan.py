@@ -1,7 +1,7 @@
 """Which image goes where: the table that is written before anything else.
 
 The images, sorted by key, are shuffled by a seed and dealt to exactly N shards, whose sizes differ by at
-most one. Every shard has room for ``capacity`` = ⌈n / N⌉ rows, so row = shard · capacity + place is an index
+most one. Every shard has room for ``capacity`` = ⌈n / N⌉ rows, so row = shard · capacity + slot is an index
 on axis 0 of every array; the spare rows at the end of the smaller shards hold nothing.
 
 A plan is only ever appended to: `Plan.extended` deals further images, shuffled among themselves, to further shards of
@@ -162,12 +162,12 @@ class Plan:
         return list(itertools.accumulate(self._sizes))
 
     def rows_of(self, shard: int) -> range:
-        """Rows of a shard that hold images, by place."""
+        """Rows of a shard that hold images, by slot."""
         first = shard * self.capacity
         return range(first, first + self.shard_size(shard))
 
     def records_of(self, shard: int) -> list[SourceRecord]:
-        """Images of a shard, by place."""
+        """Images of a shard, by slot."""
         size = self.shard_size(shard)
         part = self._now.slice(self._ends[shard] - size, size)
         return [SourceRecord(**values) for values in part.to_pylist()]

@@ -85,5 +85,5 @@ def planned_rows(num_images: int, num_shards: int, earlier: Sequence[Stage] = ()
     """Row of each image, ascending, int64[n]: every row that is not spare."""
     capacity = shard_capacity(num_images, num_shards, earlier)
     rows = np.arange(capacity * num_shards, dtype=np.int64)
-    shard, place = np.divmod(rows, capacity)
-    return rows[place < shard_sizes(num_images, num_shards, earlier)[shard]]
+    shard, slot = np.divmod(rows, capacity)
+    return rows[slot < shard_sizes(num_images, num_shards, earlier)[shard]]

@@ -11,7 +11,7 @@ from typing import Any
 _LARGEST_UNSUSPICIOUS = 256 << 20
 _LARGEST_RATIO = 100
 """Bytes that a byte of the file may become. Plans and indices shrink to a fifth at most: each key is different, and its
-place is drawn at random."""
+slot is drawn at random."""
 _LARGEST_TEXT = 1 << 16
 """Bytes of a key, an address or a reason."""
 

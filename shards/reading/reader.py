@@ -90,7 +90,7 @@ class CheckedReader(ABC):
 
     @abstractmethod
     def _fill(self, rows: Sequence[int], targets: Sequence[int], flat: NDArray[np.uint8]) -> None:
-        """Put each row's bytes into its place of the buffer, a uint8 vector."""
+        """Put each row's bytes into its slot of the buffer, a uint8 vector."""
 
     @abstractmethod
     def _where(self, shard: int) -> str:
@@ -219,9 +219,9 @@ class StoredReader(CheckedReader):
     ) -> int:
         """Read ``rows[first]`` and those after it that are its neighbours in the file and in the buffer."""
         row, target, nbytes = rows[first], targets[first], self._row_nbytes
-        shard, place = divmod(row, self._capacity)
+        shard, slot = divmod(row, self._capacity)
         file = self._files.get(shard) or self._opened(shard, row)
-        offset, size = file.extent(place)
+        offset, size = file.extent(slot)
         if offset < 0:
             raise StoreDamagedError(f"{self._at(row)} holds no image: it is spare or quarantined, or damaged")
         if self._codec is not None:
@@ -229,7 +229,7 @@ class StoredReader(CheckedReader):
             return 1
         length = 1
         if first + 1 < len(rows):
-            most = min(len(rows) - first, self._capacity - place)
+            most = min(len(rows) - first, self._capacity - slot)
             while (
                 length < most
                 and rows[first + length] == row + length
@@ -237,7 +237,7 @@ class StoredReader(CheckedReader):
             ):
                 length += 1
             if length > 1:
-                length = file.run_length(place, length)
+                length = file.run_length(slot, length)
         try:
             file.read_into(offset, flat[target * nbytes : (target + length) * nbytes])
         except (StoreDamagedError, OSError) as error:

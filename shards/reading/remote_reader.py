@@ -99,14 +99,14 @@ class RemoteReader(CheckedReader):
         shards = self._opened({row // self._capacity for row in rows})
         wanted = []
         for row, target in zip(rows, targets, strict=True):
-            shard, place = divmod(row, self._capacity)
+            shard, slot = divmod(row, self._capacity)
             extents = shards[shard].extents
-            offset = int(extents.offsets[place])
+            offset = int(extents.offsets[slot])
             if offset == ABSENT:
                 raise StoreDamagedError(
                     f"{self._at(row)} holds no image: it is spare or quarantined, or damaged"
                 )
-            piece = _Wanted(row, shards[shard], offset, int(extents.sizes[place]), target)
+            piece = _Wanted(row, shards[shard], offset, int(extents.sizes[slot]), target)
             if not self._kept(piece, flat):
                 wanted.append(piece)
         gather([submit(partial(self._fetch, group, flat)) for group in _coalesced(wanted)])
@@ -132,7 +132,7 @@ class RemoteReader(CheckedReader):
         return RemoteShard(path, record.digest, extents)
 
     def _kept(self, piece: _Wanted, flat: NDArray[np.uint8]) -> bool:
-        """Whether the cache had the row; then it is in its place."""
+        """Whether the cache had the row; then it is in its slot."""
         if self._cache is None:
             return False
         out = self._place(piece, flat)

@@ -74,17 +74,16 @@ class ShardFile(LocalObject):
             # Without this the kernel reads ahead by megabytes that a shuffled order does not want.
             os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
-    def extent(self, place: int) -> tuple[int, int]:
+    def extent(self, slot: int) -> tuple[int, int]:
         """First byte and stored length of a row; (-1, 0) where there is none."""
-        return self._offsets[place], self._sizes[place]
+        return self._offsets[slot], self._sizes[slot]
 
-    def run_length(self, place: int, most: int) -> int:
-        """How many rows from ``place`` on, at most ``most``, lie one behind another without a gap."""
+    def run_length(self, slot: int, most: int) -> int:
+        """How many rows from ``slot`` on, at most ``most``, lie one behind another without a gap."""
         offsets, sizes = self._offsets, self._sizes
         length = 1
         while (
-            length < most
-            and offsets[place + length] == offsets[place + length - 1] + sizes[place + length - 1]
+            length < most and offsets[slot + length] == offsets[slot + length - 1] + sizes[slot + length - 1]
         ):
             length += 1
         return length

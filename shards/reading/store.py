@@ -172,7 +172,7 @@ class Store:
 
     @property
     def capacity(self) -> int:
-        """Rows of a shard: row = shard · capacity + place."""
+        """Rows of a shard: row = shard · capacity + slot."""
         return self.recipe.capacity
 
     @property

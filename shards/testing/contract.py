@@ -271,15 +271,15 @@ class StoreContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Location:
+    def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Location:
         """An empty folder for stores."""
         return tmp_path_factory.mktemp("stores")
 
     @pytest.fixture(scope="class")
     @classmethod
-    def store(cls, kind: StoreKind, place: Location) -> Store:
+    def store(cls, kind: StoreKind, folder: Location) -> Store:
         """A finished store of that kind with one image quarantined; not to be changed."""
-        return build_store(place / f"store-{kind}", replace(kind, bad=cls.BAD))
+        return build_store(folder / f"store-{kind}", replace(kind, bad=cls.BAD))
 
     def test_every_valid_row_reads_back_bit_for_bit(self, store: Store) -> None:
         """In one call and one by one, by each way of reading."""
@@ -366,9 +366,9 @@ class StoreContract:
         """In a store as it was written."""
         assert verify_store(store.path) == []
 
-    def test_a_second_writer_changes_nothing(self, store: Store, kind: StoreKind, place: Location) -> None:
+    def test_a_second_writer_changes_nothing(self, store: Store, kind: StoreKind, folder: Location) -> None:
         """Neither the objects of the first nor the record of them."""
-        copy = place / f"copy-{kind}"
+        copy = folder / f"copy-{kind}"
         before = read_objects(store.path, object_names(store.path))
         for name, content in before.items():
             publish_bytes(copy / name, content)
@@ -377,9 +377,9 @@ class StoreContract:
         remove_matching(copy / "moments", re.compile(".*"))
         assert read_objects(copy, object_names(copy)) == before
 
-    def test_batches_of_writing_leave_no_trace(self, store: Store, kind: StoreKind, place: Location) -> None:
+    def test_batches_of_writing_leave_no_trace(self, store: Store, kind: StoreKind, folder: Location) -> None:
         """Rows written one by one give the objects and statistics that blocks give, byte for byte."""
-        other = build_store(place / f"other-{kind}", replace(kind, bad=self.BAD), block=1)
+        other = build_store(folder / f"other-{kind}", replace(kind, bad=self.BAD), block=1)
         for record in store.manifest.objects:
             if not record.path.startswith("commits/"):
                 assert (other.path / record.path).read_bytes() == (store.path / record.path).read_bytes(), (

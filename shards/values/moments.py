@@ -1,6 +1,6 @@
 """Exact, mergeable mean and variance of the tokens, per token and channel.
 
-A shard's moments are sums over its rows in order of place, so that their bits depend on the stored numbers
+A shard's moments are sums over its rows in order of slot, so that their bits depend on the stored numbers
 only, not on how many workers wrote them in what batches. Shards are merged in order of shard.
 
 Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", The American Statistician 37
@@ -119,7 +119,7 @@ class TokenSums(Protocol):
     """Adds up the tokens of one shard; whoever does it, by whatever means, the bits are those of `RowSums`."""
 
     def update(self, rows: NDArray[Any], /) -> None:
-        """Take note of rows [k, *row_shape] of the storage type, which are being written, in order of place."""
+        """Take note of rows [k, *row_shape] of the storage type, which are being written, in order of slot."""
 
     @property
     def finite(self) -> bool:
@@ -154,7 +154,7 @@ class RowSums:
         self._squares = np.zeros(size)
 
     def update(self, rows: NDArray[Any]) -> None:
-        """Add rows [k, *row_shape] of the storage type, in order of place."""
+        """Add rows [k, *row_shape] of the storage type, in order of slot."""
         if not len(rows):
             return
         flat: NDArray[Any] = (rows if self._code is None else self._code.decode(rows)).reshape(len(rows), -1)

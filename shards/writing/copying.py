@@ -114,10 +114,10 @@ def _copy_shard(rows: SelectedRows, output: ShardWriter, progress: RowsDone | No
     size = rows.writer.plan.shard_size(output.shard)
     present = np.ones(size, np.bool_)
     present[list(bad)] = False
-    for place, reason in bad.items():
-        output.quarantine(place, reason)
+    for slot, reason in bad.items():
+        output.quarantine(slot, reason)
     for block in _read_ahead(rows, output.view, output.shard, present):
-        output.write_block(block.first_place, block.arrays)
+        output.write_block(block.first_slot, block.arrays)
         for square_error in () if block.square_errors is None else block.square_errors:
             output.add_square_error(square_error)
         if progress is not None:
@@ -135,7 +135,7 @@ def _copy_shard(rows: SelectedRows, output: ShardWriter, progress: RowsDone | No
 def _read_ahead(rows: SelectedRows, view: str, shard: int, present: NDArray[np.bool_]) -> Iterator[Block]:
     """The blocks of a shard in order; one is read while the one before is written."""
     row_nbytes = sum(field.row_nbytes for field in fields_of(rows.writer.recipe, view))
-    start = rows.places(shard).start
+    start = rows.slots(shard).start
     reading: deque[Future[Block]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="copy") as pool:
         for run in _runs(present, max(1, _BLOCK_BYTES // row_nbytes)):
@@ -147,7 +147,7 @@ def _read_ahead(rows: SelectedRows, view: str, shard: int, present: NDArray[np.b
 
 
 def _runs(present: NDArray[np.bool_], longest: int) -> Iterator[range]:
-    """The places that hold rows, in runs of at most ``longest``."""
+    """The slots that hold rows, in runs of at most ``longest``."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], present, [False]])))
     for start, stop in edges.reshape(-1, 2).tolist():
         for first in range(start, stop, longest):
@@ -179,8 +179,8 @@ def _check_rows(rows: SelectedRows, field: Field, written: NDArray[np.uint32]) -
     """Compare the checksum of each row of the new store, uint32[num_rows], with that of the row it was copied from."""
     present = np.ones(len(written), np.bool_)
     for shard in range(rows.writer.recipe.num_shards):
-        start = rows.places(shard).start
-        present[[start + place for place in rows.bad(field.view, shard)]] = False
+        start = rows.slots(shard).start
+        present[[start + slot for slot in rows.bad(field.view, shard)]] = False
     for index, store in enumerate(rows.stores):
         if field.name == "tokens" and not rows.as_they_are[index]:
             continue

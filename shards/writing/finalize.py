@@ -247,12 +247,12 @@ def _merged_moments(
     records = [commits[view, shard] for shard in shards]
     contents = ahead(lambda record: _content(root / record.moments.path), records)
     for shard, record, content in zip(shards, records, contents, strict=True):
-        places = valid[shard * recipe.capacity : (shard + 1) * recipe.capacity]
+        slots = valid[shard * recipe.capacity : (shard + 1) * recipe.capacity]
         part = None
-        if record.num_rows == int(places.sum()):
+        if record.num_rows == int(slots.sum()):
             part = _stored_moments(content, record, row_shape)
         # A row that is bad in another view counts in none, and lost sums are computed again.
-        merged = merged.merge(part or shard_moments(root, recipe, view, shard, places))
+        merged = merged.merge(part or shard_moments(root, recipe, view, shard, slots))
     return merged
 
 

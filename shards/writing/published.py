@@ -40,12 +40,12 @@ def object_record(root: Location, path: str, algorithm: str = SHA256) -> ObjectR
 def published_rows(
     root: Location, recipe: Recipe, field: Field, shard: int
 ) -> Iterator[tuple[int, NDArray[Any] | None]]:
-    """Every place of a shard with its row, or None where there is none, in order.
+    """Every slot of a shard with its row, or None where there is none, in order.
 
     The row's array is reused for the next one.
 
     Raises:
-        StoreDamagedError: Naming the place, if the object is damaged.
+        StoreDamagedError: Naming the slot, if the object is damaged.
     """
     extents = scan_extents(root, recipe, field, shard)
     path = root / object_path(recipe, field, shard)
@@ -55,28 +55,26 @@ def published_rows(
             raise StoreDamagedError(
                 f"{path} ends at byte {source.size}, its rows at {extents.end}: truncated"
             )
-        for place, (offset, size) in enumerate(
+        for slot, (offset, size) in enumerate(
             zip(extents.offsets.tolist(), extents.sizes.tolist(), strict=True)
         ):
             if offset == ABSENT:
-                yield place, None
+                yield slot, None
                 continue
             stored = np.frombuffer(source.read(size, offset), np.uint8)
             try:
                 unpack_row(field, stored, row)
             except (RuntimeError, ValueError) as error:
-                raise StoreDamagedError(f"{path}: place {place} cannot be decoded: {error}") from error
-            yield place, row
+                raise StoreDamagedError(f"{path}: slot {slot} cannot be decoded: {error}") from error
+            yield slot, row
 
 
-def shard_moments(
-    root: Location, recipe: Recipe, view: str, shard: int, places: NDArray[np.bool_]
-) -> Moments:
-    """Moments of the tokens at some places of a published shard, bool[capacity]."""
+def shard_moments(root: Location, recipe: Recipe, view: str, shard: int, slots: NDArray[np.bool_]) -> Moments:
+    """Moments of the tokens at some slots of a published shard, bool[capacity]."""
     field = fields_of(recipe, view)[0]
     sums = RowSums(field.row_shape, field.dtype, published_code(root, recipe))
-    for place, row in published_rows(root, recipe, field, shard):
-        if row is not None and places[place]:
+    for slot, row in published_rows(root, recipe, field, shard):
+        if row is not None and slots[slot]:
             sums.update(row[None])
     return sums.moments()
 
@@ -99,7 +97,7 @@ def describe_shard(
         plan: Its plan.
         view: Way the images were shown to the encoder.
         shard: Number of the shard.
-        reasons: What is known about places that have no row.
+        reasons: What is known about slots that have no row.
         square_error: Error of the int8 code over these rows, as whoever else encoded them measured it.
     """
     size = plan.shard_size(shard)
@@ -110,17 +108,17 @@ def describe_shard(
     fields = fields_of(recipe, view)
     for field in fields:
         sums = np.zeros(recipe.capacity, np.uint32)
-        for place, row in published_rows(root, recipe, field, shard):
+        for slot, row in published_rows(root, recipe, field, shard):
             if row is None:
-                present[place] = False
+                present[slot] = False
             else:
-                sums[place] = crc32c(row)
+                sums[slot] = crc32c(row)
         checksums[field.name] = sums
         if not format_of(recipe).has_row_index:
             offsets[field.name] = scan_extents(root, recipe, field, shard).offsets
     moments = shard_moments(root, recipe, view, shard, present)
     unknown = "the worker that published this shard wrote no row"
-    bad = {int(place): reasons.get(int(place), unknown) for place in np.flatnonzero(~present[:size])}
+    bad = {int(slot): reasons.get(int(slot), unknown) for slot in np.flatnonzero(~present[:size])}
     paths = dict.fromkeys(object_path(recipe, field, shard) for field in fields)
     record = CommitRecord(
         view=view,

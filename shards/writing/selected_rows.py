@@ -20,15 +20,15 @@ from shards.writing.store_writer import StoreWriter
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive places of a shard with their rows by field, and what int8 has newly lost of each, float64[k, D]."""
+    """Consecutive slots of a shard with their rows by field, and what int8 has newly lost of each, float64[k, D]."""
 
-    first_place: int
+    first_slot: int
     arrays: dict[str, NDArray[Any]]
     square_errors: NDArray[np.float64] | None
 
 
 class SelectedRows:
-    """The rows of a selection by their new place, read, checked and brought to the new storage type."""
+    """The rows of a selection by their new slot, read, checked and brought to the new storage type."""
 
     def __init__(self, selection: Selection, writer: StoreWriter) -> None:
         self.stores = selection.stores
@@ -46,20 +46,20 @@ class SelectedRows:
         recipe = self.writer.recipe
         return [(s.recipe.dtype, s.recipe.code) == (recipe.dtype, recipe.code) for s in self.stores]
 
-    def places(self, shard: int) -> slice:
+    def slots(self, shard: int) -> slice:
         """The new rows of a shard that hold images."""
         rows = self.writer.plan.rows_of(shard)
         return slice(rows.start, rows.stop)
 
     def bad(self, view: str, shard: int) -> dict[int, str]:
-        """Reason by place, for each image of a new shard that its store has no row of in this view."""
+        """Reason by slot, for each image of a new shard that its store has no row of in this view."""
         found = {}
-        origin = zip(self.store_of[self.places(shard)], self.row_of[self.places(shard)], strict=True)
-        for place, (index, row) in enumerate(origin):
-            old_shard, old_place = divmod(int(row), self.stores[index].capacity)
-            reason = self.commits[index][view, old_shard].bad.get(old_place)
+        origin = zip(self.store_of[self.slots(shard)], self.row_of[self.slots(shard)], strict=True)
+        for slot, (index, row) in enumerate(origin):
+            old_shard, old_slot = divmod(int(row), self.stores[index].capacity)
+            reason = self.commits[index][view, old_shard].bad.get(old_slot)
             if reason is not None:
-                found[place] = reason
+                found[slot] = reason
         return found
 
     def block(self, view: str, first: int, stop: int) -> Block:
@@ -108,7 +108,7 @@ class SelectedRows:
             None if some of it is not known.
         """
         total = np.zeros(self.writer.recipe.encoder.width)
-        part = self.places(shard)
+        part = self.slots(shard)
         origin = zip(self.store_of[part][present], self.row_of[part][present], strict=True)
         counts = Counter((int(s), int(row) // self.stores[s].capacity) for s, row in origin)
         for (index, old_shard), count in sorted(counts.items()):

@@ -19,7 +19,7 @@ class Selection:
     Attributes:
         stores: Where the rows come from; tokens and images of all have one shape.
         plan: Which image goes where in the new store.
-        store_of: For each image of the plan, its store's place in `stores`, int64[n].
+        store_of: For each image of the plan, its store's slot in `stores`, int64[n].
         row_of: For each image of the plan, its row there, int64[n].
     """
 
@@ -58,7 +58,7 @@ class Part:
 
 
 def every_row(store: Store) -> Selection:
-    """All images of a store, each in its old place."""
+    """All images of a store, each in its old slot."""
     plan = store.plan.with_repaired(store.repaired)
     return Selection((store,), plan, np.zeros(plan.num_images, np.int64), plan.rows)
 
@@ -84,6 +84,6 @@ def reshuffled(parts: Sequence[Part], class_names: Sequence[str], num_shards: in
     for index, (part, own) in enumerate(zip(parts, records, strict=True)):
         rows = part.store.plan.rows[part.images].tolist()
         origin |= {record.key: (index, row) for record, row in zip(own, rows, strict=True)}
-    places = np.array([origin[key] for key in plan.keys], np.int64).reshape(-1, 2)
+    origins = np.array([origin[key] for key in plan.keys], np.int64).reshape(-1, 2)
     stores = tuple(part.store for part in parts)
-    return Selection(stores, plan, np.ascontiguousarray(places[:, 0]), np.ascontiguousarray(places[:, 1]))
+    return Selection(stores, plan, np.ascontiguousarray(origins[:, 0]), np.ascontiguousarray(origins[:, 1]))

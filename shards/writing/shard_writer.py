@@ -25,11 +25,11 @@ from shards.values.quantize import Int8Code
 from shards.writing.published import describe_shard
 
 Linked = Callable[[], CommitRecord]
-"""Puts a shard's links to another store's images in their place; gives that store's record of the shard."""
+"""Puts a shard's links to another store's images where they belong; gives that store's record of the shard."""
 
 
 class ShardWriter:
-    """Takes the rows of one shard of one view in order of place and publishes them.
+    """Takes the rows of one shard of one view in order of slot and publishes them.
 
     Use as a context manager; leaving it without `publish` removes what was written.
     """
@@ -57,7 +57,7 @@ class ShardWriter:
         fields = fields_of(recipe, view)
         self._fields = tuple(f for f in fields if linked is None or f.name != "image")
         self._begun = time.monotonic()
-        self._next_place = 0
+        self._next_slot = 0
         self._bad: dict[int, str] = {}
         self._crc32c = {field.name: np.zeros(recipe.capacity, np.uint32) for field in self._fields}
         self._written = np.zeros(recipe.capacity, np.bool_)
@@ -109,29 +109,30 @@ class ShardWriter:
         self.write_block(place, {name: array[None] for name, array in arrays.items()})
 
     def write_block(self, first_place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write rows of consecutive places.
+        """Write rows of consecutive slots.
 
         Args:
-            first_place: Place of the first row; places must ascend from call to call.
+            first_place: Slot of the first row; slots must ascend from call to call.
             arrays: By field, the rows, an array [k, *row_shape] of the storage type. They may be reused when
                 this returns.
 
         Raises:
-            ValueError: If a field is missing, has another shape or type, or a place is not to be written.
+            ValueError: If a field is missing, has another shape or type, or a slot is not to be written.
         """
+        first_slot = first_place
         rows = {field.name: self._checked(field.name, arrays) for field in self._fields}
         count = len(rows["tokens"])
-        end = first_place + count
-        if first_place < self._next_place or end > self._plan.shard_size(self.shard):
-            limits = f"{self._next_place} to {self._plan.shard_size(self.shard)}"
-            raise ValueError(f"places must ascend and stay within {limits}, got {first_place} to {end}")
+        end = first_slot + count
+        if first_slot < self._next_slot or end > self._plan.shard_size(self.shard):
+            limits = f"{self._next_slot} to {self._plan.shard_size(self.shard)}"
+            raise ValueError(f"slots must ascend and stay within {limits}, got {first_slot} to {end}")
         if set(arrays) != set(rows) or any(len(array) != count for array in rows.values()):
             raise ValueError(f"a block needs the same number of rows of each of {sorted(rows)}")
-        self._next_place = end
-        self._written[first_place:end] = True
-        side_work = self._pool.submit(self._account, first_place, rows)
+        self._next_slot = end
+        self._written[first_slot:end] = True
+        side_work = self._pool.submit(self._account, first_slot, rows)
         try:
-            self._outputs.write(first_place, rows)
+            self._outputs.write(first_slot, rows)
         finally:
             side_work.result()
 
@@ -145,15 +146,15 @@ class ShardWriter:
             raise ValueError(f"{field.path} takes {expected}, got {array.shape[1:]} {array.dtype}")
         return np.ascontiguousarray(array)
 
-    def _account(self, first_place: int, rows: Mapping[str, NDArray[Any]]) -> None:
+    def _account(self, first_slot: int, rows: Mapping[str, NDArray[Any]]) -> None:
         for name, array in rows.items():
-            self._crc32c[name][first_place : first_place + len(array)] = crc32c_rows(array)
+            self._crc32c[name][first_slot : first_slot + len(array)] = crc32c_rows(array)
         self._sums.update(rows["tokens"])
 
     def quarantine(self, place: int, reason: str) -> None:
-        """Say why the image at a place has no row."""
+        """Say why the image at a slot has no row."""
         if not 0 <= place < self._plan.shard_size(self.shard):
-            raise ValueError(f"shard {self.shard} has no image at place {place}")
+            raise ValueError(f"shard {self.shard} has no image at slot {place}")
         self._bad[place] = " ".join(reason.split())
 
     def add_square_error(self, square_error: NDArray[np.float64]) -> None:
@@ -177,7 +178,7 @@ class ShardWriter:
             The record of what is published, whoever wrote it.
 
         Raises:
-            ValueError: If a place was neither written nor quarantined, or both, or int8 tokens came without
+            ValueError: If a slot was neither written nor quarantined, or both, or int8 tokens came without
                 their error.
             StoreError: If the tokens hold NaN or infinity, which no later step could use.
         """
@@ -231,7 +232,7 @@ class ShardWriter:
         if missing:
             raise ValueError(
                 f"each of the {size} images of shard {self.shard} must be either written or quarantined; "
-                f"place {missing[0]} is not"
+                f"slot {missing[0]} is not"
             )
 
     def _checked_error(self) -> NDArray[np.float64] | None:

@@ -99,11 +99,11 @@ def read_store(root):
                 index, crc = content[-16 * capacity - 4 : -4], content[-4:]
                 assert struct.unpack("<I", crc) == (crc32c(index),)
                 checksums = struct.unpack(f"<{capacity}I", base64.b64decode(packed))
-                for place, (offset, nbytes) in enumerate(struct.iter_unpack("<2Q", index)):
+                for slot, (offset, nbytes) in enumerate(struct.iter_unpack("<2Q", index)):
                     if offset != ABSENT:
                         row = content[offset : offset + nbytes]
-                        assert crc32c(row) == checksums[place]
-                        rows[view, name, shard * capacity + place] = row
+                        assert crc32c(row) == checksums[slot]
+                        rows[view, name, shard * capacity + slot] = row
     return rows
 
 
@@ -121,7 +121,7 @@ def test_the_tars_hold_the_same_rows(tmp_path):
     arrays = {
         (v, k.removesuffix(".npy"), row): content for (v, k, row), content in members.items() if ".npy" in k
     }
-    assert {place: content[128:] for place, content in arrays.items()} == rows
+    assert {slot: content[128:] for slot, content in arrays.items()} == rows
     about = json.loads(members["center", "json", 0])
     assert about["row"] == 0
     assert members["center", "cls", 0] == str(about["label"]).encode()
@@ -173,12 +173,12 @@ def example(tmp_path_factory):
     writer = StoreWriter.create_or_continue(root, recipe, plan)
     for view, shard in writer.pending():
         with writer.shard(view, shard) as output:
-            for place, record in enumerate(plan.records_of(shard)):
+            for slot, record in enumerate(plan.records_of(shard)):
                 if record.key == "b.png":
-                    output.quarantine(place, "not an image")
+                    output.quarantine(slot, "not an image")
                 else:
                     tokens = np.arange(6).reshape(2, 3) / 2 + record.label
-                    output.write(place, {"tokens": tokens.astype(np.float16)})
+                    output.write(slot, {"tokens": tokens.astype(np.float16)})
             output.publish()
     writer.finalize({})
     return root
@@ -205,17 +205,17 @@ def example_blocks(root):
         content = (root / f"center/tokens/c/{shard}/0/0").read_bytes()
         lines = []
         start = 0
-        for place, (offset, nbytes) in enumerate(struct.iter_unpack("<2Q", content[-36:-4])):
+        for slot, (offset, nbytes) in enumerate(struct.iter_unpack("<2Q", content[-36:-4])):
             if offset != ABSENT:
                 numbers = " ".join(f"{x:g}" for x in struct.unpack("<6e", content[offset : offset + nbytes]))
                 lines.append(
-                    f"{start:04x}  {content[offset : offset + nbytes].hex(' ')}  place {place}: {numbers}"
+                    f"{start:04x}  {content[offset : offset + nbytes].hex(' ')}  slot {slot}: {numbers}"
                 )
                 start += nbytes
-        for place in range(2):
+        for slot in range(2):
             entry = content[start : start + 16]
             what = "none" if entry[0] == 0xFF else "offset, nbytes"
-            lines.append(f"{start:04x}  {entry[:8].hex(' ')}  {entry[8:].hex(' ')}  place {place}: {what}")
+            lines.append(f"{start:04x}  {entry[:8].hex(' ')}  {entry[8:].hex(' ')}  slot {slot}: {what}")
             start += 16
         lines.append(f"{start:04x}  {content[start:].hex(' ')}  CRC32C of the 32 bytes before")
         blocks.append("\n".join(lines))

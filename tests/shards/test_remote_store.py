@@ -44,7 +44,7 @@ class TestOnS3(StoreContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, s3_environment: None) -> Location:
+    def folder(cls, s3_environment: None) -> Location:
         return as_location(f"s3://latents/{uuid.uuid4().hex}")
 
 
@@ -58,7 +58,7 @@ class TestInMemory(StoreContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls) -> Location:
+    def folder(cls) -> Location:
         return as_location(f"memory://{uuid.uuid4().hex}")
 
 

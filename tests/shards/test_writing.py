@@ -318,7 +318,7 @@ def row(value=0.0):
             "the same number of rows of each of \\['tokens'\\]",
         ),
         (row(), 4, "stay within 0 to 4, got 4 to 5"),
-        (row(), -1, "places must ascend"),
+        (row(), -1, "slots must ascend"),
     ],
 )
 def test_a_row_that_does_not_fit_is_refused(tmp_path, arrays, place, message):
@@ -331,9 +331,9 @@ def test_places_must_ascend_and_all_be_accounted_for(tmp_path):
         output.write(1, row())
         with pytest.raises(ValueError, match="must ascend"):
             output.write(1, row())
-        with pytest.raises(ValueError, match="place 0 is not"):
+        with pytest.raises(ValueError, match="slot 0 is not"):
             output.publish()
-        with pytest.raises(ValueError, match="no image at place 4"):
+        with pytest.raises(ValueError, match="no image at slot 4"):
             output.quarantine(4, "spare")
 
 
@@ -342,7 +342,7 @@ def test_a_place_cannot_be_both_written_and_bad(tmp_path):
         for place in range(4):
             output.write(place, row())
         output.quarantine(2, "bad")
-        with pytest.raises(ValueError, match="place 2 is not"):
+        with pytest.raises(ValueError, match="slot 2 is not"):
             output.publish()
 
 
