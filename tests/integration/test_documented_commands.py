@@ -270,6 +270,7 @@ def ground(tmp_path_factory):
         "pipeline encode data/imagenet/val --out data/other --shards 4",
         "accelerate launch train/decoder.py decoder-xl --store data/store --out runs/decoder",
         "accelerate launch train/dit.py dit-dh-xl-256 --store data/store --out runs/dit",
+        "accelerate launch train/compressor.py flat-32x128 --store data/store --out runs/flat",
     ):
         run(smaller(line), folder)
     return folder
