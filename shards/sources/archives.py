@@ -1,12 +1,11 @@
 """Opening what sources name, regular files alone; and the identity of archives whose offsets are trusted later."""
 
 import hashlib
-import os
-import stat
 import struct
 from pathlib import Path
 
 from shards.metadata.archives import ArchiveIdentity
+from shards.storage.entries import open_if_regular
 from shards.storage.location import Location, object_version
 
 
@@ -21,11 +20,10 @@ def open_regular(path: Path) -> int:
         NotAFileError: If it is something else.
         OSError: If it cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    opened = open_if_regular(path)
+    if opened is None:
         raise NotAFileError(f"{path} is no regular file")
-    return descriptor
+    return opened[0]
 
 
 def identity_now(path: Location) -> ArchiveIdentity:

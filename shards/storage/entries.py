@@ -97,12 +97,24 @@ def open_regular(path: Path) -> tuple[int, int]:
         FileNotFoundError: If it is not there.
         StoreDamagedError: If it is something else.
     """
+    opened = open_if_regular(path)
+    if opened is None:
+        raise StoreDamagedError(f"{path} is not a regular file; restore it")
+    return opened
+
+
+def open_if_regular(path: Path) -> tuple[int, int] | None:
+    """Descriptor and length in bytes of a regular file; None if it is something else, which is not waited for.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
     # Without O_NONBLOCK, opening a pipe waits for its writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        raise StoreDamagedError(f"{path} is not a regular file; restore it")
+        return None
     return descriptor, found.st_size
 
 
