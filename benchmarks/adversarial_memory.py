@@ -37,7 +37,7 @@ GRID, WIDTH, IMAGE_SIZE = (16, 16), 768, 256
 
 
 def make_task(size: str, device: torch.device) -> AdversarialTask:
-    """A decoder of a published size with all that judges it."""
+    """Return a decoder of a published size with all that judges it."""
 
     def no_snapshot(step: int, ema_rate: float) -> NoReturn:
         raise AssertionError(f"a snapshot was asked for at step {step}, rate {ema_rate}")
@@ -63,7 +63,7 @@ def make_task(size: str, device: torch.device) -> AdversarialTask:
 
 
 def make_batches(step: int, count: int, micro_batches: int, device: torch.device) -> list[MicroBatch]:
-    """A step's micro-batches of random tokens and pictures."""
+    """Return a step's micro-batches of random tokens and pictures."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randn(count, GRID[0] * GRID[1], WIDTH, generator=generator).half()
     images = torch.randint(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, generator=generator)

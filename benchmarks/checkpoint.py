@@ -35,7 +35,7 @@ XL_BYTES = 13.4e9
 
 
 def make_parts(size: str, device: torch.device) -> Parts:
-    """The state of a run that has taken a step."""
+    """Return the state of a run that has taken a step."""
     with torch.device(device):
         model = build_model(dit_dh_config(size, token_width=768, grid=(16, 16), num_classes=1000))
     optimizer = make_optimizer(model, OptimizerSettings())

@@ -199,7 +199,7 @@ def _decode(config: ViTDecoderConfig) -> Work:
 
 
 def row(case: Case, cost: Cost | None, calls: float, batch: int) -> dict[str, Any]:
-    """A row of cost.json; times, memory and energy are None where nothing was measured."""
+    """Return a row of cost.json; times, memory and energy are None where nothing was measured."""
     values: dict[str, Any] = {name: value for name, value in asdict(case).items() if name != "work"}
     values |= {"batch_size": batch, "images_per_second": None, "tflops_per_second": None}
     values |= {"peak_memory_bytes": None, "joules_per_image": None}
@@ -213,7 +213,7 @@ def row(case: Case, cost: Cost | None, calls: float, batch: int) -> dict[str, An
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table; a dash where the device does not say."""
+    """Return the rows as a Markdown table; a dash where the device does not say."""
     lines = [
         "| stage | network | image | parameters (M) | GFLOPs an image | images/s | TFLOP/s | peak memory (GiB) "
         "| J an image |",

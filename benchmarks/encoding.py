@@ -59,7 +59,7 @@ class StandIn(torch.nn.Module):
         return torch.device("cpu")
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The same tokens for all, as the store keeps them, once their time is over."""
+        """Return the same tokens for all, as the store keeps them, once their time is over."""
         time.sleep(len(pixels) / self.rate)
         return self.tokens[: len(pixels)]
 
@@ -108,7 +108,7 @@ class Case:
 
 
 def photographs(folder: Path, count: int, size: tuple[int, int]) -> Plan:
-    """Writes JPEG files of a camera's detail once; gives a plan of two shards."""
+    """Write JPEG files of a camera's detail, once; return a plan of two shards."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         path = folder / f"{number:05d}.jpg"
@@ -124,7 +124,7 @@ def photographs(folder: Path, count: int, size: tuple[int, int]) -> Plan:
 def recipe_for(
     encoder: Encoder | StandIn, plan: Plan, image_size: int, views: tuple[str, ...] = VIEWS
 ) -> Recipe:
-    """A store of some views with images of a size."""
+    """Return a store of some views with images of a size."""
     return Recipe(
         encoder=encoder.identity,
         source_digest=plan.source_digest(),

@@ -27,7 +27,7 @@ from shards.values.quantize import fit_code
 
 
 def code_for(width: int) -> Int8Code:
-    """A code for tokens after a LayerNorm."""
+    """Return a code for tokens after a LayerNorm."""
     return fit_code(torch.randn((2048, width), generator=torch.Generator().manual_seed(0)).numpy())
 
 

@@ -41,7 +41,7 @@ def photograph_crops(names: list[str], each: int) -> np.ndarray:
 
 
 def image_store(path: Path, images: np.ndarray, compression: str | None) -> Store:
-    """A store of images with tokens of a single number."""
+    """Return a store of images with tokens of a single number."""
     plan = benchmark_plan(len(images), 4)
     recipe = benchmark_recipe(plan, image_compression=compression)
     tiny = dataclasses.replace(recipe.encoder, grid=(1, 1), width=1)
@@ -72,7 +72,7 @@ def planar_delta(level: int) -> tuple[Callable[[np.ndarray], bytes], Callable[[b
 
 
 def picture_file(kind: str, **settings: Any) -> tuple[Callable[[np.ndarray], bytes], Callable[[bytes], Any]]:
-    """A picture format of Pillow's."""
+    """Return a picture format of Pillow's."""
 
     def encode(image: np.ndarray) -> bytes:
         buffer = io.BytesIO()
@@ -83,7 +83,7 @@ def picture_file(kind: str, **settings: Any) -> tuple[Callable[[np.ndarray], byt
 
 
 def own_codec(name: str) -> tuple[Callable[[np.ndarray], bytes], Callable[[bytes], Any]]:
-    """A codec of the store's."""
+    """Return a codec of the store's."""
     codec = row_codec(name)
     out = np.empty((SIDE, SIDE, 3), np.uint8)
 

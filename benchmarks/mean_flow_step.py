@@ -49,7 +49,7 @@ class PublishedTask(MeanFlowTask):
     """Distillation with the difference quotient inside the batch that has a gradient."""
 
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
-        """The same losses at the published price."""
+        """Return the same losses at the published price."""
         data = self._latents(batch.fields["tokens"])
         noise = normal(self._settings.seed, "noise", batch.positions, tuple(data.shape[1:]))
         t, r = self.spans(batch.positions)
@@ -178,7 +178,7 @@ def micro_batch(config: DiTDHConfig, size: int, device: torch.device) -> MicroBa
 
 
 def meta_of(config: DiTDHConfig) -> SnapshotMeta:
-    """The origin of weights that come from nowhere."""
+    """Return the origin of weights that come from nowhere."""
     return SnapshotMeta(
         encoder={},
         class_names=(),

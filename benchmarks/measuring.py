@@ -102,7 +102,7 @@ def side_by_side(
 
 
 def make_tokens(path: Path, num_rows: int) -> np.ndarray:
-    """A flat npy file of float16 rows [256, 768], made once."""
+    """Return a flat npy file of float16 rows [256, 768], made once."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -116,7 +116,7 @@ def make_tokens(path: Path, num_rows: int) -> np.ndarray:
 
 
 def benchmark_recipe(plan: Plan, **settings: Any) -> Recipe:
-    """A recipe for rows [256, 768] without images."""
+    """Return a recipe for rows [256, 768] without images."""
     encoder = EncoderIdentity(
         name="benchmark",
         weights="random:0",
@@ -140,7 +140,7 @@ def benchmark_recipe(plan: Plan, **settings: Any) -> Recipe:
 
 
 def benchmark_plan(num_rows: int, num_shards: int) -> Plan:
-    """A plan of images that do not exist."""
+    """Return a plan of images that do not exist."""
     records = [
         SourceRecord(f"{i % 1000:04d}/{i:08d}.jpg", i % 1000, f"/none/{i}", 0, 1) for i in range(num_rows)
     ]
@@ -148,7 +148,7 @@ def benchmark_plan(num_rows: int, num_shards: int) -> Plan:
 
 
 def make_store(path: Path, tokens: np.ndarray, num_shards: int, **settings: Any) -> Store:
-    """A store of the rows, row by row those of the flat file; made once."""
+    """Return a store of the rows, row by row those of the flat file; made once."""
     try:
         return open_store(path)
     except (UsageError, StoreIncompleteError):
@@ -174,7 +174,7 @@ def make_store(path: Path, tokens: np.ndarray, num_shards: int, **settings: Any)
 
 
 def make_small_store(path: Path, num_rows: int, shape: tuple[int, int], num_shards: int) -> Store:
-    """A store of random float16 rows [N, D] in the views center and flip, such as compact latents; made once."""
+    """Return a store of random float16 rows [N, D] in the views center and flip, such as compact latents; made once."""
     try:
         return open_store(path)
     except (UsageError, StoreIncompleteError):

@@ -53,7 +53,7 @@ class Need:
 
 
 def need(config: DiTDHConfig, *, checkpointing: bool) -> Need:
-    """What a step of a network needs, counted on shapes alone."""
+    """Count the memory that a step of a network needs, from shapes alone."""
     one, two = (kept_bytes(config, batch, checkpointing=checkpointing) for batch in (1, 2))
     parameters = num_parameters(config)
     matrices = 2 * parameters  # the copies that autocast makes

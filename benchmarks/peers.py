@@ -24,7 +24,7 @@ ROWS_PER_SHARD = 256
 
 
 def tokens_of(path: Path) -> np.ndarray:
-    """The rows, as a flat memory map."""
+    """Return the rows, as a flat memory map."""
     return np.load(path, mmap_mode="r")
 
 
@@ -83,12 +83,12 @@ def shuffled_loader(dataset: Any) -> Iterator[Any]:
 
 
 def memmap_batches(tokens: Path, _: Path) -> Iterator[Any]:
-    """The process DataLoader over a flat memory map."""
+    """Return the process DataLoader over a flat memory map."""
     return shuffled_loader(RowsOfMap(tokens))
 
 
 def write_zarr(tokens: Path, out: Path) -> None:
-    """A sharded zarr v3 array with one row an inner chunk, uncompressed, by zarr-python."""
+    """Return a sharded zarr v3 array with one row an inner chunk, uncompressed, by zarr-python."""
     import zarr
 
     rows = tokens_of(tokens)
@@ -187,7 +187,7 @@ class LitRow:
         self.tokens = tokens
 
     def __call__(self, index: int) -> Any:
-        """The row at an index."""
+        """Return the row at an index."""
         import torch
 
         return torch.from_numpy(np.array(tokens_of(self.tokens)[index]))
@@ -229,7 +229,7 @@ def mds_batches(_: Path, out: Path) -> Iterator[Any]:
 
 
 def nothing(_tokens: Path, _out: Path) -> None:
-    """The peer reads the flat file."""
+    """Build nothing: the peer reads the flat file."""
 
 
 Prepare = Callable[[Path, Path], None]

@@ -159,7 +159,7 @@ def compressed(codes: np.ndarray) -> tuple[float, float]:
 
 
 def line(codes: np.ndarray, errors: np.ndarray) -> dict[str, float]:
-    """What one way of coding gives."""
+    """Measure one way of coding."""
     bits, rate = compressed(codes)
     return {
         "median error": float(np.median(errors)),
@@ -202,7 +202,7 @@ def bytes_of() -> dict[str, Any]:
 
 
 def markdown(table: dict[str, dict[str, float]]) -> str:
-    """The table; shares as percentages."""
+    """Return the table; shares as percentages."""
     columns = list(next(iter(table.values())))
     rows = [f"| | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
     for name, values in table.items():

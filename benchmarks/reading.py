@@ -98,7 +98,7 @@ class OwnLoader:
 
 
 def checksum_results(store: Store, rounds: int) -> Iterator[Result]:
-    """Checking every row's CRC32C against checking none, through the loader."""
+    """Measure the loader with every row's CRC32C checked, against none checked."""
     for threads in (1, 2):
         checked = OwnLoader(store, verify="always", threads=threads)
         unchecked = OwnLoader(store, verify="never", threads=threads)
@@ -309,7 +309,7 @@ def flat_preads(path: Path, order: np.ndarray, row_nbytes: int, threads: int) ->
 
 
 def cold_results(tokens: Path, store_path: Path, rounds: int) -> Iterator[Result]:
-    """An epoch, shuffled, with nothing in the page cache."""
+    """Yield an epoch, shuffled, with nothing in the page cache."""
     store = open_store(store_path)
     row_nbytes = store.num_tokens * store.width * 2
     files = [*sorted((store_path / "center" / "tokens" / "c").glob("*/0/0")), tokens]
@@ -341,7 +341,7 @@ def cold_results(tokens: Path, store_path: Path, rounds: int) -> Iterator[Result
 
 
 def opening_facts(folder: Path) -> dict[str, Any]:
-    """Opening a store of ImageNet's size in a fresh process."""
+    """Measure opening a store of ImageNet's size in a fresh process."""
     path = make_sparse_store(folder / "sparse", num_images=1_280_000, num_shards=1024)
     script = (
         "import time, sys, json\n"

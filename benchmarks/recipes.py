@@ -94,7 +94,7 @@ def main() -> int:
 
 
 def demo_store(out: Path) -> Path:
-    """The demo's photographs, encoded by its little encoder with random weights, as `make demo` does."""
+    """Return the demo's photographs, encoded by its little encoder with random weights, as `make demo` does."""
     path = out / "store"
     photographs = ROOT / "data/demo/photographs"
     if not (path / "manifest.json").exists():
@@ -172,7 +172,7 @@ def equal_steps(store: Store, variant: Variant, steps: int) -> int:
 
 
 def held_out_tokens(store: Store, held_out: int, seed: int) -> Gaussian:
-    """The normal distribution that stands for the tokens of the images that a run has never seen."""
+    """Return the normal distribution that stands for the tokens of the images that a run has never seen."""
     _, rows = split_rows(store.valid_rows, held_out, seed=seed)
     reader = store.reader("center", "tokens")
     out = np.empty((len(rows), *reader.row_shape), reader.dtype)

@@ -68,7 +68,7 @@ def write_plainly(path: Path, batch: dict[str, np.ndarray], rows: int) -> list[f
 
 
 def added_up(tokens: np.ndarray, rows: int) -> DeviceSums:
-    """Sums of a shard as they come from a device."""
+    """Return the sums of a shard as they come from a device."""
     sums = DeviceSums(tokens.shape[1:], torch.device("cpu"))
     for first in range(0, rows, BATCH):
         sums.add(torch.from_numpy(tokens), range(min(BATCH, rows - first)))

@@ -85,7 +85,7 @@ def make_sparse_store(path: Path, *, num_images: int, num_shards: int) -> Path:
 
 
 def _write_holes(path: Path, size: int, capacity: int, row_nbytes: int) -> int:
-    """A shard file whose rows were never written, with its index at the end; returns its length."""
+    """Write a shard file without rows, with its index at the end; return its length."""
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = np.full((capacity, 2), 2**64 - 1, "<u8")
     entries[:size, 0] = np.arange(size) * row_nbytes

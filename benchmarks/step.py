@@ -94,7 +94,7 @@ class PlainDiTDH(nn.Module):
 
 
 def benchmark_config(size: str) -> DiTDHConfig:
-    """A published size, "narrow": XL's proportions at a size a CPU runs, or "tiny": the demo's."""
+    """Return a published size, "narrow": XL's proportions at a size a CPU runs, or "tiny": the demo's."""
     if size == "tiny":
         base = dit_dh_config("s", token_width=64, grid=(6, 6), num_classes=16)
         return replace(base, width=128, depth=6, num_heads=4, head_width=256, head_depth=2, head_num_heads=4)
@@ -115,7 +115,7 @@ def trained_like(model: nn.Module) -> nn.Module:
 
 
 def third_network(place: str, config: DiTDHConfig) -> nn.Module:
-    """The network that a function in a file makes: FILE.py:FUNCTION."""
+    """Return the network that a function in a file makes: FILE.py:FUNCTION."""
     path, _, name = place.rpartition(":")
     spec = importlib.util.spec_from_file_location("third_network", path)
     assert spec is not None, f"--network takes FILE.py:FUNCTION, got {place}"

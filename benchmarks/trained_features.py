@@ -56,7 +56,7 @@ def layer_normalised(tokens: np.ndarray) -> np.ndarray:
 
 
 def crop(photograph: Image.Image, generator: np.random.Generator) -> np.ndarray:
-    """A random square of a photograph, at least a third of its side, uint8 [256, 256, 3]."""
+    """Return a random square of a photograph, at least a third of its side, uint8 [256, 256, 3]."""
     side = generator.uniform(photograph.width / 3, photograph.width)
     left, top = generator.uniform(0, photograph.width - side, 2)
     box = (left, top, left + side, top + side)

@@ -73,7 +73,7 @@ def flat_shapes(size: str, *, scaled: bool) -> DiTConfig:
 
 
 def flat_compressor(encoder: Encoder, *, scaled: bool) -> FlatVAE:
-    """A compressor of the encoder's tokens, encoder of size s as published, or of a quarter of every width."""
+    """Return a compressor of the encoder's tokens, encoder of size s as published, or of a quarter of every width."""
     width, depth, heads, mlp = FLAT_SIZES["s"]
     half = FlatHalfConfig(
         width=width // (4 if scaled else 1),
@@ -115,7 +115,7 @@ def make_photographs() -> list[bytes]:
 
 
 def make_token_store(path: Path, identity: EncoderIdentity) -> Store:
-    """A store of random tokens of an identity's shape."""
+    """Return a store of random tokens of an identity's shape."""
     plan = benchmark_plan(NUM_IMAGES, 2)
     recipe = replace(benchmark_recipe(plan), encoder=identity)
     writer = StoreWriter.create_or_continue(path, recipe, plan)
@@ -159,7 +159,7 @@ def encoded_in_the_loop(
 
 
 def no_snapshot(step: int, ema_rate: float) -> NoReturn:
-    """A benchmark saves nothing."""
+    """Save nothing: this is a benchmark."""
     raise AssertionError(f"a snapshot was asked for at step {step}, rate {ema_rate}")
 
 

@@ -74,7 +74,7 @@ class Checkout:
 def measure(
     name: str, where: str, folder: Path, rows: int, rounds: int, baseline: Path | None
 ) -> list[Result]:
-    """The lines of one kind of row in one place."""
+    """Return the lines of one kind of row in one place."""
     form, image_size, sums = SHAPES[name]
     mine, others = [], []
     with Checkout(ROOT, folder, form, rows, image_size, sums) as ours:
@@ -142,7 +142,7 @@ def main() -> None:
 
 
 def revision(checkout: Path) -> str:
-    """The commit of a checkout."""
+    """Return the commit of a checkout."""
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 

@@ -12,7 +12,7 @@ _Settings = TypeVar("_Settings")
 
 
 def parse(arguments: Sequence[str], kind: type[_Settings], script: str, *, flags: bool = False) -> _Settings:
-    """Settings from a command line; `--help` prints their docstrings and leaves.
+    """Parse settings from a command line; `--help` prints their docstrings and exits.
 
     Args:
         arguments: What stands after the script's name.

@@ -94,7 +94,7 @@ _BY_SETTINGS = {command.settings: command for command in COMMANDS}
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The settings of the subcommand that a command line names; help and mistakes end the process as tyro does."""
+    """Parse the settings of the subcommand that is named; help and mistakes end the process as tyro does."""
     subcommands: Any = Union[  # noqa: UP007 - made from the table
         tuple(Annotated[command.settings, tyro.conf.subcommand(command.name)] for command in COMMANDS)
     ]

@@ -21,6 +21,6 @@ def show(text: str) -> None:
 
 
 def named(names: Collection[str]) -> str:
-    """The first names of a list, and how many more it has."""
+    """Return the first names of a list, and how many more it has."""
     some = ", ".join(repr(name) for name in list(names)[:_NAMED_AT_MOST])
     return some if len(names) <= _NAMED_AT_MOST else f"{some} and {len(names) - _NAMED_AT_MOST} more"

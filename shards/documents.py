@@ -19,7 +19,7 @@ _MOST_CHARACTERS = 60
 def read_document(
     text: str | bytes, kind: type[T], *, name: object, error: type[UserError] = UserError, remedy: str = ""
 ) -> T:
-    """A JSON text as an instance of `kind`; types must be exactly those of the schema.
+    """Return a JSON text as an instance of `kind`; types must be exactly those of the schema.
 
     Keys that `kind` does not know are passed over, unless it sets `__pydantic_config__ = {"extra": "forbid"}`. Texts
     of any depth and size are safe to read: nesting is limited.
@@ -73,6 +73,6 @@ def _adapter(kind: Any) -> Any:
 
 
 def _shown(key: str | int) -> str:
-    """A key as an error shows it: short, and without characters that move the cursor."""
+    """Return a key as an error shows it: short, and without characters that move the cursor."""
     text = str(key)
     return (text if text.isprintable() else repr(text))[:_MOST_CHARACTERS]

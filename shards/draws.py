@@ -36,14 +36,14 @@ def raw_bits(start: int, count: int, *, seed: int, stream: str, epoch: int = 0) 
 
 
 def permutation(size: int, *, seed: int, stream: str, epoch: int = 0) -> NDArray[np.int64]:
-    """A random order of ``range(size)``, int64[size]."""
+    """Return a random order of ``range(size)``, int64[size]."""
     return shuffled_within(np.zeros(size, np.uint64), seed=seed, stream=stream, epoch=epoch)
 
 
 def shuffled_within(
     groups: NDArray[np.uint64], *, seed: int, stream: str, epoch: int = 0
 ) -> NDArray[np.int64]:
-    """Indices ordered by group, and at random within each group.
+    """Order indices by group, and at random within each group.
 
     Each index gets a 64-bit word: its group, then random bits, then the index itself. The words are all
     different, so that any correct sort puts them in the same order, and the fastest may be used.

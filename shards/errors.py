@@ -11,7 +11,7 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def printable_text(text: str) -> str:
-    r"""A text with escapes, such as `\n` and `\x1b`, for what a terminal would act on instead of showing it.
+    r"""Return a text with escapes, such as `\n` and `\x1b`, for what a terminal would act on instead of showing it.
 
     Names come from stores, archives and folders of others.
     """

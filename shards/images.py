@@ -100,7 +100,7 @@ def _too_large(pixels: str, max_pixels: int) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says; where the metadata cannot be read it says nothing."""
+    """Return the picture turned as its EXIF orientation says; where the metadata cannot be read it says nothing."""
     try:
         turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
     except _DECODER_ERRORS:
@@ -109,7 +109,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _pixel_chunks(content: bytes) -> bytes:
-    """A PNG file without the chunks that its pixels do not depend on."""
+    """Return a PNG file without the chunks that its pixels do not depend on."""
     kept, position = [_PNG], len(_PNG)
     while position + 12 <= len(content):
         stop = position + 12 + int.from_bytes(content[position : position + 4], "big")

@@ -30,7 +30,7 @@ class CompareSettings:
 
 
 def parse(arguments: Sequence[str]) -> CompareSettings:
-    """Settings from a command line."""
+    """Parse settings from a command line."""
     return tyro.cli(
         CompareSettings,
         prog="python -m train.compare",

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_task(settings: CompressorSettings, store: Store, team: Team) -> CompressionTask:
-    """The network and its loss, on the process's device."""
+    """Return the network and its loss, on the process's device."""
     from train.engine.fine_tuning import start_from
     from train.engine.held_out import split_rows
     from train.engine.launch import begun, snapshot_meta
@@ -173,7 +173,7 @@ def picture_scores(
 
 
 def all_views(views: tuple[str, ...]) -> tuple[str, ...]:
-    """The views a compressor draws from: every one, because latents are made of every one."""
+    """Return the views a compressor draws from: every one, because latents are made of every one."""
     return views
 
 

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_task(settings: DecoderSettings, store: Store, team: Team) -> ReconstructionTask:
-    """The network and its loss, on the process's device."""
+    """Return the network and its loss, on the process's device."""
     from eval.networks.chain import through
     from eval.networks.load import Decoder
     from eval.reconstruct.pairs import Pairs
@@ -113,7 +113,7 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
 
 
 def reconstructing_compressor(settings: DecoderSettings, store: Store, team: Team) -> Compressor | None:
-    """The compressor whose reconstructed tokens the decoder learns from; None without --compressor.
+    """Return the compressor whose reconstructed tokens the decoder learns from; None without --compressor.
 
     Raises:
         UserError: It is no compressor, or was not trained on tokens like the store's.
@@ -180,7 +180,7 @@ def held_out_scores(
 
 
 def crops_or_center(views: tuple[str, ...]) -> tuple[str, ...]:
-    """The views a decoder draws from: random crops, as published, where the store has any."""
+    """Return the views a decoder draws from: random crops, as published, where the store has any."""
     return tuple(view for view in views if view.startswith("crop")) or ("center",)
 
 

@@ -119,7 +119,7 @@ class Team:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as it is called in training: alone, in DDP, or sharded in place by FSDP2."""
+        """Return the model as it is called in training: alone, in DDP, or sharded in place by FSDP2."""
         if self.sharded:
             return shard_blocks(model)
         if self.world_size == 1:
@@ -187,7 +187,7 @@ def shard_blocks(model: nn.Module) -> nn.Module:
 
 
 def gradients_stay_local(model: nn.Module, *, local: bool) -> AbstractContextManager[None]:
-    """A context for a backward pass; if `local`, gradients are summed here and not yet over the processes."""
+    """Return a context for a backward pass; if `local`, gradients are summed here and not yet over the processes."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(not local)
     elif isinstance(model, DistributedDataParallel) and local:
@@ -196,7 +196,7 @@ def gradients_stay_local(model: nn.Module, *, local: bool) -> AbstractContextMan
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded; every process must call this, in the same order."""
+    """Return the whole of a tensor that may be sharded; every process must call this, in the same order."""
     whole: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return whole
 

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
-    """The network, its normaliser and its objective, on the process's device."""
+    """Return the network, its normaliser and its objective, on the process's device."""
     from train.engine.fine_tuning import start_from
     from train.engine.launch import begun, snapshot_meta
     from train.engine.statistics_source import FILE_NAME, latent_normalizer, save_normalizer
@@ -92,7 +92,7 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
 
 
 def sample_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder | None:
-    """What renders samples of the network, through a compressor if need be; None where none are asked for.
+    """Return what renders samples of the network, through a compressor if need be; None if none are asked for.
 
     Raises:
         UserError: There is none, or it does not belong to the store's latents.
@@ -188,7 +188,7 @@ def _steps_of(settings: DiTSettings) -> dict[str, Any]:
 
 
 def center_and_flip(views: tuple[str, ...]) -> tuple[str, ...]:
-    """The views a DiT draws from: the centre crop and its mirror image, as published."""
+    """Return the views a DiT draws from: the centre crop and its mirror image, as published."""
     return tuple(view for view in ("center", "flip") if view in views) or views
 
 

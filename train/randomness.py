@@ -46,7 +46,7 @@ def uniform(seed: int, stream: str, positions: Tensor, shape: tuple[int, ...] = 
 
 
 def normal(seed: int, stream: str, positions: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-    """Standard normal numbers by the Box-Muller transform; the largest possible magnitude is 6.8.
+    """Draw standard normal numbers by the Box-Muller transform; the largest possible magnitude is 6.8.
 
     Args:
         seed: the run's seed.

@@ -36,7 +36,7 @@ class VerifySettings:
 
 
 def parse(arguments: Sequence[str]) -> VerifySettings:
-    """Settings from a command line."""
+    """Parse settings from a command line."""
     return tyro.cli(VerifySettings, prog="python -m train.verify", description=__doc__, args=list(arguments))
 
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def checks(path: Path) -> Iterator[tuple[Path, Check]]:
-    """What there is to check at a path, and how.
+    """Return what there is to check at a path, and how.
 
     Args:
         path: a run's folder or a snapshot.

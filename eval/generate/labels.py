@@ -34,7 +34,7 @@ def labels_of(numbers: Tensor, classes: tuple[int, ...], rule: LabelRule, seed: 
 
 
 def chosen_classes(asked: tuple[int, ...], num_classes: int, *, labelled: bool = True) -> tuple[int, ...]:
-    """The classes asked for, or all.
+    """Return the classes asked for, or all.
 
     Args:
         asked: Labels, or none.

@@ -106,7 +106,7 @@ def _require_unguided_jumps(plan: GenerationPlan) -> None:
 def with_sampler_of(
     plan: GenerationPlan, prediction: Prediction, *, end_time: bool = False
 ) -> GenerationPlan:
-    """The plan with the default sampler of a model.
+    """Return the plan with the default sampler of a model.
 
     One that is told the end of a jump jumps, unless guidance or a method is asked for; one that predicts the data is
     followed to the data.

@@ -74,7 +74,7 @@ class LatentSampler:
         return time_grid(self.points, time_shift(math.prod(self.latent_shape), self.shift_base), self.kind)
 
     def evaluations(self) -> int:
-        """Calls of the model that one sample costs with a solver of fixed steps; a guide's are extra."""
+        """Count the model calls that one sample needs with a fixed-step solver; calls of a guiding model are extra."""
         return (self.points - 1) * (2 if self.method == "heun" else 1)
 
     def _velocity(self, labels: Tensor) -> Velocity:
@@ -111,7 +111,7 @@ class LatentSampler:
         return lambda x, t, y: self._velocities(network, x, t, y)[0]
 
     def _velocities(self, network: nn.Module, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
-        """What a network's outputs mean: the velocity and, if it has a base output, that one's."""
+        """Return the velocity of a network's output and, if it has a base output, that one's."""
         with autocast(x.device, self.precision):
             outputs = network(x, t, y)
         return as_velocities(outputs, x, t, self.prediction, self.time_floor)

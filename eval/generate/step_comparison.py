@@ -125,7 +125,7 @@ def compare_steps(settings: FewStepSettings) -> dict[str, Any]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The comparison as lines of text."""
+    """Return the comparison as lines of text."""
     decoding = result["decoder_images_per_second"]
     for row in result["rows"]:
         share = 1 / (1 + decoding / row["images_per_second"])

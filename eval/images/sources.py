@@ -198,5 +198,5 @@ def open_images(path: Path, image_size: tuple[int, int]) -> ImageSource:
 
 
 def blocks(start: int, stop: int, size: int) -> Iterable[tuple[int, int]]:
-    """The range cut into consecutive blocks of at most `size`."""
+    """Return the range cut into consecutive blocks of at most `size`."""
     return ((first, min(first + size, stop)) for first in range(start, stop, size))

@@ -60,7 +60,7 @@ class FeatureSet:
 
 
 def share(total: int, team: Team) -> tuple[int, int]:
-    """This process's consecutive part of `total` items: first and one past the last."""
+    """Return this process's consecutive part of `total` items: first and one past the last."""
     return total * team.rank // team.world_size, total * (team.rank + 1) // team.world_size
 
 
@@ -87,7 +87,7 @@ def extract(
 
 
 def gathered(found: FeatureSet, team: Team) -> FeatureSet:
-    """The feature sets of all processes as one, in the order of their ranks, on every process."""
+    """Return the feature sets of all processes as one, in the order of their ranks, on every process."""
     parts: list[FeatureSet] = team.gather(found)
     whole = FeatureSet()
     for part in parts:

@@ -23,7 +23,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words: a GPU's product name, or `cpu` with its number of threads."""
+    """Return the device in words: a GPU's product name, or `cpu` with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 def markdown_table(
     published: Sequence[PublishedRow], model: str, metrics: Mapping[str, float], source: str
 ) -> str:
-    """The published rows and ours in one table, ours last; a dash where a number is not known."""
+    """Return the published rows and ours in one table, ours last; a dash where a number is not known."""
     ours = (
         f"**{model}**",
         _number(metrics.get("fid"), 2),

@@ -72,7 +72,7 @@ class Sides:
         return mind(generated, real)
 
     def _single(self, feature: FeatureName) -> tuple[torch.Tensor, torch.Tensor]:
-        """The feature of every single reference image and sample."""
+        """Return the feature of every single reference image and sample."""
         assert self.reference.manifold is not None
         real, generated = (
             torch.from_numpy(side).to(self.device)

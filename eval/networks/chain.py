@@ -92,12 +92,12 @@ def load_chain(
 
 
 def tokens_of(latents: EncoderIdentity) -> EncoderIdentity:
-    """The encoder of the tokens that a decoder of pixels draws of."""
+    """Return the encoder of the tokens that a pixel decoder takes."""
     return latents if latents.compressor is None else latents.compressor.source
 
 
 def through(compressor: Compressor | None) -> Callable[[Tensor], Tensor] | None:
-    """Makes tokens what a compressor leaves of them, float32 [B, N, C] both; None without one."""
+    """Return a function that passes tokens through a compressor, float32 [B, N, C] both; None without one."""
     if compressor is None:
         return None
 

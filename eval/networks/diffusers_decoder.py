@@ -37,7 +37,7 @@ _ATTENTION = {
 
 
 def decoder_to_diffusers(decoder: ViTDecoder) -> StateDict:
-    """A decoder's weights under diffusers' names.
+    """Return a decoder's weights under diffusers' names.
 
     Raises:
         UserError: diffusers would compute another position table than the decoder has.
@@ -55,7 +55,7 @@ def decoder_to_diffusers(decoder: ViTDecoder) -> StateDict:
 def decoder_from_diffusers(
     state: Mapping[str, Tensor], config: ViTDecoderConfig, source: object
 ) -> ViTDecoder:
-    """A decoder that computes what diffusers computes from these weights, in evaluation mode.
+    """Return a decoder that computes what diffusers computes from these weights, in evaluation mode.
 
     Args:
         state: Weights under diffusers' names; a position table among them is used.
@@ -80,7 +80,7 @@ def is_computed_table(table: Tensor, config: ViTDecoderConfig) -> bool:
 
 
 def renamed(key: str, names: Mapping[str, str]) -> str:
-    """A key with the part that one of `names` gives another name renamed, between dots only."""
+    """Rename the part of a key that is one of `names`, between dots only."""
     for old, new in names.items():
         if f".{old}." in key:
             return key.replace(f".{old}.", f".{new}.")
@@ -88,5 +88,5 @@ def renamed(key: str, names: Mapping[str, str]) -> str:
 
 
 def _computed_table(config: ViTDecoderConfig) -> Tensor:
-    """The table diffusers computes, with the extra token's row of zeros: [1, 1 + N, width]."""
+    """Return the table diffusers computes, with the extra token's row of zeros: [1, 1 + N, width]."""
     return F.pad(sincos_table(config.width, config.grid, TABLE_SIDE / config.grid[0]), (0, 0, 1, 0))

@@ -35,7 +35,7 @@ class EncoderShape(NamedTuple):
 
 
 def read_encoder(path: Path, transformers: Literal[4, 5]) -> tuple[StateDict, EncoderShape]:
-    """An encoder's weights without its last norm's, and its shape.
+    """Return an encoder's weights without its last norm's, and its shape.
 
     Args:
         path: Weights in transformers' layout (4's names), safetensors or PyTorch's own.
@@ -54,7 +54,7 @@ def read_encoder(path: Path, transformers: Literal[4, 5]) -> tuple[StateDict, En
 
 
 def _without_final_affine(state: StateDict) -> StateDict:
-    """An encoder's own weights without its last norm's.
+    """Return an encoder's own weights without its last norm's.
 
     Whole checkpoints are taken too: ViT-MAE's with its decoder, SigLIP2's with its text tower.
     """

@@ -147,7 +147,7 @@ def _latent_statistics(normalizer: LatentNormalizer | None) -> tuple[Tensor, Ten
 
 
 def read_autoencoder(folder: Path) -> Autoencoder:
-    """The decoder and the latent statistics in a folder of this layout.
+    """Return the decoder and the latent statistics in a folder of this layout.
 
     Raises:
         PublishedFileError: A file is missing or broken, its keys and shapes do not fit, or diffusers' decoder would

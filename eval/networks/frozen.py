@@ -18,7 +18,7 @@ from train.weights.published import load_exactly, read_state_dict
 
 
 def seed_of(weights: str) -> int | None:
-    """The number in `random:SEED`; None where weights come from elsewhere.
+    """Return the number in `random:SEED`; None where weights come from elsewhere.
 
     Raises:
         UsageError: It is no number.
@@ -32,7 +32,7 @@ def seed_of(weights: str) -> int | None:
 
 
 def state_in_file(weights: str) -> dict[str, Tensor]:
-    """A state dict from a safetensors or PyTorch file.
+    """Return a state dict from a safetensors or PyTorch file.
 
     Raises:
         UsageError: There is no such file.

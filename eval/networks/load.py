@@ -52,7 +52,7 @@ def load_dit(
     statistics: Path | None = None,
     base_depth: int | None = None,
 ) -> Snapshot:
-    """A DiT's snapshot, or a published file made one.
+    """Return a DiT's snapshot, or a published file made one.
 
     Args:
         path: The file.
@@ -81,7 +81,7 @@ def load_decoder(
     encoder: EncoderIdentity | None = None,
     output: DecoderOutput = "auto",
 ) -> Snapshot:
-    """A decoder's snapshot, or a published file made one.
+    """Return a decoder's snapshot, or a published file made one.
 
     Args:
         path: The file, or a folder in diffusers' layout.
@@ -118,7 +118,7 @@ def _no_origin(path: Path) -> UsageError:
 def decoder_of(
     snapshot: Snapshot, precision: Precision, expand: Callable[[Tensor], Tensor] | None = None
 ) -> Decoder:
-    """The decoder of a snapshot, ready to use; `expand` is `Decoder.expand`."""
+    """Return the decoder of a snapshot, ready to use; `expand` is `Decoder.expand`."""
     network = snapshot.model
     assert isinstance(network, ViTDecoder)
     return Decoder(
@@ -173,7 +173,7 @@ def set_precision(precision: Precision) -> None:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """The context a network is called in."""
+    """Return the context a network is called in."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 

@@ -31,7 +31,7 @@ def published_dit(
     device: torch.device,
     base_depth: int | None = None,
 ) -> Snapshot:
-    """A published diffusion transformer as a snapshot.
+    """Return a published diffusion transformer as a snapshot.
 
     The classes have the store's names where it has as many of them as the network.
 
@@ -71,7 +71,7 @@ def published_dit(
 def published_decoder(
     path: Path, encoder: EncoderIdentity, device: torch.device, output: DecoderOutput = "auto"
 ) -> Snapshot:
-    """A published decoder as a snapshot, which puts the encoder's pixel mean and standard deviation back if need be.
+    """Return a published decoder as a snapshot, which reverts the encoder's pixel normalisation if need be.
 
     Args:
         path: `model.pt`, bare or under `ema`, .safetensors of the same keys, or a folder in diffusers' layout.

@@ -74,7 +74,7 @@ def assessment(settings: AssessSettings) -> dict[str, Any]:
 
 
 def _recoded(values: NDArray[np.float32], dtype: str, code: Int8Code | None) -> NDArray[np.float32]:
-    """What is left of tokens float32 [..., D] that have been stored in a type."""
+    """Round tokens float32 [..., D] as storing them in a type does."""
     if code is not None:
         return code.decode(code.encode(values))
     stored = storage_type(dtype)
@@ -152,7 +152,7 @@ def _pictures(
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """The facts for people, a line each."""
+    """Return the facts for people, a line each."""
     worst = ", ".join(f"{channel} {error:.2%}" for channel, error in facts["error"]["worst_channels"].items())
     sizes = facts["row_bytes"]
     lines = [

@@ -67,7 +67,7 @@ class Pairs:
         self._recode = recode
 
     def of(self, store: Store) -> Pairs:
-        """The same of another store."""
+        """Return the same of another store."""
         return Pairs(store, self._decoder, self._device, rounding=self._rounding, recode=self._recode)
 
     def read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ class PairScorer:
 
 
 def merged(parts: list[PairScores]) -> PairScores:
-    """What all processes have measured, in the order of their ranks."""
+    """Gather what all processes have measured, in the order of their ranks."""
     whole = PairScores()
     for part in parts:
         whole.rows.extend(part.rows)

@@ -96,7 +96,7 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
 
 
 def _load_chain(settings: ReconstructionSettings, store: Store, team: Team) -> Chain:
-    """What draws the store: of latents their own chain; of tokens the decoder, after a compressor if one is asked for.
+    """Load what decodes the store: latents' own chain, or the decoder of tokens, after a compressor if one is named.
 
     Raises:
         UserError: A link does not belong to the store.

@@ -21,7 +21,7 @@ $rows
 
 
 def few_step_section(result: dict[str, Any], picture: str) -> str:
-    """The section as HTML.
+    """Return the section as HTML.
 
     Args:
         result: what few-step.json of eval/few_step.py holds.
@@ -45,6 +45,6 @@ def few_step_section(result: dict[str, Any], picture: str) -> str:
 
 
 def read_comparison(folder: Path) -> tuple[dict[str, Any], Path]:
-    """What eval/few_step.py wrote, and its sheet."""
+    """Read the results of eval/few_step.py and its sheet of images."""
     result: dict[str, Any] = json.loads((folder / "few-step.json").read_text(encoding="utf-8"))
     return result, folder / "few-step.png"

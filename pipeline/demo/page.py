@@ -145,19 +145,19 @@ def compact_table(store: Store, field: Store, folders: DemoFolders) -> str:
 
 
 def needed(path: Path) -> Path:
-    """The path, if its step of the demo has been run."""
+    """Return the path, if its step of the demo has been run."""
     if not path.exists():
         raise UsageError(f"the page shows every step of the demo, but {path} does not exist; run `make demo`")
     return path
 
 
 def as_data(path: Path) -> str:
-    """A PNG as a data address, so that the page needs no other file."""
+    """Return a PNG as a data address, so that the page needs no other file."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def first_rows_of_classes(store: Store, count: int) -> NDArray[np.int64]:
-    """The first `count` rows of every class, class by class."""
+    """Return the first `count` rows of every class, class by class."""
     labels = store.labels[store.valid_rows]
     return np.concatenate([store.valid_rows[labels == c][:count] for c in range(store.num_classes)])
 
@@ -186,14 +186,14 @@ def generation_figure(store: Store, photographs: NDArray[np.uint8], folder: Path
 
 
 def read_losses(run: Path) -> tuple[list[int], list[float]]:
-    """Steps and losses of a training's metrics."""
+    """Return steps and losses of a training's metrics."""
     lines = [json.loads(line) for line in needed(run / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "loss" in line]
     return [line["step"] for line in logged], [line["loss"] for line in logged]
 
 
 def weights_notice(store: Store) -> str:
-    """A warning for stores of an untrained encoder; empty otherwise."""
+    """Return a warning for stores of an untrained encoder; empty otherwise."""
     encoder = store.recipe.encoder
     if not encoder.random_weights:
         return ""
@@ -206,7 +206,7 @@ def weights_notice(store: Store) -> str:
 
 
 def facts_table(store: Store, folders: DemoFolders) -> str:
-    """The store's recipe, sizes and rates, and the trainings' lengths, as table rows."""
+    """Return the store's recipe, sizes and rates, and the trainings' lengths, as table rows."""
     recipe, encoder = store.recipe, store.recipe.encoder
     row_bytes = {
         field: int(np.prod(reader.row_shape)) * reader.dtype.itemsize

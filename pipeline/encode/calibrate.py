@@ -53,7 +53,7 @@ def calibrate(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
 
 
 def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder) -> NDArray[np.float32]:
-    """Some tokens of some images in every view.
+    """Encode some tokens of some images in every view.
 
     Returns:
         float32 [images, values, D]; images that cannot be decoded are left out.

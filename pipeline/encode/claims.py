@@ -68,7 +68,7 @@ class Failures:
         )
 
     def parked(self) -> dict[int, str]:
-        """The shards that have failed too often, with the last reason."""
+        """Return the shards that have failed too often, with the last reason."""
         found = {}
         for shard in sorted(
             int(path.stem) for path in self.folder.glob("*.json") if _FAILURES.fullmatch(path.name)
@@ -117,7 +117,7 @@ class Claims:
         self._failed_here: set[int] = set()
 
     def next(self) -> Task | None:
-        """A task that is now this worker's, or None if there is none to be had at the moment."""
+        """Return a task that is now this worker's, or None if there is none to be had at the moment."""
         tasks = self._open()
         tasks.sort(key=self._priority)
         for task in tasks:

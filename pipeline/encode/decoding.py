@@ -62,7 +62,7 @@ class DecodedBatch:
     views_written: int = 0
 
     def rows(self) -> list[DecodedRow]:
-        """What became of each row; waits for all of them.
+        """Wait for all rows; return the outcome of each.
 
         Raises:
             OSError: If the source's device fails.
@@ -71,7 +71,7 @@ class DecodedBatch:
         return [row for future in self.pending for row in future.result()]
 
     def cancel(self) -> None:
-        """Stops work that has not begun and waits for what has."""
+        """Cancel work that has not begun and wait for the rest."""
         for future in self.pending:
             if not future.cancel():
                 future.exception()
@@ -102,11 +102,11 @@ class RowBatches(ABC):
         self._free: list[Tensor] = []
 
     def close(self) -> None:
-        """Stops the threads."""
+        """Stop the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def batches(self, task: Task, records: list[SourceRecord]) -> Iterator[DecodedBatch]:
-        """Starts reading a shard batch by batch, as the iterator is advanced; advancing never waits."""
+        """Start reading a shard batch by batch, as the iterator is advanced; advancing never waits."""
         for first in range(0, len(records), self._length):
             part = records[first : first + self._length]
             inputs = self._free.pop() if self._free else self._new()
@@ -116,32 +116,32 @@ class RowBatches(ABC):
             yield batch
 
     def blank(self) -> Tensor:
-        """Inputs of a batch without rows."""
+        """Return the inputs of a batch without rows."""
         return self._new().zero_()
 
     def recycle(self, batch: DecodedBatch) -> None:
-        """Takes a batch's buffer back once nobody reads it any more."""
+        """Take a batch's buffer back once nobody reads it any more."""
         self._free.append(batch.inputs)
 
     @abstractmethod
     def shown(self, inputs: Tensor, view: str) -> Tensor:
-        """What the encoder is given of a view, [b, ...], of inputs [V, b, ...] on any device."""
+        """Select the encoder's input for a view, [b, ...], from inputs [V, b, ...] on any device."""
 
     @abstractmethod
     def images(self, batch: DecodedBatch, view: str) -> NDArray[Any] | None:
         """Pictures uint8 [b, P, P, 3] to store of a view that stores its own; None if they are `linked`."""
 
     def linked(self, task: Task, view: str) -> Callable[[], CommitRecord] | None:
-        """Gives the record of the task's shard in the store whose images the written store has as links, if it has."""
+        """Return the commit record of the shard whose images the written store links to; None if it links to none."""
         return None
 
     @abstractmethod
     def _new(self) -> Tensor:
-        """A buffer for the inputs of a batch."""
+        """Return a buffer for the inputs of a batch."""
 
     @abstractmethod
     def _start(self, batch: DecodedBatch, records: Sequence[SourceRecord]) -> list[Future[list[DecodedRow]]]:
-        """Starts filling a batch's buffer; the results, one after the other, are those of its rows."""
+        """Start filling a batch's buffer; return a future for each row, in order."""
 
 
 class BatchDecoder(RowBatches):

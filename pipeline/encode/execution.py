@@ -88,7 +88,7 @@ def choose_execution(config: EncodeConfig, recipe: Recipe, encoder: RowEncoder) 
 
 
 def fastest_batch(sizes: Iterable[int], rate_of: Callable[[int], float | None]) -> tuple[int, float]:
-    """The smallest batch beyond which the encoder hardly gets faster, and its rate.
+    """Return the smallest batch beyond which the encoder hardly gets faster, and its rate.
 
     Args:
         sizes: Candidates, ascending.

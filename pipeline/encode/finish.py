@@ -34,7 +34,7 @@ def finish_once(config: EncodeConfig, writer: StoreWriter) -> None:
 
 
 def finish(config: EncodeConfig, writer: StoreWriter) -> None:
-    """Writes index, statistics and manifest once every shard is there, and says what the store holds.
+    """Write index, statistics and manifest once every shard is published, and print a summary of the store.
 
     Raises:
         UserError: If shards are missing, more images are bad than allowed, or int8 has cost more than allowed.
@@ -56,7 +56,7 @@ def finish(config: EncodeConfig, writer: StoreWriter) -> None:
 
 
 def list_fields(store: Location) -> None:
-    """Lists a finished store's finished fields in its manifest, which one process at a time may change."""
+    """List a finished store's finished fields in its manifest, which one process at a time may change."""
     require_own_files(store)
     with Leases(store, Owner.this_process("fields")) as leases:
         while not leases.take("finish"):

@@ -58,14 +58,14 @@ def most_shards(spec: WorkerSpec, writer: StoreWriter) -> int:
 
 
 def build_encoder(config: EncodeConfig) -> RowEncoder:
-    """What makes the tokens, on the CPU: the encoder that the settings name, or the compressor."""
+    """Build the encoder or compressor that the settings name, on the CPU."""
     if config.compressor is not None:
         return latent_encoder(config)
     return image_encoder(config)
 
 
 def latent_encoder(config: EncodeConfig) -> LatentEncoder:
-    """The compressor that the settings name, for the tokens of the store that is the source.
+    """Return the compressor that the settings name, for the tokens of the store that is the source.
 
     Raises:
         UserError: If it is no compressor, or not one for these tokens.
@@ -83,7 +83,7 @@ def latent_encoder(config: EncodeConfig) -> LatentEncoder:
 
 
 def image_encoder(config: EncodeConfig) -> Encoder:
-    """The image encoder that the settings name, on the CPU."""
+    """Return the image encoder that the settings name, on the CPU."""
     choice = config.encoder
     return create_encoder(
         choice.encoder,
@@ -96,7 +96,7 @@ def image_encoder(config: EncodeConfig) -> Encoder:
 
 
 def run_worker(spec: WorkerSpec, report: Callable[[Event], None], encoder: RowEncoder | None = None) -> None:
-    """Encodes shards of a store that exists until none is left for this worker.
+    """Encode shards of an existing store until none is left for this worker.
 
     Args:
         spec: Which worker this is.
@@ -167,7 +167,7 @@ def opened_rows(
     threads: int,
     pin_memory: bool,
 ) -> Iterator[RowBatches]:
-    """What the rows of a store are encoded from: images, or the tokens of the store it is derived from."""
+    """Return the source of a store's rows: images, or the tokens of the store it is derived from."""
     if config.compressor is not None:
         images = writer.recipe.image_size > 0
         source = open_store(as_location(config.source_path()))

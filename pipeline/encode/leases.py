@@ -47,7 +47,7 @@ class Owner:
 
     @classmethod
     def this_process(cls, name: str) -> Self:
-        """The running process."""
+        """Return the running process."""
         return cls(host=_host(), pid=os.getpid(), born=_born(os.getpid()) or "", name=name)
 
     def known_dead(self) -> bool:
@@ -201,7 +201,7 @@ class Leases:
                 path.unlink(missing_ok=True)
 
     def living(self, wait: float) -> dict[str, str]:
-        """The leases whose owners are alive, with the owner's name.
+        """Return the leases whose owners are alive, with the owner's name.
 
         Args:
             wait: Seconds to watch leases of other hosts for a new beat.
@@ -260,7 +260,7 @@ class Leases:
 
 
 def _read(path: Location) -> Lease | None:
-    """What a lease says, or None while there is none, or one that is being written or is none of ours."""
+    """Read a lease; None if there is none, if it is being written or if it is not a lease of ours."""
     try:
         lease = read_document(read_object(path), Lease, name=path, error=StoreDamagedError)
     except (FileNotFoundError, StoreDamagedError):

@@ -18,7 +18,7 @@ class Limits:
 
     @classmethod
     def of_busy(cls, images: int, busy: dict[str, float]) -> "Limits":
-        """The rates of stages that were busy for some seconds.
+        """Return the rates of stages that were busy for some seconds.
 
         Args:
             images: Images that went through.

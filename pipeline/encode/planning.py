@@ -43,7 +43,7 @@ _SOURCE_REMEDY = (
 
 
 def make_plan(config: EncodeConfig, tell: Callable[[str], object] = log) -> Plan:
-    """Lists the source and deals its images to the shards; a store's are those of its plan, by the same keys.
+    """List the source and assign its images to shards; a store as source keeps its own rows and keys.
 
     The plan of a store that was begun stands if nothing has changed since but images that were repaired.
 
@@ -58,7 +58,7 @@ def make_plan(config: EncodeConfig, tell: Callable[[str], object] = log) -> Plan
 
 
 def _listed(config: EncodeConfig, tell: Callable[[str], object]) -> Plan:
-    """The plan that the source gives a new store."""
+    """Return the plan that the source gives a new store."""
     if is_store(config.source_path()):
         return _store_plan(config)
     labels = LabelTable.read(config.labels) if config.labels else None
@@ -71,7 +71,7 @@ def _listed(config: EncodeConfig, tell: Callable[[str], object]) -> Plan:
 
 
 def _begun(config: EncodeConfig) -> Plan | None:
-    """The plan of the store that is continued, if it was begun."""
+    """Return the plan of the store that is continued, if it was begun."""
     out = config.store.out
     if is_store(out):
         return Plan.read(out / plan_path(read_recipe(out, newest_revision(out))))
@@ -119,7 +119,7 @@ def require_readable(config: EncodeConfig, recipe: Recipe, plan: Plan, views: Co
 
 
 def make_recipe(config: EncodeConfig, plan: Plan, encoder: RowEncoder) -> Recipe:
-    """What the store will hold.
+    """Return the recipe of the new store.
 
     Raises:
         UsageError: If class tokens are asked for, and the encoder has none.
@@ -158,7 +158,7 @@ def _default_image_size(config: EncodeConfig, encoder: RowEncoder) -> int:
 
 
 def given_statistics(config: EncodeConfig, recipe: Recipe) -> GivenStatistics | None:
-    """The statistics of `--stats-from`, which fit the tokens of `recipe`; None if it is not used."""
+    """Return the statistics of `--stats-from`, which fit the tokens of `recipe`; None if it is not used."""
     if config.store.stats_from is None:
         return None
     return read_statistics(config.store.stats_from, (recipe.encoder.width, *recipe.encoder.grid))
@@ -185,7 +185,7 @@ def begin_or_continue(path: Location, recipe: Recipe, plan: Plan, code: Int8Code
 
 
 def changed_images(before: Plan, after: Plan) -> list[str]:
-    """What has happened to the source between two listings, in a few words each."""
+    """Describe the changes of a source between two listings, in a few words each."""
     old = dict(zip(before.keys, zip(before.nbytes, before.labels, strict=True), strict=True))
     new = dict(zip(after.keys, zip(after.nbytes, after.labels, strict=True), strict=True))
     kinds = {

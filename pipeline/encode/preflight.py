@@ -46,7 +46,7 @@ _BAD_NAMED = 5
 
 
 def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder) -> None:
-    """Prints rows, classes, sampled decode errors, bytes against free space, and hours on this kind of device."""
+    """Print rows, classes, sampled decode errors, bytes against free space, and hours on this kind of device."""
     device = named_devices(config.work.devices)[0]
     sample = _sample_of(plan)
     batches, decode_rate = _decode(config, recipe, plan, sample)
@@ -90,7 +90,7 @@ def _sample_of(plan: Plan) -> NDArray[np.int64]:
 def _decode(
     config: EncodeConfig, recipe: Recipe, plan: Plan, sample: NDArray[np.int64]
 ) -> tuple[list[DecodedBatch], float]:
-    """The decoded sample, and images decoded a second on all cores."""
+    """Return the decoded sample, and images decoded a second on all cores."""
     source = picture_source(config, recipe, recipe.views, plan)
     decoder = BatchDecoder(
         source,
@@ -134,7 +134,7 @@ def _limits(
     decode_rate: float,
     encode_rate: float,
 ) -> Limits:
-    """What each stage of one worker on this machine could reach; a server as --out is not tried."""
+    """Measure what each stage of one worker on this machine can reach; a server as --out is not tried."""
     rates = {"decode": decode_rate, "device": encode_rate}
     folder = config.store.out
     if isinstance(folder, Path):

@@ -218,7 +218,7 @@ class Progress:
         self._shown = rows
 
     def _limits(self) -> Limits:
-        """What each stage could reach, by what it did in the last half minute; told to the log as well now and then."""
+        """Return the rate each stage could reach, by its work of the last half minute; log it now and then."""
         threads = max(sum(self._threads.values()), 1)
         workers = max(len(self._threads), 1)
         shards = sum(self._shards_at_once.get(worker, 1) for worker in self._threads) or 1

@@ -26,7 +26,7 @@ from shards.writing.finalize import Commits, found_commits
 
 
 def withdraw_quarantined(config: EncodeConfig, writer: StoreWriter) -> None:
-    """Removes every shard that lacks the row of an image which can be decoded now.
+    """Remove every shard that lacks the row of an image which can be decoded now.
 
     Args:
         config: Settings of the encode; the source's images are read as it would read them.
@@ -49,7 +49,7 @@ def withdraw_quarantined(config: EncodeConfig, writer: StoreWriter) -> None:
 
 
 def _bad_images(writer: StoreWriter, commits: Commits) -> dict[int, SourceRecord]:
-    """The images, by row, that lack a row in some view of a published shard."""
+    """Return the images, by row, that lack a row in some view of a published shard."""
     bad: dict[int, SourceRecord] = {}
     for shard in sorted({shard for (_, shard), commit in commits.items() if commit.bad}):
         records = writer.plan.records_of(shard)

@@ -48,5 +48,5 @@ def missing_nbytes(
 
 
 def gigabytes(size: float) -> str:
-    """A number of bytes in three digits."""
+    """Return a number of bytes in three digits."""
     return f"{size / 1e9:,.3g} GB" if size < 1e12 else f"{size / 1e12:,.3g} TB"

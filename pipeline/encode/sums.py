@@ -106,7 +106,7 @@ class DeviceSums(TorchSums):
 
 
 def sums_for(recipe: Recipe, device: torch.device) -> TorchSums | None:
-    """What adds up a shard's tokens faster than its writer would; None where nothing here does: they are not float16.
+    """Return what sums a shard's tokens faster than its writer does; None unless they are float16.
 
     Args:
         recipe: Of the store that is written.

@@ -22,7 +22,7 @@ def companion_paths(config: EncodeConfig) -> dict[str, Location]:
 
 
 def companion_encoders(config: EncodeConfig, encoder: RowEncoder) -> dict[str, Encoder]:
-    """The encoder of each companion field, by name; all share one network.
+    """Return the encoder of each companion field, by name; all share one network.
 
     Raises:
         UsageError: If the network has no such blocks.
@@ -76,7 +76,7 @@ class Target:
 
 
 def outputs(encoder: RowEncoder, inputs: Tensor, targets: Sequence[Target]) -> list[EncoderOutput]:
-    """What each of some targets stores of some rows, from one pass."""
+    """Compute what each target stores of some rows, in one pass of the network."""
     if not isinstance(encoder, Encoder):
         return [EncoderOutput(encoder.encode(inputs), None) for _ in targets]
     aggregations = [target.aggregation or encoder.aggregation for target in targets]
@@ -86,7 +86,7 @@ def outputs(encoder: RowEncoder, inputs: Tensor, targets: Sequence[Target]) -> l
 def open_targets(
     config: EncodeConfig, writer: StoreWriter, encoder: RowEncoder, builder: str
 ) -> list[Target]:
-    """The targets of a run whose stores have been begun; the store asked for is the first.
+    """Return the targets of a run whose stores have been begun; the store asked for is the first.
 
     Args:
         config: Settings of the run.
@@ -110,7 +110,7 @@ def open_targets(
 
 
 def pending_in_any(writers: Sequence[StoreWriter]) -> list[tuple[str, int]]:
-    """The (view, shard) pairs that some store lacks, each once, in order of shard."""
+    """Return the (view, shard) pairs that some store lacks, each once, in order of shard."""
     found = {pair for writer in writers for pair in writer.pending()}
     views = writers[0].recipe.views
     return sorted(found, key=lambda pair: (pair[1], views.index(pair[0])))

@@ -22,7 +22,7 @@ TORCH_TYPES = {
 
 
 def as_numpy(values: Tensor) -> NDArray[Any]:
-    """Stored numbers as numpy and the store see the same memory; bfloat16 as its bits, uint16."""
+    """Return a tensor as the numpy array that the store writes, over the same memory; bfloat16 as its bits, uint16."""
     if values.dtype is torch.bfloat16:
         return values.view(torch.int16).numpy().view(np.uint16)
     return values.numpy()

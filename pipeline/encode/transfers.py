@@ -25,7 +25,7 @@ class Transfers:
             self._outward = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def to_device(self, inputs: Tensor) -> Tensor:
-        """Inputs on the device; what is computed of them waits for the copy, what was asked for before does not."""
+        """Copy inputs to the device; computations queued from now on wait for the copy, earlier ones do not."""
         if not self.overlapped:
             return inputs.to(self._device)
         computing = torch.cuda.current_stream(self._device)
@@ -58,7 +58,7 @@ class Transfers:
         return event
 
     def mark(self) -> Mark:
-        """The moment when the device has done what it was asked to compute so far."""
+        """Return the moment when the device has done what it was asked to compute so far."""
         if not self.overlapped:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -164,7 +164,7 @@ class Worker:
         )
 
     def _widen(self) -> None:
-        """Writes one more shard at once if the device has waited for writers, and says so."""
+        """Write one more shard at the same time if the device has waited for writers, and log it."""
         now = time.perf_counter()
         waited, since = self._waited, max(now - self._judged, 1e-9)
         self._waited, self._judged = 0.0, now
@@ -183,7 +183,7 @@ class Worker:
         ]
 
     def try_out(self, execution: Execution) -> None:
-        """Encodes one empty batch, which compiles the network and takes the memory that the others will.
+        """Encode one empty batch, which compiles the network and allocates the memory that the others need.
 
         Raises:
             WorkerGivesUpError: If that cannot be done here.
@@ -202,7 +202,7 @@ class Worker:
             ) from error
 
     def run(self) -> None:
-        """Takes shards and encodes them until nothing is left that this worker could do.
+        """Take shards and encode them until none is left that this worker can take.
 
         A shard that fails is given back and counted; the others go on.
 
@@ -231,7 +231,7 @@ class Worker:
                     self._claims.wait()
 
     def _encode_available(self) -> None:
-        """Encodes all shards there are to be had now."""
+        """Encode all shards that can be claimed now."""
         batches = self._batches()
         while True:
             while len(self._window) < _BATCHES_AHEAD and (batch := next(batches, None)) is not None:
@@ -244,7 +244,7 @@ class Worker:
             self._collect_written()
 
     def _batches(self) -> Iterator[DecodedBatch]:
-        """The batches of as many shards as are written at once, in turns."""
+        """Yield the batches of as many shards as are written at once, in turns."""
         under_way: deque[Iterator[DecodedBatch]] = deque()
         more = True
         while more or under_way:
@@ -317,7 +317,7 @@ class Worker:
         return buffers
 
     def _stored(self, targets: list[int], shown: Tensor) -> list[StoredTokens]:
-        """The tokens for each of some targets, in the storage type, on the device."""
+        """Return the tokens for each of some targets, in the storage type, on the device."""
         found = outputs(self._encoder, shown, [self._targets[index] for index in targets])
         return [
             self._storage[index](output.tokens, output.class_token)
@@ -332,7 +332,7 @@ class Worker:
         stored: list[StoredTokens],
         bad: Mapping[int, str],
     ) -> list[TorchSums | None]:
-        """What adds up the tokens of a shard for each of some targets; on a GPU the batch's are added up there, now."""
+        """Return what sums a shard's tokens for each target; on a GPU, the sums of this batch are started there now."""
         sums = []
         good = [slot for slot in range(batch.length) if batch.first_slot + slot not in bad]
         for index, tokens in zip(targets, stored, strict=True):
@@ -352,7 +352,7 @@ class Worker:
             raise ShardFailureError(task) from error
 
     def _write(self, encoded: _Encoded) -> None:
-        """Runs in the view's writer thread."""
+        """Run in the view's writer thread."""
         batch, shards, disk_seconds = encoded.batch, [], 0.0
         with ExitStack() as guard:
             try:
@@ -399,7 +399,7 @@ class Worker:
         return shard
 
     def _count_written(self, batch: DecodedBatch) -> None:
-        """Takes note that one more view of a batch is written; with the last one the batch is done with."""
+        """Count one more view of a batch as written; release the batch after its last one."""
         with self._written_lock:
             self._failed_in_a_row.clear()
             batch.views_written += 1
@@ -428,7 +428,7 @@ class Worker:
             shard.quarantine(slot, reason)
 
     def _drop_in_flight(self) -> None:
-        """Stops all work in hand and removes what was written of unfinished shards."""
+        """Stop all work and remove what was written of unfinished shards."""
         for batch in self._window:
             batch.cancel()
         self._window.clear()
@@ -453,7 +453,7 @@ def _copies(
     *,
     last: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What goes back to the host, with where it lies there: tokens, and the sums behind a shard's last ones."""
+    """Return the tensors to copy to the host and their buffers: tokens, and the sums behind a shard's last ones."""
     for index, tokens, total in zip(targets, stored, sums, strict=True):
         yield from tokens.copies_into(buffers[index])
         if last and isinstance(total, DeviceSums):
@@ -461,7 +461,7 @@ def _copies(
 
 
 def _consecutive(slots: list[int]) -> Iterator[range]:
-    """The runs of consecutive numbers in an ascending list."""
+    """Yield the runs of consecutive numbers in an ascending list."""
     begin = 0
     for index in range(1, len(slots) + 1):
         if index == len(slots) or slots[index] != slots[index - 1] + 1:

@@ -88,7 +88,7 @@ def choose_aggregation(
     option: str,
     spatial_mean: bool,
 ) -> Aggregation:
-    """What settings ask of a network.
+    """Return the aggregation that settings ask for.
 
     Args:
         depth: Its number of blocks.

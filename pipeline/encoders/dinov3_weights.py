@@ -38,7 +38,7 @@ _WITHOUT_EFFECT = re.compile(r"^(norm|local_cls_norm|head|mask_token)(\.|$)")
 
 
 def dinov3_to_timm(state: State) -> State:
-    """The same network under timm's names, without what its tokens do not depend on.
+    """Return the same network under timm's names, without what its tokens do not depend on.
 
     Raises:
         UsageError: If keys have a bias, which timm's network does not have.

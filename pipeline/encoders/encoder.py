@@ -47,7 +47,7 @@ def create_encoder(
     layers: Sequence[int] | None = None,
     combination: str | None = None,
 ) -> Encoder:
-    """Builds a frozen encoder on the CPU, in float32.
+    """Build a frozen encoder on the CPU, in float32.
 
     Args:
         name: timm name, such as `vit_base_patch14_reg4_dinov2` or `vit_base_patch16_224.mae`, or one of
@@ -161,7 +161,7 @@ def _timm_name(name: str) -> str:
 
 
 def _build(name: str, weights: str, input_size: int | None, model_args: Mapping[str, Any]) -> tuple[Any, int]:
-    """An untrained timm ViT and the side of its square inputs; random weights are seeded where they are asked for."""
+    """Return an untrained timm ViT and the side of its square inputs; random weights, if asked for, are seeded."""
     _require_known(name)
     family = family_of(name)
     if input_size is not None and input_size < 1:
@@ -211,7 +211,7 @@ def _not_plain(name: str) -> str:
 
 
 def _load(trunk: Any, name: str, weights: str, family: Family, overrides: Mapping[str, Any]) -> State:
-    """Loads trained weights into `trunk`; returns them with position embeddings as they came."""
+    """Load trained weights into `trunk`; return them with position embeddings as they came."""
     pretrained = weights == "pretrained"
     raw = _pretrained_state(name, overrides) if pretrained else read_weights(Path(weights).expanduser())
     own_positions = 0 if trunk.no_embed_class else int(trunk.num_prefix_tokens)
@@ -262,7 +262,7 @@ def _pretrained_state(name: str, overrides: Mapping[str, Any]) -> State:
 
 
 def _finish_norms(trunk: Any, family: Family) -> str:
-    """Sets the family's eps everywhere and puts the tokens' LayerNorm in its place; says which that is."""
+    """Set the family's eps everywhere and replace the tokens' LayerNorm by the family's; return its kind."""
     norms = [module for module in trunk.modules() if isinstance(module, nn.LayerNorm)]
     eps = family.norm_eps
     if eps is None:

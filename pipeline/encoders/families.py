@@ -95,7 +95,7 @@ OTHER = Family(grid=None, norm_eps=None, antialias_positions=True)
 
 
 def family_of(name: str) -> Family:
-    """The conventions that an encoder of this timm name follows."""
+    """Return the conventions that an encoder of this timm name follows."""
     architecture, _, tag = name.partition(".")
     prefix = f"{RAEV2} " if tag == RAEV2 else ""
     if "dinov3" in architecture:

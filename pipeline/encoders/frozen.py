@@ -61,7 +61,7 @@ class Encoder(nn.Module):
         self.requires_grad_(requires_grad=False).eval()
 
     def of_blocks(self, layers: Sequence[int], combination: str | None, option: str) -> "Encoder":
-        """The encoder that combines other blocks of the same network; both share it.
+        """Return the encoder that combines other blocks of the same network; both share it.
 
         Args:
             layers: Blocks, counted from 0, ascending.
@@ -105,7 +105,7 @@ class Encoder(nn.Module):
         return self.get_buffer("mean").device
 
     def to_device(self, device: torch.device, precision: str) -> "Encoder":
-        """Moves the encoder to `device`, to compute in `float32` or `bfloat16` (matrix products only)."""
+        """Move the encoder to `device`, to compute in `float32` or `bfloat16` (matrix products only)."""
         if precision not in ("float32", "bfloat16"):
             raise UsageError(f"--precision must be float32 or bfloat16, got {precision}")
         self.precision = precision
@@ -115,11 +115,11 @@ class Encoder(nn.Module):
         return self.to(device)
 
     def compile_trunk(self) -> None:
-        """Runs the network through torch.compile from now on."""
+        """Run the network through torch.compile from now on."""
         self._blocks = torch.compile(self._run_blocks)
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """What the network sees: float, resized, normalised.
+        """Return the network's input: float, resized, normalised.
 
         Args:
             pixels: uint8 [B, 3, P, P] in 0..255, or float [B, 3, P, P] in [0, 1].
@@ -160,7 +160,7 @@ class Encoder(nn.Module):
     def encode_all(
         self, pixels: Tensor, aggregations: Sequence[Aggregation], *, class_token: bool
     ) -> list[EncoderOutput]:
-        """What several combinations of blocks give, from one pass over the network.
+        """Return the tokens of several combinations of blocks, from one pass of the network.
 
         Args:
             pixels: As `prepare` takes them.
@@ -183,7 +183,7 @@ class Encoder(nn.Module):
         aggregations: tuple[Aggregation, ...],
         class_token: bool,  # noqa: FBT001
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """The network as it is compiled: tokens and class token by aggregation."""
+        """Return the network as it is compiled: tokens and class token by aggregation."""
         layers = sorted({layer for aggregation in aggregations for layer in aggregation.layers})
         outputs = self.trunk.forward_intermediates(  # type: ignore[operator]
             normalised,

@@ -32,7 +32,7 @@ class LatentEncoder:
         self._network: Callable[[Tensor], Tensor] = compressor.encode
 
     def to_device(self, device: torch.device, precision: str) -> "LatentEncoder":
-        """Moves it to `device`, to compute in `float32` or `bfloat16` (matrix products only)."""
+        """Move the compressor to `device`, to compute in `float32` or `bfloat16` (matrix products only)."""
         if precision != self._precision:
             raise UsageError(f"the field was begun with --precision {precision}, got {self._precision}")
         torch.set_float32_matmul_precision("highest")
@@ -42,7 +42,7 @@ class LatentEncoder:
         return self
 
     def compile_trunk(self) -> None:
-        """Runs the network through torch.compile from now on."""
+        """Run the network through torch.compile from now on."""
         self._network = torch.compile(self._compressor.encode)
 
     def require_class_token(self) -> None:

@@ -58,7 +58,7 @@ _WITHOUT_EFFECT = re.compile(r"^(norm|fc_norm|head|head_dist|attn_pool|decoder[^
 
 
 def read_weights(path: Path) -> State:
-    """The tensors of a safetensors file, a torch file of plain tensors, or a folder with `model.safetensors`.
+    """Return the tensors of a safetensors file, a torch file of plain tensors, or a folder with `model.safetensors`.
 
     Raises:
         UsageError: If there is no such file, or it is neither format; files that would run code are refused.

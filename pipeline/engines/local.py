@@ -114,7 +114,7 @@ def follow(
 
 
 def _next(news: Any, timeout: float) -> Any:
-    """The next piece of news, or None if there is none for a while."""
+    """Return the next piece of news, or None if there is none for a while."""
     try:
         return news.get(timeout=timeout)
     except queue.Empty:

@@ -43,7 +43,7 @@ def find_world(work: WorkConfig, arguments: Sequence[str]) -> World | None:
 
 
 def run(config: EncodeConfig, writer: StoreWriter, encoder: RowEncoder | None, world: World) -> None:
-    """Encodes what is still to come, with whoever else is at work on it, and finishes the store.
+    """Encode the shards that are left, beside any other workers, and finish the store.
 
     Args:
         config: Settings; the engines hand them to their workers.

@@ -18,14 +18,14 @@ def inside_array() -> bool:
 
 
 def world_in_array() -> World:
-    """The number of this task, counted from the array's first, and how many tasks the array has."""
+    """Return the number of this task, counted from the array's first, and how many tasks the array has."""
     first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
     rank = int(os.environ["SLURM_ARRAY_TASK_ID"]) - first
     return World(rank, int(os.environ["SLURM_ARRAY_TASK_COUNT"]), None)
 
 
 def array_script(work: WorkConfig, arguments: Sequence[str]) -> str:
-    """The script of an array in which every task runs this same command.
+    """Return the script of an array in which every task runs this same command.
 
     Args:
         work: How many tasks, and further options for sbatch.

@@ -21,7 +21,7 @@ from shards.writing.added_fields import can_link_images, field_path, link_images
 
 
 def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
-    """Adds a field: same rows, shards, seed and views, so the same order and draws.
+    """Add a field: same rows, shards, seed and views, so the same order and draws.
 
     Args:
         config: What to do.
@@ -64,7 +64,7 @@ def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
 
 
 def _encode_settings(config: AddFieldConfig, store: Store) -> EncodeConfig:
-    """The settings of an encode with the store as its source."""
+    """Return the settings of an encode with the store as its source."""
     recipe = store.recipe
     encoder, image_size = config.encoder, recipe.image_size
     if config.compressor is not None:
@@ -143,7 +143,7 @@ def _can_share(store: Store) -> bool:
 
 
 def share_images(store: Store, field: Location) -> bool:
-    """Gives the field the store's images without a copy; says so where that cannot be."""
+    """Link the store's images into the field; print a line where they cannot be linked."""
     reason = link_images(store, field)
     if reason is not None:
         log(f"the images are stored a second time in {field}: {reason}")

@@ -17,7 +17,7 @@ from shards.writing.revisions import begin_revision
 
 
 def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
-    """Encodes the views that the store lacks, in a new revision of it.
+    """Encode the views that the store lacks, in a new revision of it.
 
     Args:
         config: What to do.
@@ -53,7 +53,7 @@ def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
 
 
 def _encode_settings(config: AddViewConfig, recipe: Recipe) -> EncodeConfig:
-    """The settings of an encode with the store itself as its source."""
+    """Return the settings of an encode with the store itself as its source."""
     return EncodeConfig(
         source=str(config.store),
         reading=SourceConfig(roots=(*config.roots, *known_roots(config.store))),
@@ -64,7 +64,7 @@ def _encode_settings(config: AddViewConfig, recipe: Recipe) -> EncodeConfig:
 
 
 def encoder_of_store(config: AddViewConfig | ExtendConfig, recipe: Recipe) -> EncoderConfig:
-    """The encoder of a store, as far as the settings name no other.
+    """Return the encoder of a store, as far as the settings name no other.
 
     Raises:
         UsageError: If its weights came from a file that they do not name.
@@ -91,7 +91,7 @@ def _named_model(encoder: EncoderIdentity) -> tuple[str, str]:
 
 
 def _layers(encoder: EncoderIdentity) -> str | None:
-    """The blocks that an identity names, in words; None is the last one alone."""
+    """Return the blocks that an identity names, in words; None is the last one alone."""
     found = encoder.aggregation
     return None if found is None else ",".join(map(str, found["layers"]))
 

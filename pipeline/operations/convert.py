@@ -60,7 +60,7 @@ def convert(config: ConvertConfig) -> None:
 def recoded_recipe(
     recipe: Recipe, dtype: str, code: Int8Code | None, calibration_rows: int, code_error: float
 ) -> Recipe:
-    """A recipe with another storage type; the last three are int8's."""
+    """Return a recipe with another storage type; the last three are int8's."""
     return dataclasses.replace(
         recipe,
         dtype=dtype,
@@ -83,7 +83,7 @@ def _check_compression(config: ConvertConfig) -> None:
 
 
 def _code(config: ConvertConfig, source: Store) -> Int8Code | None:
-    """The code the new store was begun with, or a new one fitted to the old store's rows; None but for int8."""
+    """Return the code the new store was begun with, or a new one fitted to the old store's rows; None but for int8."""
     if source.code is not None:
         raise UsageError(
             f"{config.store} holds int8 tokens already, and what their code has lost no other type brings "

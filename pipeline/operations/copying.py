@@ -17,7 +17,7 @@ from shards.writing.selection import Selection
 def copy(
     selection: Selection, recipe: Recipe, out: Location, *, command: str, code: Int8Code | None = None
 ) -> None:
-    """Writes a new store from rows of others; run again, it continues.
+    """Write a new store from rows of others; run again, it continues.
 
     Args:
         selection: The rows.

@@ -38,7 +38,7 @@ class RowDifference:
     valid_only_b: list[str]
 
     def lists(self) -> dict[str, list[str]]:
-        """The lists by name."""
+        """Return the lists by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, list)}
 
 
@@ -160,7 +160,7 @@ def _bytes_of_both(a: Store, b: Store) -> dict[str, tuple[int, int]]:
 
 
 def _classes(store: Store, rows: NDArray[np.int64]) -> NDArray[np.str_]:
-    """Number and name of the class of each row, as one word; empty without a class."""
+    """Return number and name of each row's class as one string; empty without a class."""
     labels, of_row = np.unique(store.labels[rows], return_inverse=True)
     words = [f"{label} {store.class_name(label)}" if label >= 0 else "" for label in labels.tolist()]
     return np.array(words, np.str_)[of_row]
@@ -211,7 +211,7 @@ class _Pair:
         self._progress = progress
 
     def compare(self, view: str, name: str) -> FieldDifference:
-        """What differs in one field."""
+        """Return what differs in one field."""
         readers = [store.reader(view, name) for store in self._stores]
         count = len(self._rows[0])
         shapes = (readers[0].row_shape, readers[1].row_shape)

@@ -49,7 +49,7 @@ _WATCH_SECONDS = 12.0
 
 
 def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
-    """Encodes a source into a store, or continues.
+    """Encode a source into a store, or continue.
 
     Args:
         config: What to do.
@@ -119,7 +119,7 @@ def begin_or_await(config: EncodeConfig, world: World) -> tuple[StoreWriter, Row
 
 
 def begin(config: EncodeConfig) -> tuple[StoreWriter, RowEncoder]:
-    """Lists the source, builds the encoder, and begins or continues the store."""
+    """List the source, build the encoder, and begin or continue the store."""
     found: list[str] = []
     plan = make_plan(config, found.append)
     encoder = build_encoder(config)
@@ -164,12 +164,12 @@ def warn_untrained(encoder: RowEncoder) -> None:
 
 
 def _begun_code(path: Location) -> Int8Code | None:
-    """The code a store was begun with: whoever continues it writes with the same one."""
+    """Return the code a store was begun with: whoever continues it writes with the same one."""
     return published_code(path, read_recipe(path)) if (path / ROOT).exists() else None
 
 
 def _await_store(config: EncodeConfig) -> StoreWriter:
-    """The store, once the first worker has begun it."""
+    """Return the store, once the first worker has begun it."""
     deadline = time.monotonic() + _AWAIT_SECONDS
     while not all((path / ROOT).exists() for path in (config.store.out, *companion_paths(config).values())):
         if time.monotonic() > deadline:

@@ -34,7 +34,7 @@ class Figure:
 
 
 def estimate(config: EstimateConfig) -> None:
-    """Prints what is planned and takes how much.
+    """Print what is planned and the space and time it takes.
 
     Raises:
         UsageError: If something needed is neither given nor in a store, or makes no sense.
@@ -50,7 +50,7 @@ def estimate(config: EstimateConfig) -> None:
 
 
 def planned_recipe(config: EstimateConfig) -> Recipe:
-    """The recipe of the planned store: what is given, and for the rest the named store's."""
+    """Return the recipe of the planned store: what is given, and for the rest the named store's."""
     if config.store is not None:
         base = read_recipe(config.store, newest_revision(config.store))
     elif config.rows is None:
@@ -154,7 +154,7 @@ def _training_figures(config: EstimateConfig, recipe: Recipe) -> list[Figure]:
 
 
 def _new_recipe(config: EstimateConfig, rows: int) -> Recipe:
-    """A recipe with the defaults of `pipeline encode`; of its encoder only the shape of the tokens is known."""
+    """Return a recipe with the defaults of `pipeline encode`; of its encoder only the shape of the tokens is known."""
     h, w, width = _token_shape(config, None)
     encoder = EncoderIdentity(
         name="planned",
@@ -198,7 +198,7 @@ def _token_shape(config: EstimateConfig, base: Recipe | None) -> tuple[int, int,
 
 
 def _latents(text: str) -> tuple[int, int]:
-    """Number and width of latents such as 32x128.
+    """Parse number and width of latents, such as 32x128.
 
     Raises:
         UsageError: If they are no two positive numbers.
@@ -226,7 +226,7 @@ def _require_positive(config: EstimateConfig) -> None:
 
 
 def _missing(config: EstimateConfig) -> list[str]:
-    """What else could be said, and how to ask for it."""
+    """List the further estimates that are possible and the options that give them."""
     hints = []
     if config.images_per_second is None:
         hints.append(

@@ -38,7 +38,7 @@ _NAMED_AT_MOST = 3
 
 
 def extend(config: ExtendConfig, arguments: Sequence[str]) -> None:
-    """Encodes the images whose keys the store does not have, in a new revision of it.
+    """Encode the images whose keys the store does not have, in a new revision of it.
 
     An extension that was begun is finished with the images it was begun with.
 
@@ -92,7 +92,7 @@ def extend(config: ExtendConfig, arguments: Sequence[str]) -> None:
 
 
 def _begun(config: ExtendConfig) -> StoreWriter:
-    """The store with its newest revision, if that is finished or an extension.
+    """Return the store with its newest revision, if that is finished or an extension.
 
     Raises:
         UserError: If there is no store, or it or another addition to it is to be finished first.
@@ -120,7 +120,7 @@ def _begun(config: ExtendConfig) -> StoreWriter:
 
 
 def _encode_settings(config: ExtendConfig, recipe: Recipe) -> EncodeConfig:
-    """The settings of an encode of the source into the store."""
+    """Return the settings of an encode of the source into the store."""
     if config.compressor is not None:
         encoder = EncoderConfig(precision="bfloat16" if recipe.precision == "bfloat16" else "float32")
     else:
@@ -146,7 +146,7 @@ def _encode_settings(config: ExtendConfig, recipe: Recipe) -> EncodeConfig:
 
 
 def _extended_plan(config: ExtendConfig, plan: Plan) -> Plan:
-    """The plan with what is new in the source; the plan itself if nothing is."""
+    """Return the plan with what is new in the source; the plan itself if nothing is."""
     if is_store(config.source):
         return _plan_of_outer_store(config, plan)
     labels = None if config.labels is None else LabelTable.read(config.labels)
@@ -164,7 +164,7 @@ def _extended_plan(config: ExtendConfig, plan: Plan) -> Plan:
 
 
 def _plan_of_outer_store(config: ExtendConfig, plan: Plan) -> Plan:
-    """The plan of the store that a field belongs to, and lags behind."""
+    """Return the plan of the store that a field belongs to, and lags behind."""
     if config.labels is not None:
         raise UsageError(f"--labels are for files; the store {config.source} names its own classes")
     whole = open_store(config.source)
@@ -179,7 +179,7 @@ def _plan_of_outer_store(config: ExtendConfig, plan: Plan) -> Plan:
 
 
 def _new_images(config: ExtendConfig, plan: Plan, listing: Listing) -> Listing:
-    """What the store lacks; says what else differs between it and its source.
+    """Return the images that the store lacks; print what else differs between it and its source.
 
     Raises:
         UsageError: If an archive that holds new images was packed anew, so that old ones lie elsewhere in it.

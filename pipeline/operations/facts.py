@@ -125,7 +125,7 @@ def statistics_facts(values: Statistics) -> dict[str, Any]:
 
 
 def _error_facts(store: Store, view: str) -> dict[str, Any]:
-    """What int8 has cost the channels of a view, as shares of their standard deviations; the worst ones by number."""
+    """Return the int8 error of the channels of a view, as shares of their std; the worst ones by number."""
     error = store.code_error(view)
     assert error is not None, view
     worst = np.argsort(-error, kind="stable")[:_WORST_CHANNELS]

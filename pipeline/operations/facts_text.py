@@ -7,7 +7,7 @@ from shards import printable_text
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """What `pipeline.operations.facts.store_facts` gives, a line each."""
+    """Format what `pipeline.operations.facts.store_facts` returns, a line each."""
     lines = _recipe_lines(facts)
     if facts["complete"]:
         lines += _finished_lines(facts)
@@ -55,7 +55,7 @@ def _recipe_lines(facts: dict[str, Any]) -> list[str]:
 
 
 def aggregation_text(encoder: dict[str, Any]) -> str:
-    """The blocks that tokens are combined from, with a comma behind; empty for the last one alone."""
+    """Return the blocks that tokens are combined from, with a comma behind; empty for the last one alone."""
     found = encoder.get("aggregation")
     return f"{found['combination']} of blocks {' '.join(map(str, found['layers']))}, " if found else ""
 

@@ -16,7 +16,7 @@ _TILE = 128
 
 
 def fields_section(store: Store) -> str:
-    """A store's tokens beside those of its finished fields; nothing if it has none."""
+    """Return a store's tokens beside those of its finished fields; nothing if it has none."""
     fields = {name: open_field(store, name) for name in store.manifest.fields}
     if not fields:
         return ""
@@ -50,7 +50,7 @@ def _deviations(stores: dict[str, Store]) -> str:
 
 
 def _colours(stores: dict[str, Store]) -> str:
-    """The same rows in every field, one line of tiles each, the crops above."""
+    """Return the same rows in every field, one line of tiles each, the crops above."""
     main = stores["this store"]
     shared = set(main.valid_rows.tolist()).intersection(*(s.valid_rows.tolist() for s in stores.values()))
     rows = np.array(sorted(shared), np.int64)

@@ -17,7 +17,7 @@ _SHARED = ("dtype", "views", "image_size", "precision", "class_token")
 
 
 def merge(config: MergeConfig) -> None:
-    """Copies the rows of all stores into one.
+    """Copy the rows of all stores into one.
 
     Raises:
         UserError: If they are not of one encoder and kind, or share keys.

@@ -17,7 +17,7 @@ _TILES_ACROSS = 6
 
 
 def neighbours(config: NeighboursConfig) -> None:
-    """Writes a page of the nearest rows.
+    """Write a page of the nearest rows.
 
     Raises:
         UserError: If the row is not valid, or the store holds too few.
@@ -51,7 +51,7 @@ def nearest(
     features: str = "pooled",
     view: str | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The rows most similar to one row, nearest first.
+    """Return the rows most similar to one row, nearest first.
 
     Args:
         store: The store.

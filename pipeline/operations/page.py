@@ -53,7 +53,7 @@ def read_rows(store: Store, view: str, field: str, rows: NDArray[np.int64]) -> N
 
 
 def table(lines: Iterable[Sequence[object]]) -> str:
-    """A table of lines; the first cell of each is its heading."""
+    """Return a table of lines; the first cell of each is its heading."""
     cells = "".join(
         f"<tr><th>{html.escape(str(name))}</th>"
         + "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
@@ -64,7 +64,7 @@ def table(lines: Iterable[Sequence[object]]) -> str:
 
 
 def axes_of(height: float) -> tuple[Figure, Any]:
-    """A figure of the page's width and its one plot."""
+    """Return a figure of the page's width and its one plot."""
     figure = Figure(figsize=(9, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -72,7 +72,7 @@ def axes_of(height: float) -> tuple[Figure, Any]:
 
 
 def chart(figure: Figure, description: str) -> str:
-    """A figure as a picture of the page."""
+    """Return a figure as a picture of the page."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "store"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -80,12 +80,12 @@ def chart(figure: Figure, description: str) -> str:
 
 
 def png(image: Image.Image) -> str:
-    """A picture's bytes as a data URL."""
+    """Return a picture's bytes as a data URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def picture(source: str, description: str) -> str:
-    """A picture of the page."""
+    """Return a picture of the page."""
     return f'<p><img alt="{html.escape(description)}" src="{source}"></p>'

@@ -24,7 +24,7 @@ _AT_ONCE = 1024
 
 
 def probe(config: ProbeConfig) -> None:
-    """Prints top-1 of a linear probe and of nearest neighbours on held-out rows.
+    """Print top-1 accuracy of a linear probe and of nearest neighbours on held-out rows.
 
     Raises:
         UserError: If the store has no labels, no class tokens where they are asked for, or too few rows.
@@ -35,7 +35,7 @@ def probe(config: ProbeConfig) -> None:
 
 
 def probe_facts(config: ProbeConfig) -> dict[str, Any]:
-    """What `pipeline probe` finds, as plain JSON values."""
+    """Measure what `pipeline probe` prints, as plain JSON values."""
     store = open_store(config.store, follow_links=config.follow_links)
     rows = _chosen_rows(config, store)
     labels = store.labels[rows].astype(np.int64)
@@ -137,7 +137,7 @@ def _score(guessed: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, f
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """The facts for people, a line each."""
+    """Return the facts for people, a line each."""
     rows, linear, nearest = facts["rows"], facts["linear"], facts["neighbours"]
     what = "tokens averaged over positions" if facts["features"] == "pooled" else "class tokens"
     fitted = f"logistic regression, C {linear['regularisation']}, {linear['iterations']} iterations"

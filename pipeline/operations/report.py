@@ -111,7 +111,7 @@ def _unfinished_lines(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def _latents_section(store: Store) -> str:
-    """What made the latents of a derived field, and how many of their numbers hardly vary."""
+    """Describe the compressor of a derived field, and how many of its latents' numbers hardly vary."""
     made_by = store.recipe.encoder.compressor
     if made_by is None or not len(store.valid_rows):
         return ""
@@ -173,7 +173,7 @@ def _channels_section(store: Store) -> str:
 
 
 def _rounding(store: Store) -> str:
-    """What the storage type loses."""
+    """Describe what the storage type loses."""
     errors = {view: store.code_error(view) for view in store.views}
     measured = [
         (view, f"{error.min():.2%} to {error.max():.2%}")

@@ -13,7 +13,7 @@ _ROWS_AT_ONCE = 32
 def row_features(
     store: Store, rows: NDArray[np.int64], features: str, view: str | None = None
 ) -> NDArray[np.float32]:
-    """A vector of each of some valid rows.
+    """Return a vector of each of some valid rows.
 
     Args:
         store: The store.

@@ -18,7 +18,7 @@ _LINES_OF_A_KEY = 16
 
 
 def subset(config: SubsetConfig) -> None:
-    """Copies the rows that were asked for.
+    """Copy the selected rows.
 
     Raises:
         UserError: If nothing was asked for, a class or key is unknown, or no image is left.
@@ -32,7 +32,7 @@ def subset(config: SubsetConfig) -> None:
 
 
 def chosen_images(config: SubsetConfig, plan: Plan) -> NDArray[np.int64]:
-    """Indices in the plan of the images that were asked for, in order of key, int64[k].
+    """Return the selected images' indices in the plan, in order of key, int64[k].
 
     Raises:
         UsageError: If nothing was asked for, a class or key is unknown, or no image is left.
@@ -87,7 +87,7 @@ def _keys_in(file: Path, plan: Plan) -> list[str]:
 
 
 def named_keys(text: str, known: Collection[str]) -> tuple[list[str], list[str]]:
-    """The keys that a text names, a line each, and the lines that are none.
+    """Return the keys that a text names, a line each, and the lines that are none.
 
     A key may be written as commands print it, with escapes for what cannot be seen; one with line feeds also as it is,
     over several lines. Nothing but line feeds ends a line.
@@ -120,7 +120,7 @@ def named_keys(text: str, known: Collection[str]) -> tuple[list[str], list[str]]
 
 
 def _classes_left(store: Store, images: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """The new label of each old one, and the names of the classes that still have images."""
+    """Return the new label of each old one, and the names of the classes that still have images."""
     left = np.unique(store.plan.labels[images])
     left = left[left >= 0]
     labels = np.full(store.num_classes, -1)

@@ -43,7 +43,7 @@ class AddViewConfig:
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
 
     def view_names(self) -> tuple[str, ...]:
-        """`views` as names.
+        """Return `views` as names.
 
         Raises:
             UsageError: If one is unknown.

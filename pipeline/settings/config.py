@@ -139,7 +139,7 @@ class StoreConfig:
             raise UsageError(f"--allow-error must be a share above 0, got {self.allow_error}; such as 0.03")
 
     def view_names(self) -> tuple[str, ...]:
-        """`views` as names; `crop:K` is crop0 to crop{K-1}, and each of these may be named by itself.
+        """Return `views` as names; `crop:K` is crop0 to crop{K-1}, and each of these may be named by itself.
 
         Raises:
             UsageError: If one is unknown.
@@ -293,7 +293,7 @@ class EncodeConfig:
     """File that fixes class names and their ids, or a store to take them from."""
 
     def check(self) -> None:
-        """Reads every setting that is more than a plain value once, before anything is begun.
+        """Read every setting that is more than a plain value once, before anything is begun.
 
         Raises:
             UsageError: For the first one that cannot be read.

@@ -18,7 +18,7 @@ from shards.metadata.layout import PLAN
 
 
 def known_roots(store: Location) -> tuple[str, ...]:
-    """The places that were named when this store's plan was made on this machine; none of a store from elsewhere."""
+    """Return the places named when this store's plan was made on this machine; none of a store from elsewhere."""
     try:
         places = json.loads(_memory(store).read_bytes())
     except (OSError, ValueError, RuntimeError):  # RuntimeError: a user without a home
@@ -27,7 +27,7 @@ def known_roots(store: Location) -> tuple[str, ...]:
 
 
 def remember_roots(store: Location, places: Iterable[str]) -> None:
-    """Keeps the places that the user has named for a store; where they cannot be kept, they have to be named again."""
+    """Keep the places that the user named for a store; where they cannot be kept, they must be named again."""
     known = known_roots(store)
     together = sorted({*known, *SourceRoots.of(places).places})
     if together == sorted(known):

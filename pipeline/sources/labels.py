@@ -28,7 +28,7 @@ class LabelTable:
 
     @classmethod
     def of_names(cls, class_names: Sequence[str]) -> Self:
-        """The table of these names in this order.
+        """Return the table of these names in this order.
 
         A name that begins with a WordNet id or a number also answers to that, one with a tab to the part before it.
         What several begin with, such as the year in `2012 Audi A5` and `2012 BMW M3`, none of them answers to.
@@ -47,7 +47,7 @@ class LabelTable:
 
     @classmethod
     def of_source(cls, names: Iterable[str]) -> Self:
-        """The table of a source's own class names: numbers stand for themselves, others are sorted and numbered."""
+        """Return the table of a source's class names: numbers stay as they are, others are sorted and numbered."""
         distinct = set(names)
         if distinct and all(name.isascii() and name.isdigit() for name in distinct):
             largest = max(int(name) for name in distinct)
@@ -57,13 +57,13 @@ class LabelTable:
         return cls.of_names(sorted(distinct))
 
     def id_of(self, name: str) -> int | None:
-        """The label of a class that a source names; however its accents are composed. None if there is none."""
+        """Return the label of a class that a source names; however its accents are composed. None if there is none."""
         label = self.ids.get(name)
         return self.ids.get(composed(name)) if label is None else label
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Reads a table from a store, a JSON list, or a text file with one class a line (line number = label).
+        """Read a table from a store, a JSON list, or a text file with one class a line (line number = label).
 
         Raises:
             UsageError: If it is none of them, names no class, or is a file in which two classes answer to one name.
@@ -116,7 +116,7 @@ def _require_composed_apart(full: dict[str, int]) -> None:
 
 
 def composed(name: str) -> str:
-    """A name with its accents composed (NFC): macOS writes file names decomposed, and other systems do not."""
+    """Return a name with its accents composed (NFC): macOS writes file names decomposed, and other systems do not."""
     return unicodedata.normalize("NFC", name)
 
 

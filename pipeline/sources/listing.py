@@ -45,7 +45,7 @@ def list_source(
     kept: Sequence[str] = (),
     tell: Callable[[str], object] = log,
 ) -> Listing:
-    """Lists a source of any kind, and says what was found in it and what was left out.
+    """List a source of any kind, and print what was found in it and what was left out.
 
     Args:
         source: An image folder; a tar of tars; a webdataset tar, or a folder or pattern of them; a parquet file, or a
@@ -73,7 +73,7 @@ def list_source(
 
 
 def number_classes(found: list[FoundImage], labels: LabelTable | None) -> Listing:
-    """Turns class names into label numbers: those of `labels`, else the source's own."""
+    """Turn class names into label numbers: those of `labels`, else the source's own."""
     names = sorted({image.class_name for image in found if image.class_name is not None})
     table = labels or LabelTable.of_source(names)
     ids = {name: table.id_of(name) for name in names}

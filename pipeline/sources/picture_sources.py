@@ -45,14 +45,14 @@ class PictureSource(Protocol):
         """
 
     def read(self, record: SourceRecord, views: Collection[str]) -> Any:
-        """What the pictures of an image are made from.
+        """Read what the crops of an image are made from.
 
         Raises:
             BadImageError: If this image cannot be used.
         """
 
     def draw(self, content: Any, record: SourceRecord, views: Collection[str], out: Images) -> None:
-        """Makes the pictures that some views show, of what `read` gave, into uint8 [V, P, P, 3].
+        """Cut the crops of some views from what `read` returned, into uint8 [V, P, P, 3].
 
         Raises:
             UndecodableImageError: If it is not one whole image.
@@ -111,7 +111,7 @@ class EncodedImages:
 
     @classmethod
     def of(cls, store: Store) -> Self | None:
-        """The images of a store; None if it keeps none."""
+        """Return the images of a store; None if it keeps none."""
         names = Pictures(store.recipe).names
         return cls(store) if store.image_size and names else None
 
@@ -197,7 +197,7 @@ def holds_pictures(store: Store, recipe: Recipe, views: Collection[str]) -> bool
 
 
 def picture_source(config: EncodeConfig, recipe: Recipe, views: Collection[str], plan: Plan) -> PictureSource:
-    """The pictures of some views of a recipe.
+    """Return the pictures of some views of a recipe.
 
     Args:
         config: Names what the plan was made from. A store that holds the pictures gives them itself; of
@@ -225,7 +225,7 @@ def named_roots(config: EncodeConfig) -> tuple[str, ...]:
 
 
 def with_known_roots(config: EncodeConfig) -> EncodeConfig:
-    """The same settings, with the places that were named when the store they read from was made on this machine."""
+    """Return the same settings, with the places named when the store they read from was made on this machine."""
     source = config.source_path()
     if not is_store(source):
         return config

@@ -49,7 +49,7 @@ class Pictures:
         self._max_pixels = max_pixels
 
     def draw(self, content: bytes, key: str, views: Collection[str], out: Images) -> None:
-        """Decodes an image file and cuts what some views show.
+        """Decode an image file and cut the crops of some views.
 
         Args:
             content: The file's bytes.
@@ -64,7 +64,7 @@ class Pictures:
         self.cut(self.decode(content), key, views, out)
 
     def decode(self, content: bytes) -> Image:
-        """An image file as a Pillow image of mode RGB.
+        """Return an image file as a Pillow image of mode RGB.
 
         Raises:
             UndecodableImageError: If it is not one whole image.
@@ -90,11 +90,11 @@ class Pictures:
                 out[self.names.index(name)] = crop
 
     def stored(self, pictures: Images, view: str) -> Images:
-        """What is stored of a view that is not mirrored, of pictures uint8 [V, …]."""
+        """Select the crop to store for a view that is not mirrored, from crops uint8 [V, …]."""
         image: Images = pictures[self.names.index(view)]
         return image
 
     def shown(self, pictures: Tensor, view: str) -> Tensor:
-        """What a view shows the encoder, uint8 [b, 3, P, P], of pictures [V, b, P, P, 3]."""
+        """Select what a view shows the encoder, uint8 [b, 3, P, P], from crops [V, b, P, P, 3]."""
         pixels = pictures[self.names.index(MIRRORED_VIEWS.get(view, view))].permute(0, 3, 1, 2)
         return pixels.flip(-1) if view in MIRRORED_VIEWS else pixels

@@ -22,7 +22,7 @@ FORMATS: dict[str, Format] = {"zarr": ZarrFormat(), "webdataset": WebdatasetForm
 
 
 def format_of(recipe: Recipe) -> Format:
-    """The format that a recipe names."""
+    """Return the format that a recipe names."""
     return FORMATS[recipe.format]
 
 

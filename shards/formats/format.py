@@ -113,4 +113,4 @@ class Format(Protocol):
         """
 
     def entry_check(self, fields: Sequence[Field], plan: Plan, shard: int) -> EntryCheck:
-        """A check of the bytes of a shard that are neither numbers of its rows nor an index of them."""
+        """Return a check of the bytes of a shard that are neither numbers of its rows nor an index of them."""

@@ -82,7 +82,7 @@ class WebdatasetFormat:
 
 
 def row_key(row: int) -> str:
-    """The webdataset key of a row."""
+    """Return the webdataset key of a row."""
     return f"{row:0{_KEY_DIGITS}d}"
 
 
@@ -158,7 +158,7 @@ def _member(name: str, parts: list[Buffer]) -> list[Buffer]:
 
 
 def _tar_header(name: str, size: int) -> bytes:
-    """A ustar header whose owner, group and time are zero, so that equal rows give equal bytes."""
+    """Return a ustar header whose owner, group and time are zero, so that equal rows give equal bytes."""
     encoded = name.encode("ascii")
     assert len(encoded) <= 100, name
     fields = [
@@ -208,7 +208,7 @@ def _scan_extents(source: ObjectReader, field: Field, shard: int, capacity: int)
 
 
 def _octal(digits: bytes) -> int:
-    """A number of a tar header; no sign, no blanks, as Python's own reading would take.
+    """Return a number of a tar header; no sign, no blanks, as Python's own reading would take.
 
     Raises:
         ValueError: If it is none.

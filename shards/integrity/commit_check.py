@@ -17,7 +17,7 @@ from shards.writing.published import describe_shard, object_record
 
 
 def found_object(path: Location, expected: ObjectRecord) -> ObjectRecord | str:
-    """An object of a store as it is there, by the same algorithm, or what is wrong with it as a whole."""
+    """Return an object of a store as it is there, by the same algorithm, or what is wrong with it as a whole."""
     try:
         return object_record(path, expected.path, expected.algorithm)
     except (FileNotFoundError, NotADirectoryError):
@@ -37,7 +37,7 @@ def difference(expected: ObjectRecord, actual: ObjectRecord | str) -> str | None
 
 
 def commit_problems(path: Location, recipe: Recipe, threads: int) -> list[Problem]:
-    """What is wrong with the shards of a store that has no manifest, or not the one that was written.
+    """Find what is wrong with the shards of a store without a manifest, or with a damaged one.
 
     Shards without a record are looked at too where their objects are there: whoever encodes them takes those.
 

@@ -101,7 +101,7 @@ def verify_store(
 def _compare_digests(
     path: Location, manifest: Manifest, threads: int, progress: Progress | None
 ) -> dict[str, ObjectRecord | str]:
-    """What is there instead, by path, for each object that is not as the manifest says."""
+    """Describe, by path, each object that differs from the manifest."""
     total = sum(o.nbytes for o in manifest.objects)
     seen = 0
     damaged: dict[str, ObjectRecord | str] = {}
@@ -135,7 +135,7 @@ def _strangers(path: Location, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _field_problems(path: Location, name: str, threads: int, *, follow_links: bool) -> Iterator[Problem]:
-    """What is wrong with a field that was added, by its place in the store."""
+    """Find what is wrong with an added field, by its path in the store."""
     inside = f"{FIELDS}/{name}"
     try:
         found = verify_store(path / inside, threads=threads, follow_links=follow_links)

@@ -33,7 +33,7 @@ class ArchiveIdentity:
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """Reads back what `to_dict` gave.
+        """Read back what `to_dict` returned.
 
         Raises:
             ValueError: If it is something else.

@@ -90,7 +90,7 @@ def sharded_array_objects(field: Field, capacity: int, num_shards: int) -> dict[
 
 
 def read_array(read: ReadObject, path: str) -> NDArray[Any]:
-    """The values of an array that `array_objects` made, read-only.
+    """Return the values of an array that `array_objects` made, read-only.
 
     Raises:
         StoreDamagedError: If its objects do not make up an array.
@@ -144,7 +144,7 @@ class _ArrayDocument:
 
 
 def read_attributes(read: ReadObject, path: str) -> dict[str, Any]:
-    """The attributes of a group or array.
+    """Return the attributes of a group or array.
 
     Raises:
         StoreDamagedError: If its document cannot be read.
@@ -191,7 +191,7 @@ def _buffer(content: bytes) -> Any:
 
 
 def _objects(contents: Mapping[str, Any], path: str) -> dict[str, bytes]:
-    """What lies at and below a path; zarr-python makes the groups above it too."""
+    """Return the objects at and below a path; zarr-python makes the groups above it too."""
     inside = f"{path}/" if path else ""
     found = {name: content.to_bytes() for name, content in contents.items() if name.startswith(inside)}
     return {name: _spelled(content) if name.endswith(ROOT) else content for name, content in found.items()}

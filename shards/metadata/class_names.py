@@ -16,7 +16,7 @@ _NAMED_AT_MOST = 10
 
 
 def answers_of(name: str) -> set[str]:
-    """The names a class answers to: its full name, and the WordNet id, number or part before a tab at its beginning."""
+    """Return the names that select a class: its full name, and the WordNet id, number or part before a tab in front."""
     match = _SHORT_NAME.match(name)
     return {name, match.group(1) if match else name.partition("\t")[0]}
 
@@ -24,7 +24,7 @@ def answers_of(name: str) -> set[str]:
 def united_classes(
     stores: Iterable[tuple[str, Sequence[str], NDArray[np.int32]]],
 ) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
-    """The classes of all stores: the first's with their ids, then those that others add, in their order.
+    """Return the classes of all stores: the first's with their ids, then those that others add, in their order.
 
     Args:
         stores: Of each store, where it lies, the names of its classes, and its labels, -1 for none.
@@ -61,7 +61,7 @@ def united_classes(
 
 
 def _by_answer(class_names: Iterable[str]) -> dict[str, set[str]]:
-    """The class names by each name they answer to."""
+    """Return the class names by each name they answer to."""
     found: dict[str, set[str]] = {}
     for name in class_names:
         for answer in answers_of(name):

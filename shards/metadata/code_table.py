@@ -34,7 +34,7 @@ def _objects(table: NDArray[np.float32]) -> dict[str, bytes]:
 
 
 def read_code(read: ReadObject, recipe: Recipe) -> Int8Code:
-    """The code of a store of int8 tokens.
+    """Return the code of a store of int8 tokens.
 
     Args:
         read: Gives the content of an object of the store.
@@ -59,7 +59,7 @@ def read_code(read: ReadObject, recipe: Recipe) -> Int8Code:
 
 
 def published_code(root: Location, recipe: Recipe) -> Int8Code | None:
-    """The code of a store that is being written; None if its tokens are not int8.
+    """Return the code of a store that is being written; None if its tokens are not int8.
 
     Raises:
         StoreDamagedError: If it is missing or not the recipe's.

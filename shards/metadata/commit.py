@@ -38,7 +38,7 @@ class ObjectRecord:
 
     @classmethod
     def of(cls, path: str, content: bytes) -> Self:
-        """The record of a small object."""
+        """Return the record of a small object."""
         return cls(path, len(content), digest_of_bytes(content))
 
     def describes(self, content: bytes) -> bool:

@@ -82,7 +82,7 @@ def zstd_nbytes(header: bytes, nbytes: int) -> int:
 
 
 def row_codec(name: str) -> RowCodec:
-    """The codec a recipe's ``compression`` names."""
+    """Return the codec a recipe's ``compression`` names."""
     import numcodecs
 
     if name == "blosc":
@@ -92,7 +92,7 @@ def row_codec(name: str) -> RowCodec:
 
 
 def field_codec(field: Field) -> RowCodec | None:
-    """The codec of a field's rows; None where they are stored as they are."""
+    """Return the codec of a field's rows; None where they are stored as they are."""
     return None if field.compression is None else row_codec(field.compression)
 
 
@@ -113,7 +113,7 @@ def unpack_row(field: Field, stored: NDArray[np.uint8], out: NDArray[Any]) -> No
 
 
 def zarr_codec(name: str, dtype: StorageType) -> Any:
-    """The same codec as zarr-python knows it."""
+    """Return the same codec as zarr-python knows it."""
     from zarr.codecs import BloscCodec, ZstdCodec
 
     if name == "blosc":

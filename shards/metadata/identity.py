@@ -34,7 +34,7 @@ MIRRORED_VIEWS = {"flip": "center"}
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one spelling of a JSON value that digests are taken of: sorted keys, no spaces, UTF-8."""
+    """Return the one spelling of a JSON value that digests are taken of: sorted keys, no spaces, UTF-8."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
@@ -326,7 +326,7 @@ class Recipe:
         return planned_rows(self.num_images, self.num_shards, self.earlier)
 
     def at_stage(self, stage: int) -> Self:
-        """The recipe, with the views of now, before one of its extensions; `len(earlier)` is the recipe itself."""
+        """Return the recipe with today's views as of one of its earlier stages; `len(earlier)` is the recipe itself."""
         if stage == len(self.earlier):
             return self
         was = self.earlier[stage]

@@ -44,14 +44,14 @@ def bad_rows(recipe: Recipe, plan: Plan, commits: Commits) -> dict[int, str]:
 
 
 def _in_words(recipe: Recipe, by_view: dict[str, str]) -> str:
-    """The reason, said once where it is the same in all views of the store."""
+    """Return the reason, said once where it is the same in all views of the store."""
     if len(by_view) == len(recipe.views) and len(set(by_view.values())) == 1:
         return by_view[recipe.views[0]]
     return "; ".join(f"{view}: {reason}" for view, reason in by_view.items())
 
 
 def build_index(recipe: Recipe, plan: Plan, commits: Commits) -> pa.Table:
-    """The columns of ``index.parquet``, a line an image, in row order.
+    """Return the columns of ``index.parquet``, a line an image, in row order.
 
     ``row``, the plan's ``key``, ``label``, ``uri``, ``offset`` and ``nbytes``, of repaired images the size they have
     now; ``valid`` and ``reason``; for each view and field ``VIEW/FIELD/crc32c``, and ``VIEW/FIELD/offset`` in forms
@@ -81,7 +81,7 @@ def build_index(recipe: Recipe, plan: Plan, commits: Commits) -> pa.Table:
 
 
 def index_bytes(table: pa.Table) -> bytes:
-    """The index as a parquet file; the same table gives the same bytes under one version of pyarrow."""
+    """Return the index as a parquet file; the same table gives the same bytes under one version of pyarrow."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
@@ -130,7 +130,7 @@ class Index:
         return list(self._file.schema_arrow.names)
 
     def table(self, *columns: str) -> pa.Table:
-        """Some columns, or all, a line an image in row order."""
+        """Return some columns, or all, a line an image in row order."""
         import pyarrow as pa
 
         try:

@@ -52,7 +52,7 @@ class Field:
 
 
 def field_of(recipe: Recipe, view: str, name: str) -> Field:
-    """The description of one array of a store made by ``recipe``."""
+    """Return the description of one array of a store made by ``recipe``."""
     if name == "tokens":
         encoder = recipe.encoder
         shape = (encoder.num_tokens, encoder.width)
@@ -116,7 +116,7 @@ def checked_field(name: object) -> str:
 
 
 def checked_path(path: object) -> str:
-    """An object's name read from a file, if it stays inside the store.
+    """Return an object's name read from a file, if it stays inside the store.
 
     Raises:
         StoreDamagedError: If it is not a plain relative path.

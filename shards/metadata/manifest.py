@@ -88,7 +88,7 @@ class Manifest:
         return content | {name: value for name, value in added.items() if value}
 
     def to_bytes(self) -> bytes:
-        """The file's only valid spelling."""
+        """Return the file's only valid spelling."""
         content = {**self._content(), "digest": self.digest}
         return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
@@ -169,7 +169,7 @@ class _Document:
 
 
 def missing_objects(store: Location, objects: Iterable[ObjectRecord]) -> list[str]:
-    """What of the objects is not there, or not as long as it must be: one line each."""
+    """List the objects that are missing or have another length, one line each."""
     objects = list(objects)
     sizes = object_sizes(store, [record.path for record in objects])
     lines = []

@@ -173,7 +173,7 @@ class Plan:
         return [SourceRecord(**values) for values in part.to_pylist()]
 
     def records(self, images: NDArray[np.int64]) -> list[SourceRecord]:
-        """Some images by their index in row order, int64[k]; see `rows` for the row of each."""
+        """Return the records of some images by their index in row order, int64[k]; see `rows` for the row of each."""
         return [SourceRecord(**values) for values in self._now.take(images).to_pylist()]
 
     @cached_property
@@ -227,7 +227,7 @@ class Plan:
         return self._table.set_column(self._table.column_names.index("nbytes"), "nbytes", sizes)
 
     def with_repaired(self, sizes: Mapping[str, int]) -> Self:
-        """The same plan with other sizes of repaired images, in bytes by key; keys of other plans are left out."""
+        """Return the plan with other sizes of repaired images, in bytes by key; keys of other plans are left out."""
         own = set(self._table["key"].to_pylist()) if sizes else ()
         repaired = {key: nbytes for key, nbytes in sizes.items() if key in own}
         return type(self)(
@@ -235,7 +235,7 @@ class Plan:
         )
 
     def as_listed_now(self) -> Self:
-        """The plan that the images, as they are now, would be given."""
+        """Return the plan that the images, as they are now, would be given."""
         return type(self)(
             self._now,
             self.class_names,
@@ -246,7 +246,7 @@ class Plan:
         )
 
     def as_stage(self) -> Stage:
-        """What is to be remembered of this plan when it is extended."""
+        """Return the stage that an extension of this plan records."""
         return Stage(self.num_images, self.num_shards, len(self.class_names), self.source_digest())
 
     def extended(
@@ -255,7 +255,7 @@ class Plan:
         class_names: Sequence[str],
         archives: Mapping[str, ArchiveIdentity] | None = None,
     ) -> Self:
-        """This plan with further images in further shards; every row that is there keeps its number.
+        """Return this plan with further images in further shards; every present row keeps its number.
 
         Args:
             records: The further images, in any order, one or more.
@@ -293,7 +293,7 @@ class Plan:
         )
 
     def at_stage(self, stage: int) -> Self:
-        """The plan before one of its extensions, counted from 0; `len(earlier)` is the plan itself."""
+        """Return the plan before one of its extensions, counted from 0; `len(earlier)` is the plan itself."""
         if stage == len(self.earlier):
             return self
         was = self.earlier[stage]
@@ -309,7 +309,7 @@ class Plan:
         return plan.with_repaired(self.repaired)
 
     def _by_key(self) -> pa.Table:
-        """The table sorted by key."""
+        """Return the table sorted by key."""
         # By code points, as Python and pyarrow both compare text in UTF-8; without pyarrow's threads.
         return self._table.take(np.argsort(self._table["key"].to_numpy(), kind="stable"))
 
@@ -421,7 +421,7 @@ class _Settings:
 
 
 def _dealt(listing: Sequence[SourceRecord], seed: int, *, stream: str) -> pa.Table:
-    """Records, sorted by key, in the order a stream of random words gives them."""
+    """Shuffle records, sorted by key, by a stream of random words."""
     import pyarrow as pa
 
     dealt = [listing[i] for i in permutation(len(listing), seed=seed, stream=stream).tolist()]

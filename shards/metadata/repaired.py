@@ -21,7 +21,7 @@ from shards.storage.location import Location, read_object, read_objects, replace
 
 
 def read_plan(root: Location, recipe: Recipe) -> Plan:
-    """The plan of a store, finished or not, with the sizes its images have now.
+    """Return the plan of a store, finished or not, with the sizes its images have now.
 
     Args:
         root: The store.
@@ -67,7 +67,7 @@ def record_repaired(root: Location, plan: Plan) -> Plan:
 
 
 def continued_plan(root: Location, listing: Plan, recipe: Recipe) -> Plan:
-    """The plan of a store, if a new listing is of the same images, some of them repaired since.
+    """Return the plan of a store, if a new listing is of the same images, some of them repaired since.
 
     Args:
         root: A store.

@@ -36,7 +36,7 @@ def is_store(path: str | Location) -> bool:
 
 
 def read_recipe(path: Location, revision: int = 0) -> Recipe:
-    """The recipe a store was begun with, or one of its revisions; finished or not.
+    """Return the recipe a store was begun with, or one of its revisions; finished or not.
 
     Raises:
         UsageError: If there is no store at ``path``.

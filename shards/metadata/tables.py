@@ -17,7 +17,7 @@ _LARGEST_TEXT = 1 << 16
 
 
 def open_table(content: bytes, columns: Mapping[str, str]) -> Any:
-    """A parquet file that certain columns are to be read from.
+    """Return a parquet file that certain columns are to be read from.
 
     Args:
         content: The file.
@@ -49,7 +49,7 @@ def open_table(content: bytes, columns: Mapping[str, str]) -> Any:
 
 
 def read_columns(file: Any, names: Sequence[str]) -> Any:
-    """Some columns of an open file, or all of them, as one table without chunks.
+    """Read some columns of an open file, or all of them, as one table without chunks.
 
     Raises:
         ValueError: If a text is longer than any of ours.

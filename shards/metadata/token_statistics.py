@@ -83,7 +83,7 @@ def error_objects(view: str, error: NDArray[np.float64]) -> dict[str, bytes]:
 
 
 def read_error(read: ReadObject, view: str) -> NDArray[np.float64]:
-    """What `error_objects` wrote, float64[D]."""
+    """Read what `error_objects` wrote, float64[D]."""
     return read_array(read, f"stats/{view}/error")
 
 
@@ -109,7 +109,7 @@ def merged_statistics(read: ReadObject, views: Iterable[str], shape: tuple[int, 
 
 
 def read_token_moments(read: ReadObject, view: str, row_shape: tuple[int, ...]) -> Moments:
-    """What `statistics_objects` wrote of a view, as moments of its tokens [N, D]."""
+    """Read what `statistics_objects` wrote for a view, as moments of its tokens [N, D]."""
     num_tokens, width = row_shape
     count = int(read_attributes(read, f"stats/{view}")["count"])
     maps = (read_array(read, f"stats/{view}/{name}") for name in _ARRAYS)
@@ -172,7 +172,7 @@ def given_objects(root: Location) -> list[str]:
 
 
 def read_given(read: ReadObject, shape: tuple[int, int, int]) -> GivenStatistics:
-    """The given statistics of a store that has some.
+    """Return the given statistics of a store that has some.
 
     Args:
         read: Gives the content of an object of the store.

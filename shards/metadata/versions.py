@@ -13,7 +13,7 @@ _BY_DIGEST = {SHA256: 1, BLAKE3: 2}
 
 
 def format_version(recipe: Recipe) -> int:
-    """The lowest version that can hold a recipe's store."""
+    """Return the lowest version that can hold a recipe's store."""
     return _BY_DIGEST[recipe.object_digest]
 
 

@@ -71,7 +71,7 @@ class SampleDataset:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker process is sent: where the store is, and no open files."""
+        """Return the state to pickle for a worker process: the store's location, and no open files."""
         opened = ("_labels", "_order", "_readers")
         return {name: value for name, value in self.__dict__.items() if name not in opened}
 
@@ -80,15 +80,15 @@ class SampleDataset:
         self._open()
 
     def __len__(self) -> int:
-        """Samples of an epoch; the stream itself has no end."""
+        """Return the number of samples of an epoch; the stream itself has no end."""
         return len(self._order)
 
     def __getitem__(self, position: int) -> dict[str, NDArray[Any]]:
-        """The sample at a position: `__getitems__` without the first axis."""
+        """Return the sample at a position: `__getitems__` without the first axis."""
         return {name: array[0] for name, array in self.__getitems__([position]).items()}
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """A batch of samples, collated.
+        """Return a batch of samples, collated.
 
         Args:
             positions: Positions of the stream.
@@ -142,7 +142,7 @@ class StreamBatchSampler:
         self._start_sample = start_sample
 
     def __len__(self) -> int:
-        """Number of batches."""
+        """Return the number of batches."""
         return self._num_samples // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -169,7 +169,7 @@ class MixedStore(Store):
     def order(
         self, rows: NDArray[np.int64], *, seed: int, group: int | None, global_batch_size: int
     ) -> MixtureOrder:
-        """The stream of these rows; see `shards.reading.mixture`."""
+        """Return the stream of these rows; see `shards.reading.mixture`."""
         owners = np.searchsorted(self._bases, rows, side="right") - 1
         orders = [
             RowOrder(rows[owners == number] - base, seed, group, capacity=store.capacity)
@@ -187,7 +187,7 @@ class MixedStore(Store):
     def reader(
         self, view: str, field: str, *, mode: ReadMode = "auto", verify: Verify = "first"
     ) -> RowReader:
-        """A reader of one field of one view of all stores."""
+        """Return a reader of one field of one view of all stores."""
         return _MixedReader(
             [store.reader(view, field, mode=mode, verify=verify) for store in self.stores], self._bases
         )

@@ -123,7 +123,7 @@ class MixtureOrder:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def stores(self, start: int, count: int) -> NDArray[np.int64]:
-        """The store that each position comes from, int64[count]."""
+        """Return the store that each position comes from, int64[count]."""
         return np.searchsorted(self._bases, self.rows(start, count), side="right") - 1
 
     def _units_left(self, phase: int, block: int) -> int:
@@ -150,7 +150,7 @@ class MixtureOrder:
         return rows
 
     def _block(self, phase: int, block: int) -> NDArray[np.int8]:
-        """The store of each unit of a block, int8[BLOCK]."""
+        """Return the store of each unit of a block, int8[BLOCK]."""
         with self._lock:
             drawn = self._blocks.get((phase, block))
             if drawn is None:

@@ -74,7 +74,7 @@ class RowOrder:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
-        """The order of one epoch, int64[n]; not to be written to."""
+        """Return the order of one epoch, int64[n]; not to be written to."""
         with self._lock:
             order = self._epochs.get(epoch)
             if order is None:
@@ -102,7 +102,7 @@ class RowOrder:
 
 
 def share(batch_size: int, rank: int, world_size: int) -> range:
-    """The part of a global batch that a rank takes: contiguous, sizes differing by at most one."""
+    """Return the part of a global batch that a rank takes: contiguous, sizes differing by at most one."""
     base, larger = divmod(batch_size, world_size)
     first = rank * base + min(rank, larger)
     return range(first, first + base + (rank < larger))

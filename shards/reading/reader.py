@@ -94,7 +94,7 @@ class CheckedReader(ABC):
 
     @abstractmethod
     def _where(self, shard: int) -> str:
-        """The object that a shard lies in, in brackets, as far as it is known."""
+        """Return the object that a shard lies in, in brackets, as far as it is known."""
 
     def read(self, rows: Numbers, out: NDArray[Any], at: Numbers | None = None) -> None:
         """See `RowReader.read`."""

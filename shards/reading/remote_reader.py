@@ -112,7 +112,7 @@ class RemoteReader(CheckedReader):
         gather([submit(partial(self._fetch, group, flat)) for group in _coalesced(wanted)])
 
     def _opened(self, numbers: set[int]) -> dict[int, RemoteShard]:
-        """These shards, those not used before found in their objects' indices, all at once."""
+        """Return some shards, after reading the indices of those not used before, all at once."""
         with self._lock:
             unknown = sorted(numbers - self._shards.keys())
         found = gather([submit(partial(self._open, number)) for number in unknown])
@@ -166,7 +166,7 @@ class RemoteReader(CheckedReader):
 
 
 def _coalesced(wanted: list[_Wanted]) -> Iterator[list[_Wanted]]:
-    """The rows in groups that are each worth one request."""
+    """Yield the rows in groups that are each worth one request."""
     group: list[_Wanted] = []
     asked = end = 0
     for piece in sorted(wanted, key=lambda piece: (piece.shard.path.path, piece.offset)):

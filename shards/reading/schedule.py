@@ -82,7 +82,7 @@ class Schedule:
         return min(self.micro_batch_size or len(self.share), len(self.share))
 
     def draw(self, number: int) -> Draw:
-        """The rank's micro-batch with this number, counted from 0 at ``start_sample``."""
+        """Return the rank's micro-batch with this number, counted from 0 at ``start_sample``."""
         part = self.share
         per_step = -(-len(part) // self.largest)
         step, piece = divmod(number, per_step)

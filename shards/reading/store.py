@@ -114,7 +114,7 @@ class Store:
         self._stage = len(manifest.recipe.earlier) if stage is None else stage
 
     def at_stage(self, stage: int) -> Store:
-        """The store as it was before one of its extensions: its rows, labels, classes and statistics of then.
+        """Return the store as it was before one of its extensions: its rows, labels, classes and statistics of then.
 
         Args:
             stage: Number of extensions there were, counted from 0; `len(recipe.earlier)` is the store as it is.
@@ -122,7 +122,7 @@ class Store:
         return Store(self.path, self.manifest, self._cache, follow_links=self.follow_links, stage=stage)
 
     def as_known_by(self, id: str) -> Store | None:  # noqa: A002 - the name of the attribute it is compared with
-        """The store as it was when its `id` was this one, now or before an extension; None if it never was."""
+        """Return the store as it was when its `id` was this one, now or before an extension; None if it never was."""
         recipe = self.manifest.recipe
         for stage in range(len(recipe.earlier), -1, -1):
             if recipe.at_stage(stage).id == id:
@@ -150,7 +150,7 @@ class Store:
     def order(
         self, rows: NDArray[np.int64], *, seed: int, group: int | None, global_batch_size: int
     ) -> Order:
-        """The infinite stream of some of its rows.
+        """Return the infinite stream of some of its rows.
 
         Args:
             rows: Rows of an epoch, ascending, int64[n].
@@ -270,7 +270,7 @@ class Store:
         return read_code(self.object_bytes, self.recipe) if self.recipe.dtype == "int8" else None
 
     def decode(self, tokens: NDArray[Any]) -> NDArray[np.float32]:
-        """The numbers that tokens as a reader delivers them stand for, exactly.
+        """Return the numbers that tokens as a reader delivers them stand for, exactly.
 
         Args:
             tokens: [..., D] of the storage type.
@@ -282,7 +282,7 @@ class Store:
         return tokens.astype(np.float32)
 
     def code_error(self, view: str) -> NDArray[np.float64] | None:
-        """What int8 has cost each channel of a view, float64[D]; None for other storage types.
+        """Return the int8 error of each channel of a view, float64[D]; None for other storage types.
 
         Measured on every row while encoding: RMS error as a share of the channel's own deviation.
         """
@@ -300,7 +300,7 @@ class Store:
         return self.manifest.object_bytes(self.path, path)
 
     def commit(self, view: str, shard: int) -> CommitRecord:
-        """What was published for a shard of a view.
+        """Return the commit record of a shard of a view.
 
         Raises:
             StoreDamagedError: If its record is missing or not the one that was written.
@@ -350,7 +350,7 @@ class Store:
         return tuple(self.manifest.fields)
 
     def field(self, name: str) -> Store:
-        """A field that was added: the same rows through another encoder, a store of its own.
+        """Return a field that was added: the same rows through another encoder, a store of its own.
 
         Raises:
             UsageError: If there is none of this name, or the store was extended since and the field was not.
@@ -372,7 +372,7 @@ class Store:
     def reader(
         self, view: str, field: str, *, mode: ReadMode = "auto", verify: Verify = "first"
     ) -> RowReader:
-        """A reader of one field of one view.
+        """Return a reader of one field of one view.
 
         Args:
             view: One of `views`. The image of a mirrored view is read from the view it mirrors.

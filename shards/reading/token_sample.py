@@ -13,7 +13,7 @@ _NUM_VALUES = 1 << 16
 
 
 def sample_stored(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Some tokens of some rows of a finished store in every view, float32 [rows, values, D].
+    """Read some tokens of some rows of a finished store in every view, float32 [rows, values, D].
 
     Args:
         store: The store.

@@ -30,7 +30,7 @@ def webdataset_pipeline(
     seed: int = 0,
     decode: bool = True,
 ) -> Any:
-    """A ``webdataset.DataPipeline`` over one view of a store in webdataset format.
+    """Return a ``webdataset.DataPipeline`` over one view of a store in webdataset format.
 
     It yields a dictionary a valid row: ``__key__`` (the row in nine digits), ``row``, ``key`` (the image's name in its
     source), ``label`` (int, -1 for none), and each field as an array. Shards are split by rank and by worker of a

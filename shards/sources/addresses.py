@@ -9,17 +9,17 @@ from shards.storage.remote_path import RemotePath, is_url
 
 
 def printable(name: str) -> str:
-    r"""A file name as text that any file can hold; bytes that are not UTF-8 become `\\xNN`."""
+    r"""Return a file name as text that any file can hold; bytes that are not UTF-8 become `\\xNN`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def whole_address(path: Location) -> str:
-    """The address of a path or URL."""
+    """Return the address of a path or URL."""
     return address_of(str(path.absolute()))
 
 
 def address_of(path: str) -> str:
-    """The address of a local path; a name that is not UTF-8 becomes a `file://` address."""
+    """Return the address of a local path; a name that is not UTF-8 becomes a `file://` address."""
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:
@@ -28,7 +28,7 @@ def address_of(path: str) -> str:
 
 
 def location_of(uri: str) -> Location:
-    """The place that an address of a plan stands for."""
+    """Return the place that an address of a plan stands for."""
     if is_url(uri):
         return RemotePath.of_url(uri)
     if uri.startswith("file://"):

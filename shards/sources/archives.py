@@ -14,7 +14,7 @@ class NotAFileError(OSError):
 
 
 def open_regular(path: Path) -> int:
-    """A descriptor of a regular file, or of one that a link leads to; never waits, as opening a pipe would.
+    """Return a descriptor of a regular file, or of one that a link leads to; never waits, as opening a pipe would.
 
     Raises:
         NotAFileError: If it is something else.
@@ -42,12 +42,12 @@ class RowsDigest:
         self._digest = hashlib.sha256()
 
     def add(self, content: bytes | memoryview | None) -> None:
-        """Takes the next row."""
+        """Take the next row."""
         import google_crc32c
 
         nbytes, checksum = (-1, 0) if content is None else (len(content), google_crc32c.value(bytes(content)))
         self._digest.update(struct.pack("<qI", nbytes, checksum))
 
     def hex(self) -> str:
-        """The digest so far."""
+        """Return the digest so far."""
         return self._digest.hexdigest()

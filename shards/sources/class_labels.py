@@ -18,7 +18,7 @@ _WHOLE_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
 
 
 def chosen_column(names: Sequence[str], options: SourceOptions, where: str) -> str | None:
-    """The column, or key, that says the class; None if there is none.
+    """Return the column, or key, that says the class; None if there is none.
 
     `label` comes first; of several others one has to be named.
 
@@ -50,12 +50,12 @@ def column_text(chosen: str, names: Sequence[str]) -> str:
 
 
 def folded(name: object) -> str:
-    """A column's name as it is compared: in lower case, without spaces around it."""
+    """Return a column's name as it is compared: in lower case, without spaces around it."""
     return str(name).strip().lower()
 
 
 def class_of(value: Any, options: SourceOptions, where: str) -> str | None:
-    """The class a label names; None, NaN, an empty text and −1 are none, 2.0 is 2.
+    """Return the class a label names; None, NaN, an empty text and −1 are none, 2.0 is 2.
 
     Raises:
         UsageError: If it is a list, unless the first of it was asked for, or is no text and no whole number.

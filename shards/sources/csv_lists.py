@@ -53,7 +53,7 @@ def find_in_csv(path: Location, options: SourceOptions) -> Found:
 def find_listed(
     table: Location, names: list[str], rows: list[tuple[int, dict[str, Any]]], options: SourceOptions
 ) -> Found:
-    """The images that the rows of a table name, each with its number for messages.
+    """Return the images that the rows of a table name, each with its number for messages.
 
     Raises:
         UsageError: If there is no column of paths, a file is not there, or one image has two classes.

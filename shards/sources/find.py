@@ -28,7 +28,7 @@ _AS_THEY_ARE = SourceOptions()
 
 
 def find_images(source: str, options: SourceOptions = _AS_THEY_ARE, known: Plan | None = None) -> Found:
-    """Finds every image of a source, in an order that is the same on every machine.
+    """Find every image of a source, in an order that is the same on every machine.
 
     Args:
         source: An image folder; a tar of tars; a webdataset tar, or a folder or pattern of them; a parquet file, or a
@@ -97,7 +97,7 @@ def _find_in_files(source: str, paths: list[Location], options: SourceOptions, k
 
 
 def _named_files(source: str) -> list[Location] | None:
-    """The table or tar files that `source` names, or None if it is a folder."""
+    """Return the table or tar files that `source` names, or None if it is a folder."""
     path = as_location(source)
     if path.is_file():
         return [path]
@@ -126,7 +126,7 @@ def _matching(pattern: str) -> list[Location]:
 
 
 def expanded(pattern: str) -> Iterator[str]:
-    """What a pattern with `{00..31}` or `{a,b}` stands for, in order, as a shell expands it."""
+    """Expand a pattern with `{00..31}` or `{a,b}`, in order, as a shell does."""
     pieces: list[list[str]] = []
     for place, text in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
         if place % 2 == 0:
@@ -148,7 +148,7 @@ def expanded(pattern: str) -> Iterator[str]:
 
 
 def _archives_in(folder: Location, files: list[str], options: SourceOptions) -> list[Location] | None:
-    """The tars, parquet or csv files of a folder, or None if its images are to be taken.
+    """Return the tars, parquet or csv files of a folder, or None if its images are to be taken.
 
     Raises:
         UsageError: If there are several kinds, and none was chosen.
@@ -185,7 +185,7 @@ def _refuse_mixture(folder: Location, by_kind: dict[str, list[Location]], image:
 
 
 def _split_folder(folder: Location, names: list[str], options: SourceOptions) -> str | None:
-    """The folder of the split that was asked for, where a folder holds nothing but splits.
+    """Return the folder of the split that was asked for, where a folder holds nothing but splits.
 
     Raises:
         UsageError: If there are several, and none was named.
@@ -218,7 +218,7 @@ def _split_of(path: Location) -> str | None:
 
 
 def _of_one_split(source: str, paths: Sequence[Location], options: SourceOptions) -> list[Location]:
-    """The files of one split, if their names say that there are several.
+    """Return the files of one split, if their names say that there are several.
 
     Raises:
         UsageError: If there are several, and none was named.
@@ -248,7 +248,7 @@ def _by_path(path: Location) -> tuple[str, ...]:
 
 
 def unique_keys(found: Iterable[FoundImage]) -> list[FoundImage]:
-    """The same images; the second and later ones of one key get `#2`, `#3`, … behind it, in the given order."""
+    """Return the same images; the second and later ones of one key get `#2`, `#3`, … behind it, in the given order."""
     seen: Counter[str] = Counter()
     images = []
     for image in found:

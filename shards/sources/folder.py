@@ -117,7 +117,7 @@ class FolderListing:
         root: str,
         outer: frozenset[tuple[int, int]] = frozenset(),
     ) -> Iterator[tuple["os.DirEntry[str]", tuple[str, ...]]]:
-        """The image files below a folder, sorted; `outer` has the device and inode of the folders it lies in."""
+        """Yield the image files below a folder, sorted; `outer` has the device and inode of the folders it lies in."""
         inside = outer | {_identity(folder)}
         with os.scandir(folder) as entries:
             listing = sorted(entries, key=lambda entry: entry.name)

@@ -133,7 +133,7 @@ class Found:
 
 
 def suffix_of(name: str) -> str:
-    """The ending of a name in lower case."""
+    """Return the ending of a name in lower case."""
     return PurePosixPath(name).suffix.lower()
 
 
@@ -143,7 +143,7 @@ def is_hidden(name: str) -> bool:
 
 
 def some(names: Iterable[str], at_most: int = 3) -> str:
-    """The first few of some names, for a message."""
+    """Return the first few of some names, for a message."""
     listed = list(names)
     return ", ".join(listed[:at_most]) + (
         f" and {len(listed) - at_most} more" if len(listed) > at_most else ""

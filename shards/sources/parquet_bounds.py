@@ -17,7 +17,7 @@ _LARGEST_RATIO = 10
 def bounded_batches(
     path: Location, file: Any, group: int, columns: list[str], rows: int | None = None
 ) -> Iterator[Any]:
-    """Some columns of a row group, a few rows at a time; of no other column a byte is read.
+    """Yield some columns of a row group, a few rows at a time; no byte of another column is read.
 
     What footer and page headers say is looked at before a page is decoded, and what the rows come to after each step. A
     step is so small that the dictionary pages' values, repeated in each of its rows, fit into memory.

@@ -63,7 +63,7 @@ class ImageColumn:
         return [f"{self.name}.bytes", f"{self.name}.path"] if self.is_struct else [self.name]
 
     def content(self, column: Any) -> Any:
-        """The bytes of some rows of the column, as an array of pyarrow's large binary."""
+        """Return the bytes of some rows of the column, as an array of pyarrow's large binary."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -71,7 +71,7 @@ class ImageColumn:
         return values if values.type in (pa.binary(), pa.large_binary()) else values.cast(pa.large_binary())
 
     def paths(self, column: Any) -> list[str | None]:
-        """The paths of some rows of the column, None where a row has none."""
+        """Return the paths of some rows of the column, None where a row has none."""
         import pyarrow.compute as pc
 
         if not self.is_struct or "path" not in {part.name for part in column.type}:
@@ -94,7 +94,7 @@ class KnownRows:
 
     @classmethod
     def of_plan(cls, plan: Plan) -> dict[str, Self]:
-        """The rows of each parquet file of a plan, by address."""
+        """Return the rows of each parquet file of a plan, by address."""
         known = {uri: cls(archive, {}) for uri, archive in plan.archives.items() if archive.rows}
         if known:
             columns = (plan.table[name].to_pylist() for name in ("uri", "offset", "nbytes"))
@@ -183,7 +183,7 @@ class _File:
         )
 
     def _listed(self, names: list[str]) -> list[tuple[int, dict[str, Any]]]:
-        """The rows of a list of paths with their numbers: what may be a path or a label, of no other column a byte."""
+        """Return the numbered rows of a list of paths: columns that may be path or label, no byte of others."""
         of_use = (*PATH_COLUMNS, *LABEL_COLUMNS)
         wanted = [name for name in names if folded(name) in of_use or name == self._options.label_column]
         if not wanted:
@@ -192,7 +192,7 @@ class _File:
         return list(enumerate(rows, start=1))
 
     def _known_images(self, known: KnownRows, label: str | None) -> list[FoundImage] | None:
-        """The rows as they were found before, with their labels as the file has them; None if some are not known."""
+        """Return the rows as they were found before, with the file's labels; None if some are not known."""
         count = self._file.metadata.num_rows
         if known.sizes.keys() != set(range(count)):
             return None  # rows without bytes, whose files beside the table may have come or gone
@@ -237,7 +237,7 @@ class _File:
                 yield FoundImage(key, name, whole_address(place), 0, file_size(place))
 
     def _file_beside(self, name: str, roots: SourceRoots) -> Location | None:
-        """The file that the `path` of a row without bytes names from the table's folder, if it is there."""
+        """Return the file that the `path` of a row without bytes names from the table's folder, if it is there."""
         path = self._path.parent / name
         return path if roots.hold(whole_address(path)) and path.is_file() else None
 
@@ -267,7 +267,7 @@ class _File:
 
 
 def image_column(file: Any, path: Location, asked: str | None = None) -> ImageColumn | None:
-    """The column of a parquet file that holds images, if there is one.
+    """Return the column of a parquet file that holds images, if there is one.
 
     Raises:
         UsageError: If several could be it, or the one asked for cannot.
@@ -298,7 +298,7 @@ def image_column(file: Any, path: Location, asked: str | None = None) -> ImageCo
 
 
 def first_image_column(file: Any) -> ImageColumn | None:
-    """The first struct with `bytes`, if there is one."""
+    """Return the first struct with `bytes`, if there is one."""
     names = (str(field.name) for field in file.schema_arrow if _holds_bytes(field.type))
     return next((ImageColumn(name, is_struct=True) for name in names), None)
 
@@ -335,13 +335,13 @@ def _begins(path: Location, file: Any, name: str) -> bool:
 
 
 def batches(path: Location, file: Any, columns: list[str], rows: int | None = _ROWS_AT_ONCE) -> Iterator[Any]:
-    """Some columns of a parquet file in order, at most `rows` rows at a time; see `bounded_batches`."""
+    """Yield some columns of a parquet file in order, at most `rows` rows at a time; see `bounded_batches`."""
     for group in range(file.num_row_groups):
         yield from bounded_batches(path, file, group, columns, rows)
 
 
 def open_parquet(path: Location, metadata: Any = None) -> Any:
-    """A parquet file at any place, of which only the parts that are asked for are read; its footer, if it is known.
+    """Open a parquet file at any location, of which only the parts that are needed are read; a known footer is not.
 
     Raises:
         UsageError: If it is no parquet file, or damaged.
@@ -358,7 +358,7 @@ def open_parquet(path: Location, metadata: Any = None) -> Any:
 
 @contextmanager
 def undamaged(path: Location) -> Iterator[None]:
-    """Turns what pyarrow says of a damaged parquet file into one line for its user."""
+    """Turn pyarrow's error about a damaged parquet file into one line for its user."""
     import pyarrow as pa
 
     try:

@@ -68,7 +68,7 @@ def page_sizes(read: Callable[[int, int], bytes], chunk: Any) -> PageSizes:
 
 
 def _header(read: Callable[[int, int], bytes], offset: int) -> tuple[Struct, int]:
-    """A page's header and its length in bytes."""
+    """Return a page's header and its length in bytes."""
     length = _FIRST_READ
     while True:
         content = read(length, offset)
@@ -99,7 +99,7 @@ class _CompactReader:
         return found
 
     def _value(self, kind: int, depth: int, *, in_list: bool = False) -> int | Struct | None:
-        """An integer or a struct; None of what is passed over."""
+        """Return an integer or a struct; None of what is passed over."""
         if depth > _DEEPEST:
             raise ValueError("a page's header is nested too deeply")
         if kind in (1, 2):  # a field's truth lies in its kind, a list's entries have a byte each
@@ -143,6 +143,6 @@ class _CompactReader:
                 raise ValueError("a page's header holds an integer of more than 64 bits")
 
     def _integer(self) -> int:
-        """An integer with its sign in the lowest bit."""
+        """Return an integer with its sign in the lowest bit."""
         value = self._varint()
         return (value >> 1) ^ -(value & 1)

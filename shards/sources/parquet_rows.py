@@ -79,7 +79,7 @@ class ParquetRows:
         return paths[row - first] if value is None else value
 
     def require_same(self, path: Location, listed: ArchiveIdentity) -> None:
-        """Raises `SourceChangedError` if a file is not the one that was listed."""
+        """Raise `SourceChangedError` if a file is not the one that was listed."""
         self._table(path, listed)
 
     def _table(self, path: Location, listed: ArchiveIdentity | None) -> _Table:
@@ -89,7 +89,7 @@ class ParquetRows:
             return self._tables[path]
 
     def _values(self, path: Location, table: _Table, group: int) -> Any:
-        """A row group's images; one thread decodes it, others that want it wait."""
+        """Return a row group's images; one thread decodes it, others that want it wait."""
         key = path, group
         with self._lock:
             found = self._groups.get(key)
@@ -120,7 +120,7 @@ def _opened(path: Location, listed: ArchiveIdentity | None) -> _Table:
 
 
 def _decoded_group(path: Location, table: _Table, group: int) -> tuple[Any, list[str | None]]:
-    """The images of a row group, and the paths of those rows that have one."""
+    """Return the images of a row group, and the paths of those rows that have one."""
     import pyarrow as pa
 
     with open_parquet(path, table.metadata) as file:

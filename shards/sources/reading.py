@@ -68,7 +68,7 @@ class SourceReader:
         self._roots = roots
 
     def close(self) -> None:
-        """Closes all archives."""
+        """Close all archives."""
         self._tars.close()
 
     def __enter__(self) -> Self:
@@ -80,7 +80,7 @@ class SourceReader:
         self.close()
 
     def require_same_rows(self) -> None:
-        """Compares the parquet files, whose rows have no names, with what they were when they were listed.
+        """Compare the parquet files, whose rows have no names, with what they were when they were listed.
 
         Raises:
             SourceChangedError: If one was written anew.
@@ -154,7 +154,7 @@ class SourceReader:
 
 
 def _file_bytes(path: Location, nbytes: int | None) -> bytes:
-    """A whole file; of one that has another length than was stated nothing but that length is read.
+    """Return a whole file; of one that has another length than was stated nothing but that length is read.
 
     Raises:
         MemberGoneError: If it has another length, or is far too long for an image.

@@ -25,7 +25,7 @@ class SourceRoots:
 
     @classmethod
     def of(cls, places: Iterable[str | Location]) -> Self:
-        """The roots at some paths and URLs."""
+        """Return the roots at some paths and URLs."""
         return cls(tuple(dict.fromkeys(_normal(_absolute(place)) for place in places)))
 
     @classmethod

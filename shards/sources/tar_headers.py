@@ -106,7 +106,7 @@ def walk(
     nbytes: int | None = None,
     lost: LostBytes | None = None,
 ) -> Iterator[Member]:
-    """The members of a tar, or of a tar that lies uncompressed inside another file, in order.
+    """Yield the members of a tar, or of a tar that lies uncompressed inside another file, in order.
 
     Args:
         source: The outermost file.
@@ -216,7 +216,7 @@ class _Walk:
     def _member(
         self, block: bytes, pending: _Pending, kind: bytes, offset: int, size: int
     ) -> tuple[Member, int]:
-        """The member whose own header is `block`, and where the next header is."""
+        """Return the member whose own header is `block`, and where the next header is."""
         name = pending.get("path") or pending.name or _ustar_name(block)
         name = pending.get("GNU.sparse.name") or name
         target = pending.get("linkpath") or pending.target or _text(block[157:257])
@@ -275,7 +275,7 @@ class _Walk:
         return _pairs([_number(number) for number in numbers if number.strip(b"\0 ")]), offset
 
     def _listed_map(self, offset: int, size: int) -> tuple[list[tuple[int, int]] | None, int]:
-        """The map in front of the data in format 1.0, and the bytes it takes."""
+        """Return the map in front of the data in format 1.0, and the bytes it takes."""
         content = b""
         while len(content) < min(size, _LARGEST_MAP):
             content += self._source.read(BLOCK, offset + len(content))
@@ -341,7 +341,7 @@ def _padded(size: int) -> int:
 
 
 def _number(digits: bytes) -> int | None:
-    """A number of a header: octal digits, or base 256 behind a byte of 0x80 or 0xFF."""
+    """Return a number of a header: octal digits, or base 256 behind a byte of 0x80 or 0xFF."""
     if digits[:1] in (b"\x80", b"\xff"):
         value = int.from_bytes(digits[1:], "big")
         return value - (1 << 8 * (len(digits) - 1)) if digits[:1] == b"\xff" else value
@@ -362,7 +362,7 @@ def _ustar_name(block: bytes) -> bytes:
 
 
 def _pax_records(content: bytes) -> list[tuple[str, bytes]]:
-    r"""The records `LENGTH KEY=VALUE\n` of an extended header; what is not one ends the list."""
+    r"""Return the records `LENGTH KEY=VALUE\n` of an extended header; what is not one ends the list."""
     records, position = [], 0
     while position < len(content):
         digits, space, _ = content[position : position + 24].partition(b" ")
@@ -379,7 +379,7 @@ def _pax_records(content: bytes) -> list[tuple[str, bytes]]:
 
 
 def _pax_map(pending: _Pending) -> list[tuple[int, int]] | None:
-    """The map of formats 0.0 and 0.1, in the extended header."""
+    """Return the map of formats 0.0 and 0.1, in the extended header."""
     joined = pending.get("GNU.sparse.map")
     if joined is not None:
         texts = joined.split(b",")
@@ -396,12 +396,12 @@ def _pairs(numbers: list[int | None]) -> list[tuple[int, int]] | None:
 
 
 def printable(name: bytes) -> str:
-    r"""A name as text that any file can hold; bytes that are not UTF-8 become `\xNN`."""
+    r"""Return a name as text that any file can hold; bytes that are not UTF-8 become `\xNN`."""
     return name.decode("utf-8", "backslashreplace")
 
 
 def resolved(member: Member, by_name: dict[str, Member]) -> Member | None:
-    """The file of the same tar that a link leads to, also over other links; None if it leads to none.
+    """Return the file of the same tar that a link leads to, also over other links; None if it leads to none.
 
     Args:
         member: A link.
@@ -424,5 +424,5 @@ def resolved(member: Member, by_name: dict[str, Member]) -> Member | None:
 
 
 def normal_name(name: str) -> str:
-    """A member's name without `.` and `..`, by which links find it."""
+    """Return a member's name without `.` and `..`, by which links find it."""
     return posixpath.normpath(name.lstrip("/") or ".")

@@ -52,14 +52,14 @@ class TarMembers:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Closes all archives."""
+        """Close all archives."""
         with self._lock:
             for descriptor in self._descriptors.values():
                 os.close(descriptor)
             self._descriptors.clear()
 
     def read(self, path: Location, image: ImagePlace, *, any_size: bool) -> bytes:
-        """The bytes of one image.
+        """Return the bytes of one image.
 
         Raises:
             MemberGoneError: If the tar holds it no more, or it cannot be read.
@@ -104,7 +104,7 @@ class TarMembers:
         return listed is not None and listed.lost > 0
 
     def _images(self, path: Location, *, take_readable: bool) -> dict[str, FoundImage]:
-        """The images of a tar by key; one thread walks it, others that want it wait."""
+        """Return the images of a tar by key; one thread walks it, others that want it wait."""
         with self._lock:
             found = self._by_key.get(path)
             walked: Future[dict[str, FoundImage]] = Future() if found is None else found

@@ -205,7 +205,7 @@ class TarListing:
 
 
 def _linked(link: Member, by_name: dict[str, Member]) -> Member:
-    """A link as the file of the same tar that it leads to, under its own name."""
+    """Return a link as the file of the same tar that it leads to, under its own name."""
     target = resolved(link, by_name)
     if target is None:
         problem = f"a {link.kind.value} to {link.target}, which is not a file of this tar"
@@ -216,13 +216,13 @@ def _linked(link: Member, by_name: dict[str, Member]) -> Member:
 
 
 def found_member(member: Member, key: str, class_name: str | None, uri: str) -> FoundImage:
-    """A tar's member as an image."""
+    """Return a tar's member as an image."""
     nbytes = 0 if member.problem else member.nbytes
     return FoundImage(key, class_name, uri, member.offset, nbytes, member.parts, member.problem)
 
 
 def with_class(image: FoundImage, class_name: str) -> FoundImage:
-    """The same image with a class."""
+    """Return the same image with a class."""
     return FoundImage(
         image.key, class_name, image.uri, image.offset, image.nbytes, image.parts, image.problem
     )

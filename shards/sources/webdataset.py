@@ -73,7 +73,7 @@ class _Sample:
     class_name: str | None = None
 
     def plain_image(self) -> Member | None:
-        """The first image whose ending has no other part, such as `.png` but not `.seg.png`."""
+        """Return the first image whose ending has no other part, such as `.png` but not `.seg.png`."""
         return next((member for suffix, member in self.images.items() if suffix in IMAGE_SUFFIXES), None)
 
 
@@ -137,7 +137,7 @@ def _name_classes(found: FoundInTars, folders: list[str | None], labels: "_Label
 
 
 def _samples(tar: FlatTar, source: ObjectReader, labels: "_Labels") -> Iterator[_Sample]:
-    """The samples of a tar: a name that comes again after others, or an ending that comes again, begins a new one."""
+    """Yield a tar's samples: a name that comes again after others, or an ending that comes again, begins a new one."""
     sample: _Sample | None = None
     for member in tar.files:
         if suffix_of(member.name) == ".tar":
@@ -159,7 +159,7 @@ def _samples(tar: FlatTar, source: ObjectReader, labels: "_Labels") -> Iterator[
 
 
 def _images_of(samples: list[_Sample], unused: list[str]) -> Iterator[tuple[_Sample, Member]]:
-    """The image of each sample of a tar that has one; names of other images are added to `unused`.
+    """Yield the image of each sample of a tar that has one; names of other images are added to `unused`.
 
     A tar may be sorted by ending, with all images before or behind all classes: a class that stands alone goes to the
     first image of its name that has none. For the same reason an image such as `a.seg.png` is one only where there is
@@ -212,7 +212,7 @@ class _Labels:
         self._keys: Counter[str] = Counter()
 
     def read(self, suffix: str, member: Member, source: ObjectReader, tar: Location) -> str | None:
-        """The class that one file says, if it says one.
+        """Return the class that one file says, if it says one.
 
         Raises:
             UsageError: If it is a pickle, is far too long for a label, or holds something that is none.
@@ -224,7 +224,7 @@ class _Labels:
         return None
 
     def keys_seen(self) -> str:
-        """The keys of `.json` files that said no class."""
+        """Return the keys of `.json` files that said no class."""
         return f"; keys of .json files are {some(self._keys, 12)}" if self._keys else ""
 
     def _of_cls(self, member: Member, source: ObjectReader, where: str) -> str | None:
@@ -264,7 +264,7 @@ class _Labels:
 
 
 def read_member(source: ObjectReader, member: Member) -> bytes:
-    """The bytes of a small file in a tar; a sparse one is put together."""
+    """Return the bytes of a small file in a tar; a sparse one is put together."""
     if member.problem is not None:
         return b""
     return read_parts(source, member.offset, member.nbytes, member.parts)
@@ -273,7 +273,7 @@ def read_member(source: ObjectReader, member: Member) -> bytes:
 def read_parts(
     source: ObjectReader, offset: int, nbytes: int, parts: tuple[tuple[int, int, int], ...] | None
 ) -> bytes:
-    """The bytes of a file in a tar, with zeros between the pieces of a sparse one."""
+    """Return the bytes of a file in a tar, with zeros between the pieces of a sparse one."""
     if parts is None:
         return source.read(nbytes, offset)
     content = bytearray(nbytes)

@@ -21,7 +21,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 def temporary_path(final: Path) -> Path:
-    """A name nobody else uses, in the folder of ``final``."""
+    """Return a name nobody else uses, in the folder of ``final``."""
     return final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
 
 
@@ -54,7 +54,7 @@ def publish_once(temporary: Path, final: Path) -> bool:
 
 @contextmanager
 def _temporary(final: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file beside ``final``, flushed to the disk when the block ends; removed if the block fails."""
+    """Open a new file beside ``final``, flushed to the disk when the block ends; removed if the block fails."""
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(final)
     try:
@@ -76,7 +76,7 @@ def write_temporary(final: Path, content: bytes) -> Path:
 
 @contextmanager
 def replacing(final: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the name ``final`` when the block ends, flushed to the disk.
+    """Open a file to write that takes the name ``final`` when the block ends, flushed to the disk.
 
     For what is too large to be handed to `shards.replace_atomically`. If the block fails, ``final`` stays as it was.
     """

@@ -22,7 +22,7 @@ class Hasher(Protocol):
         """Take the next bytes."""
 
     def hexdigest(self) -> str:
-        """The digest of all bytes taken so far, 64 hexadecimal digits."""
+        """Return the digest of all bytes taken so far, 64 hexadecimal digits."""
 
 
 ALGORITHMS: dict[str, Callable[[], Hasher]] = {SHA256: hashlib.sha256, BLAKE3: blake3}
@@ -30,7 +30,7 @@ ALGORITHMS: dict[str, Callable[[], Hasher]] = {SHA256: hashlib.sha256, BLAKE3: b
 
 
 def digest_of_bytes(content: bytes, algorithm: str = SHA256) -> str:
-    """The digest of one object's content in hexadecimal digits."""
+    """Return the digest of one object's content in hexadecimal digits."""
     hasher = ALGORITHMS[algorithm]()
     hasher.update(content)
     return hasher.hexdigest()

@@ -37,7 +37,7 @@ def require_own_files(root: Path, *, foreign: tuple[str, ...] = ()) -> None:
 
 
 def foreign_entries(root: Path) -> Iterator[tuple[str, str]]:
-    """What lies in a folder, at any depth, and is neither a folder nor a regular file: its name there, and what it is.
+    """Find what is neither a folder nor a regular file in a folder, at any depth: its name there and its kind.
 
     Links are not followed.
     """

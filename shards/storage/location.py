@@ -102,7 +102,7 @@ class Storage(Protocol[L]):
         """Bytes that can still be written where ``path`` is, or will be; None where that is not known."""
 
     def beside(self, path: L, name: str) -> Path:
-        """A path of this machine for what belongs to a store and is no part of it, such as logs."""
+        """Return a path of this machine for what belongs to a store and is no part of it, such as logs."""
 
     def require_first_creation_wins(self, root: L) -> None:
         """Find out whether an object that is there can be created again.
@@ -113,7 +113,7 @@ class Storage(Protocol[L]):
 
 
 def storage_of(path: Location) -> Storage[Any]:
-    """What implements `Storage` for a location."""
+    """Return the implementation of `Storage` for a location."""
     return _server() if isinstance(path, RemotePath) else _folder()
 
 
@@ -133,7 +133,7 @@ def _server() -> Storage[RemotePath]:
 
 
 def as_location(place: str | Location) -> Location:
-    """The location that a command line or a caller names.
+    """Return the location that a command line or a caller names.
 
     Raises:
         UsageError: If it is a URL that names no object store this program knows, or that holds credentials.
@@ -267,7 +267,7 @@ def move(root: Location, source: str, target: str) -> None:
 
 
 def beside(path: Location, name: str) -> Path:
-    """A path of this machine for what belongs to a store and is no part of it: beside it, or in the working folder."""
+    """Return a local path for what belongs to a store and is no part of it: beside it, or in the working folder."""
     return storage_of(path).beside(path, name)
 
 

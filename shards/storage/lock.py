@@ -132,7 +132,7 @@ class FolderLock:
 
 
 def this_process() -> Holder:
-    """This process as the holder of a lock."""
+    """Return this process as the holder of a lock."""
     return Holder(host=socket.gethostname(), pid=os.getpid(), started=_started(os.getpid()))
 
 

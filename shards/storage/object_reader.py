@@ -30,7 +30,7 @@ class ObjectReader(Protocol):
         """Its length in bytes."""
 
     def read(self, nbytes: int, offset: int) -> bytes:
-        """The bytes from ``offset`` on; fewer than ``nbytes`` only where the object ends."""
+        """Return the bytes from ``offset`` on; fewer than ``nbytes`` only where the object ends."""
 
     def __enter__(self) -> Self: ...
 
@@ -40,7 +40,7 @@ class ObjectReader(Protocol):
 
 
 def blocks_of(source: ObjectReader) -> Iterator[bytes]:
-    """The whole object in blocks.
+    """Yield the whole object in blocks.
 
     Raises:
         StoreDamagedError: If it ends before its length.

@@ -169,7 +169,7 @@ class RangeCache:
 
 
 def range_cache(folder: Path | None, limit: int | None) -> RangeCache | None:
-    """The cache that ``--cache`` and ``--cache-bytes`` name; None if neither is given.
+    """Return the cache that ``--cache`` and ``--cache-bytes`` name; None if neither is given.
 
     Raises:
         UsageError: If one is given without the other.

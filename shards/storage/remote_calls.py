@@ -47,7 +47,7 @@ class ShortAnswerError(OSError):
 
 
 def retried(call: Callable[[], R], what: str) -> R:
-    """What a call gives, tried up to `ATTEMPTS` times.
+    """Return the result of a call, tried up to `ATTEMPTS` times.
 
     Args:
         call: May be made again after it has failed.
@@ -76,7 +76,7 @@ def retried(call: Callable[[], R], what: str) -> R:
 
 
 def without_secrets(text: str) -> str:
-    """A message without what signs a request."""
+    """Return a message without what signs a request."""
     for name in _SECRETS:
         secret = os.environ.get(name, "")
         if len(secret) >= 4:
@@ -85,7 +85,7 @@ def without_secrets(text: str) -> str:
 
 
 def _transient() -> tuple[type[Exception], ...]:
-    """What a call may raise although the next one succeeds."""
+    """Return the errors that a call may raise although the next one succeeds."""
     loaded = (getattr(sys.modules[module], name) for module, name in _LIBRARY_ERRORS if module in sys.modules)
     return (OSError, *loaded)
 
@@ -114,7 +114,7 @@ def _raise_if_final(error: Exception, what: str) -> None:
 
 
 def _code(error: Exception) -> str:
-    """What the S3 protocol calls this error, if it is one of its."""
+    """Return the S3 code of an error; None if it has none."""
     for found in (error, error.__cause__):
         response = getattr(found, "response", None)
         if isinstance(response, dict):

@@ -67,7 +67,7 @@ class RemotePath:
 
     @classmethod
     def of_url(cls, url: str) -> Self:
-        """The place a URL names.
+        """Return the place a URL names.
 
         Raises:
             UsageError: If fsspec does not know its scheme, its library is not installed, or it holds credentials.
@@ -183,7 +183,7 @@ class RemotePath:
         return retried(read, f"reading {self}")
 
     def open(self, mode: str = "rb") -> IO[bytes]:
-        """A file to read from front to back."""
+        """Return a file to read from front to back."""
         assert mode == "rb", mode
         file: IO[bytes] = retried(lambda: self._fs.open(self._address, "rb"), f"opening {self}")
         return file

@@ -52,7 +52,7 @@ _SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
 
 
 def api_page() -> str:
-    """The whole page as Markdown."""
+    """Return the whole page as Markdown."""
     lines = [
         "# Names of the package `shards`",
         "",
@@ -113,7 +113,7 @@ def _text(thing: Any) -> list[str]:
 
 
 def _rendered(lines: list[str]) -> Iterator[str]:
-    """A docstring in Google's style as Markdown: sections become lists."""
+    """Yield a docstring in Google's style as Markdown: sections become lists."""
     section = False
     for line in (line.replace("``", "`") for line in lines):
         if line.rstrip(":") in _SECTIONS and line.endswith(":"):

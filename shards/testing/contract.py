@@ -83,7 +83,7 @@ ALL_KINDS = tuple(
 
 
 def tiny_encoder(grid: tuple[int, int] = (2, 3), width: int = 5) -> EncoderIdentity:
-    """The identity of an encoder that does not exist."""
+    """Return the identity of an encoder that does not exist."""
     return EncoderIdentity(
         name="tiny",
         weights="random:0",
@@ -108,13 +108,13 @@ def tiny_records(count: int, num_classes: int = 3) -> list[SourceRecord]:
 
 
 def make_plan(kind: StoreKind, seed: int = 0) -> Plan:
-    """The plan of a store of this kind."""
+    """Return the plan of a store of this kind."""
     records = [replace(record, key=kind.prefix + record.key) for record in tiny_records(kind.num_images)]
     return Plan.build(records, kind.class_names, kind.num_shards, seed)
 
 
 def make_recipe(kind: StoreKind, plan: Plan) -> Recipe:
-    """The recipe of a store of this kind."""
+    """Return the recipe of a store of this kind."""
     return Recipe(
         encoder=tiny_encoder(kind.grid, kind.width),
         source_digest=plan.source_digest(),
@@ -132,12 +132,12 @@ def make_recipe(kind: StoreKind, plan: Plan) -> Recipe:
 
 
 def make_code(kind: StoreKind) -> Int8Code | None:
-    """The code of a store of this kind, if its tokens are int8."""
+    """Return the code of a store of this kind, if its tokens are int8."""
     return tiny_code(kind.width) if kind.dtype == "int8" else None
 
 
 def expected_row(field: Field, row: int) -> NDArray[Any]:
-    """What `build_store` writes at a row: a function of view, field and row."""
+    """Return what `build_store` writes at a row: a function of view, field and row."""
     if field.name == "image":
         return _generator(field, row).integers(0, 256, field.row_shape, np.uint8)
     values = encoded_row(field, row)
@@ -147,7 +147,7 @@ def expected_row(field: Field, row: int) -> NDArray[Any]:
 
 
 def encoded_row(field: Field, row: int) -> NDArray[np.float32]:
-    """The tokens behind `expected_row`, before they are rounded to the storage type."""
+    """Return the tokens behind `expected_row`, before they are rounded to the storage type."""
     # Channel means and deviations of very different size, as in real tokens.
     scale = 10.0 ** np.linspace(-1, 1, field.row_shape[-1])
     return (_generator(field, row).standard_normal(field.row_shape) * scale + scale).astype(np.float32)
@@ -159,7 +159,7 @@ def _generator(field: Field, row: int) -> np.random.Generator:
 
 @cache
 def tiny_code(width: int) -> Int8Code:
-    """The code of int8 stores: fitted to tokens like those of `encoded_row`."""
+    """Return the code of int8 stores: fitted to tokens like those of `encoded_row`."""
     scale = 10.0 ** np.linspace(-1, 1, width)
     return fit_code(np.random.default_rng(0).standard_normal((4096, width)) * scale + scale)
 
@@ -266,19 +266,19 @@ class StoreContract:
     @pytest.fixture(scope="class")
     @classmethod
     def kind(cls) -> StoreKind:
-        """The kind of store under test."""
+        """Return the kind of store under test."""
         raise NotImplementedError
 
     @pytest.fixture(scope="class")
     @classmethod
     def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Location:
-        """An empty folder for stores."""
+        """Return an empty folder for stores."""
         return tmp_path_factory.mktemp("stores")
 
     @pytest.fixture(scope="class")
     @classmethod
     def store(cls, kind: StoreKind, folder: Location) -> Store:
-        """A finished store of that kind with one image quarantined; not to be changed."""
+        """Return a finished store of that kind with one image quarantined; not to be changed."""
         return build_store(folder / f"store-{kind}", replace(kind, bad=cls.BAD))
 
     def test_every_valid_row_reads_back_bit_for_bit(self, store: Store) -> None:
@@ -397,7 +397,7 @@ def _all_tokens(store: Store, view: str) -> NDArray[np.float64]:
 
 
 def _numbers(field: Field, stored: NDArray[Any]) -> NDArray[np.float64]:
-    """What the stored tokens stand for."""
+    """Return the numbers that the stored tokens encode."""
     if field.dtype.logical == "int8":
         return tiny_code(field.row_shape[-1]).decode(stored).astype(np.float64)
     return to_float64(stored, field.dtype)

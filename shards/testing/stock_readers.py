@@ -39,7 +39,7 @@ STOCK_ROWS: dict[str, Callable[[Store, str, str], dict[int, NDArray[Any]]]] = {
 
 
 def stock_samples(store: Store, view: str) -> list[dict[str, Any]]:
-    """The samples of a view as ``webdataset.WebDataset(...).decode()`` gives them."""
+    """Return the samples of a view as ``webdataset.WebDataset(...).decode()`` gives them."""
     import webdataset
 
     tars = [name for name in object_names(store.path, view) if name.endswith(".tar")]

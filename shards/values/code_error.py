@@ -41,7 +41,7 @@ class Calibration:
 
 
 def fit_and_judge(samples: NDArray[np.float32], *, aim: float = 0.0) -> Calibration:
-    """A code from every other image's tokens, judged on the others'.
+    """Return a code from every other image's tokens, judged on the others'.
 
     Args:
         samples: Tokens float32 [images, values, D].
@@ -59,7 +59,7 @@ def fit_and_judge(samples: NDArray[np.float32], *, aim: float = 0.0) -> Calibrat
 
 
 def describe_error(error: NDArray[np.float64]) -> str:
-    """The median and the worst channel, in words."""
+    """Return the median and the worst channel, in words."""
     worst = int(np.argmax(error))
     return (
         f"costs a channel {100 * float(np.median(error)):.2f} % of its standard deviation (median), "
@@ -92,5 +92,5 @@ def require_within(error: NDArray[np.float64], limit: float, *, where: str, reme
 
 
 def _round_up(error: float) -> str:
-    """The error as a share, rounded up to two digits after the point of a percentage."""
+    """Return the error as a share, rounded up to two digits after the point of a percentage."""
     return f"{np.ceil(error * 1e4) / 1e4:.4f}" if np.isfinite(error) else "inf"

@@ -41,7 +41,7 @@ TOKEN_DTYPES = ("float16", "bfloat16", "float32", "int8")
 
 
 def storage_type(logical: str) -> StorageType:
-    """The storage type with this name."""
+    """Return the storage type with this name."""
     return _TYPES[logical]
 
 
@@ -92,7 +92,7 @@ def to_storage(values: NDArray[np.float32], dtype: StorageType) -> NDArray[Any]:
 
 
 def to_float64(stored: NDArray[Any], dtype: StorageType) -> NDArray[np.float64]:
-    """The numbers a reader gets back from a floating storage type, exactly, as float64."""
+    """Return the numbers a reader gets back from a floating storage type, exactly, as float64."""
     if dtype.logical == "bfloat16":
         return bfloat16_to_float32(stored).astype(np.float64)
     return stored.astype(np.float64)

@@ -79,7 +79,7 @@ class Int8Code:
         return lower + (upper - lower) * np.float32(0.5)
 
     def encode(self, values: NDArray[np.float32]) -> NDArray[np.int8]:
-        """The code of each finite value.
+        """Return the code of each finite value.
 
         Args:
             values: Tokens, float32[..., D].
@@ -96,7 +96,7 @@ class Int8Code:
         return Intervals(self.boundaries)
 
     def encode_rows(self, rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-        """The codes of some rows' tokens, and what they lose.
+        """Return the codes of some rows' tokens, and what they lose.
 
         Args:
             rows: Tokens, float32[b, N, D].
@@ -116,7 +116,7 @@ class Int8Code:
         return codes, square_error
 
     def decode(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
-        """What the codes stand for.
+        """Return the numbers that the codes encode.
 
         Args:
             codes: int8[..., D].
@@ -153,7 +153,7 @@ def fit_code(samples: NDArray[Any], *, aim: float = 0.0) -> Int8Code:
 
 
 def fit_levels(values: NDArray[np.float64], aim: float = 0.0) -> NDArray[np.float64]:
-    """The levels of one channel, float64[255], ascending; see `fit_code`.
+    """Return the levels of one channel, float64[255], ascending; see `fit_code`.
 
     Args:
         values: A sample, ascending.
@@ -175,7 +175,7 @@ def fit_levels(values: NDArray[np.float64], aim: float = 0.0) -> NDArray[np.floa
 
 
 def _density(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A piecewise constant density: ascending knots [k + 1] and the mass between them [k]."""
+    """Return a piecewise constant density: ascending knots [k + 1] and the mass between them [k]."""
     count = len(values)
     outermost = min(_OUTERMOST_RANK, count // 4)
     step = max(outermost, count // _BODY_BINS, 1)

@@ -175,7 +175,7 @@ class _TensorUnpickler(pickle.Unpickler):
 def _tensor(
     storage: NDArray[Any], offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
 ) -> NDArray[Any]:
-    """The part of a storage that a tensor is, as torch._utils._rebuild_tensor_v2 makes it."""
+    """Return the part of a storage that a tensor is, as torch._utils._rebuild_tensor_v2 makes it."""
     if len(shape) != len(stride) or min((offset, *shape, *stride)) < 0:
         raise ValueError(f"a tensor of shape {shape}, strides {stride} and offset {offset} cannot be")
     count = math.prod(list(shape))

@@ -40,7 +40,7 @@ RowsDone = Callable[[int], object]
 
 
 def copied_recipe(selection: Selection, **changes: Any) -> Recipe:
-    """The recipe of a new store with some rows of others: the first store's, but for rows, shards and ``changes``."""
+    """Return the recipe of a new store of others' rows: the first store's, but for rows, shards and ``changes``."""
     plan = selection.plan
     of_plan: dict[str, Any] = {
         "source_digest": plan.source_digest(),
@@ -103,7 +103,7 @@ def copy_rows(
 
 
 def _common_statistics(stores: tuple[Store, ...]) -> GivenStatistics | None:
-    """The file that all stores are normalised by in place of their own statistics, if there is one."""
+    """Return the file that all stores are normalised by in place of their own statistics, if there is one."""
     given = [store.given_statistics for store in stores]
     same = {None if one is None else one.sha256 for one in given}
     return given[0] if len(same) == 1 else None
@@ -133,7 +133,7 @@ def _copy_shard(rows: SelectedRows, output: ShardWriter, progress: RowsDone | No
 
 
 def _read_ahead(rows: SelectedRows, view: str, shard: int, present: NDArray[np.bool_]) -> Iterator[Block]:
-    """The blocks of a shard in order; one is read while the one before is written."""
+    """Yield the blocks of a shard in order; one is read while the one before is written."""
     row_nbytes = sum(field.row_nbytes for field in fields_of(rows.writer.recipe, view))
     start = rows.slots(shard).start
     reading: deque[Future[Block]] = deque()
@@ -147,7 +147,7 @@ def _read_ahead(rows: SelectedRows, view: str, shard: int, present: NDArray[np.b
 
 
 def _runs(present: NDArray[np.bool_], longest: int) -> Iterator[range]:
-    """The slots that hold rows, in runs of at most ``longest``."""
+    """Yield the slots that hold rows, in runs of at most ``longest``."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], present, [False]])))
     for start, stop in edges.reshape(-1, 2).tolist():
         for first in range(start, stop, longest):

@@ -81,7 +81,7 @@ def read_commits(root: Location, recipe: Recipe) -> Commits:
 
 
 def found_commits(root: Location, recipe: Recipe) -> Commits:
-    """The commit records that are there: of every shard that is published."""
+    """Return the commit records that are there: of every shard that is published."""
     names = [commit_path(view, shard) for view in recipe.views for shard in range(recipe.num_shards)]
     contents = read_objects(root, names)
     commits: Commits = {}
@@ -146,7 +146,7 @@ def _write_manifest(
 def _carried_statistics(
     root: Location, view: str, previous: Manifest | None, valid: bytes
 ) -> dict[str, bytes] | None:
-    """What is under ``stats/view`` of the previous revision, if it was computed from the rows that are valid now."""
+    """Return ``stats/view`` of the previous revision, if it was computed from the rows that are valid now."""
     if previous is None or view not in previous.recipe.views:
         return None
     if previous.object_bytes(root, previous.derived("valid/c/0")) != valid:
@@ -173,7 +173,7 @@ class _Known:
 def _statistics_to_continue(
     root: Location, recipe: Recipe, view: str, previous: Manifest | None, valid: NDArray[np.bool_]
 ) -> _Known | None:
-    """The statistics of the previous revision, if they are of an earlier stage and of the rows valid there now."""
+    """Return the previous revision's statistics, if they are of an earlier stage and of the rows valid there now."""
     if previous is None or len(previous.recipe.earlier) >= len(recipe.earlier):
         return None
     num_rows = previous.recipe.num_rows

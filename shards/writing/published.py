@@ -89,7 +89,7 @@ def describe_shard(
     reasons: Mapping[int, str],
     square_error: NDArray[np.float64] | None,
 ) -> tuple[CommitRecord, Moments]:
-    """The commit record and moments of a shard whose objects are all published.
+    """Return the commit record and moments of a shard whose objects are all published.
 
     Args:
         root: The store.

@@ -55,7 +55,7 @@ _OF_VIEW = re.compile(
 
 
 def newest_revision(path: Location) -> int:
-    """The highest revision of a store that has been begun; 0 if it was never added to."""
+    """Return the highest revision of a store that has been begun; 0 if it was never added to."""
     if not lists_objects(path):
         return Manifest.read(
             path
@@ -65,7 +65,7 @@ def newest_revision(path: Location) -> int:
 
 
 def current_revision(path: Location) -> int:
-    """The revision a store shows to its readers, or will show once it is finished."""
+    """Return the revision a store shows to its readers, or will show once it is finished."""
     try:
         return Manifest.read(path).revision
     except StoreIncompleteError:

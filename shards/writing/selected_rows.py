@@ -47,7 +47,7 @@ class SelectedRows:
         return [(s.recipe.dtype, s.recipe.code) == (recipe.dtype, recipe.code) for s in self.stores]
 
     def slots(self, shard: int) -> slice:
-        """The new rows of a shard that hold images."""
+        """Return the new rows of a shard that hold images."""
         rows = self.writer.plan.rows_of(shard)
         return slice(rows.start, rows.stop)
 
@@ -99,7 +99,7 @@ class SelectedRows:
         return to_storage(values, storage_type(self.writer.recipe.dtype)), None
 
     def old_error(self, view: str, shard: int, present: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-        """What int8 had lost of the rows of a new shard before they were copied, float64[D].
+        """Return the int8 error of the rows of a new shard before they were copied, float64[D].
 
         A store knows the error of each of its shards; a row's is taken to be its shard's mean. Of a store copied whole
         nothing is lost by that.

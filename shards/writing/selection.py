@@ -44,7 +44,7 @@ class Part:
     labels: NDArray[np.int64] | None = None
 
     def records(self) -> list[SourceRecord]:
-        """The images as a new plan takes them, with their new labels."""
+        """Return the images as a new plan takes them, with their new labels."""
         plan, images = self.store.plan, self.images
         labels = plan.labels[images]
         if self.labels is not None:

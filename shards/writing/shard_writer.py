@@ -236,7 +236,7 @@ class ShardWriter:
             )
 
     def _checked_error(self) -> NDArray[np.float64] | None:
-        """The error of int8 tokens, NaN where nobody knows it; None for other storage types."""
+        """Return the error of int8 tokens, NaN where nobody knows it; None for other storage types."""
         known = self._square_error is not None or self._error_unknown
         if known != (self._recipe.dtype == "int8" and bool(self._written.any())):
             raise ValueError(

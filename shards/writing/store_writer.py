@@ -54,7 +54,7 @@ class StoreWriter:
 
     @classmethod
     def open(cls, path: Location) -> Self:
-        """The newest revision of a store that has been begun, whoever began it.
+        """Return the newest revision of a store that has been begun, whoever began it.
 
         Raises:
             UsageError: If there is no store at ``path``, or a link in it.

@@ -96,13 +96,13 @@ def save_checkpoint(
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; a folder that holds nothing is none."""
+    """Return the checkpoints of a run, oldest first; a folder that holds nothing is none."""
     named = (path for path in directory.glob("step-*") if _NAME.fullmatch(path.name))
     return sorted((path for path in named if _own_files(path)), key=step_of)
 
 
 def _own_files(checkpoint: Path) -> list[Path]:
-    """The files of a checkpoint's folder that a checkpoint may have; none of what lies behind a link."""
+    """Return the files of a checkpoint's folder that a checkpoint may have; none of what lies behind a link."""
     if checkpoint.is_symlink() or not checkpoint.is_dir():
         return []
     return [path for path in checkpoint.iterdir() if _OWN.fullmatch(path.name)]
@@ -117,7 +117,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def newest_of_all(directory: Path, team: Team) -> Path | None:
-    """The newest checkpoint of a run, None where there is none; every process must call this.
+    """Return the newest checkpoint of a run, None where there is none; every process must call this.
 
     Args:
         directory: RUN/checkpoints.
@@ -138,7 +138,7 @@ def newest_of_all(directory: Path, team: Team) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer steps taken before a checkpoint, by its name."""
+    """Return the optimizer steps taken before a checkpoint, by its name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -151,7 +151,7 @@ def prune(directory: Path, keep: int) -> None:
 
 
 def read_state(path: Path) -> CheckpointState:
-    """What a checkpoint's state.json holds, after comparing its files' sizes with what was written.
+    """Read a checkpoint's state.json, and compare its files' sizes with what was written.
 
     Raises:
         UserError: it is of another version or step, or a file is missing, has another size or is not valid.
@@ -210,13 +210,13 @@ def require_intact_for_all(path: Path, state: CheckpointState, team: Team) -> No
 
 
 def remedy(path: Path) -> str:
-    """What to do about a damaged checkpoint."""
+    """Return the remedy for a damaged checkpoint."""
     before = [other.name for other in checkpoints(path.parent) if step_of(other) < step_of(path)]
     return f"remove {path} to " + (f"continue from {before[-1]}" if before else "begin again")
 
 
 def read_part(path: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of one part of a checkpoint, in host memory.
+    """Return the tensors of one part of a checkpoint, in host memory.
 
     Raises:
         UserError: the part's file is missing or broken.

@@ -34,7 +34,7 @@ class WeightAverages:
             torch._foreach_lerp_(averages, self._parameters, 1.0 - rate)
 
     def weights(self, rate: float) -> dict[str, Tensor]:
-        """The average of one rate by parameter name (the live tensors, not a copy)."""
+        """Return the average of one rate by parameter name (the live tensors, not a copy)."""
         return dict(zip(self.names, self._averages[rate], strict=True))
 
     @contextmanager

@@ -36,7 +36,7 @@ class MicroBatch:
     """Whether the optimizer steps after this one."""
 
     def copied(self) -> MicroBatch:
-        """The same micro-batch in memory of its own where the loader would reuse it."""
+        """Return the same micro-batch in memory of its own where the loader would reuse it."""
         if self.positions.is_cuda:
             return self
         return replace(self, fields={name: field.clone() for name, field in self.fields.items()})

@@ -173,7 +173,7 @@ def run(
 def resolve(
     settings: _Settings, store: Store, default_views: Callable[[tuple[str, ...]], tuple[str, ...]]
 ) -> _Settings:
-    """Settings with everything decided that was left open.
+    """Return settings with every open choice decided.
 
     Raises:
         UsageError: a view is not in the store, or the launcher was given another precision.
@@ -234,7 +234,7 @@ def finished(out: Path, max_steps: int, team: Team) -> bool:
 
 
 def snapshot_meta(settings: Settings, store: Store) -> Callable[[int, float], SnapshotMeta]:
-    """Makes the origin of a snapshot taken at (step, rate)."""
+    """Return a function that makes the origin of a snapshot taken at (step, rate)."""
 
     def meta(step: int, ema_rate: float) -> SnapshotMeta:
         return SnapshotMeta(
@@ -255,7 +255,7 @@ def snapshot_meta(settings: Settings, store: Store) -> Callable[[int, float], Sn
 
 
 def _flow_facts(flow: FlowSettings) -> dict[str, Any]:
-    """What sampling must share with training."""
+    """Return what sampling must share with training."""
     return {
         "shift_base": flow.shift_base,
         "prediction": flow.prediction,

@@ -130,7 +130,7 @@ class Trainer(Run):
         return totals, found
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The arithmetic the network is computed in."""
+        """Return the arithmetic the network is computed in."""
         return torch.autocast(
             self.team.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
         )
@@ -203,7 +203,7 @@ class Trainer(Run):
 
 
 def micro_batches_of_step(feed: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-    """The micro-batches of the next optimizer step."""
+    """Yield the micro-batches of the next optimizer step."""
     for batch in feed:
         yield batch
         if batch.last_of_step:

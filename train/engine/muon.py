@@ -204,11 +204,11 @@ class _Sharing:
         self.numbers = parameter.numel()
 
     def collect(self, directions: list[Tensor]) -> Tensor:
-        """This process's rows of matrices → whole matrices that are this process's to compute, [k, rows, columns]."""
+        """Exchange this process's rows of matrices for the whole matrices it computes, [k, rows, columns]."""
         return torch.stack(directions)
 
     def spread(self, computed: Tensor) -> Tensor:
-        """What `collect` gave, computed → this process's rows of all matrices, and of some that only fill up."""
+        """Exchange computed matrices for this process's rows of all matrices, padding included."""
         return computed
 
 
@@ -284,5 +284,5 @@ def _alike(matrices: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that may be sharded, sharing its memory."""
+    """Return this process's part of a tensor that may be sharded, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -62,12 +62,12 @@ OPTIMIZERS: dict[OptimizerName, Callable[[nn.Module, OptimizerSettings], Optimiz
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
-    """The optimizer that the settings name, over the parameters that are trained."""
+    """Return the optimizer that the settings name, over the parameters that are trained."""
     return OPTIMIZERS[settings.kind](model, settings)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as "kind/parameter", such as "exp_avg/pos_embed" (the live tensors, not copies)."""
+    """Return the optimizer's state as "kind/parameter", such as "exp_avg/pos_embed" (the live tensors, not copies)."""
     return {
         f"{kind}/{name}": value
         for name, parameter in model.named_parameters()
@@ -85,7 +85,7 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizer, stored: Mapping[st
 
 
 def _beside(parameter: Tensor, value: Tensor) -> Tensor:
-    """A copy of a whole tensor on the parameter's device, sharded as the parameter is if it has its shape."""
+    """Return a copy of a whole tensor on the parameter's device, sharded as the parameter is if it has its shape."""
     if value.shape != parameter.shape:
         return value.to(parameter.device, copy=True)
     copy = torch.zeros_like(parameter, memory_format=torch.preserve_format)

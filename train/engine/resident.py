@@ -76,7 +76,7 @@ def hold_tokens(
     asked: bool | None,
     network_nbytes: int,
 ) -> ResidentTokens | None:
-    """The tokens of a run in the device's memory, or None where they are read as they are needed.
+    """Return the tokens of a run in the device's memory, or None where they are read as they are needed.
 
     Args:
         store: the store.

@@ -31,7 +31,7 @@ def latent_normalizer(
     inherited: LatentNormalizer | None,
     kept: Path,
 ) -> LatentNormalizer:
-    """The normaliser of a run.
+    """Return the normaliser of a run.
 
     The first of these that there is: the one the run began with, a published file, the one its initial weights were
     trained with, the store's exact statistics of the views used.

@@ -88,7 +88,7 @@ class StepTotals:
             self._copied.record()
 
     def read(self) -> StepResult:
-        """The numbers on the host; waits until the copy is complete."""
+        """Wait until the copy is complete; return the numbers on the host."""
         if self._copied is not None:
             self._copied.synchronize()
         stop, bad, norm, *numbers = self._host.tolist()
@@ -182,7 +182,7 @@ class Window:
         }
 
     def state(self) -> WindowState:
-        """The sums, for a checkpoint."""
+        """Return the sums, for a checkpoint."""
         sums = [(total, weight) for total, weight in self._sums.values()]
         return WindowState(names=list(self.names), sums=sums, norm=self._norm, steps=self._steps)
 

@@ -27,7 +27,7 @@ ALWAYS = (0.0, 1.0)
 
 
 def unguided(model: Model, y: Tensor) -> Velocity:
-    """The model's own velocity for labels y int64 [B]."""
+    """Return the model's own velocity for labels y int64 [B]."""
     return lambda x, t: model(x, t, y)
 
 
@@ -108,7 +108,7 @@ def internal(
     unconditional_scale: float | None = None,
     interval: tuple[float, float] = ALWAYS,
 ) -> Model:
-    """Internal guidance: the worse prediction is the model's own base output, from the same forward pass.
+    """Build internal guidance: the worse prediction is the model's own base output, from the same forward pass.
 
     Source: arXiv 2605.18324; github:nanovisionx/RAEv2 src/utils/guidance_utils.py at 8a0d238, whose published
     evaluation takes scale 1.78 in [0.1, 1]. Its project page writes full + w · (full − base), so its w is scale − 1.

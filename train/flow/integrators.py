@@ -33,7 +33,7 @@ Its explicit_adams and fehlberg2 are left out: in 0.2.5 they miss e⁻¹ by a te
 
 
 def time_grid(num_points: int, shift: float, kind: GridKind = "published") -> Tensor:
-    """Times at which the state is computed, from noise toward data.
+    """Return the times at which the state is computed, from noise toward data.
 
     "published" is the grid behind the published scores: evenly from 1 to 0.001, then shifted. Its last time
     is not 0 (0.00689 for 768×16×16) and there is no last step to 0, so 50 points are 49 steps. "to-zero" is

@@ -142,14 +142,14 @@ def difference_quotient(
 
 
 def average_velocity_target(velocity: Tensor, t: Tensor, r: Tensor, derivative: Tensor) -> Tensor:
-    """The mean-flow identity's right side, v − (t − r) · du/dt, as `velocity` [B, ...], without gradient."""
+    """Return the mean-flow identity's right side, v − (t − r) · du/dt, as `velocity` [B, ...], without gradient."""
     return (velocity - _like(t - r, velocity) * derivative).detach()
 
 
 def adaptive_loss(
     prediction: Tensor, target: Tensor, *, power: float = 1.0, constant: float = 1e-3
 ) -> tuple[Tensor, Tensor]:
-    """The loss of mean flows: L² weighted by 1 / (L² + constant)^power, where L is the sum of squared errors.
+    """Return the loss of mean flows: L² weighted by 1 / (L² + constant)^power, where L is the sum of squared errors.
 
     The weight has no gradient. With power 1 the loss is 1 whatever the prediction, and its gradient that of 2 · ln L;
     only the squared error tells how well the network does. MeanFlow's own form, L / (L + constant), has half of
@@ -202,7 +202,7 @@ def trajectory_pairs(points: int) -> Tensor:
 
 
 def state_times(grid: Tensor, labels: PairLabels) -> Tensor:
-    """The times the states of a trajectory are said to lie at, counted from the clean end.
+    """Return the times the states of a trajectory are said to lie at, counted from the clean end.
 
     Source: Transport.training_losses_cmt_v2 labels states at shifted times with unshifted ones, from 0 to 1; up to 0.45
     (256 pixels) or 0.58 (512 pixels) beside the time at which a state lies.
@@ -220,7 +220,7 @@ def state_times(grid: Tensor, labels: PairLabels) -> Tensor:
 
 
 def average_between(states: Tensor, times: Tensor, pairs: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-    """What consistency mid-training regresses on: the average velocity between two states of one trajectory.
+    """Return the target of consistency mid-training: the average velocity between two states of one trajectory.
 
     Args:
         states: trajectories [n, B, ...], the noise first.

@@ -55,7 +55,7 @@ def draw_time(
     shift: float = 1.0,
     latest: float = MAX_TIME,
 ) -> Tensor:
-    """Times for training from uniform draws, one each, by the distribution's inverse.
+    """Map uniform draws to training times, one each, by the distribution's inverse.
 
     Source: Transport.sample and truncated_logitnormal_sample in github:bytetriper/RAE
     src/stage2/transport/transport.py at a4d18c4; logit-normal times: arXiv 2403.03206 section 3.1.
@@ -81,7 +81,7 @@ def draw_time(
 
 
 def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """The point at time t on the line from data to noise: (1 − t) · data + t · noise.
+    """Return the point at time t on the line from data to noise: (1 − t) · data + t · noise.
 
     Args:
         data: [B, ...].
@@ -95,12 +95,12 @@ def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
-    """The velocity along the line, dx_t/dt = noise − data."""
+    """Return the velocity along the line, dx_t/dt = noise − data."""
     return noise - data
 
 
 def velocity_from_data(x_t: Tensor, data: Tensor, t: Tensor, floor: float) -> Tensor:
-    """The velocity that leads from x_t to predicted data: (x_t − data) / max(t, floor).
+    """Return the velocity that leads from x_t to predicted data: (x_t − data) / max(t, floor).
 
     Source: arXiv 2511.13720; the floor: github:noctrog/flatdino train_generator.py at cdd398f (1 / (50 shift)).
 
@@ -116,7 +116,7 @@ def velocity_from_data(x_t: Tensor, data: Tensor, t: Tensor, floor: float) -> Te
 def as_velocity(
     output: Tensor, x_t: Tensor, t: Tensor, prediction: Prediction = "velocity", floor: float = 0.0
 ) -> Tensor:
-    """The velocity that a network's output [B, ...] stands for at x_t and t; as `velocity_from_data` for data."""
+    """Convert a network's output [B, ...] at x_t and t to a velocity; data as in `velocity_from_data`."""
     return output if prediction == "velocity" else velocity_from_data(x_t, output, t, floor)
 
 

@@ -30,7 +30,7 @@ def build_model(config: ViTDecoderConfig) -> ViTDecoder: ...
 @overload
 def build_model(config: FlatConfig) -> FlatVAE: ...
 def build_model(config: ModelConfig) -> Generator | ViTDecoder | FlatVAE:
-    """The network a configuration describes, freshly initialised, in training mode."""
+    """Return the network a configuration describes, freshly initialised, in training mode."""
     if isinstance(config, DiTConfig):
         return DiT(config)
     if isinstance(config, DiTDHConfig):

@@ -101,7 +101,7 @@ class FrameTokens(nn.Module):
 
 
 def condition_tokens(config: InContextDiTConfig) -> nn.Module | None:
-    """What makes tokens of a network's condition; None where it has none."""
+    """Build the module that makes tokens of a network's condition; None if it has none."""
     if config.condition == "label":
         return LabelTokens(config.num_classes, config.num_condition_tokens, config.width)
     if config.condition == "text":

@@ -382,7 +382,7 @@ def decoder_config(
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """The configuration as JSON-ready values, `kind` among them.
+    """Return the configuration as JSON-ready values, `kind` among them.
 
     `end_time` is written only where it is set, so that files of ordinary networks stay as they were before it existed.
     """

@@ -175,7 +175,7 @@ def _decoder_linears(config: ViTDecoderConfig) -> Iterator[_Linear]:
 
 
 def _attentions(config: ModelConfig) -> list[tuple[int, int]]:
-    """Number of tokens and width of each attention."""
+    """Return number of tokens and width of each attention."""
     if isinstance(config, ViTDecoderConfig):
         return [(config.num_patches + 1, config.width)] * config.depth
     if isinstance(config, FlatConfig):

@@ -64,6 +64,6 @@ def latents_of(dequantizer: Dequantizer, normalizer: LatentNormalizer) -> Callab
 
 
 def stored_tensor(array: NDArray[Any], dtype: str) -> Tensor:
-    """An array of stored tokens as a tensor over the same memory; numpy knows bfloat16 only by its bits."""
+    """Return an array of stored tokens as a tensor over the same memory; numpy knows bfloat16 only by its bits."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

@@ -18,7 +18,7 @@ THETA = 10000.0
 
 
 def sincos_table(width: int, grid: tuple[int, int], spacing: float = 1.0) -> Tensor:
-    """Fixed sine and cosine code of each place of a grid.
+    """Return the fixed sine and cosine code of each position of a grid.
 
     Channels are [sin x | cos x | sin y | cos y] with x the column and y the row, a quarter of the width
     each; frequency i of a quarter is `THETA ** (-i / (width / 4))`. Computed in float64, as the published
@@ -44,7 +44,7 @@ def sincos_table(width: int, grid: tuple[int, int], spacing: float = 1.0) -> Ten
 
 
 def sequence_table(width: int, length: int) -> Tensor:
-    """Fixed sine and cosine code of each place of a sequence.
+    """Return the fixed sine and cosine code of each position of a sequence.
 
     Channels are [sin p | cos p] with p the place, half of the width each; frequency i of a half is
     `THETA ** (-i / (width / 2))`. Computed in float64. `sincos_table` on a grid of one row is something else.
@@ -65,7 +65,7 @@ def sequence_table(width: int, length: int) -> Tensor:
 
 
 def position_table(width: int, grid: tuple[int, int], positions: Positions) -> Tensor:
-    """Fixed code of each place of a latent, float32 [1, h·w, width]."""
+    """Return the fixed code of each position of a latent, float32 [1, h·w, width]."""
     return sequence_table(width, grid[1]) if positions == "sequence" else sincos_table(width, grid)
 
 
@@ -167,7 +167,7 @@ class TimeEmbedding(nn.Module):
 
 
 def end_time_embedding(width: int) -> TimeEmbedding:
-    """The embedding of a jump's length t − r, whose last layer is zero.
+    """Return the embedding of a jump's length t − r, whose last layer is zero.
 
     So a network that is given one computes what it computed before, whatever r, until it is trained.
     """

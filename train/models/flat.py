@@ -87,7 +87,7 @@ class FlatHalf(nn.Module):
         return self.whole(x)[:, first : first + self.shape.num_queries]
 
     def whole(self, x: Tensor) -> Tensor:
-        """The output of the whole sequence, [B, length, outputs]."""
+        """Return the output of the whole sequence, [B, length, outputs]."""
         x = self.input_proj(x)
         if self.pos_embed is not None:
             x = x + self.pos_embed
@@ -103,7 +103,7 @@ class FlatHalf(nn.Module):
 
 
 def projection(inputs: int, outputs: int) -> nn.Module:
-    """A linear layer without bias, where widths differ."""
+    """Return a linear layer without bias, where widths differ."""
     return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
 
 
@@ -136,7 +136,7 @@ class FlatVAE(nn.Module):
         compile_blocks([*self.encoder.blocks, *self.decoder.blocks], **options)
 
     def posterior(self, tokens: Tensor) -> Posterior:
-        """The distribution of the latents of tokens [B, N, C]."""
+        """Return the distribution of the latents of tokens [B, N, C]."""
         mean, log_variance = self.encoder(tokens).chunk(2, dim=-1)
         return Posterior(mean, log_variance)
 
@@ -148,7 +148,7 @@ class FlatVAE(nn.Module):
         return torch.tanh(z) if self.config.tanh else z
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """What a store keeps of tokens [B, N, C]: the mean latents [B, K, F]."""
+        """Encode tokens [B, N, C] as a store keeps them: mean latents [B, K, F]."""
         return self.latents(self.posterior(tokens))
 
     def decode(self, latents: Tensor) -> Tensor:

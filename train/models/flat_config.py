@@ -128,7 +128,7 @@ class FlatConfig:
         return 1, self.num_latents
 
     def deciding(self) -> dict[str, Any]:
-        """What decides which latents tokens get, as plain JSON values; the decoder does not."""
+        """Return all that decides the latents of tokens, as plain JSON values; the decoder does not."""
         values = asdict(self)
         for name in ("decoder", "inner_layer", "kind"):
             del values[name]

@@ -76,7 +76,7 @@ class SwiGLU(nn.Module):
         return out
 
     def _padded(self, x: Tensor, padding: int) -> Tensor:
-        """The same function with hidden channels added that are zero: silu(0) · 0 = 0."""
+        """Return the same function with hidden channels added that are zero: silu(0) · 0 = 0."""
         gate, value = (
             F.linear(x, F.pad(linear.weight, (0, 0, 0, padding)), F.pad(linear.bias, (0, padding)))
             for linear in (self.w1, self.w2)
@@ -235,7 +235,7 @@ class _InContext(nn.Module):
         return found
 
     def _put_out(self, outputs: list[Tensor], deep: dict[int, Tensor], *, align: bool) -> Outputs:
-        """The outputs and, if asked for, the projection of the image tokens to another encoder's."""
+        """Return the outputs and, if asked for, the projection of the image tokens to another encoder's."""
         if align:
             assert self.alignment is not None, "this network was built without a projection to align"
             assert self.config.alignment_depth is not None

@@ -110,7 +110,7 @@ class SwiGLU(nn.Module):
         return out
 
     def _padded(self, x: Tensor, padding: int) -> Tensor:
-        """The same function with hidden channels added that are zero: silu(0) · 0 = 0."""
+        """Return the same function with hidden channels added that are zero: silu(0) · 0 = 0."""
         w12 = F.pad(self.w12.weight.view(2, self.hidden, -1), (0, 0, 0, padding)).flatten(0, 1)
         b12 = F.pad(self.w12.bias.view(2, self.hidden), (0, padding)).flatten()
         gate, value = F.linear(x, w12, b12).chunk(2, dim=-1)
@@ -182,7 +182,7 @@ class FinalLayer(nn.Module):
 
 
 def zero_linear(width: int, out_width: int) -> nn.Linear:
-    """A linear layer that starts as zero, so that a new block is the identity.
+    """Return a linear layer that starts as zero, so that a new block is the identity.
 
     Source: arXiv 2212.09748 section 3.2.
     """

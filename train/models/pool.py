@@ -47,7 +47,7 @@ class PoolConfig:
         return self.grid[0] * self.grid[1]
 
     def deciding(self) -> dict[str, Any]:
-        """What decides which latents tokens get, as plain JSON values."""
+        """Return all that decides the latents of tokens, as plain JSON values."""
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
         }

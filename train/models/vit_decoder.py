@@ -141,7 +141,7 @@ class ViTDecoder(nn.Module):
         compile_blocks(self.decoder_layers, **options)
 
     def features(self, tokens: Tensor) -> Tensor:
-        """What the last layer draws from: [B, N, D] → [B, num_patches, width]."""
+        """Return the input of the last layer: [B, N, D] → [B, num_patches, width]."""
         if self.pool is not None:
             pooled = self.pool(tokens) if tokens.shape[1] == self.pool.config.num_tokens else tokens
             tokens = self.pool.spread(pooled)

@@ -56,7 +56,7 @@ def write_comparison(runs: Sequence[Run], out: Path, notes: Sequence[str]) -> No
 
 
 def colour(index: int, count: int) -> str:
-    """A colour of its own for each of some runs, neighbours far apart."""
+    """Return a colour of its own for each of some runs, neighbours far apart."""
     turn = 360 / max(count, 1)
     return f"hsl({round(210 + index * (137.508 if count > 12 else turn)) % 360} 65% {42 - 12 * (index % 2)}%)"
 
@@ -112,7 +112,7 @@ def _metric_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _drawn(run: Run, line_colour: str) -> dict[str, Any]:
-    """What the page's script needs of a run: curves as (index, value), and at each index where the axes stand."""
+    """Return what the page's script needs of a run: curves as (index, value), and the axes' values at each index."""
     progress = run.progress()
     steps = sorted({line["step"] for line in run.metrics})
     index_of = {step: index for index, step in enumerate(steps)}
@@ -140,7 +140,7 @@ def _drawn(run: Run, line_colour: str) -> dict[str, Any]:
 
 
 def _sheets(runs: Sequence[Run]) -> str:
-    """The newest sample sheet of each run, drawn from the same noise in all of them."""
+    """Return the newest sample sheet of each run, drawn from the same noise in all of them."""
     figures = []
     for run in [run for run in runs if run.samples][:_MOST_SHEETS]:
         step = max(run.samples)

@@ -84,7 +84,7 @@ class Axis(NamedTuple):
 
 
 def render_curves(metrics: Sequence[dict[str, Any]]) -> str:
-    """A figure for each panel there are numbers for, as HTML.
+    """Return a figure for each panel there are numbers for, as HTML.
 
     Args:
         metrics: lines of metrics.jsonl.
@@ -147,7 +147,7 @@ def _grid(across: Axis, up: Axis) -> str:
 
 
 def _brief(step: float) -> str:
-    """A step as it is read at a glance: 1500, 20k, 1.5M."""
+    """Return a step as it is read at a glance: 1500, 20k, 1.5M."""
     for size, letter in ((1e6, "M"), (1e4, "k")):
         if step >= size:
             return f"{step / (1e3 if letter == 'k' else size):g}{letter}"

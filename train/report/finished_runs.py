@@ -113,7 +113,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The ends of some paths that tell them apart."""
+    """Return the ends of some paths that tell them apart."""
     depth = 1
     absolute = [path.absolute() for path in paths]
     while True:

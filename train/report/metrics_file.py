@@ -9,7 +9,7 @@ from shards import UserError, read_document
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a kill cut short is left out.
+    """Return the lines of a metrics.jsonl; a last line that a kill cut short is left out.
 
     Raises:
         UserError: another line is not one of metrics.

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_tracker(asked: str) -> str:
-    """The tracker to use: "auto" is TensorBoard if it is installed.
+    """Return the tracker to use: "auto" is TensorBoard if it is installed.
 
     Raises:
         UsageError: the tracker that was asked for is not installed.
@@ -124,7 +124,7 @@ class Journal:
             self._team.accelerator.log({k: v for k, v in numbers.items() if v is not None}, step=step)
 
     def log(self, text: str) -> None:
-        """A line for the person who watches; what a terminal would act on is escaped."""
+        """Return a line for the person who watches; what a terminal would act on is escaped."""
         text = printable_text(text)
         if self._drawn:
             self._bar.write(text, file=sys.stderr)

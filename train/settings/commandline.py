@@ -22,7 +22,7 @@ def parse(
     script: str,
     presets: str,
 ) -> _Settings:
-    """Settings from a command line.
+    """Parse settings from a command line.
 
     Args:
         arguments: what stands after the script's name; the first may be a preset or the config.json of a run.

@@ -58,7 +58,7 @@ COMPRESSOR_DEFAULT = "flat-32x128"
 
 
 def compressor_settings(name: str) -> CompressorSettings:
-    """Settings of a preset of train/compressor.py.
+    """Return the settings of a preset of train/compressor.py.
 
     Raises:
         UsageError: there is no preset of this name.

@@ -24,7 +24,7 @@ LEAST_WIDTH, LEAST_HEAD_WIDTH = 128, 192
 
 
 def dit_config(network: DiTNetwork, store: Store) -> GeneratorConfig:
-    """Configuration of the diffusion transformer that fits a store.
+    """Return the configuration of the diffusion transformer that fits a store.
 
     Raises:
         UsageError: the store has another grid or another order than the settings ask for.
@@ -91,7 +91,7 @@ def dit_config(network: DiTNetwork, store: Store) -> GeneratorConfig:
 
 
 def with_alignment(config: GeneratorConfig, alignment: AlignmentSettings, store: Store) -> GeneratorConfig:
-    """The configuration with a projection to the tokens of an added field, if one is asked for.
+    """Return the configuration with a projection to the tokens of an added field, if one is asked for.
 
     Raises:
         UsageError: the network has none, or the store no such field, or one on another grid.
@@ -115,7 +115,7 @@ def with_alignment(config: GeneratorConfig, alignment: AlignmentSettings, store:
 
 
 def decoder_config(network: DecoderNetwork, store: Store, pool: str | None = None) -> ViTDecoderConfig:
-    """Configuration of the decoder that draws a store's images from its tokens.
+    """Return the configuration of the decoder that makes a store's images of its tokens.
 
     Raises:
         UsageError: the store has no images, images its grid does not divide, or another grid or patch than asked for.
@@ -158,7 +158,7 @@ def _window(pool: str) -> tuple[int, int]:
 
 
 def flat_config(network: CompressorNetwork, store: Store) -> FlatConfig:
-    """Configuration of the flat compressor that fits a store.
+    """Return the configuration of the flat compressor that fits a store.
 
     Raises:
         UsageError: the store holds latents of a compressor already.
@@ -199,7 +199,7 @@ def _require_grid(grid: tuple[int, int] | None, store: Store) -> None:
 
 
 def published_output(encoder: EncoderIdentity) -> Literal["normalised", "image"]:
-    """What published decoders of an encoder's tokens put out, which their files do not say.
+    """Return the output convention of published decoders of an encoder's tokens, which their files do not state.
 
     RAEv2's encoders are DINOv3, whatever combines several blocks, and those with its conventions; its decoders put out
     the image. RAE's put out normalised pixels.

@@ -215,7 +215,7 @@ DECODER_DEFAULT = "decoder-xl"
 
 
 def dit_settings(name: str) -> DiTSettings:
-    """Settings of a preset of train/dit.py, or of a stage of few-step generation of its network.
+    """Return the settings of a preset of train/dit.py, or of a stage of few-step generation of its network.
 
     Raises:
         UsageError: there is no preset of this name.
@@ -271,7 +271,7 @@ def _stage_settings(base: DiTSettings, stage: Stage) -> DiTSettings:
 
 
 def decoder_settings(name: str) -> DecoderSettings:
-    """Settings of a preset of train/decoder.py.
+    """Return the settings of a preset of train/decoder.py.
 
     Raises:
         UsageError: there is no preset of this name.
@@ -307,7 +307,7 @@ class HasSource(Protocol):
 
 
 def preset_list(rows: Mapping[str, HasSource]) -> str:
-    """The presets' names and sources, a line each, for --help."""
+    """Return the presets' names and sources, a line each, for --help."""
     lines = [f"  {name:<22} {row.source}" for name, row in rows.items()]
     if rows is DIT_PRESETS:
         lines.append(

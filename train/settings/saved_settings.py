@@ -44,7 +44,7 @@ def trainer_of(settings: Settings) -> str:
 
 
 def to_json(settings: Settings) -> str:
-    """The settings as JSON text, with the name of their trainer and the version of this form."""
+    """Return the settings as JSON text, with the name of their trainer and the version of this form."""
     from pydantic import TypeAdapter
 
     trainer = trainer_of(settings)
@@ -99,7 +99,7 @@ def load_settings(path: Path) -> Settings:
 
 
 def changed_settings(before: Settings, now: Settings) -> dict[str, str]:
-    """Fixed settings that differ, by name: "before → now"."""
+    """List the fixed settings that differ, by name: "before → now"."""
     if type(before) is not type(now):
         return {"trainer": f"{type(before).__name__} → {type(now).__name__}"}
     fixed = [f.name for f in dataclasses.fields(now) if not f.metadata.get("free")]
@@ -134,7 +134,7 @@ def require_same_run(before: Settings, now: Settings) -> None:
 
 
 def flat_values(settings: Settings) -> dict[str, bool | int | float | str]:
-    """The settings with dotted names and values that any tracker takes: what is no number is written as text."""
+    """Return the settings with dotted names and values that any tracker takes: what is no number is written as text."""
     return {
         name: value if isinstance(value, bool | int | float) else str(value)
         for name, value in _flat(settings).items()

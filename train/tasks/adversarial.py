@@ -159,7 +159,7 @@ class AdversarialTask(ReconstructionTask):
         return dict(zip(("discriminator_loss", "discriminator_accuracy"), totals, strict=True))
 
     def extra_state(self) -> Parts:
-        """The discriminator with its spectral-norm vectors, and its optimizer."""
+        """Return the discriminator with its spectral-norm vectors, and its optimizer."""
         return {
             "discriminator": self._discriminator.state_dict(),
             "discriminator_optimizer": optimizer_tensors(self._discriminator, self._optimizer),
@@ -236,5 +236,5 @@ class AdversarialTask(ReconstructionTask):
         self._optimizer.zero_grad(set_to_none=True)
 
     def _mean(self, gradient: Tensor) -> Tensor:
-        """The mean over processes, in place."""
+        """Return the mean over processes, in place."""
         return self._team.sum(gradient).div_(self._team.world_size)

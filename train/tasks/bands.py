@@ -12,7 +12,7 @@ NUM_BANDS = 10
 
 
 def band_names(prefix: str) -> tuple[str, ...]:
-    """A metric's name in each band, by the number at which the band begins."""
+    """Return a metric's name in each band, by the number at which the band begins."""
     return tuple(f"{prefix}{band / NUM_BANDS:.1f}" for band in range(NUM_BANDS))
 
 

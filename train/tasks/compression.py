@@ -68,12 +68,12 @@ class CompressionTask(Task):
         return Losses(terms.loss, metrics)
 
     def latent_noise(self, positions: Tensor) -> Tensor:
-        """The standard normal numbers that latents are drawn with, float32 [b, K, F]."""
+        """Return the standard normal numbers that latents are drawn with, float32 [b, K, F]."""
         shape = (self.config.num_latents, self.config.latent_width)
         return normal(self._settings.seed, "latent noise", positions, shape)
 
     def describe(self, positions: Tensor) -> str:
-        """The first number drawn for samples whose loss is not finite."""
+        """Return the first number drawn for samples whose loss is not finite."""
         return f"latent noise {[round(value, 4) for value in self.latent_noise(positions)[:, 0, 0].tolist()]}"
 
     def save_snapshot(

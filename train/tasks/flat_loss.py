@@ -68,7 +68,7 @@ def flat_terms(
     weights: FlatLoss,
     inner_tokens: Tensor | None = None,
 ) -> FlatTerms:
-    """The loss of a batch, image by image.
+    """Return the loss of a batch, image by image.
 
     Args:
         posterior: what the encoder made of the tokens.

@@ -34,7 +34,7 @@ _TRAIN_WITHOUT = f"--perceptual-weights FILE ({VGG16_URL}), or train without: --
 
 
 def load_perceptual(path: Path | None, *, remedy: str = _TRAIN_WITHOUT) -> Perceptual:
-    """The perceptual distance, frozen.
+    """Return the perceptual distance, frozen.
 
     Args:
         path: VGG16's weights in torchvision's names; None: torch's cache, else a download.
@@ -53,7 +53,7 @@ def load_perceptual(path: Path | None, *, remedy: str = _TRAIN_WITHOUT) -> Perce
 
 
 def load_dino_features(path: Path | None, size: str = "S_8") -> DinoFeatures:
-    """The frozen DINO a discriminator looks through.
+    """Return the frozen DINO a discriminator looks through.
 
     Args:
         path: its weights in timm's names, which are its authors' as well; None: torch's cache, else a download.

@@ -36,7 +36,7 @@ def pixel_loss(pixels: Tensor, target: Tensor) -> Tensor:
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: DiscriminatorLoss = "hinge") -> Tensor:
-    """What the discriminator minimises: half the sum over real and fake.
+    """Return the discriminator's loss: half the sum over real and fake.
 
     Args:
         real: logits [B, n] of real pictures.
@@ -53,7 +53,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: DiscriminatorLoss = "hi
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """What the decoder minimises against the discriminator: minus the mean logit, [B, n] → float32 [B]."""
+    """Return the decoder's adversarial loss: minus the mean logit, [B, n] → float32 [B]."""
     return -fake.float().mean(dim=1)
 
 
@@ -82,7 +82,7 @@ def gradient_at(pixels: Tensor, loss: Tensor, *, scale: float = 1.0) -> Tensor:
 
 
 def last_layer_gradients(pixels: Tensor, last_weight: Tensor, *gradients: Tensor) -> list[Tensor]:
-    """What gradients at the decoder's pixels are at the weight of its last layer; its graph is kept."""
+    """Propagate gradients at the decoder's pixels to the weight of its last layer; its graph is kept."""
     return [
         torch.autograd.grad(pixels, last_weight, grad_outputs=gradient, retain_graph=True)[0]
         for gradient in gradients

@@ -56,7 +56,7 @@ class MeanFlowTask(VelocityTask):
             self.facts = self._teacher.facts
 
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
-        """The adaptive loss of each sample; what is logged as the loss is the mean squared error."""
+        """Return the adaptive loss of each sample; what is logged as the loss is the mean squared error."""
         settings = self._mean_flow
         data = self._latents(batch.fields["tokens"])
         noise = normal(self._settings.seed, "noise", batch.positions, tuple(data.shape[1:]))
@@ -89,7 +89,7 @@ class MeanFlowTask(VelocityTask):
         return draw_times(u, jumps, flow.time_distribution, mu=flow.mu, sigma=flow.sigma, shift=self._shift)
 
     def describe(self, positions: Tensor) -> str:
-        """The times drawn for samples whose loss is not finite."""
+        """Return the times drawn for samples whose loss is not finite."""
         spans = zip(*(times.tolist() for times in self.spans(positions)), strict=True)
         return ", ".join(f"t {t:.4f} r {r:.4f}" for t, r in spans)
 

@@ -71,5 +71,5 @@ class MidTrainingTask(VelocityTask):
         return (u * len(self._all_pairs)).long()
 
     def describe(self, positions: Tensor) -> str:
-        """The first pairs drawn for trajectories whose loss is not finite."""
+        """Return the first pairs drawn for trajectories whose loss is not finite."""
         return f"pairs {[numbers[:4] for numbers in self.pair_numbers(positions).tolist()]}"

@@ -97,7 +97,7 @@ class ReconstructionTask(Task):
         return found
 
     def describe(self, positions: Tensor) -> str:
-        """The noise scales drawn for samples whose loss is not finite."""
+        """Return the noise scales drawn for samples whose loss is not finite."""
         scale = noise_scale(positions, self._settings.noise, self._settings.seed)
         return f"noise {[round(value, 4) for value in scale.tolist()]}"
 
@@ -125,12 +125,12 @@ class ReconstructionTask(Task):
 
 
 def target_pixels(batch: MicroBatch) -> Tensor:
-    """The stored images as pixels float32 [b, 3, H, W] in [0, 1]."""
+    """Return the stored images as pixels float32 [b, 3, H, W] in [0, 1]."""
     return batch.fields["image"].permute(0, 3, 1, 2).float() / 255
 
 
 def noise_scale(positions: Tensor, noise: TokenNoise, seed: int) -> Tensor:
-    """Standard deviation of each sample's noise, float32 [b].
+    """Return the std of each sample's noise, float32 [b].
 
     Source: uniform: github:bytetriper/RAE src/stage1/rae.py at a4d18c4; half-normal: arXiv 2510.11690 section 3.
     """

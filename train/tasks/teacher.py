@@ -34,7 +34,7 @@ class Teacher:
 
 
 def load_teacher(parts: DiTParts) -> Teacher:
-    """The teacher that the settings name, on the process's device.
+    """Return the teacher that the settings name, on the process's device.
 
     Raises:
         UserError: a file is missing or broken, or its network does not belong to the store and settings of the run.
@@ -89,14 +89,14 @@ def load_teacher(parts: DiTParts) -> Teacher:
 
 
 def _arithmetic(settings: DiTSettings, device: torch.device) -> AbstractContextManager[object]:
-    """The run's own arithmetic, except where the weights are bfloat16."""
+    """Return the run's own arithmetic, except where the weights are bfloat16."""
     if settings.teacher_dtype == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
 def _frozen(path: Path, parts: DiTParts, name: str) -> Generator:
-    """A network that is only called, checked against the run."""
+    """Return a network that is only called, checked against the run."""
     settings, device = parts.settings, parts.normalizer.variance.device
     model = _published(path, parts, name) if not is_snapshot(path) else _snapshot(path, parts, name)
     model = model.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature

@@ -81,12 +81,12 @@ class VelocityTask(Task):
         return Losses(full, metrics)
 
     def as_velocities(self, outputs: Tensor | tuple[Tensor, ...], x_t: Tensor, t: Tensor) -> list[Tensor]:
-        """The velocities that a network's outputs stand for, float32; the second is that of the base output, if any."""
+        """Convert a network's outputs to velocities, float32; the second is that of the base output, if any."""
         flow = self._settings.flow
         return as_velocities(outputs, x_t, t, flow.prediction, flow.time_floor)
 
     def times(self, positions: Tensor) -> Tensor:
-        """The times drawn for samples, float32 [b]."""
+        """Return the times drawn for samples, float32 [b]."""
         flow = self._settings.flow
         u = uniform(self._settings.seed, "time", positions)
         return draw_time(
@@ -105,7 +105,7 @@ class VelocityTask(Task):
         return torch.where(withheld, self._null_label, batch.labels)
 
     def describe(self, positions: Tensor) -> str:
-        """The times drawn for samples whose loss is not finite."""
+        """Return the times drawn for samples whose loss is not finite."""
         return f"t {[round(t, 4) for t in self.times(positions).tolist()]}"
 
     def save_snapshot(

@@ -56,7 +56,7 @@ class Compressor:
         return self.network.decode(latents)
 
     def identity(self, precision: str) -> EncoderIdentity:
-        """What names the latents it makes in an arithmetic, `float32` or `bfloat16`."""
+        """Return the identity of the latents it makes in an arithmetic, `float32` or `bfloat16`."""
         meta, source, network = self.snapshot.meta, self.source, self.network
         assert meta.dtype is not None
         config = network.config
@@ -154,7 +154,7 @@ def load_compressor(path: Path, device: torch.device | str = "cpu", *, decoders:
 
 
 def pooling_of(snapshot: Snapshot, path: Path) -> Compressor | None:
-    """The compressor that a pooling decoder brings with it; None for every other network."""
+    """Return the compressor that a pooling decoder brings with it; None for every other network."""
     if not isinstance(snapshot.model, ViTDecoder) or snapshot.model.pool is None:
         return None
     return Compressor(path=path, network=snapshot.model.pool, snapshot=snapshot)

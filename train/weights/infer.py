@@ -37,7 +37,7 @@ class PublishedFileError(UserError):
 def infer_dit_config(
     state: Mapping[str, Tensor], source: object, base_depth: int | None = None
 ) -> GeneratorConfig:
-    """The diffusion transformer a state dict belongs to, assumed square.
+    """Return the diffusion transformer a state dict belongs to, assumed square.
 
     Args:
         state: the weights.
@@ -66,7 +66,7 @@ def infer_decoder_config(
     pixel_mean: RGB = IMAGENET_MEAN,
     pixel_std: RGB = IMAGENET_STD,
 ) -> ViTDecoderConfig:
-    """The ViT decoder a state dict belongs to, assumed square; its heads follow from its published width.
+    """Return the ViT decoder a state dict belongs to, assumed square; its heads follow from its published width.
 
     Args:
         state: the weights.
@@ -136,7 +136,7 @@ def _dit_config(state: Mapping[str, Tensor]) -> DiTConfig:
 
 
 def _shared_config(state: Mapping[str, Tensor], width: int, num_tokens: int) -> dict[str, Any]:
-    """What a DiT and a DiT-DH show alike; the table of labels is taken to have a row for no class."""
+    """Infer the fields that a DiT and a DiT-DH share; the label table is taken to have a row for no class."""
     _, token_width, patch_size, _ = state["x_embedder.proj.weight"].shape
     side = math.isqrt(num_tokens) * patch_size
     swiglu = "blocks.0.mlp.w3.weight" in state

@@ -25,7 +25,7 @@ def is_in_context(state: Mapping[str, Tensor]) -> bool:
 def infer_in_context_config(
     state: Mapping[str, Tensor], source: object, base_depth: int | None = None
 ) -> InContextDiTConfig:
-    """The network a state dict belongs to, assumed square.
+    """Return the network a state dict belongs to, assumed square.
 
     Args:
         state: the weights.

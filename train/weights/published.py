@@ -51,7 +51,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 def load_dit(
     path: Path, config: GeneratorConfig | None = None, *, base_depth: int | None = None
 ) -> Generator:
-    """A diffusion transformer from a published file, in evaluation mode.
+    """Return a diffusion transformer from a published file, in evaluation mode.
 
     RAEv2's weights are published under CC BY-NC 4.0, which forbids commercial use; RAE's under MIT.
 
@@ -77,7 +77,7 @@ def load_decoder(
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,
     pixel_std: tuple[float, float, float] = IMAGENET_STD,
 ) -> ViTDecoder:
-    """A ViT decoder from a published file, in evaluation mode.
+    """Return a ViT decoder from a published file, in evaluation mode.
 
     Args:
         path: decoder `model.pt`, a training checkpoint with `decoder.*` keys, or .safetensors of the same keys.
@@ -130,7 +130,7 @@ def save_state_dict(model: nn.Module, path: Path) -> None:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """The weights in a file: bare, or its section `ema`, without the prefixes of wrappers.
+    """Return the weights in a file: bare, or its section `ema`, without the prefixes of wrappers.
 
     Raises:
         PublishedFileError: the file cannot be read, or holds neither.
@@ -189,7 +189,7 @@ def require_same_shapes(model: nn.Module, state: Mapping[str, Tensor], source: o
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What is in a file of ours (.safetensors) or of PyTorch's, without running anything in it."""
+    """Read a file of ours (.safetensors) or of PyTorch's, without running anything in it."""
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))

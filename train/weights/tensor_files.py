@@ -128,7 +128,7 @@ def require_intact(path: Path) -> bool:
 def _encoded_header(
     tensors: list[tuple[str, Tensor]], header: dict[str, Any], *, embed_digest: bool
 ) -> bytes:
-    """What stands before the tensors' bytes: its own length, then JSON.
+    """Return what precedes the tensors' bytes: its own length, then JSON.
 
     Source: github:huggingface/safetensors README, "Format".
     """
