@@ -63,7 +63,7 @@ def make_task(size: str, device: torch.device) -> AdversarialTask:
 
 
 def make_batches(step: int, count: int, micro_batches: int, device: torch.device) -> list[MicroBatch]:
-    """Return a step's micro-batches of random tokens and pictures."""
+    """Return a step's micro-batches of random tokens and images."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randn(count, GRID[0] * GRID[1], WIDTH, generator=generator).half()
     images = torch.randint(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, generator=generator)
@@ -115,7 +115,7 @@ def main() -> None:
         return torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16")
 
     found = {}
-    print("| step | peak memory | a picture | seconds |\n|---|---|---|---|")
+    print("| step | peak memory | an image | seconds |\n|---|---|---|---|")
     for step, phase in enumerate(PHASES):
         batches = make_batches(step, arguments.batch, arguments.micro_batches, device)
 

@@ -80,13 +80,13 @@ def cases(stages: list[str], sizes: list[str], image_sizes: list[int]) -> list[C
                     cost = EVALUATIONS * flops
                     found.append(Case("sample", name, image_size, parameters, cost, _sample(config)))
             if size in ("b", "l", "xl"):
-                drawing = decoder_config(size, token_width=WIDTH, grid=(side, side))
-                flops, parameters = forward_flops(drawing), num_parameters(drawing)
+                decoder = decoder_config(size, token_width=WIDTH, grid=(side, side))
+                flops, parameters = forward_flops(decoder), num_parameters(decoder)
                 name = f"decoder-{size}"
                 if "decode" in stages:
-                    found.append(Case("decode", name, image_size, parameters, flops, _decode(drawing)))
+                    found.append(Case("decode", name, image_size, parameters, flops, _decode(decoder)))
                 if "train-decoder" in stages:
-                    work = _train_decoder(drawing)
+                    work = _train_decoder(decoder)
                     found.append(Case("train-decoder", name, image_size, parameters, 3 * flops, work))
     return sorted(found, key=lambda case: (STAGES.index(case.stage), case.image_size, case.flops))
 

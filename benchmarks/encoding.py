@@ -34,9 +34,9 @@ from pipeline.encode.targets import Target
 from pipeline.encode.worker import Worker
 from pipeline.encoders.encoder import create_encoder
 from pipeline.encoders.frozen import Encoder
+from pipeline.sources.crop_sources import ImageFiles
+from pipeline.sources.crops import Crops
 from pipeline.sources.listing import list_source
-from pipeline.sources.picture_sources import ImageFiles
-from pipeline.sources.pictures import Pictures
 from shards import Execution, Int8Code, Plan, Recipe, SourceReader, SourceRecord, StoreWriter, usable_cores
 
 VIEWS = ("center", "flip")
@@ -142,7 +142,7 @@ def end_to_end(case: Case) -> float:
     with tempfile.TemporaryDirectory(dir=case.place) as folder:
         writer = StoreWriter.create_or_continue(Path(folder) / "store", case.recipe, case.plan, case.code)
         length = batch_length(case.recipe.capacity, case.batch_size)
-        source = ImageFiles(SourceReader(), Pictures(case.recipe))
+        source = ImageFiles(SourceReader(), Crops(case.recipe))
         rows = (ReadyImages if case.ready else BatchDecoder)(
             source, length=length, threads=case.threads, pin_memory=case.encoder.device.type == "cuda"
         )
@@ -185,7 +185,7 @@ def encoder_alone(case: Case) -> float:
 def decoding_alone(case: Case) -> float:
     """Images a second through reading, decoding and cropping."""
     decoder = BatchDecoder(
-        ImageFiles(SourceReader(), Pictures(case.recipe)),
+        ImageFiles(SourceReader(), Crops(case.recipe)),
         length=case.batch_size,
         threads=case.threads,
     )

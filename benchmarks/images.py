@@ -2,7 +2,7 @@
 
     python benchmarks/images.py [--rounds N] [--rows N]
 
-The pictures are random crops of 256 pixels, cut as `--views crop:K` cuts them, of the demo's photographs. A codec that
+The images are random crops of 256 pixels, cut as `--views crop:K` cuts them, of the demo's photographs. A codec that
 stock zarr v3 does not know is measured for comparison only.
 """
 
@@ -71,8 +71,8 @@ def planar_delta(level: int) -> tuple[Callable[[np.ndarray], bytes], Callable[[b
     return encode, decode
 
 
-def picture_file(kind: str, **settings: Any) -> tuple[Callable[[np.ndarray], bytes], Callable[[bytes], Any]]:
-    """Return a picture format of Pillow's."""
+def image_file(kind: str, **settings: Any) -> tuple[Callable[[np.ndarray], bytes], Callable[[bytes], Any]]:
+    """Return an image format of Pillow's."""
 
     def encode(image: np.ndarray) -> bytes:
         buffer = io.BytesIO()
@@ -98,8 +98,8 @@ CODECS = {
     "blosc (zstd 1, bitshuffle)": own_codec("blosc"),
     "zstd 1": own_codec("zstd"),
     "transpose, numcodecs.delta, zstd 1": planar_delta(1),
-    "PNG": picture_file("PNG"),
-    "WebP lossless": picture_file("WEBP", lossless=True),
+    "PNG": image_file("PNG"),
+    "WebP lossless": image_file("WEBP", lossless=True),
 }
 
 

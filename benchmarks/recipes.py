@@ -71,7 +71,7 @@ VARIANTS = {
 
 
 def main() -> int:
-    """Run what is missing, measure, and write the table and the picture."""
+    """Run what is missing, measure, and write the table and the chart."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/recipes"))
     parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of v1; others get its FLOPs")
@@ -229,7 +229,7 @@ def call(command: list[str], threads: int) -> None:
 def write_report(
     asked: argparse.Namespace, store: Store, results: dict[str, dict[int, dict[int, float]]]
 ) -> None:
-    """Write recipes.json, the table of the last measurements and the picture of all."""
+    """Write recipes.json, the table of the last measurements and the chart of all."""
     told = {
         "what": "Fréchet distance of generated to held-out tokens, by step, for equal FLOPs; lower is better",
         "steps_of_v1": asked.steps,
@@ -247,10 +247,10 @@ def write_report(
         spread = f"{np.mean(ends):.2f} ({min(ends):.2f} to {max(ends):.2f})"
         lines.append(f"| {VARIANTS[name].label} | {steps} | {spread} |")
     (asked.out / "recipes.md").write_text("\n".join(lines) + "\n")
-    (asked.out / "recipes.svg").write_text(picture(results, store, asked.steps))
+    (asked.out / "recipes.svg").write_text(chart(results, store, asked.steps))
 
 
-def picture(results: dict[str, dict[int, dict[int, float]]], store: Store, steps: int) -> str:
+def chart(results: dict[str, dict[int, dict[int, float]]], store: Store, steps: int) -> str:
     """Distance against training FLOPs, in steps of v1: a line a recipe, a dot a seed."""
     width, height, left, right, top, bottom = 760, 430, 70, 430, 16, 380
     colours = ("#666666", "#9a7d0a", "#1f5fbf", "#c0392b", "#2e8b57", "#8e44ad", "#e67e22")

@@ -40,8 +40,8 @@ def psnr_by_noise(store: Store, snapshot: Path, num_images: int) -> list[float]:
     found = []
     with torch.inference_mode():
         for level in LEVELS:
-            drawn = torch.cat([decoder(part) for part in (tokens + level * noise).split(32)]).clamp(0, 1)
-            error = (drawn - pixels).square().flatten(1).mean(dim=1)
+            decoded = torch.cat([decoder(part) for part in (tokens + level * noise).split(32)]).clamp(0, 1)
+            error = (decoded - pixels).square().flatten(1).mean(dim=1)
             found.append((-10 * torch.log10(error)).mean().item())
     return found
 
@@ -55,7 +55,7 @@ def read_rows(store: Store, field: str, rows: NDArray[np.int64]) -> NDArray[Any]
 
 
 def main() -> None:
-    """Train, measure, draw and write."""
+    """Train, measure, and write table and chart."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

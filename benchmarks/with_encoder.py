@@ -49,7 +49,7 @@ from train.tasks.velocity import VelocityTask
 
 NUM_IMAGES = 64
 JPEG_SIZE = (500, 375)
-"""ImageNet's median picture."""
+"""ImageNet's median image."""
 CROP = 256
 
 

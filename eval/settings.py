@@ -111,7 +111,7 @@ class GenerationSettings:
     pngs: bool = False
     """Also write each sample as a PNG into OUT/png."""
     grid_columns: int = 8
-    """Pictures a row of grid.png; with equal labels a row shows one class."""
+    """Images a row of grid.png; with equal labels a row shows one class."""
     grid_rows: int = 32
     """Most rows of grid.png."""
     reference: Path | None = None
@@ -183,7 +183,7 @@ class FewStepSettings:
     num_samples: int = 512
     """Samples whose tokens are compared."""
     columns: int = 12
-    """Pictures a line of the sheet."""
+    """Images a line of the sheet."""
     seed: int = 0
     """Seed of the noise."""
     precision: Precision = "fp32"
@@ -223,7 +223,7 @@ class ReconstructionSettings:
     metrics: tuple[PairMetric, ...] = ("psnr", "ssim")
     """psnr, ssim, lpips, rfid; the last two need network weights."""
     page_rows: int = 8
-    """Pictures in each of the three parts of reconstruction.png: best, median, worst."""
+    """Images in each of the three parts of reconstruction.png: best, median, worst."""
     precision: Precision = "fp32"
     """Arithmetic of the decoder."""
     batch_size: int | None = None
@@ -284,7 +284,7 @@ class AssessSettings:
     code_error: float = 0.0
     """int8: error to aim at; see `pipeline encode`."""
     decoder: Path | None = None
-    """Decoder, as `eval/reconstruction.py` takes it: draws the judged rows before and after, to compare."""
+    """Decoder, as `eval/reconstruction.py` takes it: decodes the judged rows before and after, to compare them."""
     metrics: tuple[Literal["psnr", "ssim", "rfid"], ...] = ("psnr", "ssim")
     """What the images are judged by; rfid needs network weights."""
     feature_weights: str = "public"

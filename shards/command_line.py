@@ -24,7 +24,7 @@ _UNUSABLE_PATH = frozenset(
         *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE),
     )
 )
-"""What the system says of a path or a disk, and what no program can mend."""
+"""What the system says of a path or a disk, and what no program can repair."""
 
 
 def run_command(command: Callable[[], int | None], *, on_interrupt: Callable[[], str]) -> int:

@@ -1,6 +1,6 @@
 """From an image file to the pixels that are stored: the only copy of this step.
 
-Choices, where files leave one: the picture is turned as its EXIF orientation says; of an animation the first
+Choices, where files leave one: the image is turned as its EXIF orientation says; of an animation the first
 frame counts; transparency is laid on white; 16-bit samples keep their upper 8 bits; grey, palette and CMYK
 become RGB as Pillow converts them; colour profiles are not applied. What cannot be decoded whole is refused,
 never repaired.
@@ -25,7 +25,7 @@ from shards.errors import UndecodableImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000") + (
     "AVIF",
 ) * AvifImagePlugin.SUPPORTED
-"""Formats that are tried; others of Pillow's start external programs or are not for pictures."""
+"""Formats that are tried; others of Pillow's start external programs or hold no images."""
 
 # Pillow's own limit on pixels cannot be set for one image; `decode_image` says of large images itself what it must.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -49,7 +49,7 @@ _UPRIGHT = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-"""What turns a picture upright, by the EXIF tag Orientation."""
+"""What turns an image upright, by the EXIF tag Orientation."""
 
 
 def decode_image(content: bytes, *, max_pixels: int = LARGEST_IMAGE) -> Image.Image:
@@ -61,8 +61,8 @@ def decode_image(content: bytes, *, max_pixels: int = LARGEST_IMAGE) -> Image.Im
             which is one for the whole process, is raised to it where it is lower.
 
     Returns:
-        A picture of mode RGB, decoded whole. It stays Pillow's, because copies as arrays cost as much as all other
-        work on a picture of some megapixels, and let no other thread run meanwhile.
+        An image of mode RGB, decoded whole. It stays Pillow's, because copies as arrays cost as much as all other
+        work on an image of some megapixels, and let no other thread run meanwhile.
 
     Raises:
         UndecodableImageError: With the reason, if the bytes are not one whole image of a known format, or it is too
@@ -100,7 +100,7 @@ def _too_large(pixels: str, max_pixels: int) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return the picture turned as its EXIF orientation says; where the metadata cannot be read it says nothing."""
+    """Return the image turned as its EXIF orientation says; where the metadata cannot be read it says nothing."""
     try:
         turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
     except _DECODER_ERRORS:
@@ -150,13 +150,13 @@ def center_crop(image: NDArray[np.uint8] | Image.Image, size: int) -> NDArray[np
     Source: ``center_crop_arr`` of ADM, https://github.com/openai/guided-diffusion (image_datasets.py), as
     used by github:bytetriper/RAE at a4d18c4.
     """
-    picture = _picture(image)
-    while min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    target = (round(picture.width * scale), round(picture.height * scale))
-    picture = picture.resize(target, Image.Resampling.BICUBIC)
-    return _square(picture, (picture.height - size) // 2, (picture.width - size) // 2, size)
+    resized = _as_pillow(image)
+    while min(resized.size) >= 2 * size:
+        resized = resized.resize((resized.width // 2, resized.height // 2), Image.Resampling.BOX)
+    scale = size / min(resized.size)
+    target = (round(resized.width * scale), round(resized.height * scale))
+    resized = resized.resize(target, Image.Resampling.BICUBIC)
+    return _square(resized, (resized.height - size) // 2, (resized.width - size) // 2, size)
 
 
 def random_crops(
@@ -181,18 +181,18 @@ def random_crops(
     mirror images.
     """
     shorter = 3 * size // 2
-    picture = _picture(image)
-    width, height = picture.size
+    resized = _as_pillow(image)
+    width, height = resized.size
     target = (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
-    picture = picture.resize(target, Image.Resampling.BICUBIC)
-    limits = (picture.height - size + 1, picture.width - size + 1)
+    resized = resized.resize(target, Image.Resampling.BICUBIC)
+    limits = (resized.height - size + 1, resized.width - size + 1)
     places = [integers_below(limits, seed=seed, stream=stream) for stream in streams]
-    return [_square(picture, top, left, size) for top, left in places]
+    return [_square(resized, top, left, size) for top, left in places]
 
 
-def _picture(image: NDArray[np.uint8] | Image.Image) -> Image.Image:
+def _as_pillow(image: NDArray[np.uint8] | Image.Image) -> Image.Image:
     return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
-def _square(picture: Image.Image, top: int, left: int, size: int) -> NDArray[np.uint8]:
-    return np.asarray(picture.crop((left, top, left + size, top + size))).copy()
+def _square(image: Image.Image, top: int, left: int, size: int) -> NDArray[np.uint8]:
+    return np.asarray(image.crop((left, top, left + size, top + size))).copy()

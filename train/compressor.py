@@ -75,7 +75,7 @@ def build_task(settings: CompressorSettings, store: Store, team: Team) -> Compre
 
 
 def chain_pairs(settings: CompressorSettings, store: Store, model: FlatVAE, team: Team) -> Pairs | None:
-    """Originals beside what the decoder draws of tokens that went through the network; None without --decoder.
+    """Originals beside what the decoder makes of tokens that went through the network; None without --decoder.
 
     Raises:
         UserError: The decoder belongs to another encoder than the store, or the store keeps no images.
@@ -95,12 +95,12 @@ def chain_pairs(settings: CompressorSettings, store: Store, model: FlatVAE, team
 def reconstruction_grid(
     settings: CompressorSettings, pairs: Pairs | None, rows: NDArray[np.int64], team: Team
 ) -> Callable[[Path], None] | None:
-    """Draws fixed images of the store beside what is left of them; None without --sample-every."""
+    """Return what writes a sheet of fixed images beside what is left of them; None without --sample-every."""
     if settings.sample_every is None or pairs is None:
         return None
     import torch
 
-    from eval.images.pictures import grid, save_png, side_by_side
+    from eval.images.sheets import grid, save_png, side_by_side
     from shards import even_spread
 
     rows = rows[even_spread(SHEET_IMAGES, len(rows))]
@@ -131,14 +131,14 @@ def held_out_scores(
 
     rows = rows[even_spread(settings.evaluation_images, len(rows))]
     tokens = HeldOutTokens(store=store, model=model, rows=rows, team=team)
-    pictures = picture_scores(settings, store, pairs, rows, team)
-    return lambda: tokens.scores() | pictures()
+    images = image_scores(settings, store, pairs, rows, team)
+    return lambda: tokens.scores() | images()
 
 
-def picture_scores(
+def image_scores(
     settings: CompressorSettings, store: Store, pairs: Pairs | None, rows: NDArray[np.int64], team: Team
 ) -> Callable[[], dict[str, float]]:
-    """Measures what pictures lose on the way through network and decoder; nothing without --decoder."""
+    """Measures what images lose on the way through network and decoder; nothing without --decoder."""
     if pairs is None:
         return dict
     import torch
@@ -173,7 +173,7 @@ def picture_scores(
 
 
 def all_views(views: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the views a compressor draws from: every one, because latents are made of every one."""
+    """Return the views a compressor is trained on: every one, because latents are made of every one."""
     return views
 
 

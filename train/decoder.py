@@ -131,10 +131,10 @@ def reconstructing_compressor(settings: DecoderSettings, store: Store, team: Tea
 def reconstruction_grid(
     settings: DecoderSettings, pairs: Pairs, rows: NDArray[np.int64], team: Team
 ) -> Callable[[Path], None] | None:
-    """Draws fixed images of the store beside their reconstructions; None without --sample-every."""
+    """Return what writes a sheet of fixed images beside their reconstructions; None without --sample-every."""
     if settings.sample_every is None:
         return None
-    from eval.images.pictures import grid, save_png, side_by_side
+    from eval.images.sheets import grid, save_png, side_by_side
     from shards import even_spread
 
     rows = rows[even_spread(SHEET_IMAGES, len(rows))]
@@ -180,7 +180,7 @@ def held_out_scores(
 
 
 def crops_or_center(views: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the views a decoder draws from: random crops, as published, where the store has any."""
+    """Return the views a decoder is trained on: random crops, as published, where the store has any."""
     return tuple(view for view in views if view.startswith("crop")) or ("center",)
 
 

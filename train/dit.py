@@ -105,7 +105,7 @@ def sample_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder |
 
     if settings.decoder is None:
         name = asked[0].replace("_", "-")
-        raise UsageError(f"--{name} needs a decoder to draw with: give --decoder SNAPSHOT")
+        raise UsageError(f"--{name} needs a decoder: give --decoder SNAPSHOT")
     encoder = store.recipe.encoder
     return load_chain(
         settings.decoder,
@@ -121,13 +121,13 @@ def sample_decoder(settings: DiTSettings, store: Store, team: Team) -> Decoder |
 def sample_grid(
     settings: DiTSettings, store: Store, decoder: Decoder | None, team: Team
 ) -> Callable[[Generator, LatentNormalizer, Path], None] | None:
-    """Draws a sheet of generated images, a row a class, the same noise each time; None without --sample-every."""
+    """Return what writes a sheet of images, a row a class, of the same noise each time; None without --sample-every."""
     if settings.sample_every is None or decoder is None:
         return None
     import torch
 
     from eval.generate.labels import chosen_classes
-    from eval.images.pictures import grid, save_png, to_uint8
+    from eval.images.sheets import grid, save_png, to_uint8
 
     classes = chosen_classes((), max(1, store.num_classes), labelled=store.num_classes > 0)[:SHEET_CLASSES]
     # Sample i shows class i modulo the number of classes; the sheet has a row a class.
@@ -162,7 +162,7 @@ def small_sample_fid(
 
 
 def latent_sampler(settings: DiTSettings, model: Generator, classes: tuple[int, ...]) -> LatentSampler:
-    """Draws latents of the classes as the network was trained: the run's seed, time shift and arithmetic."""
+    """Return a sampler of the classes' latents with the seed, time shift and arithmetic of the training."""
     from eval.generate.sampler import LatentSampler
 
     config = model.config
@@ -188,7 +188,7 @@ def _steps_of(settings: DiTSettings) -> dict[str, Any]:
 
 
 def center_and_flip(views: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the views a DiT draws from: the centre crop and its mirror image, as published."""
+    """Return the views a DiT is trained on: the centre crop and its mirror image, as published."""
     return tuple(view for view in ("center", "flip") if view in views) or views
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.generate.sampler import LatentSampler
-from eval.images.pictures import to_uint8
+from eval.images.sheets import to_uint8
 from eval.networks.load import Decoder
 from shards import UserError
 from train.models.normalizer import LatentNormalizer

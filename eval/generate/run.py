@@ -16,8 +16,8 @@ from eval.generate.plan import GenerationPlan, with_sampler_of
 from eval.generate.producer import Producer
 from eval.generate.record import generation_record, open_folder
 from eval.generate.sampler import LatentSampler
-from eval.images.pictures import grid, save_png
 from eval.images.samples import SamplesFile, map_samples
+from eval.images.sheets import grid, save_png
 from eval.metrics.cautions import generation_cautions, require_published_size
 from eval.metrics.extraction import share
 from eval.metrics.results import device_name, markdown_table, versions, write_json

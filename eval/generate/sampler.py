@@ -20,7 +20,7 @@ from train.randomness import normal
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSampler:
-    """Draws the latents of numbered samples.
+    """Samples the latents of numbered samples.
 
     Sample i is the same, up to the rounding of matrix products, for any batch it is computed in.
     """

@@ -26,8 +26,8 @@ from train.models.normalizer import LatentNormalizer
 
 _POOL: set[FeatureName] = {"pool"}
 _SHARDED_BATCH = 32
-"""Samples a process draws together where weights are sharded: all processes must call the network equally often."""
-_DRAWN_AT_ONCE = 1024
+"""Samples a process generates together where weights are sharded: all processes must call the network equally often."""
+_GENERATED_AT_ONCE = 1024
 _JUDGED_AT_ONCE = 64
 
 
@@ -35,7 +35,7 @@ class SmallSampleFid:
     """FID of a few samples; comparable between steps of a run, and runs with the same settings.
 
     Args:
-        decoder: Draws the samples; it must belong to the DiT's encoder.
+        decoder: Decodes the samples; it must belong to the DiT's encoder.
         reference: Image folder, store, .npz of images, or published statistics.
         network: Computes the features.
         team: Processes of the training; all of them must call.
@@ -59,7 +59,7 @@ class SmallSampleFid:
         """FID of the first samples of a sampler, on every process.
 
         Args:
-            sampler: Draws latents with the weights to judge.
+            sampler: Samples latents with the weights to judge.
             normalizer: Between its latents and raw tokens.
         """
         producer = Producer(
@@ -70,22 +70,22 @@ class SmallSampleFid:
             batch_size=_SHARDED_BATCH if self._team.sharded else None,
         )
         found = FeatureSet()
-        drawn: list[NDArray[np.uint8]] = []
+        generated: list[NDArray[np.uint8]] = []
 
         def keep(numbers: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
-            drawn.append(images[numbers < self._num])
+            generated.append(images[numbers < self._num])
 
-        # Every process draws equally many; those beyond the last sample are not counted.
+        # Every process generates equally many; those beyond the last sample are not counted.
         share = -(-self._num // self._team.world_size)
         first = share * self._team.rank
-        for start in range(first, first + share, _DRAWN_AT_ONCE):
-            numbers = np.arange(start, min(start + _DRAWN_AT_ONCE, first + share), dtype=np.int64)
+        for start in range(first, first + share, _GENERATED_AT_ONCE):
+            numbers = np.arange(start, min(start + _GENERATED_AT_ONCE, first + share), dtype=np.int64)
             # In turns, not side by side: features are computed in whole float32, a switch of the process, and samples
             # in the run's own arithmetic.
             producer.produce(numbers, keep)
-            for images in drawn:
+            for images in generated:
                 self._judge(images, found)
-            drawn.clear()
+            generated.clear()
         return frechet_distance(self._reference, gathered(found, self._team).gaussian("pool"))
 
     def _judge(self, images: NDArray[np.uint8], found: FeatureSet) -> None:

@@ -1,4 +1,4 @@
-"""One, two, four and fifty steps of a few-step model beside steps of its teacher: pictures, distances, seconds.
+"""One, two, four and fifty steps of a few-step model beside steps of its teacher: images, distances, seconds.
 
 Distances are in the store's own space: the Fréchet distance of Gaussians fitted to single tokens, of all places and
 images alike, generated against stored. So they need no feature network, and a model is measured without its decoder.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from eval.generate.labels import chosen_classes
 from eval.generate.sampler import LatentSampler
-from eval.images.pictures import grid, save_png, to_uint8
+from eval.images.sheets import grid, save_png, to_uint8
 from eval.metrics.moments import FeatureMoments, Gaussian
 from eval.metrics.results import device_name, versions, write_json
 from eval.metrics.set_distances import frechet_distance
@@ -34,7 +34,7 @@ from shards import Store, UsageError, even_spread, open_store
 from train.models.config import LatentTransformerConfig
 from train.weights.snapshot import Snapshot
 
-FILE_NAME, PICTURE_NAME = "few-step.json", "few-step.png"
+FILE_NAME, IMAGE_NAME = "few-step.json", "few-step.png"
 _JUDGED_ROWS = 4096
 """Most rows of the store whose tokens are the reference; as many more are measured against them."""
 
@@ -49,7 +49,7 @@ class Steps:
     points: int
     method: str
     shown: bool = True
-    """Whether its pictures are in the sheet."""
+    """Whether its images are in the sheet."""
 
 
 COMPARED = (
@@ -91,7 +91,7 @@ def compare_steps(settings: FewStepSettings) -> dict[str, Any]:
     reference, floor = _stored_tokens(store)
     settings.out.mkdir(parents=True, exist_ok=True)
     rows: list[Measured] = []
-    pictures: dict[str, NDArray[np.uint8]] = {}
+    images: dict[str, NDArray[np.uint8]] = {}
     for way in COMPARED:
         sampler = _sampler(models[way.who], way, settings)
         tokens, seconds = _tokens(sampler, models[way.who], settings, device)
@@ -104,7 +104,7 @@ def compare_steps(settings: FewStepSettings) -> dict[str, Any]:
         )
         rows.append(measured)
         if way.shown:
-            pictures[f"{way.who}, {measured.steps}"] = _drawn(decoder, tokens[: settings.columns], device)
+            images[f"{way.who}, {measured.steps}"] = _decoded(decoder, tokens[: settings.columns], device)
     result = {
         "student_step": models["student"].meta.step,
         "teacher_step": models["teacher"].meta.step,
@@ -117,8 +117,8 @@ def compare_steps(settings: FewStepSettings) -> dict[str, Any]:
         "precision": settings.precision,
         "versions": versions(),
     }
-    sheet = grid(np.concatenate(list(pictures.values())), settings.columns, list(pictures))
-    save_png(sheet, settings.out / PICTURE_NAME)
+    sheet = grid(np.concatenate(list(images.values())), settings.columns, list(images))
+    save_png(sheet, settings.out / IMAGE_NAME)
     write_json(settings.out / FILE_NAME, result)
     print_table(result)
     return result
@@ -150,11 +150,11 @@ def _checked(
     decoder = load_decoder(settings.decoder, device)
     for snapshot in (student, decoder):
         require_same_encoder(snapshot, store.recipe.encoder, what=f"the store {settings.store}")
-    drawing = decoder_of(decoder, settings.precision)
+    loaded = decoder_of(decoder, settings.precision)
     if settings.compile:
         for snapshot in (student, teacher, decoder):
             snapshot.model.compile()
-    return drawing
+    return loaded
 
 
 def _stored_tokens(store: Store) -> tuple[Gaussian, float]:
@@ -205,7 +205,7 @@ def _tokens(
     return torch.cat(parts).numpy(), _now(device) - began
 
 
-def _drawn(decoder: Decoder, tokens: NDArray[np.float32], device: torch.device) -> NDArray[np.uint8]:
+def _decoded(decoder: Decoder, tokens: NDArray[np.float32], device: torch.device) -> NDArray[np.uint8]:
     return to_uint8(decoder.pixels(torch.from_numpy(tokens).to(device))).cpu().numpy()
 
 

@@ -67,8 +67,8 @@ def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[n
     return np.concatenate([left, right], axis=2)
 
 
-def save_png(picture: Image.Image | NDArray[np.uint8], path: Path) -> None:
+def save_png(image: Image.Image | NDArray[np.uint8], path: Path) -> None:
     """Write an image as PNG; the file appears whole or not at all."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
     with replacing(path) as file:
-        image.save(file, format="PNG")
+        whole.save(file, format="PNG")

@@ -87,7 +87,7 @@ def mind(
 
 
 def _part(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """As many features as `count`, drawn where there are more."""
+    """As many features as `count`, chosen at random where there are more."""
     if len(features) == count:
         return features
     return features[torch.randperm(len(features), generator=generator)[:count].to(features.device)]

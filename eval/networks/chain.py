@@ -24,7 +24,7 @@ class Chain:
     """The networks between latents and pixels."""
 
     decoder: Decoder
-    """Draws pixels of the latents."""
+    """Decodes latents to pixels."""
     snapshot: Snapshot
     """Where the decoder of pixels comes from."""
     compressor: Compressor | None
@@ -48,7 +48,7 @@ def load_chain(
     output: DecoderOutput = "auto",
     what: str,
 ) -> Chain:
-    """Load what draws latents and make sure that the links belong together.
+    """Load what decodes latents, and check that the networks belong together.
 
     Args:
         decoder: Snapshot of a decoder, or a published file.
@@ -68,8 +68,8 @@ def load_chain(
     pooled = latents.compressor is not None and latents.positions == "grid"
     if pooled and compressor is not None:
         raise UsageError(
-            f"{what} belongs to latents that a decoder pooled, and that decoder draws them itself; leave --compressor "
-            "out"
+            f"{what} belongs to latents that a decoder pooled, and that decoder decodes them itself; leave "
+            "--compressor out"
         )
     loaded = None
     if compressor is not None:

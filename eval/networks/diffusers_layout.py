@@ -177,7 +177,7 @@ def _require_own_positions(weights: StateDict, config: ViTDecoderConfig, folder:
         return
     raise PublishedFileError(
         f"diffusers computes every decoder's positions as for {TABLE_SIDE}×{TABLE_SIDE} tokens; {folder} is for "
-        f"{rows}×{columns} or holds positions of its own, so RAE's decoder draws otherwise; give RAE's own model.pt"
+        f"{rows}×{columns} or holds positions of its own, so RAE's decoder gives other pixels; give RAE's own model.pt"
     )
 
 

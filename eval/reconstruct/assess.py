@@ -1,4 +1,4 @@
-"""What another storage type would do to a finished store: error by channel, bytes, and what a decoder draws."""
+"""What another storage type would do to a finished store: error by channel, bytes, and reconstructions by a decoder."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def assessment(settings: AssessSettings) -> dict[str, Any]:
     }
     if settings.decoder is not None:
         # The code was fitted to every other row: images are judged on the rest.
-        facts["pictures"], facts["cautions"] = _pictures(settings, store, rows[1::2], code)
+        facts["pictures"], facts["cautions"] = _decoded_scores(settings, store, rows[1::2], code)
     return facts
 
 
@@ -106,7 +106,7 @@ def _row_bytes(store: Store, rows: NDArray[np.int64], dtype: str, code: Int8Code
     return {"now": field.row_nbytes, "then": plain, **sizes}
 
 
-def _pictures(
+def _decoded_scores(
     settings: AssessSettings, store: Store, rows: NDArray[np.int64], code: Int8Code | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Metrics of `eval/reconstruction.py` on the same rows before and after, and what makes them mean less."""

@@ -15,7 +15,7 @@ from train.distributed import Team
 from train.models.perceptual import Perceptual
 
 BATCH_SIZE = 32
-"""Images a process draws at a time."""
+"""Images a process decodes at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class HeldOutImages:
         """Mean over the images: `held_out_psnr` in dB, `held_out_ssim`, and `held_out_lpips` where it is measured."""
         share = -(-len(self.rows) // self.team.world_size)
         numbers = np.arange(share) + share * self.team.rank
-        # Every process draws equally often, which sharded weights need; what comes twice counts once.
+        # Every process decodes equally often, which sharded weights need; what comes twice counts once.
         rows, counts = self.rows[numbers.clip(max=len(self.rows) - 1)], numbers < len(self.rows)
         found: dict[str, float | torch.Tensor] = {}
         for first, last in blocks(0, share, BATCH_SIZE):

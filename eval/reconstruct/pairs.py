@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.images.pictures import to_uint8
+from eval.images.sheets import to_uint8
 from eval.metrics.extraction import FeatureSet
 from eval.metrics.features import FeatureName, InceptionFeatures
 from eval.metrics.similarity import lpips, psnr, ssim
@@ -40,9 +40,9 @@ class Pairs:
 
     Args:
         store: A store with images.
-        decoder: Draws images of raw tokens.
+        decoder: Decodes raw tokens to images.
         device: Where it computes.
-        rounding: See `eval.images.pictures.to_uint8`.
+        rounding: See `eval.images.sheets.to_uint8`.
         recode: Applied to the raw tokens, float32 [B, N, D], before they are decoded.
     """
 
@@ -109,8 +109,8 @@ class PairScorer:
         for name, values in scores.items():
             self.found.scores.setdefault(name, []).append(values.cpu().numpy())
         if self.inception is not None:
-            for side, pictures in ((self.found.originals, originals), (self.found.reconstructions, made)):
-                side.add(self.inception.features(pictures), moments=POOL, keep=set())
+            for side, images in ((self.found.originals, originals), (self.found.reconstructions, made)):
+                side.add(self.inception.features(images), moments=POOL, keep=set())
 
 
 def merged(parts: list[PairScores]) -> PairScores:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.command import warn
-from eval.images.pictures import grid, save_png, side_by_side
+from eval.images.sheets import grid, save_png, side_by_side
 from eval.images.sources import blocks
 from eval.metrics.cautions import reconstruction_cautions
 from eval.metrics.extraction import share
@@ -35,7 +35,7 @@ _CLASSES_SHOWN = 32
 
 
 def reconstruct(settings: ReconstructionSettings) -> dict[str, Any]:
-    """Decode rows, compare, draw and write. Returns, on the leading process, what results.json holds.
+    """Decode rows, compare, and write sheets and results. Return, on the leading process, what results.json holds.
 
     Raises:
         UserError: Store and decoder do not belong together, or the store keeps no images.

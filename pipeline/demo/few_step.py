@@ -8,11 +8,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-SECTION = Template("""<h2>New pictures in one step</h2>
+SECTION = Template("""<h2>Images generated in one step</h2>
 <p>A few-step model learnt from the DiT-DH above where its trajectories end, so that it can jump there: the same noise
 in one, two, four and fifty steps of that model, then in one and fifty steps of its teacher. Distances are of tokens,
 between what is generated and what is stored (0 is best; other stored tokens are at $floor).</p>
-<img src="$picture" alt="the same noise in one to fifty steps of the student and of its teacher">
+<img src="$image" alt="the same noise in one to fifty steps of the student and of its teacher">
 <table>
 <tr><th>model<th>steps<th>distance of tokens<th>images a second, sampling<th>with the decoder
 $rows
@@ -20,12 +20,12 @@ $rows
 """)
 
 
-def few_step_section(result: dict[str, Any], picture: str) -> str:
+def few_step_section(result: dict[str, Any], image: str) -> str:
     """Return the section as HTML.
 
     Args:
         result: what few-step.json of eval/few_step.py holds.
-        picture: address of its sheet.
+        image: address of its sheet.
     """
     decoding = result["decoder_images_per_second"]
     rows = []
@@ -41,7 +41,7 @@ def few_step_section(result: dict[str, Any], picture: str) -> str:
         )
         rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in cells))
     floor = f"{result['distance_of_other_stored_tokens']:.3f}"
-    return SECTION.substitute(floor=floor, picture=picture, rows="\n".join(rows))
+    return SECTION.substitute(floor=floor, image=image, rows="\n".join(rows))
 
 
 def read_comparison(folder: Path) -> tuple[dict[str, Any], Path]:

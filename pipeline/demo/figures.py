@@ -1,4 +1,4 @@
-"""The demo page's pictures: samples beside their photographs, tokens as colours, loss curves."""
+"""The demo page's images: samples beside their photographs, tokens as colours, loss curves."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-GAP = 4  # pixels between pictures
+GAP = 4  # pixels between images
 NAME_WIDTH = 104  # pixels for a class name at the left of its row
 
 
-def tile(pictures: NDArray[np.uint8]) -> Image.Image:
-    """Lay pictures out in rows.
+def tile(images: NDArray[np.uint8]) -> Image.Image:
+    """Lay images out in rows.
 
     Args:
-        pictures: uint8 [rows, columns, H, W, 3].
+        images: uint8 [rows, columns, H, W, 3].
     """
-    rows, columns, height, width, _ = pictures.shape
+    rows, columns, height, width, _ = images.shape
     sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
     for row in range(rows):
         for column in range(columns):
-            sheet.paste(
-                Image.fromarray(pictures[row, column]), (column * (width + GAP), row * (height + GAP))
-            )
+            sheet.paste(Image.fromarray(images[row, column]), (column * (width + GAP), row * (height + GAP)))
     return sheet
 
 
@@ -69,7 +67,7 @@ def loss_curves(curves: dict[str, tuple[list[int], list[float]]]) -> Image.Image
     return Image.open(buffer).convert("RGB")
 
 
-def save_picture(picture: Image.Image, path: Path) -> Path:
+def save_image(image: Image.Image, path: Path) -> Path:
     """Write a PNG and return its path."""
-    picture.save(path, optimize=True)
+    image.save(path, optimize=True)
     return path

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.demo.few_step import few_step_section, read_comparison
-from pipeline.demo.figures import class_rows, loss_curves, save_picture, tile
-from pipeline.operations.token_pictures import principal_colours
+from pipeline.demo.figures import class_rows, loss_curves, save_image, tile
+from pipeline.operations.principal_colours import principal_colours
 from shards import Store, UsageError, open_store
 from shards.writing.finalize import read_commits
 
@@ -66,13 +66,13 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
             }
         ),
     }
-    pictures = {name: as_data(save_picture(figure, out / f"{name}.png")) for name, figure in figures.items()}
+    addresses = {name: as_data(save_image(figure, out / f"{name}.png")) for name, figure in figures.items()}
     scores = json.loads(needed(folders.reconstruction / "results.json").read_text())
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     page = out / "index.html"
     page.write_text(
         template.substitute(
-            pictures,
+            addresses,
             facts=facts_table(store, folders),
             psnr=f"{scores['psnr']:.1f}",
             classes=store.num_classes,
@@ -94,7 +94,7 @@ def further_sections(folders: DemoFolders) -> str:
 
 
 def compact_section(store: Store, photographs: NDArray[np.uint8], folders: DemoFolders, out: Path) -> str:
-    """Compact latents beside tokens: pictures through the whole chain, losses, bytes and times; empty without them."""
+    """Compact latents beside tokens: images through the whole chain, losses, bytes and times; empty without them."""
     made = folders.compact
     if made is None:
         return ""
@@ -108,10 +108,10 @@ def compact_section(store: Store, photographs: NDArray[np.uint8], folders: DemoF
         "compact_generation": generation_figure(store, photographs, made / "generation"),
         "compact_losses": loss_curves(curves),
     }
-    pictures = {name: as_data(save_picture(figure, out / f"{name}.png")) for name, figure in figures.items()}
+    addresses = {name: as_data(save_image(figure, out / f"{name}.png")) for name, figure in figures.items()}
     template = Template((Path(__file__).parent / "compact.html").read_text(encoding="utf-8"))
     return template.substitute(
-        pictures,
+        addresses,
         shape=f"{field.num_tokens} latents of {field.width}",
         comparison=compact_table(store, field, folders),
     )
@@ -199,7 +199,7 @@ def weights_notice(store: Store) -> str:
         return ""
     return (
         f"<p class=notice>The encoder's weights are <b>random</b> ({html.escape(encoder.weights)}), asked for by name, "
-        "because a demo must run where nothing can be downloaded. Random features still hold most of the picture; "
+        "because a demo must run where nothing can be downloaded. Random features still hold most of the image; "
         "what they lack is meaning. <code>make demo WEIGHTS=pretrained ENCODER=vit_base_patch14_reg4_dinov2</code> "
         "uses real ones.</p>"
     )

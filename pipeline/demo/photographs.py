@@ -34,7 +34,7 @@ PHOTOGRAPHS = {
 }
 
 SAVED_SIDE = 160  # pixels: above the demo's 128, so that the encoder's own centre crop still has work to do
-SMALLEST_CROP = 0.88  # of the square's side: most of the picture, so that a class has a layout to learn
+SMALLEST_CROP = 0.88  # of the square's side: most of the image, so that a class has a layout to learn
 MIRRORED = 0.15  # share of crops that are mirrored
 
 

@@ -17,8 +17,8 @@ from pipeline.encode.execution import execution_of
 from pipeline.encode.job import decode_threads_for
 from pipeline.encoders.frozen import Encoder
 from pipeline.settings.config import EncodeConfig
-from pipeline.sources.picture_sources import picture_source
-from pipeline.sources.pictures import Pictures
+from pipeline.sources.crop_sources import crop_source
+from pipeline.sources.crops import Crops
 from shards import (
     Int8Code,
     Plan,
@@ -63,7 +63,7 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
     """
     count = min(recipe.calibration_rows, plan.num_images)
     records = plan.records(even_spread(count, plan.num_images))
-    source = picture_source(config, recipe, recipe.views, plan)
+    source = crop_source(config, recipe, recipe.views, plan)
     decoder = BatchDecoder(
         source,
         length=batch_length(count, execution_of(recipe, config).batch_size),
@@ -73,12 +73,12 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
     for batch in decoder.batches(Task(0, recipe.views), records):
         good = [slot for slot, row in enumerate(batch.rows()) if row.reason is None]
         if good:
-            kept.append(_some_tokens(batch.inputs[:, good], source.pictures, recipe, encoder, count))
+            kept.append(_some_tokens(batch.inputs[:, good], source.crops, recipe, encoder, count))
         decoder.recycle(batch)
     decoder.close()
     source.close()
     if not kept:
-        raise UserError(f"none of the {count} images to calibrate int8 on can be decoded; mend the source")
+        raise UserError(f"none of the {count} images to calibrate int8 on can be decoded; repair the source")
     samples = np.concatenate(kept)
     if not np.isfinite(samples).all():
         raise UserError(
@@ -88,12 +88,12 @@ def sample_tokens(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Enc
 
 
 def _some_tokens(
-    images: Tensor, pictures: Pictures, recipe: Recipe, encoder: Encoder, num_images: int
+    images: Tensor, crops: Crops, recipe: Recipe, encoder: Encoder, num_images: int
 ) -> NDArray[np.float32]:
     images = images.to(encoder.device)
     parts = []
     for index, view in enumerate(recipe.views):
-        tokens = encoder.encode(pictures.shown(images, view)).cpu().numpy()
+        tokens = encoder.encode(crops.shown(images, view)).cpu().numpy()
         parts.append(
             tokens[:, chosen_tokens(recipe.encoder.num_tokens, num_images, index, len(recipe.views))]
         )

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipeline.encode.buffers import page_aligned
 from pipeline.encode.claims import Task
-from pipeline.sources.picture_sources import PictureSource
-from pipeline.sources.pictures import Images
+from pipeline.sources.crop_sources import CropSource
+from pipeline.sources.crops import Images
 from shards import BadImageError, CommitRecord, SourceRecord, UndecodableImageError
 
 
@@ -48,7 +48,7 @@ class DecodedBatch:
         first_slot: Slot of the first row in its shard.
         length: Number of rows.
         inputs: What all views are encoded from, [V, b, ...], those the task needs filled by the time `rows` returns;
-            slots of unusable rows and behind the last row hold zeros. Of images: pictures uint8 [V, b, P, P, 3].
+            slots of unusable rows and behind the last row hold zeros. Of images: crops uint8 [V, b, P, P, 3].
         last: Whether the shard ends with this batch.
         views_written: How many of the task's views the store has of it.
     """
@@ -129,7 +129,7 @@ class RowBatches(ABC):
 
     @abstractmethod
     def images(self, batch: DecodedBatch, view: str) -> NDArray[Any] | None:
-        """Pictures uint8 [b, P, P, 3] to store of a view that stores its own; None if they are `linked`."""
+        """Crops uint8 [b, P, P, 3] to store of a view that stores its own; None if they are `linked`."""
 
     def linked(self, task: Task, view: str) -> Callable[[], CommitRecord] | None:
         """Return the commit record of the shard whose images the written store links to; None if it links to none."""
@@ -151,27 +151,27 @@ class BatchDecoder(RowBatches):
         source: Gives what the views show.
     """
 
-    def __init__(self, source: PictureSource, *, length: int, threads: int, pin_memory: bool = False) -> None:
+    def __init__(self, source: CropSource, *, length: int, threads: int, pin_memory: bool = False) -> None:
         super().__init__(length=length, threads=threads, pin_memory=pin_memory)
         self._source = source
 
     def shown(self, inputs: Tensor, view: str) -> Tensor:
         """See `RowBatches.shown`: pixels uint8 [b, 3, P, P]."""
-        return self._source.pictures.shown(inputs, view)
+        return self._source.crops.shown(inputs, view)
 
     def images(self, batch: DecodedBatch, view: str) -> NDArray[Any] | None:
         """See `RowBatches.images`."""
-        return self._source.pictures.stored(batch.inputs.numpy(), view)
+        return self._source.crops.stored(batch.inputs.numpy(), view)
 
     def _new(self) -> Tensor:
-        size = self._source.pictures.size
-        shape = (len(self._source.pictures.names), self._length, size, size, 3)
+        size = self._source.crops.size
+        shape = (len(self._source.crops.names), self._length, size, size, 3)
         return page_aligned(shape, torch.uint8, pin_memory=self._pin_memory)
 
     def _start(self, batch: DecodedBatch, records: Sequence[SourceRecord]) -> list[Future[list[DecodedRow]]]:
-        pictures, views = batch.inputs.numpy(), batch.task.views
+        crops, views = batch.inputs.numpy(), batch.task.views
         return [
-            self._pool.submit(self._decode, record, views, pictures[:, slot])
+            self._pool.submit(self._decode, record, views, crops[:, slot])
             for slot, record in enumerate(records)
         ]
 
@@ -181,7 +181,7 @@ class BatchDecoder(RowBatches):
         try:
             content = self._source.read(record, views)
             read = time.perf_counter()
-            self._source.draw(content, record, views, out)
+            self._source.cut(content, record, views, out)
             reason = None
         except (BadImageError, UndecodableImageError) as error:
             out[:] = 0

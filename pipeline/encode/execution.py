@@ -14,7 +14,7 @@ from pipeline.encode.devices import named_devices
 from pipeline.encoders.frozen import Encoder
 from pipeline.encoders.latents import RowEncoder
 from pipeline.settings.config import EncodeConfig
-from pipeline.sources.pictures import default_crop
+from pipeline.sources.crops import default_crop
 from shards import Execution, Recipe, UsageError, UserError
 from shards.metadata.layout import ROOT
 from shards.metadata.root import read_recipe

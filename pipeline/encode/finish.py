@@ -93,5 +93,5 @@ def _refuse_unfinished(config: EncodeConfig, writer: StoreWriter) -> None:
     raise UserError(
         f"{len(shards)} of {writer.recipe.num_shards} shards are not done ({len(parked)} of them failed too "
         "often); "
-        "mend the cause and run the same command again"
+        "remove the cause and run the same command again"
     )

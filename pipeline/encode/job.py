@@ -20,7 +20,7 @@ from pipeline.encoders.encoder import create_encoder
 from pipeline.encoders.frozen import Encoder
 from pipeline.encoders.latents import LatentEncoder, RowEncoder
 from pipeline.settings.config import EncodeConfig
-from pipeline.sources.picture_sources import picture_source
+from pipeline.sources.crop_sources import crop_source
 from shards import StoreWriter, as_location, open_store, usable_cores
 
 _MOST_SHARDS = 4
@@ -173,5 +173,5 @@ def opened_rows(
         source = open_store(as_location(config.source_path()))
         yield StoredBatches(source, images=images, length=length, threads=threads, pin_memory=pin_memory)
         return
-    with closing(picture_source(config, writer.recipe, views, writer.plan)) as pictures:
-        yield BatchDecoder(pictures, length=length, threads=threads, pin_memory=pin_memory)
+    with closing(crop_source(config, writer.recipe, views, writer.plan)) as crops:
+        yield BatchDecoder(crops, length=length, threads=threads, pin_memory=pin_memory)

@@ -9,10 +9,10 @@ from pipeline.encode.devices import named_devices, precision_for
 from pipeline.encode.statistics_file import read_statistics
 from pipeline.encoders.latents import RowEncoder
 from pipeline.settings.config import EncodeConfig
+from pipeline.sources.crop_sources import holds_crops, named_roots
+from pipeline.sources.crops import default_crop
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import list_source
-from pipeline.sources.picture_sources import holds_pictures, named_roots
-from pipeline.sources.pictures import default_crop
 from shards import (
     GivenStatistics,
     IdentityMismatchError,
@@ -103,7 +103,7 @@ def require_readable(config: EncodeConfig, recipe: Recipe, plan: Plan, views: Co
     if config.compressor is not None or not is_store(config.source_path()):
         return
     store = open_store(as_location(config.source_path()))
-    if holds_pictures(store, recipe, views):
+    if holds_crops(store, recipe, views):
         return
     roots = SourceRoots.of(named_roots(config))
     with SourceReader(plan.archives, roots) as reader:
@@ -150,7 +150,7 @@ def make_recipe(config: EncodeConfig, plan: Plan, encoder: RowEncoder) -> Recipe
 
 
 def _default_image_size(config: EncodeConfig, encoder: RowEncoder) -> int:
-    """Side of the stored pictures: a store's where they come from a store, else what fits the encoder."""
+    """Side of the stored crops: a store's where they come from a store, else what fits the encoder."""
     stored = 0
     if is_store(config.source_path()):
         stored = open_store(as_location(config.source_path())).image_size

@@ -24,7 +24,7 @@ from pipeline.encode.tokens import TORCH_TYPES, as_numpy
 from pipeline.encoders.aggregation import Aggregation
 from pipeline.encoders.frozen import Encoder
 from pipeline.settings.config import EncodeConfig
-from pipeline.sources.picture_sources import picture_source
+from pipeline.sources.crop_sources import crop_source
 from shards import (
     TOKEN_DTYPES,
     Plan,
@@ -91,7 +91,7 @@ def _decode(
     config: EncodeConfig, recipe: Recipe, plan: Plan, sample: NDArray[np.int64]
 ) -> tuple[list[DecodedBatch], float]:
     """Return the decoded sample, and images decoded a second on all cores."""
-    source = picture_source(config, recipe, recipe.views, plan)
+    source = crop_source(config, recipe, recipe.views, plan)
     decoder = BatchDecoder(
         source,
         length=batch_length(len(sample), config.work.batch_size or DEFAULT_BATCH),

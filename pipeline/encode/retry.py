@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.console import log
 from pipeline.settings.config import EncodeConfig
-from pipeline.sources.picture_sources import PictureSource, picture_source
+from pipeline.sources.crop_sources import CropSource, crop_source
 from shards import (
     BadImageError,
     SourceRecord,
@@ -61,19 +61,19 @@ def _bad_images(writer: StoreWriter, commits: Commits) -> dict[int, SourceRecord
 def _decodable(config: EncodeConfig, writer: StoreWriter, records: list[SourceRecord]) -> Mapping[str, int]:
     """Size in bytes now, by key, of those images that can be decoded."""
     with (
-        closing(picture_source(config, writer.recipe, writer.recipe.views, writer.plan)) as source,
+        closing(crop_source(config, writer.recipe, writer.recipe.views, writer.plan)) as source,
         ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode") as pool,
     ):
         found = pool.map(lambda record: _size_if_decodable(source, record, writer.recipe.views), records)
         return {record.key: size for record, size in zip(records, found, strict=True) if size is not None}
 
 
-def _size_if_decodable(source: PictureSource, record: SourceRecord, views: tuple[str, ...]) -> int | None:
-    pictures = source.pictures
-    out = np.empty((len(pictures.names), pictures.size, pictures.size, 3), np.uint8)
+def _size_if_decodable(source: CropSource, record: SourceRecord, views: tuple[str, ...]) -> int | None:
+    crops = source.crops
+    out = np.empty((len(crops.names), crops.size, crops.size, 3), np.uint8)
     try:
         now = dataclasses.replace(record, nbytes=source.current_size(record))
-        source.draw(source.read(now, views), now, views, out)
+        source.cut(source.read(now, views), now, views, out)
     except (BadImageError, UndecodableImageError):
         return None
     return now.nbytes

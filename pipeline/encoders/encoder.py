@@ -115,7 +115,7 @@ def create_encoder(
 
 def _resize_rule(family: Family, grid: int) -> str:
     rule = "bicubic, align_corners=False, antialias=False, not clamped"
-    return f"to {grid * family.picture_patch} px first, {rule}" if family.picture_patch else rule
+    return f"to {grid * family.image_patch} px first, {rule}" if family.image_patch else rule
 
 
 def _require_finite(state: Mapping[str, Tensor], weights: str) -> None:

@@ -35,8 +35,8 @@ class Family:
     """Pixel mean, RGB; None takes timm's."""
     std: Triple | None = None
     """Pixel standard deviation, RGB; None takes timm's."""
-    picture_patch: int | None = None
-    """Pixels of a token's side in the picture that is resized first, if there are two resizes."""
+    image_patch: int | None = None
+    """Pixels of a token's side in the image that is resized first, if there are two resizes."""
 
     def input_size(self, name: str) -> int | None:
         """Side in pixels the encoder of this timm name sees by default; None takes timm's."""
@@ -68,7 +68,7 @@ FAMILIES = {
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     ),
-    # The picture is resized to 256 pixels, normalised, and resized to 224, both bicubic without antialias; the norm on
+    # The image is resized to 256 pixels, normalised, and resized to 224, both bicubic without antialias; the norm on
     # the tokens has torch's eps, the blocks DINOv2's.
     "raev2 dinov2": Family(
         grid=16,
@@ -77,7 +77,7 @@ FAMILIES = {
         antialias_positions=True,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        picture_patch=16,
+        image_patch=16,
     ),
     # ImageNet's pixel statistics, and the affine of the network's own last norm is kept.
     "raev2 siglip": Family(

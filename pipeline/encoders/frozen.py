@@ -134,8 +134,8 @@ class Encoder(nn.Module):
         if not pixels.is_floating_point():
             values = values / 255
         sizes = [self.identity.input_size]
-        if self._family.picture_patch is not None:
-            sizes = [self.identity.grid[0] * self._family.picture_patch, *sizes]
+        if self._family.image_patch is not None:
+            sizes = [self.identity.grid[0] * self._family.image_patch, *sizes]
         for size in sizes:
             if values.shape[-2:] != (size, size):
                 values = F.interpolate(values, size=(size, size), mode="bicubic", align_corners=False)

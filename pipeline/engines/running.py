@@ -15,7 +15,7 @@ from pipeline.engines.local import run_local
 from pipeline.engines.ray import run_ray
 from pipeline.engines.static import World, require_single_process, world_from_environment
 from pipeline.settings.config import EncodeConfig, WorkConfig
-from pipeline.sources.picture_sources import holds_pictures
+from pipeline.sources.crop_sources import holds_crops
 from shards import StoreWriter, as_location, is_store, open_store
 
 
@@ -78,9 +78,9 @@ def _log_state(config: EncodeConfig, writers: Sequence[StoreWriter]) -> None:
     if config.compressor is not None:
         log(f"reading the tokens that {source} holds")
     elif is_store(source):
-        stored = holds_pictures(open_store(as_location(source)), writer.recipe, views)
+        stored = holds_crops(open_store(as_location(source)), writer.recipe, views)
         log(
-            f"reading the pictures that {source} holds"
+            f"reading the crops that {source} holds"
             if stored
             else f"reading the image files that {source} was made from: it does not hold what {', '.join(views)} show"
         )

@@ -57,5 +57,5 @@ def submit(script: str) -> str:
         )
     result = subprocess.run(["sbatch"], input=script, text=True, capture_output=True, check=False)
     if result.returncode:
-        raise UserError(f"sbatch refused the array: {result.stderr.strip()}; mend --slurm-args")
+        raise UserError(f"sbatch refused the array: {result.stderr.strip()}; correct --slurm-args")
     return result.stdout.strip()

@@ -25,8 +25,8 @@ from pipeline.encoders.latents import RowEncoder
 from pipeline.engines.running import find_world, run
 from pipeline.engines.static import World
 from pipeline.settings.config import EncodeConfig
+from pipeline.sources.crop_sources import named_roots, with_known_roots
 from pipeline.sources.known_roots import remember_roots
-from pipeline.sources.picture_sources import named_roots, with_known_roots
 from shards import (
     Int8Code,
     Location,

@@ -16,10 +16,10 @@ from pipeline.operations.add_view import encoder_of_store
 from pipeline.operations.encode import warn_untrained
 from pipeline.settings.additions import ExtendConfig
 from pipeline.settings.config import EncodeConfig, EncoderConfig, StoreConfig
+from pipeline.sources.crop_sources import named_roots
 from pipeline.sources.known_roots import known_roots, remember_roots
 from pipeline.sources.labels import LabelTable
 from pipeline.sources.listing import Listing, list_source
-from pipeline.sources.picture_sources import named_roots
 from shards import (
     IdentityMismatchError,
     Plan,

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.operations.facts_text import aggregation_text
-from pipeline.operations.page import axes_of, chart, picture, png, read_rows, table
-from pipeline.operations.token_pictures import principal_colours
+from pipeline.operations.page import axes_of, chart, img, png, read_rows, table
+from pipeline.operations.principal_colours import principal_colours
 from shards import Store, even_spread
 from shards.writing.added_fields import open_field
 
@@ -71,7 +71,7 @@ def _colours(stores: dict[str, Store]) -> str:
         tokens = store.decode(read_rows(store, view, "tokens", rows))
         lines.append(list(principal_colours(tokens, store.grid, _TILE)))
     sheet = np.vstack([np.hstack(line) for line in lines])
-    shown = picture(png(Image.fromarray(sheet)), "principal components of the same rows in every field")
+    shown = img(png(Image.fromarray(sheet)), "principal components of the same rows in every field")
     note = (
         f"From above: {', '.join(names)}. The first three principal components of each field's own tokens as red, "
         "green and blue: colours are to be compared along a line, not between lines."

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.operations.page import picture, png, read_rows, table, write_page
+from pipeline.operations.page import img, png, read_rows, table, write_page
 from pipeline.operations.row_features import row_features, unit_length
 from pipeline.settings.operations import NeighboursConfig
 from shards import Store, UsageError, beside, even_spread, open_store
@@ -83,7 +83,7 @@ def _sections(
     every = np.concatenate([[config.row], rows])
     parts = [f"<p>{html.escape(note)}</p>"]
     if store.image_size:
-        parts.append(_pictures(store, every))
+        parts.append(_images(store, every))
     keys = dict(zip(store.plan.rows.tolist(), store.plan.keys, strict=True))
     values = ["–", *(f"{value:.4f}" for value in similarity.tolist())]
     lines = [
@@ -98,7 +98,7 @@ def _class_of(store: Store, row: int) -> str:
     return store.class_name(label) if label >= 0 else "–"
 
 
-def _pictures(store: Store, rows: NDArray[np.int64]) -> str:
+def _images(store: Store, rows: NDArray[np.int64]) -> str:
     """Tiles of rows, the row itself first; the table below is in the same order."""
     view = next(view for view in store.views if "image" in store.recipe.fields(view))
     order = np.argsort(rows)
@@ -109,4 +109,4 @@ def _pictures(store: Store, rows: NDArray[np.int64]) -> str:
     blank = np.full_like(tiles[0], 255)
     tiles += [blank] * (-len(tiles) % _TILES_ACROSS)
     bands = [np.hstack(tiles[start : start + _TILES_ACROSS]) for start in range(0, len(tiles), _TILES_ACROSS)]
-    return picture(png(Image.fromarray(np.vstack(bands))), "the row, then the nearest ones in order")
+    return img(png(Image.fromarray(np.vstack(bands))), "the row, then the nearest ones in order")

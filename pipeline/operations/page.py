@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: tables, charts and pictures inside one file, no links outside."""
+"""Self-contained HTML pages: tables, charts and images inside one file, no links outside."""
 
 import base64
 import html
@@ -72,20 +72,20 @@ def axes_of(height: float) -> tuple[Figure, Any]:
 
 
 def chart(figure: Figure, description: str) -> str:
-    """Return a figure as a picture of the page."""
+    """Return a figure as HTML of the page."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "store"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return picture(f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}", description)
+    return img(f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}", description)
 
 
 def png(image: Image.Image) -> str:
-    """Return a picture's bytes as a data URL."""
+    """Return an image's bytes as a data URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def picture(source: str, description: str) -> str:
-    """Return a picture of the page."""
+def img(source: str, description: str) -> str:
+    """Return an image as HTML of the page."""
     return f'<p><img alt="{html.escape(description)}" src="{source}"></p>'

@@ -11,8 +11,8 @@ from pipeline.operations.facts import store_facts
 from pipeline.operations.facts_text import aggregation_text, work_done
 from pipeline.operations.fields_section import fields_section
 from pipeline.operations.limits_section import limits_section
-from pipeline.operations.page import axes_of, chart, picture, png, read_rows, table, write_page
-from pipeline.operations.token_pictures import principal_colours
+from pipeline.operations.page import axes_of, chart, img, png, read_rows, table, write_page
+from pipeline.operations.principal_colours import principal_colours
 from pipeline.settings.operations import ReportConfig
 from shards import Location, Store, StoreWriter, beside, collapsed_share, even_spread, open_store
 from shards.writing.finalize import Commits, found_commits, read_commits
@@ -145,9 +145,9 @@ def _samples_section(store: Store) -> str:
     )
     note = (
         "Below each crop, the first three principal components of its tokens as red, green and blue; "
-        "equal colours are similar tokens in all pictures."
+        "equal colours are similar tokens in all images."
     )
-    shown = picture(png(Image.fromarray(sheet)), "crops above the principal components of their tokens")
+    shown = img(png(Image.fromarray(sheet)), "crops above the principal components of their tokens")
     return f'<h2>Images and their tokens</h2>{shown}<p class="small">{note}</p>'
 
 

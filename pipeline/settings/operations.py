@@ -131,7 +131,7 @@ class MergeConfig(ReadsStores):
 
 @dataclass(frozen=True, kw_only=True)
 class AssessConfig:
-    """Say what another storage type would do to a finished store: error by channel, bytes, pictures.
+    """Say what another storage type would do to a finished store: error by channel, bytes, images.
 
     Another name for `python -m eval.assess`; `pipeline assess --help` lists its options.
     """
@@ -154,7 +154,7 @@ class CleanConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(ReadsStores):
-    """Write a self-contained page about a finished store: pictures, tokens, classes, channels, shards."""
+    """Write a self-contained page about a finished store: images, tokens, classes, channels, shards."""
 
     store: tyro.conf.Positional[LocationArgument]
     """Folder or URL of the store."""

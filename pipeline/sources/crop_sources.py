@@ -1,4 +1,4 @@
-"""Where a row's pictures come from: its image file, or the pictures that a finished store holds already."""
+"""Where a row's crops come from: its image file, or the crops that a finished store holds already."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -9,8 +9,8 @@ import numpy as np
 from PIL.Image import Image
 
 from pipeline.settings.config import EncodeConfig
+from pipeline.sources.crops import Crops, Images
 from pipeline.sources.known_roots import known_roots, roots_of_source
-from pipeline.sources.pictures import Images, Pictures
 from shards import (
     MIRRORED_VIEWS,
     BadImageError,
@@ -26,16 +26,16 @@ from shards import (
 )
 
 _SAME_IMAGE = 8.0
-"""Mean difference of two pictures' pixels, in levels of 255, up to which they are one image: other versions of the
+"""Mean difference of two crops' pixels, in levels of 255, up to which they are one image: other versions of the
 decoding libraries differ by less than one, other images by tens."""
 
 
-class PictureSource(Protocol):
-    """Gives the pictures of rows; may be used by several threads at once."""
+class CropSource(Protocol):
+    """Gives the crops of rows; may be used by several threads at once."""
 
     @property
-    def pictures(self) -> Pictures:
-        """The pictures of all views."""
+    def crops(self) -> Crops:
+        """The crops of all views."""
 
     def current_size(self, record: SourceRecord) -> int:
         """Bytes that an image has now; others than the record says if its file was repaired meanwhile.
@@ -51,7 +51,7 @@ class PictureSource(Protocol):
             BadImageError: If this image cannot be used.
         """
 
-    def draw(self, content: Any, record: SourceRecord, views: Collection[str], out: Images) -> None:
+    def cut(self, content: Any, record: SourceRecord, views: Collection[str], out: Images) -> None:
         """Cut the crops of some views from what `read` returned, into uint8 [V, P, P, 3].
 
         Raises:
@@ -60,43 +60,41 @@ class PictureSource(Protocol):
         """
 
     def close(self) -> None:
-        """Lets go of open files."""
+        """Close open files."""
 
 
 class ImageFiles:
-    """Pictures cut from the image files that the plan names.
+    """Crops cut from the image files that the plan names.
 
     Args:
         reader: Reads them.
-        pictures: What is cut from them.
+        crops: What is cut from them.
         encoded: What a store shows of the same images, if one was made of them: a file that has become another image
             since, which names, sizes and times need not tell, is unusable.
     """
 
-    def __init__(
-        self, reader: SourceReader, pictures: Pictures, encoded: "EncodedImages | None" = None
-    ) -> None:
-        self.pictures = pictures
+    def __init__(self, reader: SourceReader, crops: Crops, encoded: "EncodedImages | None" = None) -> None:
+        self.crops = crops
         self._reader = reader
         self._encoded = encoded
 
     def current_size(self, record: SourceRecord) -> int:
-        """See `PictureSource.current_size`."""
+        """See `CropSource.current_size`."""
         return len(self._reader.read(record, any_size=True))
 
     def read(self, record: SourceRecord, views: Collection[str]) -> bytes:
-        """See `PictureSource.read`."""
+        """See `CropSource.read`."""
         return self._reader.read(record)
 
-    def draw(self, content: bytes, record: SourceRecord, views: Collection[str], out: Images) -> None:
-        """See `PictureSource.draw`."""
-        image = self.pictures.decode(content)
+    def cut(self, content: bytes, record: SourceRecord, views: Collection[str], out: Images) -> None:
+        """See `CropSource.cut`."""
+        image = self.crops.decode(content)
         if self._encoded is not None:
             self._encoded.require_same(record.key, image)
-        self.pictures.cut(image, record.key, views, out)
+        self.crops.cut(image, record.key, views, out)
 
     def close(self) -> None:
-        """See `PictureSource.close`."""
+        """See `CropSource.close`."""
         self._reader.close()
 
 
@@ -105,18 +103,18 @@ class EncodedImages:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pictures = Pictures(store.recipe)
-        self._view = self._pictures.names[0]
+        self._crops = Crops(store.recipe)
+        self._view = self._crops.names[0]
         self._reader = store.reader(self._view, "image")
 
     @classmethod
     def of(cls, store: Store) -> Self | None:
         """Return the images of a store; None if it keeps none."""
-        names = Pictures(store.recipe).names
+        names = Crops(store.recipe).names
         return cls(store) if store.image_size and names else None
 
     def require_same(self, key: str, image: Image) -> None:
-        """Refuses an image that is not the one a row was made from; of a row that is bad nothing is known.
+        """Refuse an image that is not the one a row was made from; of a row that is bad nothing is known.
 
         Raises:
             BadImageError: If it shows something else.
@@ -125,15 +123,14 @@ class EncodedImages:
         if reason is not None:
             return
         shape = (1, self._store.image_size, self._store.image_size, 3)
-        stored, now = np.empty(shape, np.uint8), np.empty((len(self._pictures.names), *shape[1:]), np.uint8)
+        stored, now = np.empty(shape, np.uint8), np.empty((len(self._crops.names), *shape[1:]), np.uint8)
         self._reader.read([row], stored)
-        self._pictures.cut(image, key, (self._view,), now)
+        self._crops.cut(image, key, (self._view,), now)
         difference = float(np.abs(stored[0].astype(np.int16) - now[0]).mean())
         if difference > _SAME_IMAGE:
             raise BadImageError(
-                f"another image than the one that was encoded: their pixels differ by {difference:.0f} of "
-                "255 levels on "
-                "average"
+                "another image than the one that was encoded: their pixels differ by "
+                f"{difference:.0f} of 255 levels on average"
             )
 
     @cached_property
@@ -148,17 +145,17 @@ def rows_by_key(store: Store) -> dict[str, tuple[int, str | None]]:
     return {key: (row, reason) for key, row, reason in zip(*columns, strict=True)}
 
 
-class StoredImages:
-    """Pictures as a finished store holds them, by key; each is compared with its checksum."""
+class StoredCrops:
+    """Crops as a finished store holds them, by key; each is compared with its checksum."""
 
-    def __init__(self, store: Store, pictures: Pictures) -> None:
-        self.pictures = pictures
+    def __init__(self, store: Store, crops: Crops) -> None:
+        self.crops = crops
         self._store = store
-        held = [name for name in pictures.names if name in store.views]
+        held = [name for name in crops.names if name in store.views]
         self._readers = {name: store.reader(name, "image") for name in held}
 
     def current_size(self, record: SourceRecord) -> int:
-        """See `PictureSource.current_size`."""
+        """See `CropSource.current_size`."""
         return record.nbytes
 
     @cached_property
@@ -166,55 +163,54 @@ class StoredImages:
         return rows_by_key(self._store)
 
     def read(self, record: SourceRecord, views: Collection[str]) -> dict[str, Images]:
-        """See `PictureSource.read`."""
+        """See `CropSource.read`."""
         row, reason = self._rows[record.key]
         if reason is not None:
             raise BadImageError(reason)
         found = {}
         for name in dict.fromkeys(MIRRORED_VIEWS.get(view, view) for view in views):
-            image = np.empty((1, self.pictures.size, self.pictures.size, 3), np.uint8)
+            image = np.empty((1, self.crops.size, self.crops.size, 3), np.uint8)
             self._readers[name].read([row], image)
             found[name] = image[0]
         return found
 
-    def draw(
+    def cut(
         self, content: dict[str, Images], record: SourceRecord, views: Collection[str], out: Images
     ) -> None:
-        """See `PictureSource.draw`."""
+        """See `CropSource.cut`."""
         for name, image in content.items():
-            out[self.pictures.names.index(name)] = image
+            out[self.crops.names.index(name)] = image
 
     def close(self) -> None:
-        """See `PictureSource.close`."""
+        """See `CropSource.close`."""
 
 
-def holds_pictures(store: Store, recipe: Recipe, views: Collection[str]) -> bool:
+def holds_crops(store: Store, recipe: Recipe, views: Collection[str]) -> bool:
     """Whether a store holds, in the right size, all that some views of a recipe show."""
     shown = {MIRRORED_VIEWS.get(view, view) for view in views}
     # Another seed cuts other crops.
     same_places = shown <= {"center"} or store.recipe.seed == recipe.seed
-    return same_places and Pictures(recipe).size == store.image_size and shown <= set(store.views)
+    return same_places and Crops(recipe).size == store.image_size and shown <= set(store.views)
 
 
-def picture_source(config: EncodeConfig, recipe: Recipe, views: Collection[str], plan: Plan) -> PictureSource:
-    """Return the pictures of some views of a recipe.
+def crop_source(config: EncodeConfig, recipe: Recipe, views: Collection[str], plan: Plan) -> CropSource:
+    """Return the crops of some views of a recipe.
 
     Args:
-        config: Names what the plan was made from. A store that holds the pictures gives them itself; of
-        another one, and
-            of everything else, they are cut from the files that the plan names.
+        config: Names what the plan was made from. If that is a store that holds the crops, they are read from it;
+            otherwise they are cut from the files that the plan names.
         recipe: What is written.
         views: Views that are needed.
         plan: Says what the archives were that its offsets belong to.
     """
-    pictures = Pictures(recipe, config.work.max_pixels)
+    crops = Crops(recipe, config.work.max_pixels)
     encoded = None
     if is_store(config.source_path()):
         store = open_store(as_location(config.source_path()))
-        if holds_pictures(store, recipe, views):
-            return StoredImages(store, pictures)
+        if holds_crops(store, recipe, views):
+            return StoredCrops(store, crops)
         encoded = EncodedImages.of(store)
-    return ImageFiles(SourceReader(plan.archives, SourceRoots.of(named_roots(config))), pictures, encoded)
+    return ImageFiles(SourceReader(plan.archives, SourceRoots.of(named_roots(config))), crops, encoded)
 
 
 def named_roots(config: EncodeConfig) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from shards import (
 Images = NDArray[np.uint8]
 
 _LONGEST = 100
-"""A picture longer than this, in units of its shorter side, would take gigabytes when that side is scaled up."""
+"""An image longer than this, in units of its shorter side, would take gigabytes when that side is scaled up."""
 
 
 def default_crop(encoder: EncoderIdentity) -> int:
@@ -30,12 +30,12 @@ def default_crop(encoder: EncoderIdentity) -> int:
     return PIXELS_PER_TOKEN * encoder.grid[0]
 
 
-class Pictures:
-    """The pictures of a store's views.
+class Crops:
+    """The crops of a store's views.
 
     Attributes:
-        names: The views with a picture of their own (V of them): all but the mirrored ones.
-        size: Side P of a picture in pixels, also where pictures are not stored: tokens do not depend on that.
+        names: The views with a crop of their own (V of them): all but the mirrored ones.
+        size: Side P of a crop in pixels, also where crops are not stored: tokens do not depend on that.
 
     Args:
         recipe: What is written.
@@ -47,21 +47,6 @@ class Pictures:
         self.size = recipe.image_size or default_crop(recipe.encoder)
         self._seed = recipe.seed
         self._max_pixels = max_pixels
-
-    def draw(self, content: bytes, key: str, views: Collection[str], out: Images) -> None:
-        """Decode an image file and cut the crops of some views.
-
-        Args:
-            content: The file's bytes.
-            key: The image's key; with the recipe's seed and the view's name it decides where a random crop lies.
-            views: Views that are needed; pictures that none of them shows are left as they are.
-            out: uint8 [V, P, P, 3], takes the pictures.
-
-        Raises:
-            UndecodableImageError: If it is not one whole image.
-            BadImageError: If it is too long and thin.
-        """
-        self.cut(self.decode(content), key, views, out)
 
     def decode(self, content: bytes) -> Image:
         """Return an image file as a Pillow image of mode RGB.
@@ -77,24 +62,29 @@ class Pictures:
         return image
 
     def cut(self, image: Image, key: str, views: Collection[str], out: Images) -> None:
-        """Cuts what some views show of a decoded image; see `draw`."""
+        """Cut the crops of some views from a decoded image.
+
+        Args:
+            image: The image, of mode RGB.
+            key: Its key; with the recipe's seed and the view's name it decides where a random crop lies.
+            views: Views that are needed; crops that none of them shows are left as they are.
+            out: uint8 [V, P, P, 3], takes the crops.
+        """
         needed = {MIRRORED_VIEWS.get(view, view) for view in views}
         if "center" in needed:
             out[self.names.index("center")] = center_crop(image, self.size)
-        crops = [name for name in self.names if name in needed and name != "center"]
-        if crops:
-            streams = [f"{name}/{key}" for name in crops]
-            for name, crop in zip(
-                crops, random_crops(image, self.size, streams, seed=self._seed), strict=True
-            ):
+        random = [name for name in self.names if name in needed and name != "center"]
+        if random:
+            crops = random_crops(image, self.size, [f"{name}/{key}" for name in random], seed=self._seed)
+            for name, crop in zip(random, crops, strict=True):
                 out[self.names.index(name)] = crop
 
-    def stored(self, pictures: Images, view: str) -> Images:
+    def stored(self, crops: Images, view: str) -> Images:
         """Select the crop to store for a view that is not mirrored, from crops uint8 [V, …]."""
-        image: Images = pictures[self.names.index(view)]
+        image: Images = crops[self.names.index(view)]
         return image
 
-    def shown(self, pictures: Tensor, view: str) -> Tensor:
+    def shown(self, crops: Tensor, view: str) -> Tensor:
         """Select what a view shows the encoder, uint8 [b, 3, P, P], from crops [V, b, P, P, 3]."""
-        pixels = pictures[self.names.index(MIRRORED_VIEWS.get(view, view))].permute(0, 3, 1, 2)
+        pixels = crops[self.names.index(MIRRORED_VIEWS.get(view, view))].permute(0, 3, 1, 2)
         return pixels.flip(-1) if view in MIRRORED_VIEWS else pixels

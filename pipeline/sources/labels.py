@@ -87,7 +87,7 @@ class LabelTable:
                 content = json.loads(_text_of(path))
             except json.JSONDecodeError as error:
                 raise UsageError(
-                    f"--labels {path} must be JSON, got {error}; mend it or make it anew"
+                    f"--labels {path} must be JSON, got {error}; correct it or write it again"
                 ) from error
             if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
                 raise UsageError(

@@ -50,7 +50,7 @@ def withdraw_damaged(path: Location, problems: Sequence[Problem]) -> list[tuple[
     recipe = read_recipe(path, revision)
     plans = {PLAN, plan_path(recipe)} & {problem.path for problem in problems}
     if plans:
-        raise _beyond_mending(path, sorted(plans))
+        raise _beyond_repair(path, sorted(plans))
     plan = read_plan(path, recipe)
     require_planned(recipe, plan, path=path / plan_path(recipe))
     records = {
@@ -70,7 +70,7 @@ def withdraw_damaged(path: Location, problems: Sequence[Problem]) -> list[tuple[
         elif problem.path not in (MANIFEST, *documents) and not problem.path.startswith(made_anew):
             lost.append(problem.path)
     if lost:
-        raise _beyond_mending(path, lost)
+        raise _beyond_repair(path, lost)
     _remove_manifest(path, plan)
     for name in documents & {problem.path for problem in problems}:
         (path / name).unlink(missing_ok=True)
@@ -78,9 +78,9 @@ def withdraw_damaged(path: Location, problems: Sequence[Problem]) -> list[tuple[
     return sorted(damaged)
 
 
-def _beyond_mending(path: Location, lost: Sequence[str]) -> StoreDamagedError:
+def _beyond_repair(path: Location, lost: Sequence[str]) -> StoreDamagedError:
     return StoreDamagedError(
-        f"{path} cannot be mended by encoding: {', '.join(lost[:4])}; restore what is named from a copy"
+        f"{path} cannot be repaired by encoding: {', '.join(lost[:4])}; restore what is named from a copy"
     )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shards.errors import UsageError
 from shards.reading.reader import RowReader, Verify
 from shards.reading.ring import Job, Ring
-from shards.reading.schedule import Draw, Schedule
+from shards.reading.schedule import MicroBatch, Schedule
 from shards.reading.shard_file import ReadMode
 from shards.reading.store import Store
 
@@ -143,7 +143,7 @@ class Loader:
         self._piece = self._schedule.largest if store.is_remote else piece
         self._threads = max(threads, ring) if store.is_remote else threads
         self._num_slots = ring
-        self._ring: Ring[Draw] | None = None
+        self._ring: Ring[MicroBatch] | None = None
         self._buffers: list[dict[str, NDArray[Any]]] = []
         self._closer: weakref.finalize[Any, Any] | None = None
 
@@ -187,18 +187,18 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _batches(self, ring: Ring[Draw]) -> Iterator[Batch]:
+    def _batches(self, ring: Ring[MicroBatch]) -> Iterator[Batch]:
         while True:
             job = ring.take()
-            draw = job.content
+            content = job.content
             yield Batch(
-                step=draw.step,
-                positions=draw.positions,
-                rows=draw.rows,
-                views=draw.views,
-                labels=self._labels[draw.rows],
+                step=content.step,
+                positions=content.positions,
+                rows=content.rows,
+                views=content.views,
+                labels=self._labels[content.rows],
                 arrays={field: buffer[: job.size] for field, buffer in self._buffers[job.slot].items()},
-                last_of_step=draw.last_of_step,
+                last_of_step=content.last_of_step,
                 release=_Release(ring, job.slot),
             )
 
@@ -208,9 +208,9 @@ class Loader:
 class _Planner:
     schedule: Schedule
 
-    def __call__(self, number: int) -> tuple[Draw, int]:
-        draw = self.schedule.draw(number)
-        return draw, len(draw.rows)
+    def __call__(self, number: int) -> tuple[MicroBatch, int]:
+        content = self.schedule.micro_batch(number)
+        return content, len(content.rows)
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class _Filler:
     readers: dict[str, list[RowReader]]
     buffers: list[dict[str, NDArray[Any]]]
 
-    def __call__(self, job: Job[Draw], first: int, last: int) -> None:
+    def __call__(self, job: Job[MicroBatch], first: int, last: int) -> None:
         rows = job.content.rows[first:last]
         views = job.content.views[first:last]
         for field, readers in self.readers.items():
@@ -232,7 +232,7 @@ class _Filler:
 class _Release:
     """Gives a slot back, once."""
 
-    def __init__(self, ring: Ring[Draw], slot: int) -> None:
+    def __init__(self, ring: Ring[MicroBatch], slot: int) -> None:
         self._ring = ring
         self._slot = slot
         self._held = True

@@ -13,7 +13,7 @@ from shards.reading.order import Order, share
 
 
 @dataclass(frozen=True)
-class Draw:
+class MicroBatch:
     """The samples of one micro-batch.
 
     Attributes:
@@ -38,7 +38,7 @@ class Schedule:
     Attributes:
         order: The stream of rows.
         seed: Names the draws of views.
-        num_views: Views to draw from.
+        num_views: Views a sample is shown in one of.
         global_batch_size: Samples of a step, over all ranks (B).
         rank: This process's number.
         world_size: Number of processes.
@@ -81,7 +81,7 @@ class Schedule:
         """Samples of the largest micro-batch."""
         return min(self.micro_batch_size or len(self.share), len(self.share))
 
-    def draw(self, number: int) -> Draw:
+    def micro_batch(self, number: int) -> MicroBatch:
         """Return the rank's micro-batch with this number, counted from 0 at ``start_sample``."""
         part = self.share
         per_step = -(-len(part) // self.largest)
@@ -89,7 +89,7 @@ class Schedule:
         first = part.start + piece * self.largest
         size = min(self.largest, part.stop - first)
         position = self.start_sample + step * self.global_batch_size + first
-        return Draw(
+        return MicroBatch(
             step=self.start_sample // self.global_batch_size + step,
             positions=np.arange(position, position + size, dtype=np.int64),
             rows=self.order.rows(position, size),

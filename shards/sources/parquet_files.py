@@ -262,7 +262,7 @@ class _File:
             if image.class_name is not None and image.class_name not in numbers:
                 raise UsageError(
                     f"labels must be numbers of the {len(class_names)} classes that {self._path} names, row "
-                    f"{image.offset} has {image.class_name}; mend the file's features or its labels"
+                    f"{image.offset} has {image.class_name}; correct the file's features or its labels"
                 )
 
 

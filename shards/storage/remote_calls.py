@@ -96,7 +96,7 @@ def _raise_if_final(error: Exception, what: str) -> None:
     status = getattr(error, "status", None) or getattr(error, "code", None)  # of aiohttp's errors, of gcsfs'
     if code == "NoSuchBucket":
         raise UsageError(
-            f"{what} is impossible: the bucket does not exist; make it or mend the URL"
+            f"{what} is impossible: the bucket does not exist; create it or correct the URL"
         ) from error
     if code == "PreconditionFailed" or isinstance(error, FileExistsError):
         raise FileExistsError(errno.EEXIST, what) from error
@@ -104,7 +104,7 @@ def _raise_if_final(error: Exception, what: str) -> None:
         raise FileNotFoundError(errno.ENOENT, what) from error
     if isinstance(error, PermissionError) or status in (401, 403):
         raise UsageError(
-            f"{what} is refused: {without_secrets(str(error))}; mend the credentials in the environment"
+            f"{what} is refused: {without_secrets(str(error))}; correct the credentials in the environment"
         ) from error
     if type(error).__name__ in _NO_CREDENTIALS:
         raise UsageError(

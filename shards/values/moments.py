@@ -127,7 +127,7 @@ class TokenSums(Protocol):
 
     @property
     def has_nan(self) -> bool:
-        """Whether a row of float16 held NaN, which no wider type mends."""
+        """Whether a row of float16 held NaN, which no wider type repairs."""
 
     def moments(self) -> Moments:
         """Moments of the rows, which must be `finite`."""

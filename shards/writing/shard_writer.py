@@ -89,7 +89,7 @@ class ShardWriter:
         for file in self._outputs.files:
             file.discard()
         if isinstance(error, OSError):
-            remedy = "free space or mend the disk and run the same command again"
+            remedy = "free space or repair the disk, and run the same command again"
             raise StoreError(
                 f"shard {self.shard} of {self._root} cannot be written: {error}; {remedy}"
             ) from error

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.images.pictures import to_uint8
+from eval.images.sheets import to_uint8
 from eval.metrics.similarity import psnr, ssim
 from eval.reconstruct.run import reconstruct
 from eval.settings import ReconstructionSettings

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eval.images.pictures import grid, save_png, side_by_side, to_uint8
+from eval.images.sheets import grid, save_png, side_by_side, to_uint8
 
 
 def test_levels_are_cut_not_rounded_unless_asked():

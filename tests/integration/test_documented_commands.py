@@ -321,7 +321,7 @@ def test_the_commands_of_a_section_run_one_after_another(ground, tmp_path, page,
             name = picture.relative_to(folder / "photos").as_posix()
             publish_bytes(as_location("s3://latents/documented/photographs") / name, picture.read_bytes())
     for line in lines:
-        # What a section makes from its beginning is not there before it; a retry mends what is.
+        # What a section makes from its beginning is not there before it; a retry repairs what is.
         if re.search(r"^pipeline encode (?!.*--retry)|^accelerate launch train/", line):
             shutil.rmtree(folder / line.partition("--out ")[2].split()[0], ignore_errors=True)
     for number, line in enumerate(lines):

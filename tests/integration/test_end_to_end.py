@@ -84,4 +84,4 @@ def test_make_demo_ends_in_a_page_and_is_harmless_twice(tmp_path):
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert page.stat().st_size > 100_000
-        assert ("New pictures in one step" in page.read_text(encoding="utf-8")) == ("few-step" in target)
+        assert ("Images generated in one step" in page.read_text(encoding="utf-8")) == ("few-step" in target)

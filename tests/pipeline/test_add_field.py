@@ -45,7 +45,7 @@ def test_a_field_has_the_store_s_rows_and_pictures_and_the_other_encoder_s_token
     folder.rename(tmp_path / "gone")  # nothing is read from the source
     code, _, err = pipeline("add-field", store.path, "--name", "other", *OTHER)
     assert code == 0, err
-    assert f"reading the pictures that {store.path} holds" in err
+    assert f"reading the crops that {store.path} holds" in err
     field, after = open_store(store.path / "fields/other"), open_store(store.path)
     assert after.manifest.fields == {"other": field.recipe.encoder.id}
     assert replace(after.manifest, fields={}) == store.manifest

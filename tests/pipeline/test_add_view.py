@@ -57,7 +57,7 @@ def test_flip_is_made_of_the_stored_images_as_if_encoded_from_the_start(
     folder.rename(tmp_path / "gone")  # nothing is read from the source
     code, _, err = pipeline("add-view", grown, "--views", "flip")
     assert code == 0, err
-    assert f"reading the pictures that {grown} holds" in err
+    assert f"reading the crops that {grown} holds" in err
     after = open_store(grown)
     if "int8" not in more:  # the code is fitted to the views there are
         assert digests(after) == digests(whole)

@@ -70,13 +70,13 @@ def test_few_step_generation_is_a_section_of_its_own(folders, tmp_path):
     (few_step / "few-step.json").write_text(json.dumps(comparison))
     Image.new("RGB", (8, 8)).save(few_step / "few-step.png")
     text = write_page(asked, tmp_path / "page").read_text(encoding="utf-8")
-    assert "New pictures in one step" in text
+    assert "Images generated in one step" in text
     assert len(re.findall(r'src="data:image/png', text)) == 6
     # One step takes 10 ms and decoding 40: 20 images a second, 80 % of the time in the decoder.
     assert "<td>student<td>1<td>10.000<td>100.0<td>20.0, 80 % of the time in the decoder" in text
     assert "<td>teacher<td>50<td>0.200<td>2.0<td>1.9, 7 % of the time in the decoder" in text
     assert "0.062" in text
-    assert "New pictures in one step" not in write_page(folders, tmp_path / "page").read_text(
+    assert "Images generated in one step" not in write_page(folders, tmp_path / "page").read_text(
         encoding="utf-8"
     )
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.operations.token_pictures import principal_colours
+from pipeline.operations.principal_colours import principal_colours
 
 
 def test_like_tokens_get_like_colours_and_unlike_tokens_do_not():

@@ -107,7 +107,7 @@ def test_nothing_is_taken_out_where_something_could_not_be_made_anew(encoded, pi
     before = lasting(store)
     code, _, err = pipeline("verify", store, "--withdraw")
     assert code == 1
-    assert "cannot be mended by encoding: plan.parquet" in err
+    assert "cannot be repaired by encoding: plan.parquet" in err
     assert lasting(store) == before
     assert (store / "manifest.json").exists()
 

@@ -108,7 +108,7 @@ def test_the_decoder_is_the_only_link_and_any_other_is_refused(made, train_here,
     train_here("dit", made / "dit", "--max-steps 1", store=made / "store/fields/pooled")
     assert load_snapshot(made / "dit/snapshots/latest.safetensors").config.grid == (2, 2)
     assert generate(made, POOLING) == 0
-    with pytest.raises(UsageError, match="draws them itself; leave --compressor out"):
+    with pytest.raises(UsageError, match="decodes them itself; leave --compressor out"):
         generate(made, POOLING, "--compressor", made / POOLING)
     with pytest.raises(UsageError, match="does not pool"):
         generate(made, PLAIN)

@@ -83,7 +83,7 @@ def test_the_published_presets_are_as_published_and_survive_json():
     ("more", "message"),
     [
         ("--evaluate-every 2", "leave some out with --held-out"),
-        ("--sample-every 2", "needs a decoder to draw with: give --decoder"),
+        ("--sample-every 2", "needs a decoder: give --decoder"),
         ("--rfid-weights random:0", "give both"),
         ("--sharding fsdp", "leave --sharding at ddp"),
         ("--views crop0", "has center, flip only"),

@@ -22,7 +22,7 @@ def test_a_decoder_and_a_dit_draw_sheets_and_a_page(tmp_path, train_here, capsys
                 assert picture.width > 4 * 32
         page = (run / "index.html").read_text()
         assert "Curves" in page
-        assert "Pictures over time" in page
+        assert "Images over time" in page
         assert "<td>global_batch_size</td><td>8</td>" in page
         assert f"accelerate launch train/{run.name}.py" in page
         assert list(run.rglob("events.out.tfevents*"))

@@ -50,7 +50,7 @@ def launch(
     Args:
         settings: as given on the command line.
         build: makes the task; the same on every process, whose random state is the settings' seed.
-        default_views: which of a store's views the task draws from if none are named.
+        default_views: which of a store's views the task is trained on if none are named.
 
     Returns:
         Exit code: 0 when the run has reached `max_steps`, 128 + signal when it was told to stop.

@@ -1,7 +1,7 @@
 """The training loop: the life of a step, from top to bottom.
 
 1. `Trainer.train` takes steps until `--max-steps` or a signal, and does what is due between them: a line of metrics, a
-   snapshot, a picture, a measurement, a checkpoint.
+   snapshot, a sheet of images, a measurement, a checkpoint.
 2. `train_step`: the micro-batches of a step; their gradients (`forward_backward`); metrics summed over all processes;
    the update; what the task trains besides.
 3. `update`: learning rate, clipping, the optimizer, the averages; a step that is not finite changes nothing.

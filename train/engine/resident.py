@@ -80,7 +80,7 @@ def hold_tokens(
 
     Args:
         store: the store.
-        views: views that are drawn from.
+        views: views that samples are taken from.
         rows: rows that are trained on.
         device: the process's device.
         asked: whether to hold them; None: on CUDA, where they leave room.

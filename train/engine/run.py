@@ -131,7 +131,7 @@ class Run:
             )
 
     def render_samples(self, journal: Journal) -> None:
-        """Write a picture made with the averaged weights; sharded weights need every process for it."""
+        """Write a sheet of images made with the averaged weights; sharded weights need every process for it."""
         path = self.out / "samples" / f"step-{self.step:08d}.png"
         if self.team.is_main_process or self.team.sharded:
             with self.averages.applied(self.averages.rates[0]):

@@ -72,7 +72,7 @@ class Task(ABC):
 
     @abstractmethod
     def render_samples(self, path: Path) -> None:
-        """Write a picture of what the network, as it is now, generates or reconstructs."""
+        """Write a sheet of what the network, as it is now, generates or reconstructs."""
 
     def evaluate(self) -> dict[str, float]:
         """Scores of the network, as it is now, on other than its training samples; every process must call this."""

@@ -277,7 +277,7 @@ class ViTDecoderConfig:
     token_width: int
     """Width D of the encoder's tokens."""
     grid: tuple[int, int]
-    """Rows and columns of patches it draws; tokens on another grid are resized to it."""
+    """Rows and columns of patches it puts out; tokens on another grid are resized to it."""
     width: int
     """Width of the residual stream."""
     depth: int
@@ -287,7 +287,7 @@ class ViTDecoderConfig:
     mlp_width: int
     """Hidden width of the MLPs."""
     patch_size: int = 16
-    """Side in pixels of the patch drawn for one token; 32 makes a 512-pixel image from a 16×16 grid."""
+    """Side in pixels of the patch that one token becomes; 32 makes a 512-pixel image from a 16×16 grid."""
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of the encoder's pixels (RGB), added to what the network puts out."""
     pixel_std: tuple[float, float, float] = IMAGENET_STD
@@ -317,7 +317,7 @@ class ViTDecoderConfig:
 
     @property
     def num_patches(self) -> int:
-        """Number of patches it draws."""
+        """Number of patches it puts out."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -328,7 +328,7 @@ class ViTDecoderConfig:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of what it draws."""
+        """Height and width of its images in pixels."""
         return self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
 

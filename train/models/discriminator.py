@@ -1,4 +1,4 @@
-"""The decoder's discriminator: a frozen DINO reads two pictures apart, small heads judge what it sees.
+"""The decoder's discriminator: a frozen DINO reads two images apart, small heads judge what it sees.
 
 Only the heads are trained, so the frozen network is a module of its own: it is in no optimizer, no average and no
 checkpoint, and one copy serves the generator's step and the discriminator's.
@@ -24,7 +24,7 @@ from train.models.compilation import compile_blocks
 from train.models.config import IMAGENET_MEAN, IMAGENET_STD
 
 IMAGE_SIZE = 224
-"""Side to which every picture is resized, 512 pixels too. Source: FrozenDINONoDrop."""
+"""Side to which every image is resized, 512 pixels too. Source: FrozenDINONoDrop."""
 
 NORM_EPS = 1e-6
 """Added to variances, in DINO and in the heads. Source: as `IMAGE_SIZE`."""
@@ -57,7 +57,7 @@ DINO_SIZES = {
 
 
 class DinoFeatures(nn.Module):
-    """Frozen DINO: pictures to one feature map a judged depth."""
+    """Frozen DINO: images to one feature map a judged depth."""
 
     scale: Tensor
     offset: Tensor
@@ -106,7 +106,7 @@ class DinoFeatures(nn.Module):
         return super().train(mode=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of pictures.
+        """Feature maps of images.
 
         Args:
             images: [B, 3, H, W] in [-1, 1].
@@ -116,7 +116,7 @@ class DinoFeatures(nn.Module):
             and before the last norm. The last block comes twice where it is itself a judged depth.
         """
         resized = F.interpolate(images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)
-        # Where there is a backward pass, to the pictures, blocks are computed again in it: DINO's activations at 785
+        # Where there is a backward pass, to the images, blocks are computed again in it: DINO's activations at 785
         # tokens would be the largest of the whole step.
         self.vit.set_grad_checkpointing(enable=torch.is_grad_enabled())
         last = self.config.depth - 1
@@ -158,7 +158,7 @@ class Discriminator(nn.Module):
 
 
 class _TokenNorm(nn.InstanceNorm1d):
-    """Normalise each channel of each picture over its tokens, in float32; named a batch norm in the reference."""
+    """Normalise each channel of each image over its tokens, in float32; named a batch norm in the reference."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=NORM_EPS, affine=True)

@@ -1,4 +1,4 @@
-"""DiT-DH: a deep narrow transformer reads the noisy latent, a wide shallow head draws the velocity.
+"""DiT-DH: a deep narrow transformer reads the noisy latent, a wide shallow head predicts the velocity.
 
 The deep part turns a latent into one condition a token, the head modulates its own wide view of the same
 latent with it. So the width that diffusing a D-channel latent needs (at least D) is paid in two blocks

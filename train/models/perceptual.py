@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look to a VGG16.
+"""LPIPS: how different two images look to a VGG16.
 
 Source: arXiv 1801.03924; github:bytetriper/RAE src/disc/lpips.py at a4d18c4, which descends from VQGAN's.
 """
@@ -60,14 +60,14 @@ class Perceptual(nn.Module):
         self.requires_grad_(requires_grad=False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Distance of each pair of pictures.
+        """Distance of each pair of images.
 
         Args:
             images: [B, 3, H, W] in [-1, 1].
             others: as `images`.
 
         Returns:
-            float [B], 0 for equal pictures.
+            float [B], 0 for equal images.
         """
         weights = [self.get_parameter(f"lin{index}.model.1.weight") for index in range(len(STAGES))]
         maps = zip(self._maps(images), self._maps(others), weights, strict=True)

@@ -1,4 +1,4 @@
-"""Pooling: a learned affine map over windows of tokens, trained jointly with the decoder that draws its latents.
+"""Pooling: a learned affine map over windows of tokens, trained jointly with the decoder of its latents.
 
 Latents keep a grid, a coarser one, and the width of the tokens. The decoder repeats each latent over its window.
 

@@ -108,7 +108,7 @@ class ViTDecoder(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, tokens: Tensor, latent_noise: Tensor | None = None) -> Tensor:
-        """Draw pixels.
+        """Decode tokens to pixels.
 
         Args:
             tokens: raw encoder tokens float [B, N, D] on a square grid, or on `config.grid`; a pooling decoder takes
@@ -124,7 +124,7 @@ class ViTDecoder(nn.Module):
         return self.forward_normalised(tokens) * self.pixel_std + self.pixel_mean
 
     def forward_normalised(self, tokens: Tensor) -> Tensor:
-        """Draw pixels in the encoder's normalised scale: [B, N, D] → [B, 3, H, W]."""
+        """Decode tokens to pixels in the encoder's normalised scale: [B, N, D] → [B, 3, H, W]."""
         return unpatchify(self.patches(tokens), self.config.grid, self.config.patch_size)
 
     def patches(self, tokens: Tensor) -> Tensor:

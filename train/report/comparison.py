@@ -43,7 +43,7 @@ def write_comparison(runs: Sequence[Run], out: Path, notes: Sequence[str]) -> No
     data = {
         "metrics": _metric_names(runs),
         "axes": list(_AXES),
-        "runs": [_drawn(run, colour(index, len(runs))) for index, run in enumerate(runs)],
+        "runs": [_plotted(run, colour(index, len(runs))) for index, run in enumerate(runs)],
     }
     page = template.substitute(
         title=html.escape(f"{len(runs)} runs"),
@@ -111,7 +111,7 @@ def _metric_names(runs: Sequence[Run]) -> list[str]:
     return sorted(curves, key=lambda name: (name not in _SHOWN, curves.index(name)))
 
 
-def _drawn(run: Run, line_colour: str) -> dict[str, Any]:
+def _plotted(run: Run, line_colour: str) -> dict[str, Any]:
     """Return what the page's script needs of a run: curves as (index, value), and the axes' values at each index."""
     progress = run.progress()
     steps = sorted({line["step"] for line in run.metrics})
@@ -144,9 +144,9 @@ def _sheets(runs: Sequence[Run]) -> str:
     figures = []
     for run in [run for run in runs if run.samples][:_MOST_SHEETS]:
         step = max(run.samples)
-        picture = base64.b64encode(run.samples[step].read_bytes()).decode()
+        image = base64.b64encode(run.samples[step].read_bytes()).decode()
         figures.append(
-            f'<figure><img alt="samples of {html.escape(run.name)}" src="data:image/png;base64,{picture}">'
+            f'<figure><img alt="samples of {html.escape(run.name)}" src="data:image/png;base64,{image}">'
             f"<figcaption>{html.escape(run.name)}, step {step:,}</figcaption></figure>"
         )
     return f'<h2>Samples</h2><div class="sheets">{"".join(figures)}</div>' if figures else ""

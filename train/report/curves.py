@@ -1,4 +1,4 @@
-"""Curves of a run's metrics as SVG: drawn in a millisecond while training waits, and needing no other file."""
+"""Curves of a run's metrics as SVG: rendered in a millisecond while training waits, without another file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shards import even_spread
 
 
 class Panel(NamedTuple):
-    """A figure, and which metrics are drawn in it."""
+    """A figure, and which metrics are plotted in it."""
 
     title: str
     shows: Callable[[str], bool]
@@ -115,8 +115,8 @@ def _figure(panel: Panel, series: dict[str, list[tuple[int, float]]]) -> str:
         colour = f"hsl({(210 + 67 * index) % 360} 65% 42%)"
         shown = [points[i] for i in even_spread(_MOST_POINTS, len(points))]
         positions = [(across.position(step), up.position(value)) for step, value in shown]
-        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
-        lines.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
+        lines.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         if len(positions) <= _MARKED_POINTS:
             lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in positions]
         legend.append(f'<span style="color:{colour}">{html.escape(name)} {points[-1][1]:.4g}</span>')

@@ -1,4 +1,4 @@
-"""RUN/index.html: curves, pictures over time, settings and recipe of a run, in one file that needs no other."""
+"""RUN/index.html: curves, images over time, settings and recipe of a run, in one file that needs no other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from train.report.curves import render_curves
 from train.report.metrics_file import read_metrics
 from train.settings.saved_settings import flat_values, load_settings, trainer_of
 
-_MOST_PICTURES = 6
+_MOST_IMAGES = 6
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1120px;margin:2em auto;padding:0 1em;color:#222}
 h1,h2{font-weight:600} h2{margin-top:1.6em} img{max-width:100%}
@@ -21,7 +21,7 @@ table{border-collapse:collapse;font-size:13px} td{padding:1px 14px 1px 0;vertica
 td+td{font-variant-numeric:tabular-nums} .beside{columns:2 420px}
 .curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(400px,1fr))} figure{margin:10px}
 svg{width:100%;display:block} svg text{font-size:11px;fill:#666} .grid{stroke:#e4e4e4} .area{fill:#fafafa;stroke:#ccc}
-.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr))}
+.images{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr))}
 figcaption,small{color:#666;font-size:12px} code{background:#f3f3f3;padding:2px 5px}"""
 
 
@@ -36,10 +36,10 @@ def write_run_page(out: Path, *, title: str, facts: Sequence[str]) -> None:
     metrics = read_metrics(out / "metrics.jsonl")
     last = {name: value for line in metrics for name, value in line.items()}
     found = sorted((out / "samples").glob("*.png"))
-    pictures = [found[i] for i in even_spread(_MOST_PICTURES, len(found))]
+    images = [found[i] for i in even_spread(_MOST_IMAGES, len(found))]
     sections = {
         f"Curves to step {last.get('step', 0):,}": render_curves(metrics),
-        "Pictures over time": _pictures(pictures),
+        "Images over time": _images(images),
         "Last values": f'<div class="beside">{_table(last.items())}</div>' if last else "",
         "Settings": _settings(out / "config.json"),
     }
@@ -60,13 +60,13 @@ def _settings(path: Path) -> str:
     return f'<p>To repeat the run: <code>{command}</code></p><div class="beside">{table}</div>'
 
 
-def _pictures(paths: Sequence[Path]) -> str:
+def _images(paths: Sequence[Path]) -> str:
     figures = [
         f'<figure><img alt="{html.escape(path.stem)}" src="{_embedded(path.read_bytes())}">'
         f"<figcaption>step {int(path.stem.removeprefix('step-')):,}</figcaption></figure>"
         for path in paths
     ]
-    return f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
+    return f'<div class="images">{"".join(figures)}</div>' if figures else ""
 
 
 def _table(values: Iterable[tuple[str, Any]]) -> str:

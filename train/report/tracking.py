@@ -82,12 +82,12 @@ class Journal:
         if team.is_main_process:
             sys.stderr.writelines(f"{printable_text(line)}\n" for line in facts)
         # In a file the strokes of a bar would be one endless line; there, `record` writes lines instead.
-        self._max_steps, self._drawn = max_steps, team.is_main_process and sys.stderr.isatty()
+        self._max_steps, self._has_bar = max_steps, team.is_main_process and sys.stderr.isatty()
         self._bar = tqdm(
             total=max_steps,
             initial=step,
             unit="step",
-            disable=not self._drawn,
+            disable=not self._has_bar,
             dynamic_ncols=True,
             smoothing=0.05,
         )
@@ -104,7 +104,7 @@ class Journal:
             f"loss {loss}, {metrics['images_per_second']:.1f} images/s, "
             f"data wait {100 * metrics['data_wait']:.1f} %"
         )
-        if self._drawn:
+        if self._has_bar:
             self._bar.set_postfix_str(status)
         else:
             left = tqdm.format_interval((self._max_steps - step) * metrics["step_seconds"])
@@ -126,17 +126,17 @@ class Journal:
     def log(self, text: str) -> None:
         """Return a line for the person who watches; what a terminal would act on is escaped."""
         text = printable_text(text)
-        if self._drawn:
+        if self._has_bar:
             self._bar.write(text, file=sys.stderr)
         elif self._team.is_main_process:
             sys.stderr.write(f"{text}\n")
 
     def log_image(self, step: int, path: Path) -> None:
-        """Hand a picture to the tracker."""
+        """Hand an image to the tracker."""
         if not (self._team.is_main_process and self._tracked):
             return
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
         for tracker in self._team.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images({"samples": pixels[None]}, step=step, dataformats="NHWC")

@@ -42,7 +42,7 @@ _SMALL = FlatSize(160, 1, 4, 480)
 
 _PUBLISHED = "noctrog/flatdino@cdd398f long-32-sb-128"
 _SHAPES = "arXiv 2602.04873's shapes, trained as flat-32x128"
-_OURS = "ours: small pictures on a CPU"
+_OURS = "ours: small images on a CPU"
 
 # fmt: off
 COMPRESSOR_PRESETS = {

@@ -82,7 +82,7 @@ class DecoderNetwork:
     mlp_width: int
     """Hidden width of the MLPs."""
     patch_size: int | None = None
-    """Pixels a side of the patch drawn for a token, which the store must have; None: image size / grid."""
+    """Pixels a side of the patch that a token becomes, which the store must have; None: image size / grid."""
     grid: tuple[int, int] | None = None
     """Token grid the store must have; None: whatever it has."""
     output: Literal["normalised", "image"] = "normalised"
@@ -277,7 +277,7 @@ class TrainerSettings:
     held_out: int = 0
     """Images, drawn by the seed, that are never trained on; schedules count the others."""
     views: tuple[str, ...] | None = None
-    """Views to draw from. None: center and flip for a DiT; the crops, or else center, for a decoder."""
+    """Views to train on. None: center and flip for a DiT; the crops, or else center, for a decoder."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimizer and schedule of the learning rate."""
     ema_rates: tuple[float, ...] = (0.9995,)
@@ -372,7 +372,7 @@ class DiTSettings(TrainerSettings):
     train_tables: bool = False
     """Train the position table and the Fourier frequencies too, as the reference's script happens to do."""
     decoder: Path | None = field(default=None, metadata=FREE)
-    """Decoder that draws for --sample-every and --fid-every: a snapshot, a published file or diffusers' folder."""
+    """Decoder for --sample-every and --fid-every: a snapshot, a published file or diffusers' folder."""
     compressor: Path | None = field(default=None, metadata=FREE)
     """Compressor that made the store's latents, where one did: makes tokens of them for --decoder."""
     fid_every: int | None = field(default=None, metadata=FREE)
@@ -399,7 +399,7 @@ class DiTSettings(TrainerSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSettings(TrainerSettings):
-    """Train a decoder that draws a store's images from its tokens."""
+    """Train a decoder that reconstructs a store's images from its tokens."""
 
     model: DecoderNetwork
     """Shape of the network."""
@@ -407,9 +407,9 @@ class DecoderSettings(TrainerSettings):
     """Noise on the tokens."""
     pool: Literal["2x2", "2x4", "4x4"] | None = None
     """Learn a map of windows of tokens, rows x columns, to one latent each together with the decoder; `pipeline
-    add-field --compressor` then writes the latents, and this decoder draws them."""
+    add-field --compressor` then writes the latents, and this decoder decodes them."""
     compressor: Path | None = None
-    """Learn from what this compressor leaves of the tokens, so that pictures of its latents become better."""
+    """Learn from what this compressor leaves of the tokens, so that images of its latents become better."""
     perceptual: Literal["lpips", "none"] = "none"
     """Perceptual distance added to L1."""
     perceptual_weight: float = 1.0
@@ -478,11 +478,11 @@ class CompressorSettings(TrainerSettings):
     """Shape of the network."""
     evaluate_every: int | None = field(default=None, metadata=FREE)
     """Steps between two measurements on the --held-out images: reconstruction error of their tokens, share of
-    collapsed latents, and with --decoder what the pictures have lost. None: none."""
+    collapsed latents, and with --decoder what the images have lost. None: none."""
     evaluation_images: int = field(default=256, metadata=FREE)
     """Most images measured, evenly spread over those there are."""
     decoder: Path | None = field(default=None, metadata=FREE)
-    """Decoder of the tokens' encoder that draws what the compressor leaves of them: for --sample-every, and PSNR, SSIM
+    """Decoder of the tokens' encoder, for what the compressor leaves of them: for --sample-every, and PSNR, SSIM
     and --rfid-weights of --evaluate-every."""
     rfid_weights: str | None = field(default=None, metadata=FREE)
     """Measure rFID as well: Inception weights, public, a file, or random:SEED. None: it is not measured."""
@@ -497,7 +497,7 @@ class CompressorSettings(TrainerSettings):
                 f"got {self.held_out}"
             )
         if self.sample_every is not None and self.decoder is None:
-            raise UsageError("--sample-every needs a decoder to draw with: give --decoder SNAPSHOT")
+            raise UsageError("--sample-every needs a decoder: give --decoder SNAPSHOT")
         if self.rfid_weights is not None and (self.decoder is None or self.evaluate_every is None):
             raise UsageError("--rfid-weights is for --evaluate-every with --decoder SNAPSHOT; give both")
         if self.sharding == "fsdp":

@@ -122,7 +122,7 @@ def decoder_config(network: DecoderNetwork, store: Store, pool: str | None = Non
     """
     if store.recipe.encoder.compressor is not None:
         raise UsageError(
-            f"a decoder of pixels draws tokens, and {store} holds latents that a compressor made of them; train it "
+            f"a decoder of pixels takes tokens, and {store} holds latents that a compressor made of them; train it "
             "on the store they were made from, and decode through the compressor: --compressor SNAPSHOT"
         )
     _require_grid(network.grid, store)

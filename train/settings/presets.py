@@ -99,7 +99,7 @@ _RAEV2_TINY = Training(Adam(kind="muon", lr=2e-3),           0.995,  32,    2000
 _STAGE1    = Training(_COSINE,                               0.9978, 512,   STEPS_DECODER)
 _TABLE12   = Training(replace(_COSINE, betas=(0.5, 0.9)),    0.9978, 512,   STEPS_DECODER)
 
-_OURS  = "ours: small pictures on a CPU"
+_OURS  = "ours: small images on a CPU"
 _YAML  = "bytetriper/RAE@a4d18c4 configs/stage2/training"
 _SIZE  = "sizes of arXiv 2212.09748, recipe of dit-dh-xl-256"
 _512   = "arXiv 2510.11690 section 6, recipe of dit-dh-xl-256"

@@ -91,7 +91,7 @@ class AdversarialTask(ReconstructionTask):
             model: the decoder, on its device.
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
-            render: writes a picture of reconstructions of fixed rows by the network, as it is then.
+            render: writes a sheet of reconstructions of fixed rows by the network, as it is then.
             dequantizer: makes float32 of tokens as they are stored, on the same device.
             perceptual: the perceptual distance, if there is one.
             held_out: measures the network, as it is then, on images it does not learn from.

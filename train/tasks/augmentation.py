@@ -1,4 +1,4 @@
-"""Differentiable augmentation of what the discriminator sees, real and made pictures alike.
+"""Differentiable augmentation of what the discriminator sees, real and made images alike.
 
 Source: arXiv 2006.10738; github:bytetriper/RAE src/disc/diffaug.py at a4d18c4, which is StyleGAN-T's.
 """
@@ -12,16 +12,16 @@ NUM_COINS = 2
 """Uniform draws a batch: whether to move, whether to recolour."""
 
 NUM_DRAWS = 5
-"""Uniform draws a picture: rows and columns to move, brightness, saturation, contrast."""
+"""Uniform draws an image: rows and columns to move, brightness, saturation, contrast."""
 
 MAX_MOVE = 0.125
 """Largest move as a share of the side. Source: `ratio` in DiffAug.aug."""
 
 
 def augment(images: Tensor, coins: Tensor, draws: Tensor, *, probability: float = 1.0) -> Tensor:
-    """Move and recolour, each for the whole batch or not at all, with its own amounts a picture.
+    """Move and recolour, each for the whole batch or not at all, with its own amounts an image.
 
-    Draws are arguments, so that the caller decides what they depend on; real and made pictures get draws of their own.
+    Draws are arguments, so that the caller decides what they depend on; real and made images get draws of their own.
     The reference can cut a hole as well, which no published recipe does.
 
     Args:
@@ -43,7 +43,7 @@ def augment(images: Tensor, coins: Tensor, draws: Tensor, *, probability: float 
 
 
 def _moved(images: Tensor, row_draw: Tensor, column_draw: Tensor) -> Tensor:
-    """Move each picture by whole pixels and fill with zeros what comes into view."""
+    """Move each image by whole pixels and fill with zeros what comes into view."""
     for dim, draw in ((2, row_draw), (3, column_draw)):
         size = images.shape[dim]
         most = round(size * MAX_MOVE)

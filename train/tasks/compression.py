@@ -44,7 +44,7 @@ class CompressionTask(Task):
             meta: origin of a snapshot taken at (step, rate).
             dequantizer: makes numbers of tokens as they are stored, on the same device.
             weights: of the terms of the loss; None: the published ones.
-            render: writes a picture of what a decoder draws of tokens that went through the network, as it is then.
+            render: writes a sheet of what a decoder makes of tokens that went through the network, as it is then.
             held_out: measures the network, as it is then, on images it does not learn from.
         """
         self.model = model
@@ -84,7 +84,7 @@ class CompressionTask(Task):
         save_snapshot(path, weights, config=self.config, normalizer=None, meta=meta, write=write)
 
     def render_samples(self, path: Path) -> None:
-        """Write a picture of originals beside what is drawn of their tokens through the network."""
+        """Write a sheet of originals beside what a decoder makes of their tokens after the network."""
         if self._render is not None:
             self._render(path)
 

@@ -1,6 +1,6 @@
 """What the decoder is trained on: pixel and perceptual distance, and an adversary of balanced strength.
 
-Losses are one number a picture, so that any share of a batch can be weighted as its rank needs.
+Losses are one number an image, so that any share of a batch can be weighted as its rank needs.
 
 Source: arXiv 2012.09841 section 3.1; github:bytetriper/RAE src/disc/gan_loss.py and src/train_stage1.py at a4d18c4.
 """
@@ -25,7 +25,7 @@ def to_symmetric(pixels: Tensor) -> Tensor:
 
 
 def to_8_bit(images: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as they would look from a file: clamped and rounded to 256 levels. No gradient."""
+    """Images in [-1, 1] as they would look from a file: clamped and rounded to 256 levels. No gradient."""
     levels: Tensor = torch.round((images.clamp(-1, 1) + 1) * 127.5)
     return levels / 127.5 - 1
 
@@ -39,7 +39,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: DiscriminatorLoss = "hi
     """Return the discriminator's loss: half the sum over real and fake.
 
     Args:
-        real: logits [B, n] of real pictures.
+        real: logits [B, n] of real images.
         fake: logits [B, n] of made ones.
         kind: "hinge" is relu(1 ∓ logit); "non-saturating" is softplus(∓ logit), the reference's "vanilla".
 

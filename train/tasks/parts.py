@@ -34,6 +34,6 @@ class DiTParts:
     team: Team | None = None
     """The processes, for an objective that computes over all of them."""
     render: Callable[[Generator, LatentNormalizer, Path], None] | None = None
-    """Writes a picture of samples of the network; None: there is no decoder to render them with."""
+    """Writes a sheet of samples of the network; None: there is no decoder to render them with."""
     fid: Callable[[Generator, LatentNormalizer], float] | None = None
     """FID of samples of the network; every process must call it. None: there is nothing to compare with."""

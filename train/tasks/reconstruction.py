@@ -44,7 +44,7 @@ class ReconstructionTask(Task):
             model: the network, on its device.
             settings: resolved settings.
             meta: origin of a snapshot taken at (step, rate).
-            render: writes a picture of reconstructions of fixed rows by the network, as it is then.
+            render: writes a sheet of reconstructions of fixed rows by the network, as it is then.
             dequantizer: makes float32 of tokens as they are stored, on the same device.
             perceptual: the perceptual distance; None: L1 alone.
             held_out: measures the network, as it is then, on images it does not learn from.
@@ -115,7 +115,7 @@ class ReconstructionTask(Task):
         )
 
     def render_samples(self, path: Path) -> None:
-        """Write a picture of reconstructions of fixed rows."""
+        """Write a sheet of reconstructions of fixed rows."""
         if self._render is not None:
             self._render(path)
 

@@ -122,7 +122,7 @@ class VelocityTask(Task):
         )
 
     def render_samples(self, path: Path) -> None:
-        """Write a picture of generated images, if there is a decoder to render them with."""
+        """Write a sheet of generated images, if there is a decoder to render them with."""
         if self._parts.render is not None:
             self._parts.render(self.model, self.normalizer, path)
 

@@ -52,7 +52,7 @@ class Compressor:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Tokens float [B, N, C] of latents float [B, K, F]."""
-        assert isinstance(self.network, FlatVAE), "pooled latents are drawn by their own decoder"
+        assert isinstance(self.network, FlatVAE), "pooled latents are decoded by their own decoder"
         return self.network.decode(latents)
 
     def identity(self, precision: str) -> EncoderIdentity:
@@ -141,7 +141,7 @@ def load_compressor(path: Path, device: torch.device | str = "cpu", *, decoders:
         return pooling
     if pooling is not None:
         raise UsageError(
-            f"{path} is a decoder that pools: it draws tokens and its own latents, and stands alone; give it as "
+            f"{path} is a decoder that pools: it decodes tokens and its own latents, and is used alone; give it as "
             "--decoder and leave --compressor out"
         )
     if not isinstance(snapshot.model, FlatVAE):
@@ -161,14 +161,14 @@ def pooling_of(snapshot: Snapshot, path: Path) -> Compressor | None:
 
 
 def require_compressor(latents: EncoderIdentity, compressor: Path | None, *, what: str) -> None:
-    """Refuse to draw latents of a sequence without the compressor that made them.
+    """Refuse to decode latents of a sequence without the compressor that made them.
 
     Raises:
         UsageError: there is none, though the latents need one to become tokens.
     """
     if compressor is None and latents.positions == "sequence":
         raise UsageError(
-            f"{what} belongs to the latents of a compressor, which lie on no grid: a decoder of pixels draws them from "
+            f"{what} belongs to the latents of a compressor, which lie on no grid: a decoder of pixels takes them from "
             "the tokens that the compressor makes of them; decode through it: --compressor SNAPSHOT"
         )
 
