@@ -205,6 +205,7 @@ class FaultyServer(ThreadingHTTPServer):
     Attributes:
         faults: What to do to the next answers, in order: a status code, `truncated`, `dropped`, or seconds to wait.
         requests: First and last byte of each range that was asked for, with the path.
+        answers_left: Answers that it still gives, of any kind; then it hangs up on everyone. None: no end.
     """
 
     daemon_threads = True
@@ -213,6 +214,7 @@ class FaultyServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), handler)
         self.faults: deque[int | float | str] = deque()
         self.requests: list[tuple[str, int, int]] = []
+        self.answers_left: int | None = None
 
     @property
     def url(self) -> str:
@@ -237,6 +239,11 @@ class _Answering(BaseHTTPRequestHandler):
             self.server.requests.append((self.path.partition("?")[0], int(asked[1]), int(asked[2])))
 
     def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        if self.server.answers_left == 0:
+            self.close_connection = True
+            return
+        if self.server.answers_left is not None:
+            self.server.answers_left -= 1
         fault = self.server.faults.popleft() if self.command == "GET" and self.server.faults else None
         if isinstance(fault, float):
             time.sleep(fault)

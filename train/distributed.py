@@ -88,6 +88,7 @@ class Team:
             UsageError: the launcher started more processes than have found each other, or FSDP was asked for without
                 CUDA, where Accelerate would quietly train with DDP.
         """
+        self._lock: FolderLock | None = None
         cuda = torch.cuda.is_available()
         self.sharded = sharding == "fsdp" or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if self.sharded and not cuda:
@@ -158,13 +159,34 @@ class Team:
             if self.is_main_process:
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
-                    held.enter_context(FolderLock(folder))
+                    self._lock = held.enter_context(FolderLock(folder))
                 except UserError as error:
                     refused = str(error)
-            refused = self.gather(refused)[0]
-            if refused is not None:
-                raise UserError(refused)
+            self._refuse_together(refused)
+            held.callback(setattr, self, "_lock", None)
             yield
+
+    def require_lock(self) -> None:
+        """Before something is published: refuse if another command has taken over the folder of `locked`.
+
+        Every process must call this.
+
+        Raises:
+            UserError: the main process stood still for so long that another host took its lock for a dead one's.
+        """
+        refused: str | None = None
+        if self._lock is not None:
+            try:
+                self._lock.require_held()
+            except UserError as error:
+                refused = str(error)
+        self._refuse_together(refused)
+
+    def _refuse_together(self, refused: str | None) -> None:
+        """Raise `UserError` on every process if the main process was refused something."""
+        refused = self.gather(refused)[0]
+        if refused is not None:
+            raise UserError(refused)
 
     def wait(self) -> None:
         """Wait until every process has come here."""

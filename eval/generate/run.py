@@ -93,6 +93,7 @@ def _generate(plan: GenerationPlan, team: Team) -> dict[str, Any]:
         _render_grid(images, plan, producer.sampler.classes, model.meta.class_names)
     if plan.reference is not None:
         results |= _evaluate(samples.path, plan.reference, plan, team)
+    team.require_lock()
     if team.is_main_process:
         write_json(settings.out / "results.json", results)
         if settings.protocol is not None:
@@ -211,7 +212,7 @@ def _sample(samples: SamplesFile, producer: Producer, team: Team) -> tuple[float
         tqdm(total=stop - start, desc="sampling", unit="image", disable=not team.is_main_process) as progress,
     ):
         producer.produce(pending[start:stop], samples.write, progress)
-    team.wait()
+    team.require_lock()
     seconds = time.perf_counter() - began
     if team.is_main_process:
         samples.finish()

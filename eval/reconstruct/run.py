@@ -87,6 +87,7 @@ def _reconstruct(settings: ReconstructionSettings, team: Team) -> dict[str, Any]
         results |= rfid(
             found, scorer.inception, settings.reference, (store.image_size, store.image_size), team
         )
+    team.require_lock()
     if team.is_main_process:
         settings.out.mkdir(parents=True, exist_ok=True)
         _render_pairs(found, pairs, settings)

@@ -10,8 +10,8 @@ from shards.errors import UsageError
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 WRITABLE = frozenset({"s3", "s3a", "gs", "gcs", "memory"})
 WEB = frozenset({"http", "https"})
-_CONNECT_SECONDS = 10.0
-_READ_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 30.0
 
 
 @cache
@@ -34,14 +34,14 @@ def file_system(scheme: str, process: int) -> Any:
     if scheme in WEB:
         import aiohttp
 
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
         settings["client_kwargs"] = {"timeout": timeout}
     if scheme in ("s3", "s3a"):
         settings["config_kwargs"] = {
             "retries": {"total_max_attempts": 1},
             "max_pool_connections": 128,
-            "connect_timeout": _CONNECT_SECONDS,
-            "read_timeout": _READ_SECONDS,
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": READ_SECONDS,
         }
     system = kind(**settings)
     if scheme in ("s3", "s3a"):

@@ -88,6 +88,19 @@ class FolderLock:
         """Whether the lock is still this process's: another host may have taken it from a process that slept."""
         return self._holder() == self._own
 
+    def require_held(self) -> None:
+        """Make sure, before something is published in the folder, that the lock is still this process's.
+
+        Raises:
+            UserError: another host has taken it over.
+        """
+        holder = self._holder()
+        if holder != self._own:
+            raise UserError(
+                f"{self._path.parent} was taken over by {_named(holder)} while this process stood still; nothing "
+                "more is written, let that one finish"
+            )
+
     def _take(self) -> None:
         """Take the lock, or raise `UserError` if its holder lives."""
         kernel_grants = True
@@ -122,13 +135,16 @@ class FolderLock:
         return None
 
     def _refusal(self, holder: Holder | None) -> str:
-        who = "another process" if holder is None else f"process {holder.pid} on {holder.host}"
-        return f"{self._path.parent} is being written by {who}; wait for it, stop it, or name another --out"
+        return f"{self._path.parent} is being written by {_named(holder)}; wait for it, stop it, or name another --out"
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
             with contextlib.suppress(OSError):
                 os.utime(self._descriptor)
+
+
+def _named(holder: Holder | None) -> str:
+    return "another process" if holder is None else f"process {holder.pid} on {holder.host}"
 
 
 def this_process() -> Holder:

@@ -35,6 +35,8 @@ _NO_CREDENTIALS = (
     "ProfileNotFound",
 )
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_ABSENT = (404, 410)
+"""Statuses with which a web server says that there is no such object."""
 _SIGNED = re.compile(r"\?[^\s\"']*")
 
 
@@ -62,12 +64,14 @@ def retried(call: Callable[[], R], what: str) -> R:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
-        except _transient() as error:
+        except _transient() as raised:
+            error = _behind(raised)
             _raise_if_final(error, what)
             if attempt == ATTEMPTS:
+                reason = f"{type(error).__name__}: {without_secrets(str(error))}".removesuffix(": ")
                 raise RemoteError(
-                    f"{what} failed {ATTEMPTS} times, the last time with {type(error).__name__}: "
-                    f"{without_secrets(str(error))}; see whether the server runs, then run the same command again"
+                    f"{what} failed {ATTEMPTS} times, the last time with {reason}; the server is unreachable or "
+                    "faulty: see whether it runs, then run the same command again"
                 ) from error
         pause = FIRST_PAUSE * 2 ** (attempt - 1)
         # Uneven, so that many workers that failed together do not come back together.
@@ -90,10 +94,25 @@ def _transient() -> tuple[type[Exception], ...]:
     return (OSError, *loaded)
 
 
+def _behind(error: Exception) -> Exception:
+    """Return what a server did; fsspec calls every object of a web server missing that it could not ask for."""
+    cause = error.__cause__
+    absent = not isinstance(cause, _transient()) or _code(cause) or _status(cause) in _ABSENT
+    return (
+        cause
+        if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and not absent
+        else error
+    )
+
+
+def _status(error: BaseException | None) -> object:
+    """Return the status of a server's answer, if the error tells it: of aiohttp's errors, of gcsfs'."""
+    return getattr(error, "status", None) or getattr(error, "code", None)
+
+
 def _raise_if_final(error: Exception, what: str) -> None:
     """Raise what no further attempt would change."""
-    code = _code(error)
-    status = getattr(error, "status", None) or getattr(error, "code", None)  # of aiohttp's errors, of gcsfs'
+    code, status = _code(error), _status(error)
     if code == "NoSuchBucket":
         raise UsageError(
             f"{what} is impossible: the bucket does not exist; create it or correct the URL"
@@ -113,9 +132,9 @@ def _raise_if_final(error: Exception, what: str) -> None:
         ) from error
 
 
-def _code(error: Exception) -> str:
-    """Return the S3 code of an error; None if it has none."""
-    for found in (error, error.__cause__):
+def _code(error: BaseException | None) -> str:
+    """Return the S3 code of an error; "" if it has none."""
+    for found in (error, getattr(error, "__cause__", None)):
         response = getattr(found, "response", None)
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code", ""))

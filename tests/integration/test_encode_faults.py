@@ -22,7 +22,7 @@ from shards.integrity.verify import verify_store
 from shards.reading.store import open_store
 
 NURSERY = """
-import errno, json, os, signal, sys
+import errno, json, os, signal, sys, time
 import pipeline.operations.encode
 from pipeline.cli import main
 
@@ -36,6 +36,8 @@ def count_calls(request):
             seen += 1
             if seen == request["kill_at"]:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if seen == request["stop_at"]:
+                os.kill(os.getpid(), signal.SIGSTOP)
             if request["full_from"] and seen >= request["full_from"] and function.__name__ == "writev":
                 raise OSError(errno.ENOSPC, "No space left on device")
             return function(*arguments, **keywords)
@@ -49,6 +51,10 @@ def run(request):
     os.dup2(log, 1)
     os.dup2(log, 2)
     calls = count_calls(request)
+    if request["hurry"]:  # leases of those who are stopped run out at once
+        now, sleep = time.monotonic, time.sleep
+        time.monotonic = lambda: now() * request["hurry"]
+        time.sleep = lambda seconds: sleep(seconds / request["hurry"])
     try:
         code = main(request["arguments"])
     except SystemExit as exit:
@@ -59,7 +65,8 @@ def run(request):
 for line in sys.stdin:
     request = json.loads(line)
     if "wait" in request:
-        answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        status = os.waitpid(request["wait"], os.WUNTRACED)[1]
+        answer = "stopped" if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
     else:
         answer = os.fork()
         if answer == 0:
@@ -107,7 +114,7 @@ class Run:
         return self.log.read_text()
 
     def wait(self):
-        """Its exit code, or minus the signal that killed it."""
+        """Its exit code, minus the signal that killed it, or "stopped"."""
         return self.ask({"wait": self.pid})
 
 
@@ -124,12 +131,12 @@ def start(source, tmp_path_factory):
             nursery.stdin.flush()
             return json.loads(nursery.stdout.readline())
 
-        def begin(store, *more, images=source, arguments=(), kill_at=0, full_from=0):
+        def begin(store, *more, images=source, arguments=(), kill_at=0, stop_at=0, full_from=0, hurry=0):
             log = logs / f"{len(list(logs.iterdir()))}.txt"
             arguments = list(arguments) or ["encode", str(images), "--out", str(store), *ARGUMENTS, *more]
-            request = {"arguments": arguments, "kill_at": kill_at, "full_from": full_from, "log": str(log)}
             log.touch()
-            return Run(ask, log, ask(request))
+            moments = {"kill_at": kill_at, "stop_at": stop_at, "full_from": full_from, "hurry": hurry}
+            return Run(ask, log, ask({"arguments": arguments, "log": str(log), **moments}))
 
         yield begin
         nursery.stdin.close()
@@ -192,6 +199,26 @@ def test_a_killed_and_continued_store_equals_an_uninterrupted_one(encode, whole,
     draw = random.Random(seed)
     moments = [draw.randint(1, num_calls) for _ in range(2)]
     assert kill_until_done(encode, tmp_path / "store", moments) >= 1
+    assert_equals(tmp_path / "store", whole_store)
+
+
+@pytest.mark.parametrize(
+    "share", [0.3, 0.9, *(pytest.param(n / 40, marks=pytest.mark.slow) for n in range(1, 40))]
+)
+def test_an_encoder_stopped_until_others_have_finished_notices_it_and_exits_well(
+    start, encode, whole, tmp_path, share
+):
+    whole_store, num_calls = whole
+    stopped = start(tmp_path / "store", stop_at=int(share * num_calls))
+    assert stopped.wait() == "stopped"
+    code, output = encode(tmp_path / "store", hurry=10_000)
+    assert code == 0, output
+    assert "19 of 20 images in 3 shards, 1 unusable" in output
+    assert_equals(tmp_path / "store", whole_store)
+    os.kill(stopped.pid, signal.SIGCONT)
+    assert stopped.wait() == 0, stopped.output()
+    assert "Traceback" not in stopped.output()
+    assert verify_store(tmp_path / "store") == []
     assert_equals(tmp_path / "store", whole_store)
 
 

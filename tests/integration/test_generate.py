@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from eval.generate.plan import plan_of
 from eval.generate.run import generate
 from eval.settings import GenerationSettings
+from shards import UserError
 from shards.metadata.identity import EncoderIdentity
 from train.models.build import build_model
 from train.models.config import DiTConfig, ViTDecoderConfig
@@ -108,6 +110,25 @@ def alone(snapshots, tmp_path_factory):
     )
     assert generate(plan_of(settings))["processes"] == 1
     return _images(out)
+
+
+def test_generation_whose_folder_was_taken_over_publishes_nothing(snapshots, tmp_path):
+    settings = GenerationSettings(
+        snapshot=snapshots / "dit", decoder=snapshots / "decoder", num_samples=2, points=2, out=tmp_path
+    )
+    elsewhere = json.dumps({"host": "elsewhere", "pid": 7, "started": "before"})
+
+    def take_over(*arguments):
+        (tmp_path / ".lock").write_text(elsewhere)
+
+    hook = register_module_forward_hook(take_over)
+    try:
+        with pytest.raises(UserError, match="was taken over by process 7 on elsewhere"):
+            generate(plan_of(settings))
+    finally:
+        hook.remove()
+    assert (tmp_path / ".lock").read_text() == elsewhere
+    assert not {"samples.npz", "grid.png", "results.json"} & {path.name for path in tmp_path.iterdir()}
 
 
 def _torchrun(processes):

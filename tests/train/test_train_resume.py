@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from shards import FolderLock, UsageError, UserError
 from train.engine.checkpoint import checkpoints
@@ -154,6 +155,30 @@ def test_a_second_trainer_in_the_same_directory_is_refused(tmp_path, train_here)
         train_here("dit", tmp_path, "--max-steps 1")
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}
     assert train_here("dit", tmp_path, "--max-steps 1") == 0
+
+
+@pytest.mark.parametrize("more", ["--checkpoint-every 1 --snapshot-every 1", "--log-every 100"])
+def test_a_trainer_whose_directory_was_taken_over_writes_nothing_more(tmp_path, train_here, more):
+    train_here("dit", tmp_path, "--max-steps 1")
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    elsewhere = json.dumps({"host": "elsewhere", "pid": 7, "started": "before"})
+
+    def take_over(*arguments):
+        (tmp_path / ".lock").write_text(elsewhere)
+
+    hook = register_optimizer_step_post_hook(take_over)
+    try:
+        with pytest.raises(
+            UserError, match="was taken over by process 7 on elsewhere while this process stood"
+        ):
+            train_here("dit", tmp_path, f"--max-steps 2 {more}")
+    finally:
+        hook.remove()
+    assert (tmp_path / ".lock").read_text() == elsewhere
+    changed = {
+        path.name for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() != written.get(path)
+    }
+    assert changed == {".lock", "config.json"}  # which says that the run was to go on
 
 
 def test_old_checkpoints_are_pruned_and_milestones_kept(tmp_path, train_here):

@@ -188,6 +188,7 @@ class Trainer(Run):
 
     def report(self, feed: Feed, journal: Journal) -> None:
         """Write a line of metrics, the mean over the window."""
+        self.team.require_lock()
         metrics = {
             **self.window.means(),
             "samples_seen": self.samples_seen,

@@ -111,6 +111,7 @@ class Run:
         """Write the state to resume, then remove old ones; nothing if this step's is there already."""
         if self._saved_step == self.step:
             return
+        self.team.require_lock()
         parts = state_parts(self.task.model, self.averages, self.optimizer) | self.task.extra_state()
         state = RunState(facts=self.facts, bad_steps=self.bad_steps, window=self.window.state())
         folder = self.out / "checkpoints"
@@ -122,6 +123,7 @@ class Run:
 
     def snapshot(self, name: str) -> None:
         """Write weights to use: the average of each rate, that of the first rate under the plain name."""
+        self.team.require_lock()
         for rate in self.averages.rates:
             weights = self.task.model.state_dict() | self.averages.weights(rate)
             suffix = "" if rate == self.averages.rates[0] else f"-ema{rate:g}"
@@ -132,6 +134,7 @@ class Run:
 
     def render_samples(self, journal: Journal) -> None:
         """Write a sheet of images made with the averaged weights; sharded weights need every process for it."""
+        self.team.require_lock()
         path = self.out / "samples" / f"step-{self.step:08d}.png"
         if self.team.is_main_process or self.team.sharded:
             with self.averages.applied(self.averages.rates[0]):
@@ -142,4 +145,5 @@ class Run:
         """Measure the averaged weights on images that are not trained on."""
         with self.averages.applied(self.averages.rates[0]):
             scores = self.task.evaluate()
+        self.team.require_lock()
         journal.record_scores(self.step, scores)
