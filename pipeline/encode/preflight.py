@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,7 +36,7 @@ from shards import (
     usable_cores,
 )
 from shards.metadata.layout import fields_of
-from shards.storage.location import free_bytes
+from shards.storage.location import free_bytes, local_path
 
 _SAMPLE = 256
 _TIMED_SECONDS = 2.0
@@ -136,8 +135,8 @@ def _limits(
 ) -> Limits:
     """Measure what each stage of one worker on this machine can reach; a server as --out is not tried."""
     rates = {"decode": decode_rate, "device": encode_rate}
-    folder = config.store.out
-    if isinstance(folder, Path):
+    folder = local_path(config.store.out)
+    if folder is not None:
         folder = folder.absolute()
         while not folder.is_dir():
             folder = folder.parent

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.console import log
 from pipeline.encode.calibrate import calibrate
@@ -40,6 +39,7 @@ from shards import (
 )
 from shards.metadata.layout import ROOT, WORK_DIR
 from shards.metadata.root import read_recipe
+from shards.storage.location import local_path
 from shards.writing.added_fields import why_not_linked
 
 _AWAIT_SECONDS = 1800.0
@@ -59,8 +59,9 @@ def encode(config: EncodeConfig, arguments: Sequence[str]) -> None:
         UserError: If it cannot be done, or is not done completely.
     """
     config.check()
-    if isinstance(config.store.out, Path) and not config.dry_run:
-        require_output_folder(config.store.out)
+    folder = local_path(config.store.out)
+    if folder is not None and not config.dry_run:
+        require_output_folder(folder)
     config = with_known_roots(config)
     if config.dry_run:
         _dry_run(config)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from shards import (
     require_output_folder,
 )
 from shards.metadata.layout import FIELDS, MANIFEST
+from shards.storage.location import local_path
 from shards.writing.revisions import begin_revision, publish_extended
 
 _NAMED_AT_MOST = 3
@@ -97,8 +97,9 @@ def _begun(config: ExtendConfig) -> StoreWriter:
     Raises:
         UserError: If there is no store, or it or another addition to it is to be finished first.
     """
-    if isinstance(config.store, Path):
-        require_output_folder(config.store)
+    folder = local_path(config.store)
+    if folder is not None:
+        require_output_folder(folder)
     writer = StoreWriter.open(config.store)
     if not writer.recipe.earlier and not (config.store / MANIFEST).exists():
         open_store(config.store)  # says that it is not finished

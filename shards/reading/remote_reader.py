@@ -21,11 +21,10 @@ from shards.metadata.index import ABSENT
 from shards.metadata.layout import Field
 from shards.reading.reader import CheckedReader, Verify
 from shards.storage.checksum import crc32c
+from shards.storage.location import Location, open_object
 from shards.storage.object_reader import ObjectReader
 from shards.storage.parallel import gather, submit
 from shards.storage.range_cache import RangeCache
-from shards.storage.remote_path import RemotePath
-from shards.storage.server import RemoteObject
 
 _MOST_EXTRA = 0.25  # bytes of a request that nobody asked for, as a share of those somebody did
 _LARGEST = (
@@ -38,12 +37,12 @@ class RemoteShard:
     """One shard's object of a field.
 
     Attributes:
-        path: The object.
-        digest: Its SHA-256.
+        source: The object.
+        digest: Its digest.
         extents: Where the rows lie in it.
     """
 
-    path: RemotePath
+    source: ObjectReader
     digest: str
     extents: Extents
 
@@ -77,7 +76,7 @@ class RemoteReader(CheckedReader):
         self,
         field: Field,
         capacity: int,
-        root: RemotePath,
+        root: Location,
         record: Callable[[int], ObjectRecord],
         locate: Callable[[ObjectReader, int], Extents],
         *,
@@ -123,13 +122,13 @@ class RemoteReader(CheckedReader):
     def _open(self, number: int) -> RemoteShard:
         record = self._record(number)
         path = self._root / record.path
-        with RemoteObject(path, size=record.nbytes, block=0) as source:
-            extents = self._locate(source, number)
+        source = open_object(path, size=record.nbytes, read_ahead=False)
+        extents = self._locate(source, number)
         if extents.end > record.nbytes:
             raise StoreDamagedError(
                 f"{path} ends at byte {record.nbytes}, its rows at {extents.end}: truncated"
             )
-        return RemoteShard(path, record.digest, extents)
+        return RemoteShard(source, record.digest, extents)
 
     def _kept(self, piece: _Wanted, flat: NDArray[np.uint8]) -> bool:
         """Whether the cache had the row; then it is in its slot."""
@@ -147,7 +146,7 @@ class RemoteReader(CheckedReader):
         """Run in a request thread."""
         shard, start = group[0].shard, group[0].offset
         end = max(piece.offset + piece.nbytes for piece in group)
-        content = np.frombuffer(shard.path.read_range(start, end - start), np.uint8)
+        content = np.frombuffer(shard.source.read(end - start, start), np.uint8)
         for piece in group:
             stored = content[piece.offset - start : piece.offset - start + piece.nbytes]
             out = self._place(piece, flat)
@@ -169,7 +168,7 @@ def _coalesced(wanted: list[_Wanted]) -> Iterator[list[_Wanted]]:
     """Yield the rows in groups that are each worth one request."""
     group: list[_Wanted] = []
     asked = end = 0
-    for piece in sorted(wanted, key=lambda piece: (piece.shard.path.path, piece.offset)):
+    for piece in sorted(wanted, key=lambda piece: (str(piece.shard.source.path), piece.offset)):
         if group and piece.shard is group[0].shard:
             new_end = max(end, piece.offset + piece.nbytes)
             new_asked = asked + new_end - max(end, piece.offset)

@@ -48,9 +48,8 @@ from shards.reading.order import Order, RowOrder
 from shards.reading.reader import MirroredReader, RowReader, ShardOpener, StoredReader, Verify
 from shards.reading.remote_reader import RemoteReader
 from shards.reading.shard_file import ReadMode
-from shards.storage.location import Location, as_location, require_plain, storage_of
+from shards.storage.location import Location, as_location, local_path, require_plain, storage_of
 from shards.storage.range_cache import RangeCache
-from shards.storage.remote_path import RemotePath
 from shards.values.dtypes import bfloat16_to_float32
 from shards.values.quantize import Int8Code
 
@@ -399,7 +398,8 @@ class Store:
         recipe = self.recipe
         offsets = None if format_of(recipe).has_row_index else self.index.offsets(field.path)
         locator = RowLocator(recipe, field, offsets)
-        if isinstance(self.path, RemotePath):
+        folder = local_path(self.path)
+        if folder is None:
             return RemoteReader(
                 field,
                 self.capacity,
@@ -413,7 +413,7 @@ class Store:
         return StoredReader(
             field,
             self.capacity,
-            ShardOpener(self.path, locator, mode),
+            ShardOpener(folder, locator, mode),
             checksums=lambda: self.index.checksums(field.path),
             verify=verify,
             open_files=OPEN_FILES,

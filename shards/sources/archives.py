@@ -2,28 +2,44 @@
 
 import hashlib
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+from shards.errors import StoreDamagedError
 from shards.metadata.archives import ArchiveIdentity
-from shards.storage.entries import open_if_regular
-from shards.storage.location import Location, object_version
+from shards.storage.location import Location, object_version, open_object, open_seekable
+from shards.storage.object_reader import ObjectReader
 
 
 class NotAFileError(OSError):
     """A name stands for a pipe, a socket, a device or a folder, where a file was expected."""
 
 
-def open_regular(path: Path) -> int:
-    """Return a descriptor of a regular file, or of one that a link leads to; never waits, as opening a pipe would.
+def open_source(path: Location, *, read_ahead: bool = True) -> ObjectReader:
+    """Open a file that a source names, as `open_object`; never wait, as opening a pipe would.
 
     Raises:
-        NotAFileError: If it is something else.
+        NotAFileError: If it is no regular file, nor a link to one.
         OSError: If it cannot be opened.
     """
-    opened = open_if_regular(path)
-    if opened is None:
-        raise NotAFileError(f"{path} is no regular file")
-    return opened[0]
+    with _regular_alone(path):
+        return open_object(path, read_ahead=read_ahead)
+
+
+def open_source_seekable(path: Location) -> Path | IO[bytes]:
+    """Open a file that a source names for a library, as `open_seekable`; errors as those of `open_source`."""
+    with _regular_alone(path):
+        return open_seekable(path)
+
+
+@contextmanager
+def _regular_alone(path: Location) -> Iterator[None]:
+    try:
+        yield
+    except StoreDamagedError as error:
+        raise NotAFileError(f"{path} is no regular file") from error
 
 
 def identity_now(path: Location) -> ArchiveIdentity:

@@ -12,7 +12,7 @@ from shards.sources.class_labels import as_numbers, chosen_column, class_of, col
 from shards.sources.found import Found, FoundImage, SourceOptions, some
 from shards.sources.roots import SourceRoots
 from shards.storage.location import Location, as_location, file_size, object_sizes
-from shards.storage.remote_path import RemotePath, is_url
+from shards.storage.remote_path import is_url
 
 PATH_COLUMNS = ("path", "file_name", "image_path", "file", "filename", "filepath", "image", "uri")
 _DELIMITERS = ",;\t"
@@ -84,10 +84,11 @@ def _images(
     options: SourceOptions,
 ) -> Iterator[FoundImage]:
     roots = SourceRoots.of_table(table, options)
-    sizes: dict[str, int] = {}
-    if isinstance(table, RemotePath):
-        beside = {str(row[column]) for _, row in rows if row.get(column)}
-        sizes = object_sizes(table.parent, [name for name in beside if not is_url(name)])
+    named = {
+        name for _, row in rows if isinstance(name := row.get(column), str) and name and not is_url(name)
+    }
+    held = [name for name in named if roots.hold(whole_address(table.parent / name))]
+    sizes = object_sizes(table.parent, held)
     for (number, row), label in zip(rows, labels, strict=True):
         name = row.get(column)
         if not isinstance(name, str) or not name:
@@ -101,9 +102,9 @@ def _images(
             # Whoever reads it says why it is unusable, and what allows it.
             yield FoundImage(name, label, address, 0, 0)
             continue
-        if name not in sizes and not path.is_file():
+        if name not in sizes and not (is_url(name) and path.is_file()):
             hint = "; paths are written with /" if "\\" in name else ""
-            what = "it is no file" if not isinstance(path, RemotePath) and path.exists() else "no such file"
+            what = "it is no file" if path.exists() else "no such file"
             raise UsageError(
                 f"every path in {table} must be a file, line {number} names {name}: {what}{hint}"
             )

@@ -1,7 +1,6 @@
 """Images inside parquet files, HuggingFace style (a struct with `bytes`) or as a plain binary column."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from shards.errors import SourceDamagedError, UsageError
 from shards.metadata.archives import ArchiveIdentity
 from shards.metadata.plan import Plan
 from shards.sources.addresses import whole_address
-from shards.sources.archives import RowsDigest, identity_now, open_regular
+from shards.sources.archives import RowsDigest, identity_now, open_source_seekable
 from shards.sources.class_labels import (
     LABEL_COLUMNS,
     as_numbers,
@@ -27,7 +26,6 @@ from shards.sources.found import Found, FoundImage, SourceOptions, some
 from shards.sources.parquet_bounds import bounded_batches
 from shards.sources.roots import SourceRoots
 from shards.storage.location import Location, file_size
-from shards.storage.remote_path import RemotePath
 
 _BINARY_COLUMNS = (
     "image",
@@ -348,12 +346,9 @@ def open_parquet(path: Location, metadata: Any = None) -> Any:
     """
     import pyarrow.parquet as pq
 
-    if not isinstance(path, RemotePath):
-        os.close(open_regular(path))
+    file = open_source_seekable(path)
     with undamaged(path):
-        return pq.ParquetFile(
-            path.open("rb") if isinstance(path, RemotePath) else path, metadata=metadata, pre_buffer=False
-        )
+        return pq.ParquetFile(file, metadata=metadata, pre_buffer=False)
 
 
 @contextmanager

@@ -6,16 +6,15 @@ from contextlib import suppress
 from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
-from shards.errors import StoreDamagedError, UserError
+from shards.errors import UserError
 from shards.metadata.archives import ArchiveIdentity
 from shards.sources.addresses import location_of
-from shards.sources.archives import NotAFileError
+from shards.sources.archives import NotAFileError, open_source
 from shards.sources.parquet_rows import ParquetRows
 from shards.sources.roots import SourceRoots
 from shards.sources.tar_headers import LARGEST_FILE
 from shards.sources.tar_members import MemberGoneError, TarMembers
-from shards.storage.location import Location, open_object
-from shards.storage.remote_path import RemotePath
+from shards.storage.location import Location, lists_objects
 
 NO_ARCHIVES: Mapping[str, ArchiveIdentity] = MappingProxyType({})
 
@@ -123,7 +122,7 @@ class SourceReader:
             raise BadImageError(str(error)) from error
         except (FileNotFoundError, NotADirectoryError) as error:
             gone = path if suffix in (".parquet", ".tar") else path.parent
-            if not (gone.exists() or _may_be_folder(gone)):
+            if not _may_exist(gone):
                 raise SourceGoneError(
                     f"the source is gone: {gone} does not exist any more; bring it back and run the same "
                     "command again"
@@ -160,11 +159,7 @@ def _file_bytes(path: Location, nbytes: int | None) -> bytes:
         MemberGoneError: If it has another length, or is far too long for an image.
         NotAFileError: If it is a pipe or a device.
     """
-    try:
-        source = open_object(path)
-    except StoreDamagedError as error:
-        raise NotAFileError(f"{path} is no regular file") from error
-    with source:
+    with open_source(path) as source:
         if nbytes is not None and source.size != nbytes:
             raise MemberGoneError(f"changed since it was listed: {nbytes} bytes then, {source.size} now")
         if source.size > LARGEST_FILE:
@@ -176,6 +171,6 @@ def _folder_of(uri: str) -> str:
     return uri.rpartition("/")[0] or uri
 
 
-def _may_be_folder(place: Location) -> bool:
-    """Whether images may lie below a place of a server, which has no folders of their own; web servers do not say."""
-    return isinstance(place, RemotePath) and (not place.can_list or place.is_dir())
+def _may_exist(place: Location) -> bool:
+    """Whether a file or folder is there, or may be: web servers do not list what they have."""
+    return place.exists() or not lists_objects(place) or place.is_dir()

@@ -5,22 +5,20 @@ By offset where the tar's identity and the member's header agree with the listin
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shards.metadata.archives import ArchiveIdentity
-from shards.sources.archives import identity_now, open_regular
+from shards.sources.archives import identity_now, open_source
 from shards.sources.found import FoundImage
 from shards.sources.tar_headers import BLOCK, LARGEST_FILE, plain_file
 from shards.sources.webdataset import read_parts, split_sample_name
 from shards.storage.location import Location, open_object
-from shards.storage.remote_path import RemotePath
+from shards.storage.object_reader import ObjectReader
 
 if TYPE_CHECKING:
     from shards.sources.reading import ImagePlace
@@ -46,7 +44,7 @@ class TarMembers:
 
     def __init__(self, archives: Mapping[str, ArchiveIdentity]) -> None:
         self._listed = archives
-        self._descriptors: OrderedDict[Path, int] = OrderedDict()
+        self._open: OrderedDict[Location, ObjectReader] = OrderedDict()
         self._untouched: dict[Location, bool] = {}
         self._by_key: dict[Location, Future[dict[str, FoundImage]]] = {}
         self._lock = threading.Lock()
@@ -54,9 +52,7 @@ class TarMembers:
     def close(self) -> None:
         """Close all archives."""
         with self._lock:
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
-            self._descriptors.clear()
+            self._open.clear()
 
     def read(self, path: Location, image: ImagePlace, *, any_size: bool) -> bytes:
         """Return the bytes of one image.
@@ -119,21 +115,14 @@ class TarMembers:
         return walked.result()
 
     def _range(self, path: Location, offset: int, nbytes: int) -> bytes:
-        if isinstance(path, RemotePath):
-            return path.read_range(offset, nbytes)
         with self._lock:
-            descriptor = self._descriptors.pop(path, None)
-            if descriptor is None:
-                descriptor = open_regular(path)
-            self._descriptors[path] = descriptor
-            # A second descriptor of the same file, so that the oldest one can be closed while it is being read.
-            own = os.dup(descriptor)
-            if len(self._descriptors) > _OPEN_ARCHIVES:
-                os.close(self._descriptors.popitem(last=False)[1])
-        try:
-            return os.pread(own, nbytes, offset)
-        finally:
-            os.close(own)
+            source = self._open.pop(path, None)
+            if source is None:
+                source = open_source(path, read_ahead=False)
+            self._open[path] = source
+            if len(self._open) > _OPEN_ARCHIVES:
+                self._open.popitem(last=False)  # closed by the last thread that reads it
+        return source.read(nbytes, offset)
 
 
 def _names(key: str, member: str) -> bool:
@@ -150,8 +139,8 @@ def _listed_anew(path: Location, *, take_readable: bool) -> dict[str, FoundImage
     from shards.sources.found import SourceOptions
     from shards.sources.tars import TarListing
 
-    if isinstance(path, Path):
-        os.close(open_regular(path))
+    with open_source(path):
+        pass  # it is a regular file
     listing = TarListing(SourceOptions(take_readable=take_readable), names_alone=True)
     images = sorted(listing.find([path]).images, key=lambda image: (image.key, image.offset))
     return {image.key: image for image in unique_keys(images)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -16,6 +17,7 @@ from shards.storage import entries
 from shards.storage.atomic import publish_once, replacing, temporary_path, write_temporary
 from shards.storage.object_reader import ObjectReader
 from shards.storage.output import OutputFile
+from shards.storage.walk import WalkedEntry, walk_folder
 
 
 class Folder:
@@ -36,9 +38,18 @@ class Folder:
         """See `Storage.begin_object`."""
         return LocalOutput(path, pool, algorithm)
 
-    def open_object(self, path: Path) -> ObjectReader:
-        """See `Storage.open_object`."""
+    def local_path(self, path: Path) -> Path:
+        """See `local_path`."""
+        return path
+
+    def open_object(self, path: Path, *, size: int | None, read_ahead: bool) -> ObjectReader:
+        """See `open_object`."""
         return LocalObject(path)
+
+    def open_seekable(self, path: Path) -> Path:
+        """See `open_seekable`: the path, once it is known to be no pipe."""
+        with LocalObject(path):
+            return path
 
     def size(self, path: Path) -> int:
         """See `Storage.size`."""
@@ -60,14 +71,20 @@ class Folder:
             entry.name for entry in inside if entry.is_dir()
         ]
 
+    def walk(self, root: Path) -> Iterator[WalkedEntry]:
+        """See `Storage.walk`."""
+        return walk_folder(root)
+
     def sizes(self, root: Path, names: Sequence[str]) -> dict[str, int]:
         """See `Storage.sizes`."""
         sizes = {}
         for name in names:
             try:
-                sizes[name] = (root / name).stat().st_size
+                status = (root / name).stat()
             except (FileNotFoundError, NotADirectoryError):
                 continue
+            if stat.S_ISREG(status.st_mode):
+                sizes[name] = status.st_size
         return sizes
 
     def can_list(self, root: Path) -> bool:

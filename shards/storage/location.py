@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from shards.storage.atomic import is_temporary
 from shards.storage.remote_path import RemotePath, is_url
@@ -20,6 +20,7 @@ from shards.storage.remote_path import RemotePath, is_url
 if TYPE_CHECKING:
     from shards.storage.object_reader import ObjectReader
     from shards.storage.output import OutputFile
+    from shards.storage.walk import WalkedEntry
 
 Location = Path | RemotePath
 """A folder or object; `RemotePath` does what stores need of `pathlib.Path`, with the same exceptions."""
@@ -42,12 +43,14 @@ class Storage(Protocol[L]):
     def begin_object(self, path: L, pool: Executor, algorithm: str) -> OutputFile:
         """Begin an object that is written from front to back; hashing and flushing may be done in ``pool``."""
 
-    def open_object(self, path: L) -> ObjectReader:
-        """Open an object to be read mostly from front to back.
+    def local_path(self, path: L) -> Path | None:
+        """See `local_path`."""
 
-        Raises:
-            FileNotFoundError: If it is not there.
-        """
+    def open_object(self, path: L, *, size: int | None, read_ahead: bool) -> ObjectReader:
+        """See `open_object`."""
+
+    def open_seekable(self, path: L) -> Path | IO[bytes]:
+        """See `open_seekable`."""
 
     def size(self, path: L) -> int:
         """Bytes of an object.
@@ -61,6 +64,9 @@ class Storage(Protocol[L]):
 
     def children(self, root: L) -> tuple[list[str], list[str]]:
         """See `children`."""
+
+    def walk(self, root: L) -> Iterator[WalkedEntry]:
+        """Yield what lies in a folder at any depth, by name; a folder that begins with a dot need not be entered."""
 
     def sizes(self, root: L, names: Sequence[str]) -> dict[str, int]:
         """Bytes of each of these objects that is there, by name."""
@@ -158,13 +164,34 @@ def begin_object(final: Location, pool: Executor, algorithm: str) -> OutputFile:
     return storage_of(final).begin_object(final, pool, algorithm)
 
 
-def open_object(path: Location) -> ObjectReader:
-    """Open an object to be read mostly from front to back.
+def local_path(path: Location) -> Path | None:
+    """Return the path of a folder or file of this machine; None on a server."""
+    return storage_of(path).local_path(path)
+
+
+def open_object(path: Location, *, size: int | None = None, read_ahead: bool = True) -> ObjectReader:
+    """Open an object to be read at any offset; several threads may read it at once.
+
+    Args:
+        path: The object.
+        size: Its length, if it is known, which saves a server being asked.
+        read_ahead: Expect reads mostly from front to back: a server is asked for whole blocks, and the last is kept.
 
     Raises:
         FileNotFoundError: If it is not there.
+        StoreDamagedError: If it is no regular file.
     """
-    return storage_of(path).open_object(path)
+    return storage_of(path).open_object(path, size=size, read_ahead=read_ahead)
+
+
+def open_seekable(path: Location) -> Path | IO[bytes]:
+    """Return what a library reads an object through at any offset: a path that it opens by itself, or an open file.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        StoreDamagedError: If it is no regular file.
+    """
+    return storage_of(path).open_seekable(path)
 
 
 def object_sizes(root: Location, names: Iterable[str]) -> dict[str, int]:

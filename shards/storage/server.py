@@ -6,14 +6,16 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from shards.storage.object_reader import BLOCK_NBYTES, ObjectReader
 from shards.storage.output import OutputFile
 from shards.storage.parallel import in_parallel
 from shards.storage.remote_path import RemotePath
+from shards.storage.walk import WalkedEntry
 
 
 class Server:
@@ -33,9 +35,16 @@ class Server:
         """See `Storage.begin_object`."""
         return RemoteOutput(path, pool, algorithm)
 
-    def open_object(self, path: RemotePath) -> ObjectReader:
-        """See `Storage.open_object`."""
-        return RemoteObject(path)
+    def local_path(self, path: RemotePath) -> None:
+        """See `local_path`."""
+
+    def open_object(self, path: RemotePath, *, size: int | None, read_ahead: bool) -> ObjectReader:
+        """See `open_object`."""
+        return RemoteObject(path, size=size, block=BLOCK_NBYTES if read_ahead else 0)
+
+    def open_seekable(self, path: RemotePath) -> IO[bytes]:
+        """See `open_seekable`."""
+        return path.open("rb")
 
     def size(self, path: RemotePath) -> int:
         """See `Storage.size`."""
@@ -50,6 +59,11 @@ class Server:
         names = root.object_names()
         folders = {name.partition("/")[0] for name in names if "/" in name}
         return sorted(name for name in names if "/" not in name), sorted(folders)
+
+    def walk(self, root: RemotePath) -> Iterator[WalkedEntry]:
+        """See `Storage.walk`: one listing."""
+        for name, nbytes in sorted(root.object_sizes().items(), key=lambda item: item[0].split("/")):
+            yield ListedObject(str(root / name), tuple(name.split("/")), nbytes)
 
     def sizes(self, root: RemotePath, names: Sequence[str]) -> dict[str, int]:
         """See `Storage.sizes`."""
@@ -118,11 +132,30 @@ class Server:
         root.require_first_creation_wins()
 
 
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """Implements `shards.storage.walk.WalkedEntry`: a server lists objects alone."""
+
+    path: str
+    parts: tuple[str, ...]
+    nbytes: int
+    is_folder = False
+    is_outside = False
+
+    def size(self) -> int:
+        """Bytes of the object."""
+        return self.nbytes
+
+    def head(self, nbytes: int) -> bytes:
+        """Nothing: it would take a request."""
+        return b""
+
+
 class RemoteObject:
     """An object on a server, read a block at a time and the last block kept.
 
     Attributes:
-        path: Its place.
+        path: The object.
         size: Its length.
     """
 
@@ -130,17 +163,23 @@ class RemoteObject:
         self.path = path
         self.size = path.size() if size is None else size
         self._size_of_block = block
-        self._start = 0
-        self._block = b""
+        self._kept = (
+            0,
+            b"",
+        )  # offset and content of the last block, replaced as one: threads may read at once
 
     def read(self, nbytes: int, offset: int) -> bytes:
         """See `ObjectReader.read`."""
-        nbytes = max(0, min(nbytes, self.size - offset))
-        if not self._start <= offset <= offset + nbytes <= self._start + len(self._block):
+        nbytes = min(nbytes, self.size - offset)
+        if nbytes <= 0:
+            return b""
+        start, block = self._kept
+        if not start <= offset <= offset + nbytes <= start + len(block):
             wanted = min(max(nbytes, self._size_of_block), self.size - offset)
-            self._block, self._start = self.path.read_range(offset, wanted), offset
-        begin = offset - self._start
-        return self._block[begin : begin + nbytes]
+            start, block = offset, self.path.read_range(offset, wanted)
+            if self._size_of_block:
+                self._kept = start, block
+        return block[offset - start : offset - start + nbytes]
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +187,7 @@ class RemoteObject:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._block = b""
+        self._kept = (0, b"")
 
 
 class RemoteOutput(OutputFile):

@@ -7,7 +7,6 @@ added to lists it in its manifest by name and encoder, not by bytes: a field may
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from shards.formats import format_of
 from shards.metadata.identity import MIRRORED_VIEWS, Recipe
@@ -15,7 +14,7 @@ from shards.metadata.layout import FIELDS, MANIFEST, PLAN, WORK_DIR, field_of
 from shards.metadata.manifest import Manifest
 from shards.reading.store import Store, open_store
 from shards.storage.atomic import temporary_path
-from shards.storage.location import Location, replace_atomically, require_plain, storage_of
+from shards.storage.location import Location, local_path, replace_atomically, require_plain, storage_of
 
 
 def field_path(store: Location, name: str) -> Location:
@@ -57,10 +56,11 @@ def finished_fields(store: Location) -> dict[str, str]:
 
 def can_link_images(store: Store) -> bool:
     """Whether `link_images` will do, tried on a small file."""
-    if format_of(store.recipe).shares_objects or not isinstance(store.path, Path):
+    folder = local_path(store.path)
+    if format_of(store.recipe).shares_objects or folder is None:
         return False
-    probe = temporary_path(store.path / MANIFEST)
-    linked = storage_of(store.path).link(store.path / MANIFEST, probe)
+    probe = temporary_path(folder / MANIFEST)
+    linked = storage_of(folder).link(folder / MANIFEST, probe)
     probe.unlink(missing_ok=True)
     return linked
 
