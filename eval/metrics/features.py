@@ -102,10 +102,10 @@ class InceptionFeatures:
         else:
             load_exactly(network, _inception_state(weights), weights)
         self.digest = weights_digest(network)
-        self._network = network.to(device).eval().requires_grad_(requires_grad=False)
+        self.network = network.to(device).eval().requires_grad_(requires_grad=False)
         self._spatial: list[Tensor] = []
         # TensorFlow's mixed_6 is Mixed_6d here, and mixed_6/conv its 1 × 1 branch after the ReLU.
-        self._network.Mixed_6d.branch1x1.register_forward_hook(
+        self.network.Mixed_6d.branch1x1.register_forward_hook(
             lambda _module, _inputs, output: self._spatial.append(output)
         )
 
@@ -114,7 +114,7 @@ class InceptionFeatures:
         """Features of uint8 images [B, 3, H, W]: `pool`, `spatial` and `logits`, float32."""
         self._spatial.clear()  # of a batch that did not fit
         with whole_float32(images.device):
-            pool, logits = self._network(images)
+            pool, logits = self.network(images)
         spatial = self._spatial.pop()[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1)
         return {"pool": pool, "spatial": spatial.flatten(1), "logits": logits}
 
@@ -142,7 +142,7 @@ class DinoFeatures:
         self.name = model
         network = _timm_model(model, weights, img_size=self._INPUT_SIZE)
         self.digest = weights_digest(network)
-        self._network = network.to(device).eval().requires_grad_(requires_grad=False)
+        self.network = network.to(device).eval().requires_grad_(requires_grad=False)
         self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
 
@@ -154,7 +154,7 @@ class DinoFeatures:
             resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True)
             # The published code resizes 8-bit images, so the result is rounded to whole levels.
             pixels = resized.round().clamp(0, 255) / 255
-            return {"cls": self._network((pixels - self._mean) / self._std)}
+            return {"cls": self.network((pixels - self._mean) / self._std)}
 
 
 class TimmFeatures:
@@ -183,7 +183,7 @@ class TimmFeatures:
         size = {} if representation.pooling == "mean" else {"img_size": representation.size}
         network = _timm_model(representation.model, weights, **size)
         self.digest = weights_digest(network)
-        self._network = network.to(device).eval().requires_grad_(requires_grad=False)
+        self.network = network.to(device).eval().requires_grad_(requires_grad=False)
         mean, std = (network.pretrained_cfg[name] for name in ("mean", "std"))
         self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(std, device=device).view(3, 1, 1)
@@ -194,9 +194,9 @@ class TimmFeatures:
         size = (self._representation.size,) * 2
         with whole_float32(images.device):
             pixels = F.interpolate(images.float() / 255, size=size, mode="bicubic", antialias=True)
-            out = self._network.forward_features((pixels - self._mean) / self._std)
+            out = self.network.forward_features((pixels - self._mean) / self._std)
             if self._representation.pooling == "attention":
-                out = self._network.forward_head(out, pre_logits=True)
+                out = self.network.forward_head(out, pre_logits=True)
             elif self._representation.pooling == "mean":
                 out = out.mean(dim=(2, 3))
             else:

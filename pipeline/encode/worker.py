@@ -38,7 +38,7 @@ _BATCHES_AHEAD = 3
 _TOKEN_BUFFERS = 4
 _BUFFERS_A_SHARD = 2
 """Further token buffers for each further shard that is written at once."""
-_SHARE_WAITED = 0.1
+SHARE_WAITED = 0.1
 """Share of the time that the device may wait for writers before another shard is written beside the others."""
 _GIVE_UP_AFTER = 5
 """Shards that fail one after another, and nothing is written in between: the fault is not theirs."""
@@ -168,7 +168,7 @@ class Worker:
         now = time.perf_counter()
         waited, since = self._waited, max(now - self._judged, 1e-9)
         self._waited, self._judged = 0.0, now
-        if waited <= _SHARE_WAITED * since or len(self._write_pools) >= self._most_shards:
+        if waited <= SHARE_WAITED * since or len(self._write_pools) >= self._most_shards:
             return
         self._add_writers()
         self._add_buffers(_BUFFERS_A_SHARD)

@@ -153,7 +153,7 @@ class Encoder(nn.Module):
 
     def tokens_of(self, normalised: Tensor) -> Tensor:
         """Raw tokens float32 [B, N, D] of normalised pixels float32 [B, 3, S, S]."""
-        (output,) = self._outputs(normalised, (self.aggregation,), class_token=False)
+        (output,) = self.outputs_of(normalised, (self.aggregation,), class_token=False)
         return output.tokens
 
     @torch.inference_mode()
@@ -167,11 +167,12 @@ class Encoder(nn.Module):
             aggregations: What is wanted.
             class_token: Whether each one's class token is wanted too.
         """
-        return self._outputs(self.prepare(pixels), tuple(aggregations), class_token=class_token)
+        return self.outputs_of(self.prepare(pixels), tuple(aggregations), class_token=class_token)
 
-    def _outputs(
+    def outputs_of(
         self, normalised: Tensor, aggregations: tuple[Aggregation, ...], *, class_token: bool
     ) -> list[EncoderOutput]:
+        """As `encode_all`, of normalised pixels float32 [B, 3, S, S], with gradients."""
         low = self.precision == "bfloat16"
         with torch.autocast(normalised.device.type, dtype=torch.bfloat16, enabled=low):
             tokens, class_tokens = self._blocks(normalised, aggregations, class_token)

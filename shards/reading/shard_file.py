@@ -39,7 +39,7 @@ def _pread(descriptor: int, out: memoryview, offset: int) -> int:
 
 
 # macOS before 11 and some other systems have no preadv; pread costs one more copy.
-_read_at: Callable[[int, memoryview, int], int] = _preadv if hasattr(os, "preadv") else _pread
+read_at: Callable[[int, memoryview, int], int] = _preadv if hasattr(os, "preadv") else _pread
 _NOWAIT = getattr(os, "RWF_NOWAIT", None)
 _STREAK = 16  # rows found cached one after another before one answer counts for more than one row
 _STREAK_NS = 1_000_000
@@ -101,7 +101,7 @@ class ShardFile(LocalObject):
         view = out.data
         filled = 0
         while filled < out.nbytes:
-            count = _read_at(self.descriptor, view[filled:], offset + filled)
+            count = read_at(self.descriptor, view[filled:], offset + filled)
             if count == 0:
                 raise StoreDamagedError(f"{self.path} ends at byte {offset + filled}: truncated while in use")
             filled += count

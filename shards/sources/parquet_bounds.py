@@ -10,8 +10,10 @@ from shards.sources.parquet_pages import PageSizes, page_sizes
 from shards.storage.location import Location, open_object, storage_of
 
 _LARGEST_GROUP = 4 << 30
-_LARGEST_UNSUSPICIOUS = 256 << 20
-_LARGEST_RATIO = 10
+LARGEST_UNSUSPICIOUS = 256 << 20
+"""Bytes that a row group may unfold to whatever its stored size is."""
+LARGEST_RATIO = 10
+"""Bytes that a larger row group may unfold to for each stored byte."""
 
 
 def bounded_batches(
@@ -41,7 +43,7 @@ def bounded_batches(
     pages = _page_sizes(path, group, wanted)
     _require_bounded(group, stored, sum(sizes.unfolded for sizes in pages))
     repeated = sum(sizes.dictionary for sizes in pages)
-    at_once = min(rows or described.num_rows, _LARGEST_UNSUSPICIOUS // repeated if repeated else 1 << 31)
+    at_once = min(rows or described.num_rows, LARGEST_UNSUSPICIOUS // repeated if repeated else 1 << 31)
     unfolded = 0
     for batch in file.iter_batches(
         batch_size=max(1, at_once), row_groups=[group], columns=columns, use_threads=False
@@ -78,10 +80,10 @@ def _require_bounded(group: int, stored: int, unfolded: int) -> None:
     Raises:
         UsageError: Naming the row group and its size.
     """
-    suspicious = unfolded > _LARGEST_UNSUSPICIOUS and unfolded > _LARGEST_RATIO * max(stored, 1)
+    suspicious = unfolded > LARGEST_UNSUSPICIOUS and unfolded > LARGEST_RATIO * max(stored, 1)
     if unfolded < 0 or stored < 0 or unfolded > _LARGEST_GROUP or suspicious:
         raise UsageError(
-            f"a row group of images must unfold to no more than {_LARGEST_GROUP >> 30} GiB and {_LARGEST_RATIO} times "
+            f"a row group of images must unfold to no more than {_LARGEST_GROUP >> 30} GiB and {LARGEST_RATIO} times "
             f"its stored bytes, group {group} has {stored} bytes that unfold to {unfolded}; write smaller row groups"
         )
 

@@ -131,7 +131,7 @@ class RangeCache:
         """Remove what has rested long enough until there is room; gives the bytes that may be added, or 0."""
         entries, total = [], 0
         now = time.time()
-        for entry in self._files():
+        for entry in self.files():
             try:
                 status = entry.stat()
             except FileNotFoundError:  # another process was faster
@@ -154,7 +154,8 @@ class RangeCache:
             total -= size
         return max(0, min(share, most - total))
 
-    def _files(self) -> Iterator[os.DirEntry[str]]:
+    def files(self) -> Iterator[os.DirEntry[str]]:
+        """Yield every file in the cache's folder."""
         folders = [str(self._folder)]
         while folders:
             try:

@@ -22,7 +22,7 @@ def test_a_call_is_timed_until_both_minima_are_reached():
 
     cost = measure(work, CPU, least_seconds=0.05, least_calls=3)
     assert cost.calls == len(calls) - 1 >= 3
-    assert 0.01 <= cost.seconds < 0.5
+    assert cost.seconds >= 0.01
     assert cost.peak_memory is None
 
 

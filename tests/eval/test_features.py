@@ -51,7 +51,7 @@ def test_inception_gives_the_published_layers(inception):
 
 def test_spatial_features_are_the_first_channels_of_the_fourth_block_row_by_row(inception):
     captured = []
-    hook = inception._network.Mixed_6d.register_forward_hook(lambda *call: captured.append(call[2]))
+    hook = inception.network.Mixed_6d.register_forward_hook(lambda *call: captured.append(call[2]))
     found = _features(inception, _images(1, 1))["spatial"]
     hook.remove()
     block = captured[0][0]
@@ -62,7 +62,7 @@ def test_spatial_features_are_the_first_channels_of_the_fourth_block_row_by_row(
 
 def test_logits_leave_the_bias_out(inception):
     found = _features(inception, _images(1, 2))
-    expected = found["pool"] @ inception._network.fc.weight.T
+    expected = found["pool"] @ inception.network.fc.weight.T
     torch.testing.assert_close(found["logits"], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -73,7 +73,7 @@ def test_features_of_an_image_do_not_depend_on_its_batch(inception):
 
 
 def test_a_weights_file_gives_the_same_network_as_its_seed(inception, tmp_path):
-    state = inception._network.state_dict()
+    state = inception.network.state_dict()
     save_file(state, tmp_path / "inception.safetensors")
     torch.save(state, tmp_path / "inception.pth")
     for name in ("inception.safetensors", "inception.pth"):
@@ -101,7 +101,7 @@ def test_set_metrics_agree_with_torch_fidelity_on_the_same_features():
 @pytest.mark.slow
 def test_metrics_agree_with_torch_fidelity_on_the_same_images_and_weights(inception, tmp_path):
     # Larger class logits, so that the Inception Score of random weights says something.
-    state = {name: value.clone() for name, value in inception._network.state_dict().items()}
+    state = {name: value.clone() for name, value in inception.network.state_dict().items()}
     state["fc.weight"] *= 30
     torch.save(state, tmp_path / "weights.pth")
     inception = InceptionFeatures(str(tmp_path / "weights.pth"), CPU)
@@ -146,7 +146,7 @@ def test_features_are_computed_in_float32_whatever_the_callers_arithmetic_is(nam
     network = inception if name == "inception" else DinoFeatures("random:1", CPU, model=TINY_VIT)
     images, inside, before = _images(2, 8), [], _switches()
     expected = _features(network, images)
-    hook = network._network.register_forward_hook(lambda *call: inside.append(_switches()))
+    hook = network.network.register_forward_hook(lambda *call: inside.append(_switches()))
     try:
         allow_tf32(allowed=True)
         with torch.autocast("cpu", torch.bfloat16):

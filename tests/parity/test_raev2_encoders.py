@@ -118,5 +118,5 @@ def test_rotary_periods_are_computed_only_where_the_file_has_none(case, encoder_
 def test_the_class_token_of_one_block_equals_the_reference_s(case, encoder_of, assert_matches):
     for stem, pixels, expected in inputs(case, "clstoken"):
         encoder = encoder_of(case, pixels.shape[-1])
-        (output,) = encoder._outputs(pixels, (encoder.aggregation,), class_token=True)
+        (output,) = encoder.outputs_of(pixels, (encoder.aggregation,), class_token=True)
         assert_matches(output.class_token, expected, case.tolerance, stem)

@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from pipeline.cli import parse
 from pipeline.encode.execution import choose_execution, compiling_repays, execution_of, fastest_batch
 from pipeline.encode.limits import Limits
-from pipeline.encoders.frozen import Encoder
 from shards import Execution, StoreWriter, UserError, open_store
 from shards.errors import StoreDamagedError
 from shards.metadata.identity import Recipe
@@ -80,13 +80,10 @@ def test_compiling_is_for_runs_that_it_makes_shorter():
 
 
 def test_a_worker_without_a_compiler_gives_up_in_one_line(folder, tmp_path, tiny, pipeline, monkeypatch):
-    def compile_trunk(self):
-        def refuse(*inputs):
-            raise RuntimeError("Failed to find C compiler.\nMore lines.")
+    def refuse(*inputs):
+        raise RuntimeError("Failed to find C compiler.\nMore lines.")
 
-        self._blocks = refuse
-
-    monkeypatch.setattr(Encoder, "compile_trunk", compile_trunk)
+    monkeypatch.setattr(torch, "compile", lambda network: refuse)
     arguments = ("encode", folder, "--out", tmp_path / "store", "--shards", 2, "--batch-size", 4, *tiny)
     code, _, err = pipeline(*arguments, "--compile", "on")
     assert code == 1

@@ -31,13 +31,13 @@ def test_many_threads_each_get_the_image_they_ask_for(file):
 
 def test_a_row_group_wanted_by_several_threads_is_decoded_once(file, monkeypatch):
     decoded = []
-    working = parquet_rows._decoded_group
+    working = parquet_rows.bounded_batches
 
-    def counted(path, table, group):
+    def counted(path, file, group, columns):
         decoded.append(group)
-        return working(path, table, group)
+        return working(path, file, group, columns)
 
-    monkeypatch.setattr(parquet_rows, "_decoded_group", counted)
+    monkeypatch.setattr(parquet_rows, "bounded_batches", counted)
     reader = ParquetRows()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda row: reader.read(file, row), [*range(14)] * 5))

@@ -149,7 +149,7 @@ def test_of_a_known_parquet_file_that_is_untouched_no_image_is_read_again(tmp_pa
 def test_a_row_group_that_would_fill_the_memory_is_refused_by_its_footer(tmp_path, monkeypatch):
     rows = [{"bytes": bytes(100_000), "path": None}]
     pq.write_table(pa.table({"image": rows}), tmp_path / "x.parquet", compression="zstd")
-    monkeypatch.setattr(parquet_bounds, "_LARGEST_UNSUSPICIOUS", 10_000)
+    monkeypatch.setattr(parquet_bounds, "LARGEST_UNSUSPICIOUS", 10_000)
     with pytest.raises(UserError, match="must unfold to no more than"):
         list_source(str(tmp_path / "x.parquet"))
 
@@ -189,7 +189,7 @@ def test_a_page_that_claims_more_than_the_footer_is_refused_before_it_is_decoded
     # Type, then the size decompressed: 40,010 in three bytes, which can say up to 1,048,575.
     assert content[start : start + 3] == b"\x15\x00\x15"
     path.write_bytes(content[: start + 3] + b"\xfe\xff\x7f" + content[start + 6 :])
-    monkeypatch.setattr(parquet_bounds, "_LARGEST_UNSUSPICIOUS", 500_000)
+    monkeypatch.setattr(parquet_bounds, "LARGEST_UNSUSPICIOUS", 500_000)
     with pytest.raises(UserError, match=r"must unfold to no more than .* that unfold to 10485\d\d;"):
         list_source(str(path))
 
@@ -198,7 +198,7 @@ def test_a_dictionary_that_many_rows_repeat_is_decoded_in_small_steps_up_to_a_li
     path = tmp_path / "x.parquet"
     image = np.random.default_rng(0).bytes(100_000)
     pq.write_table(pa.table({"image": [{"bytes": image, "path": None}] * 50}), path)
-    monkeypatch.setattr(parquet_bounds, "_LARGEST_UNSUSPICIOUS", 400_000)
+    monkeypatch.setattr(parquet_bounds, "LARGEST_UNSUSPICIOUS", 400_000)
     steps = []
 
     def read():
@@ -208,7 +208,7 @@ def test_a_dictionary_that_many_rows_repeat_is_decoded_in_small_steps_up_to_a_li
     with pytest.raises(UserError, match="that unfold to 1"):
         read()
     assert steps == [3, 3, 3]
-    monkeypatch.setattr(parquet_bounds, "_LARGEST_RATIO", 51)
+    monkeypatch.setattr(parquet_bounds, "LARGEST_RATIO", 51)
     assert len(list_source(str(path)).records) == 50
 
 

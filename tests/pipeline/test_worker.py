@@ -197,7 +197,7 @@ def test_several_shards_at_once_give_the_same_store(
 ):
     """Whoever waits for writers at all, as any device does for its first buffers, writes another shard beside."""
     monkeypatch.setattr(job, "most_shards", lambda spec, writer: 3)
-    monkeypatch.setattr(worker, "_SHARE_WAITED", 0.0)
+    monkeypatch.setattr(worker, "SHARE_WAITED", 0.0)
     assert encoded(folder, tmp_path / "many", tiny, pipeline) == one_at_a_time
     log = list(map(json.loads, (tmp_path / "many.logs" / "progress.jsonl").read_text().splitlines()))
     shards = [line["shard"] for line in log if line["event"] == "BatchEncoded"]
@@ -213,7 +213,7 @@ def test_a_failure_among_several_shards_at_once_leaves_nothing_behind(
     folder, tmp_path, tiny, pipeline, monkeypatch, failing, one_at_a_time
 ):
     monkeypatch.setattr(job, "most_shards", lambda spec, writer: 3)
-    monkeypatch.setattr(worker, "_SHARE_WAITED", 0.0)
+    monkeypatch.setattr(worker, "SHARE_WAITED", 0.0)
     failing({5, 9})
     assert encoded(folder, tmp_path / "many", tiny, pipeline) == one_at_a_time
     assert not list((tmp_path / "many").rglob("*.tmp"))

@@ -14,7 +14,7 @@ from shards.testing.contract import StoreKind, build_store
 NUM_SHARDS = 70
 
 READS_ALL = """
-import resource, sys
+import os, resource, sys
 import numpy as np
 from shards.reading.store import open_store
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))
@@ -24,7 +24,9 @@ out = [np.zeros((1, *reader.row_shape), reader.dtype) for reader in readers]
 for row in store.valid_rows:
     for reader, one in zip(readers, out):
         reader.read([row], one)
-print(*(len(reader._files) for reader in readers), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+opened = {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
+fields = ("center/tokens", "center/image", "flip/tokens")
+print(*(sum(field in path for path in opened) for field in fields), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 
 

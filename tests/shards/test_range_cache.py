@@ -113,8 +113,8 @@ def clock(monkeypatch):
 def looks(monkeypatch):
     """The times at which a cache has looked at all its entries."""
     looks = []
-    files = RangeCache._files
-    monkeypatch.setattr(RangeCache, "_files", lambda cache: (looks.append(1), files(cache))[1])
+    files = RangeCache.files
+    monkeypatch.setattr(RangeCache, "files", lambda cache: (looks.append(1), files(cache))[1])
     return looks
 
 

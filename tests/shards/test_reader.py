@@ -52,7 +52,7 @@ def test_any_rows_go_to_any_places(store, data):
 @pytest.mark.parametrize("replacement", ["pread instead of preadv", "no word on the cache"])
 def test_systems_without_preadv_or_nowait_read_the_same(store, monkeypatch, replacement):
     if replacement == "pread instead of preadv":
-        monkeypatch.setattr(shards.reading.shard_file, "_read_at", shards.reading.shard_file._pread)
+        monkeypatch.setattr(shards.reading.shard_file, "read_at", shards.reading.shard_file._pread)
         monkeypatch.delattr(os, "preadv")
     monkeypatch.setattr(shards.reading.shard_file, "_NOWAIT", None)
     for mode in ("auto", "pread"):
@@ -65,7 +65,7 @@ def test_systems_without_preadv_or_nowait_read_the_same(store, monkeypatch, repl
 def test_a_read_that_comes_in_parts_is_put_together(store, monkeypatch):
     monkeypatch.setattr(
         shards.reading.shard_file,
-        "_read_at",
+        "read_at",
         lambda descriptor, out, offset: os.preadv(descriptor, [out[:7]], offset),
     )
     reader = store.reader("center", "tokens", mode="pread")
@@ -86,7 +86,8 @@ def test_few_open_files_are_enough_for_many_threads(store, monkeypatch):
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(read, range(8)))
-    assert len(reader._files) == 1
+    opened = {os.path.realpath(f"/proc/self/fd/{number}") for number in open_files()}
+    assert sum(path.startswith(str(store.path)) for path in opened) == 1
 
 
 def open_files():

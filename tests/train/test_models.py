@@ -86,7 +86,7 @@ def test_the_padded_swiglu_is_the_same_function_with_the_same_gradients():
     torch.manual_seed(0)
     mlp, x = SwiGLU(16, 21).double(), torch.randn(3, 5, 16, dtype=torch.float64)
     results = []
-    for function in (mlp, lambda x: mlp._padded(x, 43)):
+    for function in (mlp, lambda x: mlp.padded(x, 43)):
         mlp.zero_grad()
         out = function(x)
         out.square().sum().backward()

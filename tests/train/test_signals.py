@@ -25,9 +25,8 @@ def test_the_first_signal_is_remembered_and_handlers_are_put_back(number):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_interrupt_after_a_while_is_obeyed(monkeypatch):
-    monkeypatch.setattr(signals, "_PATIENCE", 0.0)
-    with StopRequest(), pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the second signal raises
+def test_a_second_interrupt_after_a_while_is_obeyed():
+    with StopRequest(patience=0.0), pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the second signal raises
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)

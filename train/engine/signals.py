@@ -10,9 +10,6 @@ from types import FrameType, TracebackType
 from typing import Self
 
 _PR_SET_PDEATHSIG = 1
-_PATIENCE = 5.0
-"""Seconds after which a second Ctrl-C no longer waits for a checkpoint. A launcher repeats the first one at once."""
-
 LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 """Set for their children by `accelerate launch` and by torchrun."""
 
@@ -20,11 +17,16 @@ LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 class StopRequest:
     """Within this context SIGTERM and SIGINT are remembered rather than obeyed at once.
 
+    Args:
+        patience: Seconds after which a second Ctrl-C no longer waits for a checkpoint. A launcher repeats the first one
+            at once.
+
     Attributes:
         signal: the first signal that came, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 5.0) -> None:
+        self._patience = patience
         self.signal: signal.Signals | None = None
         self._since = 0.0
         self._previous: dict[signal.Signals, object] = {}
@@ -43,7 +45,7 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._since = signal.Signals(number), time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._since > _PATIENCE:
+        elif number == signal.SIGINT and time.monotonic() - self._since > self._patience:
             raise KeyboardInterrupt
 
 

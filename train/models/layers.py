@@ -104,12 +104,12 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token: [..., width] → [..., width]."""
         if x.is_cuda and self.hidden % 8:
-            return self._padded(x, -self.hidden % SWIGLU_MULTIPLE)
+            return self.padded(x, -self.hidden % SWIGLU_MULTIPLE)
         gate, value = self.w12(x).chunk(2, dim=-1)
         out: Tensor = self.w3(F.silu(gate) * value)
         return out
 
-    def _padded(self, x: Tensor, padding: int) -> Tensor:
+    def padded(self, x: Tensor, padding: int) -> Tensor:
         """Return the same function with hidden channels added that are zero: silu(0) · 0 = 0."""
         w12 = F.pad(self.w12.weight.view(2, self.hidden, -1), (0, 0, 0, padding)).flatten(0, 1)
         b12 = F.pad(self.w12.bias.view(2, self.hidden), (0, padding)).flatten()
