@@ -4,7 +4,8 @@ Products of two float16 are exact in float64, so a fused multiply-add rounds as 
 after another as `shards.values.moments.RowSums` adds them. `tests/pipeline/test_sums.py` compares the bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,28 @@ from torch import Tensor
 
 from shards import Moments, Recipe, moments_of_sums
 
-_TILE = 24576
+_TILE = 32768
 """Columns worked on at a time on a processor: three tiles of float64 stay in the second-level cache."""
+
+_FUSED_ROWS = 16
+"""Rows that one compiled call adds up, which reads and writes the sums once for all of them."""
+
+
+def add_rows(total: Tensor, squares: Tensor, rows: Tensor) -> None:
+    """Add rows float16 [k, n] and their squares to sums float64 [n], one row after another."""
+    new_total, new_squares = total, squares
+    for row in rows.unbind():
+        values = row.double()
+        new_total = new_total + values
+        new_squares = torch.addcmul(new_squares, values, values)
+    total.copy_(new_total)
+    squares.copy_(new_squares)
+
+
+@cache
+def compiled_add_rows() -> Callable[[Tensor, Tensor, Tensor], None]:
+    """`add_rows` of `_FUSED_ROWS` rows as one kernel."""
+    return torch.compile(add_rows, dynamic=False)
 
 
 class TorchSums:
@@ -34,22 +55,20 @@ class TorchSums:
         self._sums = torch.zeros((2, size), dtype=torch.float64, device=device)
 
     @torch.inference_mode()
-    def add(self, rows: Tensor, slots: Sequence[int]) -> None:
-        """Add some of the rows float16 [k, *row_shape], which lie on the sums' device, one after another."""
-        flat = rows.reshape(len(rows), -1)
-        tile = _TILE if self._device.type == "cpu" else flat.shape[1]
-        for start in range(0, flat.shape[1], tile):
-            total, squares = self._sums[:, start : start + tile]
-            columns = flat[:, start : start + tile]
-            for slot in slots:
-                values = columns[slot].double()
+    def update(self, rows: NDArray[Any]) -> None:
+        """Add rows float16 [k, *row_shape] in order of slot."""
+        flat = torch.from_numpy(rows).reshape(len(rows), -1)
+        for start in range(0, flat.shape[1], _TILE):
+            total, squares = self._sums[:, start : start + _TILE]
+            columns = flat[:, start : start + _TILE]
+            single = torch.empty_like(total, dtype=torch.float32)
+            values = torch.empty_like(total)
+            for row in columns:
+                # By way of float32: processors widen that far in one instruction, and a whole vector at a time.
+                values.copy_(single.copy_(row))
                 total.add_(values)
                 squares.addcmul_(values, values)
-        self._count += len(slots)
-
-    def update(self, rows: NDArray[Any]) -> None:
-        """Add rows float16 [k, *row_shape] in order of place."""
-        self.add(torch.from_numpy(rows), range(len(rows)))
+        self._count += len(rows)
 
     @property
     def finite(self) -> bool:
@@ -72,10 +91,17 @@ class DeviceSums(TorchSums):
 
     They are copied to the host with the shard's last rows, so that whoever publishes the shard need not wait for what
     the device was asked to do since.
+
+    Args:
+        row_shape: Shape of a row.
+        device: Where the sums are kept.
+        compiled: Whether rows are added by a compiled kernel: a launch for sixteen of them in place of three for each,
+            with the same bits.
     """
 
-    def __init__(self, row_shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, row_shape: tuple[int, ...], device: torch.device, *, compiled: bool = False) -> None:
         super().__init__(row_shape, device)
+        self._compiled = compiled
         self._written = 0
         self._host = torch.empty(self._sums.shape, dtype=torch.float64, pin_memory=device.type == "cuda")
 
@@ -83,6 +109,19 @@ class DeviceSums(TorchSums):
     def copy_to_host(self) -> tuple[Tensor, Tensor]:
         """The sums, and where on the host they are looked for."""
         return self._sums, self._host
+
+    @torch.inference_mode()
+    def add(self, rows: Tensor, slots: Sequence[int]) -> None:
+        """Add some of the rows float16 [k, *row_shape], which lie on the sums' device, one after another."""
+        flat = rows.reshape(len(rows), -1)
+        chosen = flat if len(slots) == len(flat) else flat[torch.tensor(slots, device=flat.device)]
+        total, squares = self._sums
+        for start in range(0, len(slots), _FUSED_ROWS):
+            some = chosen[start : start + _FUSED_ROWS]
+            (compiled_add_rows() if self._compiled and len(some) == _FUSED_ROWS else add_rows)(
+                total, squares, some
+            )
+        self._count += len(slots)
 
     def update(self, rows: NDArray[Any]) -> None:
         """Count rows that are written."""
@@ -116,5 +155,7 @@ def sums_for(recipe: Recipe, device: torch.device) -> TorchSums | None:
         return None
     row_shape = (recipe.encoder.num_tokens, recipe.encoder.width)
     if device.type == "cuda":
-        return DeviceSums(row_shape, device)
+        return DeviceSums(
+            row_shape, device, compiled=recipe.execution is not None and recipe.execution.compiled
+        )
     return TorchSums(row_shape, torch.device("cpu"))

@@ -191,7 +191,12 @@ class Worker:
         try:
             inputs = self._transfers.to_device(self._rows.blank())
             shown = self._rows.shown(inputs, self._writer.recipe.views[0])
-            for tokens in self._stored(list(range(len(self._targets))), shown):
+            for target, tokens in zip(
+                self._targets, self._stored(list(range(len(self._targets))), shown), strict=True
+            ):
+                sums = sums_for(target.writer.recipe, self._device)
+                if isinstance(sums, DeviceSums):
+                    sums.add(tokens.values, range(len(tokens.values)))
                 tokens.values.cpu()
         except Exception as error:  # compilers raise what they like
             reason = (str(error).strip() or repr(error)).splitlines()[0]

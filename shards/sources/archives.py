@@ -9,6 +9,7 @@ from typing import IO
 
 from shards.errors import StoreDamagedError
 from shards.metadata.archives import ArchiveIdentity
+from shards.storage.checksum import crc32c
 from shards.storage.location import Location, object_version, open_object, open_seekable
 from shards.storage.object_reader import ObjectReader
 
@@ -59,9 +60,7 @@ class RowsDigest:
 
     def add(self, content: bytes | memoryview | None) -> None:
         """Take the next row."""
-        import google_crc32c
-
-        nbytes, checksum = (-1, 0) if content is None else (len(content), google_crc32c.value(bytes(content)))
+        nbytes, checksum = (-1, 0) if content is None else (len(content), crc32c(content))
         self._digest.update(struct.pack("<qI", nbytes, checksum))
 
     def hex(self) -> str:

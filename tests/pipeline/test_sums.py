@@ -46,9 +46,10 @@ def test_sums_by_torch_have_the_bits_of_numpys(count):
     assert bits(sums) == bits(by_numpy(rows))
 
 
-def test_sums_on_the_device_leave_out_unusable_rows():
-    rows, good = rows_of(9), [0, 1, 4, 8]
-    sums = DeviceSums(SHAPE, torch.device("cpu"))
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_sums_on_the_device_leave_out_unusable_rows(compiled):
+    rows, good = rows_of(21), [0, 1, *range(4, 20)]  # one compiled call, and two rows more
+    sums = DeviceSums(SHAPE, torch.device("cpu"), compiled=compiled)
     sums.add(torch.from_numpy(rows), good)
     sums.update(rows[good])
     fetch(sums)
@@ -79,10 +80,11 @@ def test_infinity_and_nan_are_found(value):
 
 
 @pytest.mark.gpu
-def test_sums_on_a_gpu_have_the_bits_of_numpys():
-    rows = rows_of(9)
-    sums = DeviceSums(SHAPE, torch.device("cuda"))
-    sums.add(torch.from_numpy(rows).cuda(), range(9))
+@pytest.mark.parametrize("compiled", [False, True])
+def test_sums_on_a_gpu_have_the_bits_of_numpys(compiled):
+    rows = rows_of(21)
+    sums = DeviceSums(SHAPE, torch.device("cuda"), compiled=compiled)
+    sums.add(torch.from_numpy(rows).cuda(), range(21))
     sums.update(rows)
     fetch(sums)
     torch.cuda.synchronize()
