@@ -415,7 +415,7 @@ CASES = [
     ),
     Case(
         "a folder of numbered tars without labels",
-        "no classes, and it is said why",
+        "no classes, and the reason is printed",
         tars_of(**{"part-0": [("0.png", 0)], "part-1": [("1.png", 1)]}),
         rows={"part-0/0": None, "part-1/1": None},
         said="the tars are numbered",
@@ -744,14 +744,14 @@ CASES = [
     ),
     Case(
         "an empty class folder",
-        "no class; it is said",
+        "no class; a line says so",
         both(files(["a/0.png", "c/1.png"]), then=lambda folder, _: (folder / "b").mkdir() or folder),
         rows={"a/0.png": "a", "c/1.png": "c"},
         said="folders without images, which are no classes: b",
     ),
     Case(
         "classes numbered from 1",
-        "labels are the numbers; that 0 has no image is said",
+        "labels are the numbers; a line says that 0 has no image",
         files(["1/0.png", "2/1.png", "10/2.png"][:2]),
         rows={"1/0.png": "1", "2/1.png": "2"},
         said="classes are numbered from 1 to 2",
