@@ -171,11 +171,16 @@ class FewStepSettings:
     """Compare one, two, four and fifty steps of a few-step model with steps of its teacher, from the same noise."""
 
     snapshot: Positional[Path]
-    """Snapshot of the few-step model: RUN/snapshots/latest.safetensors of a stage -cmt, -mfd or -mft."""
+    """Snapshot of the few-step model: RUN/snapshots/latest.safetensors of a stage -cmt, -mfd or -mft; or a published
+    file."""
     teacher: Path
-    """Snapshot of the model it was distilled from."""
+    """Snapshot of the model it was distilled from, or a published file."""
     decoder: Path
-    """Snapshot of the decoder for the same encoder."""
+    """Decoder for the same encoder: a snapshot, a published file or diffusers' folder."""
+    compressor: Path | None = None
+    """Snapshot of the compressor that made the store's latents, where one did."""
+    statistics: Path | None = None
+    """stat.pt of published files' latents; default the statistics of the store."""
     store: str | Path
     """Store they were trained on; its tokens are what generated ones are compared with."""
     out: Path = Path("runs/few-step")

@@ -63,7 +63,8 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
         initialise_as_published(model.r_embedder)
     inherited, start = None, settings.init_from or settings.teacher
     if start is not None and not begun(settings.out, team):
-        inherited = start_from(model, start)
+        # A teacher's prediction is compared where it is loaded.
+        inherited = start_from(model, start, settings.flow.prediction if settings.init_from else None)
     kept = settings.out / FILE_NAME
     normalizer = latent_normalizer(
         store, settings.views or (), published=settings.statistics, inherited=inherited, kept=kept

@@ -20,15 +20,8 @@ from eval.images.sheets import grid, save_png, to_uint8
 from eval.metrics.moments import FeatureMoments, Gaussian
 from eval.metrics.results import device_name, versions, write_json
 from eval.metrics.set_distances import frechet_distance
-from eval.networks.load import (
-    Decoder,
-    decoder_of,
-    load_decoder,
-    load_dit,
-    require_fitting_guide,
-    require_same_encoder,
-    set_precision,
-)
+from eval.networks.chain import load_chain
+from eval.networks.load import Decoder, load_dit, require_fitting_guide, require_same_encoder, set_precision
 from eval.settings import FewStepSettings, GridKind
 from shards import Store, UsageError, even_spread, open_store
 from train.models.config import LatentTransformerConfig
@@ -86,7 +79,10 @@ def compare_steps(settings: FewStepSettings) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_precision(settings.precision)
     store = open_store(settings.store)
-    models = {"student": load_dit(settings.snapshot, device), "teacher": load_dit(settings.teacher, device)}
+    models = {
+        who: load_dit(path, device, store, settings.statistics)
+        for who, path in (("student", settings.snapshot), ("teacher", settings.teacher))
+    }
     decoder = _checked(settings, store, models, device)
     reference, floor = _stored_tokens(store)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -147,14 +143,21 @@ def _checked(
             "as --teacher"
         )
     require_fitting_guide(student, teacher, settings.teacher)
-    decoder = load_decoder(settings.decoder, device)
-    for snapshot in (student, decoder):
-        require_same_encoder(snapshot, store.recipe.encoder, what=f"the store {settings.store}")
-    loaded = decoder_of(decoder, settings.precision)
+    latents, what = store.recipe.encoder, f"the store {settings.store}"
+    require_same_encoder(student, latents, what=what)
+    chain = load_chain(
+        settings.decoder,
+        settings.compressor,
+        device,
+        settings.precision,
+        latents=latents,
+        published_for=latents,
+        what=what,
+    )
     if settings.compile:
-        for snapshot in (student, teacher, decoder):
-            snapshot.model.compile()
-    return loaded
+        for part in (student.model, teacher.model, chain):
+            part.compile()
+    return chain.decoder
 
 
 def _stored_tokens(store: Store) -> tuple[Gaussian, float]:

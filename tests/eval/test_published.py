@@ -11,10 +11,11 @@ import torch
 
 from eval.generate.plan import plan_of
 from eval.generate.run import generate as generate_by_plan
+from eval.generate.step_comparison import compare_steps
 from eval.images.samples import map_samples
 from eval.networks.load import load_decoder, require_same_encoder
 from eval.reconstruct.run import reconstruct
-from eval.settings import GenerationSettings, ReconstructionSettings
+from eval.settings import FewStepSettings, GenerationSettings, ReconstructionSettings
 from shards.errors import IdentityMismatchError, UsageError
 from shards.reading.store import open_store
 from train.engine.fine_tuning import start_from
@@ -51,7 +52,13 @@ def files(tmp_path_factory, store):
         head_depth=1, head_num_heads=2,
     )  # fmt: skip
     decoder = replace(decoder_config("b", token_width=8, grid=(2, 2), patch_size=8), depth=1)
-    for name, config, seed in (("dit", dit, 0), ("guide", dit, 1), ("decoder", decoder, 2)):
+    student = replace(dit, end_time=True)
+    for name, config, seed in (
+        ("dit", dit, 0),
+        ("guide", dit, 1),
+        ("decoder", decoder, 2),
+        ("student", student, 0),
+    ):
         state = _random_state(config, seed)
         torch.save({"ema": state} if name == "dit" else state, folder / f"{name}.pt")
         normalizer = None if name == "decoder" else LatentNormalizer(None, VARIANCE)
@@ -90,6 +97,25 @@ def test_published_files_are_sampled_like_snapshots_of_the_same_weights(publishe
     np.testing.assert_array_equal(images, expected)
     assert results["encoder_id"] == ours["encoder_id"]
     assert results["step"] is None
+
+
+def test_a_published_few_step_file_jumps_and_is_compared_like_a_snapshot(published, files, store, tmp_path):
+    snapshots = {"encoder_of": None, "statistics": None, "decoder": files / "decoder.safetensors"}
+    given = replace(published, snapshot=files / "student.pt", points=None)
+    results, images = generate(given)
+    assert (results["method"], results["evaluations"]) == ("jump", 1)
+    ours = replace(given, snapshot=files / "student.safetensors", out=tmp_path / "ours", **snapshots)
+    np.testing.assert_array_equal(images, generate(ours)[1])
+
+    def distances(suffix, **more):
+        student, teacher, drawing = (files / f"{name}.{suffix}" for name in ("student", "dit", "decoder"))
+        few = FewStepSettings(
+            snapshot=student, teacher=teacher, decoder=drawing, store=store, out=tmp_path / suffix,
+            num_samples=4, columns=2, **more,
+        )  # fmt: skip
+        return [row["distance"] for row in compare_steps(few)["rows"]]
+
+    assert distances("pt", statistics=files / "stat.pt") == distances("safetensors")
 
 
 def test_without_statistics_those_of_the_store_are_used(published, files, store, tmp_path):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from shards import UsageError, read_document
 from train.models.config import ViTDecoderConfig
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
-from train.weights.published import load_decoder, read_state_dict
+from train.settings.config import Prediction
+from train.weights.published import differences, load_decoder, read_state_dict
 from train.weights.snapshot import Snapshot, load_snapshot
 from train.weights.tensor_files import open_tensors
 
@@ -20,7 +22,7 @@ END_TIME = "r_embedder."
 ALIGNMENT = "alignment."
 
 
-def start_from(model: nn.Module, path: Path) -> LatentNormalizer | None:
+def start_from(model: nn.Module, path: Path, prediction: Prediction | None = None) -> LatentNormalizer | None:
     """Copy weights into a fresh model of the same shape.
 
     With another number of classes the label table is not copied, except for its last row, which means no class. A model
@@ -29,37 +31,42 @@ def start_from(model: nn.Module, path: Path) -> LatentNormalizer | None:
     Args:
         model: the fresh model.
         path: a snapshot of ours, or a published file.
+        prediction: what a diffusion transformer will put out; None: it is none, or it is not compared.
 
     Returns:
         The normaliser the weights were trained with, if the file holds one.
 
     Raises:
-        UserError: the file is missing, broken, or holds another network.
+        UserError: the file is missing, broken, or holds another network or one that puts out something else.
     """
-    weights, normalizer = _read(model, path)
+    weights, normalizer = _read(model, path, prediction)
     own = model.state_dict()
     for part in (END_TIME, ALIGNMENT):
         if not any(name.startswith(part) for name in weights):
             weights.update({name: value for name, value in own.items() if name.startswith(part)})
-    differing = sorted(
-        own.keys() ^ weights.keys()
-        | {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape}
-    )
-    if len(differing) == 1 and differing[0] in LABEL_TABLES:
-        table = own[differing[0]].clone()
-        table[-1] = weights[differing[0]][-1]
-        weights[differing[0]] = table
-    elif differing:
+    for name in LABEL_TABLES:
+        if name in own and name in weights:
+            table, theirs = own[name], weights[name]
+            if len(table) != len(theirs) and table.shape[1:] == theirs.shape[1:]:
+                weights[name] = torch.cat([table[:-1], theirs[-1:]])
+    found = differences(model, weights)
+    if found:
         raise UsageError(
-            f"{path} holds another network than the settings describe: {', '.join(differing[:5])} do not fit; "
-            "choose the preset it was trained with"
+            f"{path} holds another network than the settings describe; {found}; choose the preset it was trained with"
         )
     model.load_state_dict(weights)
     return normalizer
 
 
-def _require_same_output(model: nn.Module, snapshot: Snapshot, path: Path) -> None:
-    """Refuse a decoder's weights whose last layer puts out something else than the settings ask for."""
+def _require_same_output(
+    model: nn.Module, snapshot: Snapshot, path: Path, prediction: Prediction | None
+) -> None:
+    """Refuse weights whose last layer puts out something else than the settings ask for."""
+    if prediction is not None and snapshot.kind == "dit" and snapshot.meta.prediction != prediction:
+        raise UsageError(
+            f"{path} puts out {snapshot.meta.prediction} and the settings ask for {prediction}; give "
+            f"--flow.prediction {snapshot.meta.prediction}"
+        )
     if not (isinstance(model, ViTDecoder) and isinstance(snapshot.config, ViTDecoderConfig)):
         return
     own, theirs = ((config.pixel_mean, config.pixel_std) for config in (model.config, snapshot.config))
@@ -70,13 +77,15 @@ def _require_same_output(model: nn.Module, snapshot: Snapshot, path: Path) -> No
         )
 
 
-def _read(model: nn.Module, path: Path) -> tuple[dict[str, Tensor], LatentNormalizer | None]:
+def _read(
+    model: nn.Module, path: Path, prediction: Prediction | None
+) -> tuple[dict[str, Tensor], LatentNormalizer | None]:
     if path.suffix == ".safetensors":
         with open_tensors(path) as (_, header):
             ours = "config" in read_document(header, dict[str, Any], name=path)
         if ours:
             snapshot = load_snapshot(path)
-            _require_same_output(model, snapshot, path)
+            _require_same_output(model, snapshot, path, prediction)
             return dict(snapshot.model.state_dict()), snapshot.normalizer
     if isinstance(model, ViTDecoder):
         return dict(load_decoder(path, model.config).state_dict()), None

@@ -160,5 +160,9 @@ def require_start(settings: DiTSettings) -> None:
             "--objective mean-flow without a teacher fine-tunes a network that can jump already; give --init-from "
             "SNAPSHOT of an earlier stage, or distil with --teacher SNAPSHOT"
         )
+    if settings.objective != "velocity" and settings.repa.field is not None:
+        raise UsageError(
+            f"--repa.field aligns the network of --objective velocity alone; leave it out of {settings.objective}"
+        )
     if settings.teacher is None and settings.teacher_guidance != TeacherGuidance():
         raise UsageError("--teacher-guidance needs a teacher to guide; give --teacher SNAPSHOT")

@@ -171,6 +171,13 @@ def require_same_shapes(model: nn.Module, state: Mapping[str, Tensor], source: o
     Raises:
         PublishedFileError: keys are missing, unknown or of another shape, each of them named.
     """
+    found = differences(model, state)
+    if found:
+        raise PublishedFileError(f"{source} does not fit a {type(model).__name__}; {found}")
+
+
+def differences(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """List the keys in which weights differ from a model's own; empty if keys and shapes are the same."""
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
     extra = sorted(state.keys() - own.keys())
@@ -179,17 +186,16 @@ def require_same_shapes(model: nn.Module, state: Mapping[str, Tensor], source: o
         for key in sorted(own.keys() & state.keys())
         if state[key].shape != own[key].shape
     ]
-    found = [
-        f"{name}: {_listed(keys)}"
-        for name, keys in (("missing", missing), ("not known", extra), ("of another shape", misshapen))
-        if keys
-    ]
-    if found:
-        raise PublishedFileError(f"{source} does not fit a {type(model).__name__}; {'; '.join(found)}")
+    kinds = (("missing", missing), ("not known", extra), ("of another shape", misshapen))
+    return "; ".join(f"{name}: {_listed(keys)}" for name, keys in kinds if keys)
 
 
 def _read(path: Path) -> dict[str, Any]:
     """Read a file of ours (.safetensors) or of PyTorch's, without running anything in it."""
+    if path.is_dir():
+        raise PublishedFileError(
+            f"weights are a file, {path} is a folder; of a run give RUN/snapshots/latest.safetensors"
+        )
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
