@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.settings.commandline import parse, run
+from train.settings.commandline import parse_runs, run
 from train.settings.compressor_presets import COMPRESSOR_DEFAULT, COMPRESSOR_PRESETS, compressor_settings
 from train.settings.presets import preset_list
 
@@ -31,7 +31,7 @@ SHEET_IMAGES = 8
 
 def main(arguments: Sequence[str]) -> int:
     """Train; returns the exit code."""
-    settings = parse(
+    runs = parse_runs(
         arguments,
         preset=compressor_settings,
         default=COMPRESSOR_DEFAULT,
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     # After the command line is read, so that --help and mistakes are answered at once.
     from train.engine.launch import launch
 
-    return launch(settings, build_task, default_views=all_views)
+    return launch(runs, build_task, default_views=all_views)
 
 
 def build_task(settings: CompressorSettings, store: Store, team: Team) -> CompressionTask:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.settings.commandline import parse, run
+from train.settings.commandline import parse_runs, run
 from train.settings.presets import DECODER_DEFAULT, DECODER_PRESETS, decoder_settings, preset_list
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ SHEET_IMAGES = 8
 
 def main(arguments: Sequence[str]) -> int:
     """Train; returns the exit code."""
-    settings = parse(
+    runs = parse_runs(
         arguments,
         preset=decoder_settings,
         default=DECODER_DEFAULT,
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     # After the command line is read, so that --help and mistakes are answered at once.
     from train.engine.launch import launch
 
-    return launch(settings, build_task, default_views=crops_or_center)
+    return launch(runs, build_task, default_views=crops_or_center)
 
 
 def build_task(settings: DecoderSettings, store: Store, team: Team) -> ReconstructionTask:

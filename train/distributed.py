@@ -193,9 +193,22 @@ class Team:
         if self.world_size > 1:
             dist.barrier()
 
+    def finish(self) -> None:
+        """Close the trackers and let go of what was trained; the processes stay connected, for a next team."""
+        self.accelerator.free_memory()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
     def close(self) -> None:
         """Close the trackers and the connections of this process."""
-        self.accelerator.end_training()
+        self.finish()
+        disconnect()
+
+
+def disconnect() -> None:
+    """Close the connections of this process; there is no team after it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def shard_blocks(model: nn.Module) -> nn.Module:

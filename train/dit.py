@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.settings.commandline import parse, run
+from train.settings.commandline import parse_runs, run
 from train.settings.few_step import require_start
 from train.settings.presets import DIT_DEFAULT, DIT_PRESETS, dit_settings, preset_list
 
@@ -30,18 +30,19 @@ SHEET_CLASSES, SHEET_COLUMNS = 8, 6
 
 def main(arguments: Sequence[str]) -> int:
     """Train; returns the exit code."""
-    settings = parse(
+    runs = parse_runs(
         arguments,
         preset=dit_settings,
         default=DIT_DEFAULT,
         script="train/dit.py",
         presets=preset_list(DIT_PRESETS),
     )
-    require_start(settings)
+    for settings in runs:
+        require_start(settings)
     # After the command line is read, so that --help and mistakes are answered at once.
     from train.engine.launch import launch
 
-    return launch(settings, build_task, default_views=center_and_flip)
+    return launch(runs, build_task, default_views=center_and_flip)
 
 
 def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -325,18 +325,33 @@ class Recipe:
         """Row of each image, ascending, int64[n]: every row that is not spare."""
         return planned_rows(self.num_images, self.num_shards, self.earlier)
 
-    def at_stage(self, stage: int) -> Self:
-        """Return the recipe with today's views as of one of its earlier stages; `len(earlier)` is the recipe itself."""
+    def at_stage(self, stage: int, num_views: int | None = None) -> Self:
+        """Return the recipe as of before one of its extensions; `len(earlier)` is the recipe itself.
+
+        Args:
+            stage: Number of extensions there were.
+            num_views: Number of views there were; None: as now.
+        """
+        views = self.views[:num_views]
         if stage == len(self.earlier):
-            return self
+            return self if views == self.views else dataclasses.replace(self, views=views)
         was = self.earlier[stage]
         return dataclasses.replace(
             self,
+            views=views,
             source_digest=was.source_digest,
             num_images=was.num_images,
             num_shards=was.num_shards,
             earlier=self.earlier[:stage],
         )
+
+    def states(self) -> Iterator[tuple[int, int]]:
+        """Yield the numbers of extensions and of views that a store of this recipe may have had, the present ones first."""
+        for stage in range(len(self.earlier), -1, -1):
+            for num_views in range(len(self.views), 0, -1):
+                views = self.views[:num_views]
+                if all(MIRRORED_VIEWS.get(view, view) in views for view in views):
+                    yield stage, num_views
 
     def fields(self, view: str) -> tuple[str, ...]:
         """Fields stored for a view; a mirrored view keeps no image."""

@@ -79,16 +79,13 @@ class MixedStore(Store):
         return digest_of({"stores": ids, "phases": phases, "unit": self.unit})
 
     def as_known_by(self, id: str) -> MixedStore | None:  # noqa: A002 - see `Store.as_known_by`
-        """See `Store.as_known_by`: each of the stores as it is or before one of its extensions."""
+        """See `Store.as_known_by`: each of the stores as it is or was before something was added to it."""
         recipes = [store.manifest.recipe for store in self.stores]
-        stages = [
-            {recipe.at_stage(stage).id: stage for stage in range(len(recipe.earlier), -1, -1)}
-            for recipe in recipes
-        ]
-        for ids in itertools.product(*stages):
+        states = [{recipe.at_stage(*state).id: state for state in recipe.states()} for recipe in recipes]
+        for ids in itertools.product(*states):
             if self._digest(ids) == id:
-                parts = zip(self.stores, stages, ids, strict=True)
-                stores = [store.at_stage(known[own]) for store, known, own in parts]
+                parts = zip(self.stores, states, ids, strict=True)
+                stores = [store.at_stage(*known[own]) for store, known, own in parts]
                 return MixedStore(stores, self.phases, self.unit)
         return None
 
@@ -101,6 +98,20 @@ class MixedStore(Store):
     def images_since(self) -> int:
         """See `Store.images_since`."""
         return sum(store.images_since for store in self.stores)
+
+    @property
+    def classes_since(self) -> tuple[str, ...]:
+        """See `Store.classes_since`."""
+        names = dict.fromkeys(name for store in self.stores for name in store.classes_since)
+        return tuple(name for name in names if name not in self.class_names)
+
+    @property
+    def views_since(self) -> tuple[str, ...]:
+        """See `Store.views_since`: views that all stores have on the disk, and this one has not."""
+        now = set.intersection(*(set(store.manifest.recipe.views) for store in self.stores))
+        return tuple(
+            view for view in self.stores[0].manifest.recipe.views if view in now and view not in self.views
+        )
 
     @property
     def recipe(self) -> Recipe:

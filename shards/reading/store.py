@@ -105,27 +105,41 @@ class Store:
         *,
         follow_links: bool = False,
         stage: int | None = None,
+        num_views: int | None = None,
     ) -> None:
         self.path = path
         self._cache = cache
         self.manifest = manifest
         self.follow_links = follow_links
         self._stage = len(manifest.recipe.earlier) if stage is None else stage
+        self._num_views = num_views
 
-    def at_stage(self, stage: int) -> Store:
-        """Return the store as it was before one of its extensions: its rows, labels, classes and statistics of then.
+    def at_stage(self, stage: int, num_views: int | None = None) -> Store:
+        """Return the store as it was before it was added to: its rows, labels, classes, views and statistics of then.
 
         Args:
             stage: Number of extensions there were, counted from 0; `len(recipe.earlier)` is the store as it is.
+            num_views: Number of views there were; None: as now.
         """
-        return Store(self.path, self.manifest, self._cache, follow_links=self.follow_links, stage=stage)
+        return Store(
+            self.path,
+            self.manifest,
+            self._cache,
+            follow_links=self.follow_links,
+            stage=stage,
+            num_views=num_views,
+        )
 
     def as_known_by(self, id: str) -> Store | None:  # noqa: A002 - the name of the attribute it is compared with
-        """Return the store as it was when its `id` was this one, now or before an extension; None if it never was."""
+        """Return the store as it was when its `id` was this one, now or before images or views were added.
+
+        Returns:
+            It, or None if it never was.
+        """
         recipe = self.manifest.recipe
-        for stage in range(len(recipe.earlier), -1, -1):
-            if recipe.at_stage(stage).id == id:
-                return self.at_stage(stage)
+        for state in recipe.states():
+            if recipe.at_stage(*state).id == id:
+                return self.at_stage(*state)
         return None
 
     @property
@@ -133,10 +147,22 @@ class Store:
         """Images that the store on the disk has and this one, of an earlier stage, has not."""
         return self.manifest.recipe.num_images - self.recipe.num_images
 
+    @property
+    def classes_since(self) -> tuple[str, ...]:
+        """Names of classes that the store on the disk has and this one, of an earlier stage, has not."""
+        if not self.images_since:
+            return ()
+        return self.at_stage(len(self.manifest.recipe.earlier)).class_names[self.num_classes :]
+
+    @property
+    def views_since(self) -> tuple[str, ...]:
+        """Views that the store on the disk has and this one, of an earlier state, has not."""
+        return self.manifest.recipe.views[len(self.views) :]
+
     @cached_property
     def recipe(self) -> Recipe:
         """What the store was made by."""
-        return self.manifest.recipe.at_stage(self._stage)
+        return self.manifest.recipe.at_stage(self._stage, self._num_views)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -261,7 +287,18 @@ class Store:
         valid = read_array(self._derived_bytes, "valid")
         if valid.dtype != np.bool_ or valid.ndim != 1 or len(valid) < self.num_rows:
             raise StoreDamagedError(f"{self.path}: valid does not hold a mark a row; run `pipeline verify`")
-        return np.flatnonzero(valid[: self.num_rows]).astype(np.int64)
+        rows = np.flatnonzero(valid[: self.num_rows]).astype(np.int64)
+        if not self.views_since:
+            return rows
+        # A view that was added since may lack rows that the views of then have.
+        absent = np.setdiff1d(self.recipe.planned_rows, rows)
+        bad = {
+            int(shard) * self.capacity + slot
+            for view in self.views
+            for shard in np.unique(absent // self.capacity)
+            for slot in self.commit(view, int(shard)).bad
+        }
+        return np.union1d(rows, [row for row in absent.tolist() if row not in bad]).astype(np.int64)
 
     @cached_property
     def code(self) -> Int8Code | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -172,6 +173,70 @@ def test_a_killed_ray_actor_of_two_is_made_up_for(source, whole, tmp_path):
     assert driver.returncode == 0, output
     assert f"{name} died; the others take over its shard" in output
     assert lasting_files(store) == lasting_files(whole)
+
+
+@pytest.fixture
+def extension(source, whole, tmp_path):
+    """A copy of the store to extend, the command that does so, and the store of one process that did so alone."""
+    more = tmp_path / "more"
+    more.mkdir()
+    for number in range(30, 50):
+        coarse = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((50, 40), Image.Resampling.BICUBIC).save(more / f"{number:02d}.png")
+
+    def build(store, *options):
+        options = ("--batch-size", "4", "--log-dir", str(tmp_path / "logs"), *options)
+        return [sys.executable, "-m", "pipeline", "extend", str(store), str(more), *options]
+
+    for name in ("alone", "store"):
+        shutil.copytree(whole, tmp_path / name)
+    code, output = run(build(tmp_path / "alone"))
+    assert code == 0, output
+    return tmp_path / "store", build, tmp_path / "alone"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["static", "slurm", "local", "ray"])
+def test_every_engine_extends_a_store_to_the_same_bytes(extension, tmp_path, engine):
+    store, build, alone = extension
+    if engine == "slurm":
+        array = tmp_path / "array.sh"
+        array.write_text(run(build(store, "--engine", "slurm", "--slurm-tasks", "2"))[1])
+        commands = [["/bin/bash", str(array)]] * 2
+        environments = [
+            {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "2"} for task in range(2)
+        ]
+    elif engine == "static":
+        commands = [build(store, "--engine", "static")] * 2
+        environments = [{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} for rank in range(2)]
+    else:
+        pytest.importorskip("ray" if engine == "ray" else "torch")
+        more = ["--engine", "ray", "--ray-actors", "2"] if engine == "ray" else ["--devices", "cpu,cpu"]
+        commands, environments = [build(store, *more)], [{}]
+    workers = [
+        subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+        for command, environment in zip(commands, environments, strict=True)
+    ]
+    outputs = [worker.communicate(timeout=500)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * len(workers), outputs
+    assert lasting_files(store) == lasting_files(alone)
+    code, output = run([sys.executable, "-m", "pipeline", "verify", str(store)])
+    assert code == 0, output
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_two_that_extend_is_made_up_for_by_the_other(extension):
+    store, build, alone = extension
+    with subprocess.Popen(
+        build(store, "--devices", "cpu,cpu", "--batch-size", "1"), stderr=subprocess.PIPE, text=True
+    ) as parent:
+        name = kill_first_worker(store, lambda owner: owner["pid"])
+        output = parent.communicate(timeout=300)[1]
+    assert parent.returncode == 0, output
+    assert f"{name} died (exit code -9)" in output
+    assert lasting_files(store).keys() == lasting_files(alone).keys()
+    code, output = run([sys.executable, "-m", "pipeline", "verify", str(store)])
+    assert code == 0, output
 
 
 def test_help_answers_without_torch():

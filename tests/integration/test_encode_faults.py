@@ -8,6 +8,7 @@ before a chosen one: this reaches every moment of planning, writing, committing 
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -100,6 +101,19 @@ def source(tmp_path_factory):
         coarse = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((50, 40), Image.Resampling.BICUBIC).save(path)
     (root / "class0" / "06.png").write_bytes(b"not a picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def grown(source, tmp_path_factory):
+    """The source with 9 more photographs, some of a class that it had not."""
+    root = tmp_path_factory.mktemp("grown") / "source"
+    shutil.copytree(source, root)
+    for number in range(20, 29):
+        path = root / f"class{number % 3}" / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        coarse = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((50, 40), Image.Resampling.BICUBIC).save(path)
     return root
 
 
@@ -335,6 +349,7 @@ ADDITIONS = {
         "--batch-size",
         "4",
     ],
+    "extend": ["extend", "STORE", "GROWN", "--batch-size", "4", "--max-bad", "1"],
     "reshard": ["reshard", "STORE", "--out", "STORE/../new", "--shards", "2"],
     "subset": ["subset", "STORE", "--out", "STORE/../new", "--every", "2"],
 }
@@ -342,7 +357,9 @@ ADDITIONS = {
 
 KILLED = [
     pytest.param(
-        name, seed, marks=() if name in ("add-view", "derive", "reshard") and not seed else pytest.mark.slow
+        name,
+        seed,
+        marks=() if name in ("add-view", "derive", "extend", "reshard") and not seed else pytest.mark.slow,
     )
     for name in ADDITIONS
     for seed in range(9)
@@ -351,10 +368,11 @@ KILLED = [
 
 @pytest.mark.parametrize(("name", "seed"), KILLED)
 def test_what_is_done_to_a_finished_store_survives_kills_and_the_store_is_whole_at_every_moment(
-    encode, whole, tmp_path, make_compressor, name, seed
+    encode, whole, grown, tmp_path, make_compressor, name, seed
 ):
     def run(root, kill_at=0):
-        arguments = [argument.replace("STORE", str(root / "store")) for argument in ADDITIONS[name]]
+        places = {"STORE": str(root / "store"), "GROWN": str(grown)}
+        arguments = [re.sub("STORE|GROWN", lambda m: places[m[0]], argument) for argument in ADDITIONS[name]]
         return encode(root / "store", arguments=arguments, kill_at=kill_at)
 
     shutil.copytree(whole[0], tmp_path / "one" / "store")

@@ -26,10 +26,11 @@ def command(tmp_path, tiny):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
         Image.fromarray(pixels).save(path)
 
-    def build(out):
-        arguments = [tmp_path / "images", "--out", out, "--shards", "8", "--batch-size", "4", *tiny]
-        command = [sys.executable, "-m", "pipeline", "encode", *arguments, "--log-dir", tmp_path / "logs"]
-        return [str(argument) for argument in command]
+    def build(out, *, extend=False):
+        encode = ["encode", tmp_path / "images", "--out", out, "--shards", "8", *tiny]
+        subcommand = ["extend", out, tmp_path / "more"] if extend else encode
+        common = ["--batch-size", "4", "--log-dir", tmp_path / "logs"]
+        return [str(argument) for argument in [sys.executable, "-m", "pipeline", *subcommand, *common]]
 
     return build
 
@@ -70,3 +71,35 @@ def test_several_encoders_at_once_make_one_store(s3, tmp_path, command):
     assert [encoder.returncode for encoder in encoders] == [0, 0, 0], errors
     assert verify_store(s3) == []
     assert written(s3) == written(tmp_path / "whole")
+
+
+def test_a_store_on_a_server_that_is_extended_by_several_and_killed_on_the_way_ends_as_a_local_one(
+    s3, tmp_path, command
+):
+    for number in range(40, 60):
+        path = tmp_path / "more" / f"class {number % 3}" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    for store in (tmp_path / "whole", s3):
+        subprocess.run(command(store), check=True, capture_output=True)
+    subprocess.run(command(tmp_path / "whole", extend=True), check=True, capture_output=True)
+    before = open_store(s3)
+    started = published(s3)
+    kills = 0
+    for commits in (0, 1, 4):
+        with subprocess.Popen(command(s3, extend=True), stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and published(s3) <= started + commits:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+        kills += process.returncode == -signal.SIGKILL
+        assert verify_store(s3) == []
+    assert kills >= 2
+    workers = [subprocess.Popen(command(s3, extend=True), stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [worker.communicate()[1].decode() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+    assert verify_store(s3) == []
+    assert written(s3) == written(tmp_path / "whole")
+    after = open_store(s3)
+    assert (after.recipe.num_images, after.recipe.num_shards) == (60, 12)
+    assert after.as_known_by(before.id).valid_rows.tolist() == before.valid_rows.tolist()

@@ -56,13 +56,16 @@ def write_store(
     return path
 
 
-def _write_rows(writer: StoreWriter) -> None:
-    """Write what is still to come of a store, and finish it."""
+def _write_rows(writer: StoreWriter, bad: tuple[int | None, ...] = ()) -> None:
+    """Write what is still to come of a store, but for bad rows, and finish it."""
     recipe = writer.recipe
     generator = np.random.default_rng(0)
     for view, shard in writer.pending():
         with writer.shard(view, shard) as out:
             for row in writer.plan.rows_of(shard):
+                if row in bad:
+                    out._account(int(row) % recipe.capacity, "not an image")
+                    continue
                 tokens = generator.normal(size=(GRID[0] * GRID[1], recipe.encoder.width)).astype(np.float32)
                 arrays = {"tokens": to_storage(tokens, storage_type(recipe.dtype))}
                 if "image" in recipe.fields(view):
@@ -75,7 +78,7 @@ def _write_rows(writer: StoreWriter) -> None:
 
 @pytest.fixture
 def write_rows():
-    """Writes what is still to come of a store, and finishes it: `write_rows(writer)`."""
+    """Writes what is still to come of a store, and finishes it: `write_rows(writer, bad=(7,))`."""
     return _write_rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from shards.errors import UsageError, UserError
 from train.settings import commandline
 from train.settings.presets import DECODER_DEFAULT, DIT_DEFAULT, decoder_settings, dit_settings
+from train.settings.saved_settings import to_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +52,45 @@ def test_unknown_presets_and_files_are_users_errors(tmp_path):
         parse("dit-dh-giant")
     with pytest.raises(UserError, match="no settings file"):
         parse(str(tmp_path / "config.json"))
+
+
+def parse_runs(*arguments):
+    return commandline.parse_runs(
+        arguments, preset=dit_settings, default=DIT_DEFAULT, script="train/dit.py", presets=""
+    )
+
+
+def test_several_seeds_are_a_run_each_that_varies_the_first():
+    runs = parse_runs("dit-dh-s-256", "--seed", "3", "-1", "7", "--out", "runs/x", "--max-steps", "7")
+    assert [run.seed for run in runs] == [3, -1, 7]
+    assert [str(run.out) for run in runs] == ["runs/x/seed-3", "runs/x/seed--1", "runs/x/seed-7"]
+    assert [run.max_steps for run in runs] == [7, 7, 7]
+    assert [run.varies for run in runs] == [None, *["runs/x/seed-3/config.json"] * 2]
+    assert [run.varies_in for run in runs] == [(), ("seed: 3 → -1",), ("seed: 3 → 7",)]
+    alone = parse_runs("dit-dh-s-256", "--seed", "3", "--out", "runs/x")
+    assert [str(run.out) for run in alone] == ["runs/x"]
+
+
+def test_seeds_of_another_run_vary_that_run(tmp_path):
+    config = tmp_path / "dit" / "config.json"
+    config.parent.mkdir()
+    config.write_text(to_json(replace(dit_settings("dit-dh-s-256"), allow_change=("store",))))
+    runs = parse_runs(str(config), "--seed", "0", "1", "--optimizer.lr", "1e-4", "--out", str(tmp_path / "x"))
+    assert [run.varies for run in runs] == [str(config)] * 2
+    assert [run.varies_in for run in runs] == [
+        ("optimizer.lr: 0.0002 → 0.0001",),
+        ("optimizer.lr: 0.0002 → 0.0001", "seed: 0 → 1"),
+    ]
+    assert runs[0].allow_change == ()
+    with pytest.raises(UsageError, match="give --out"):
+        parse_runs(str(config), "--seed", "0", "1")
+
+
+def test_a_seed_that_is_named_twice_is_refused():
+    with pytest.raises(UsageError, match="--seed names a seed twice: 1 2 1"):
+        parse_runs("--seed", "1", "2", "1")
+    with pytest.raises(SystemExit):
+        parse_runs("--seed", "1", "two")
 
 
 def test_statistics_are_for_a_dit_alone(capsys):

@@ -13,16 +13,18 @@ from PIL import Image
 from shards import UsageError
 from train.compare import main
 from train.report.comparison import comparison_table
-from train.report.finished_runs import add_scores, differing_settings, read_run, read_runs
+from train.report.finished_runs import add_scores, differing_settings, in_families, read_run, read_runs
 from train.settings.presets import dit_settings
 from train.settings.saved_settings import to_json
 
 
-def make_run(path, *, steps=20, lr=1e-3, seed=0, varies=None):
+def make_run(path, *, steps=20, lr=1e-3, seed=0, varies=None, varies_in=()):
     """A run's folder as training leaves it."""
     settings = dit_settings("dit-dh-tiny")
     optimizer = dataclasses.replace(settings.optimizer, lr=lr)
-    settings = dataclasses.replace(settings, optimizer=optimizer, seed=seed, out=path, varies=varies)
+    settings = dataclasses.replace(
+        settings, optimizer=optimizer, seed=seed, out=path, varies=varies, varies_in=varies_in
+    )
     (path / "samples").mkdir(parents=True)
     (path / "config.json").write_text(to_json(settings))
     lines = [
@@ -36,7 +38,8 @@ def make_run(path, *, steps=20, lr=1e-3, seed=0, varies=None):
 
 @pytest.fixture
 def runs(tmp_path):
-    return [make_run(tmp_path / "a"), make_run(tmp_path / "b", lr=5e-4, steps=40, varies="a/config.json")]
+    origin = {"varies": f"{tmp_path}/a/config.json", "varies_in": ("optimizer.lr: 0.001 → 0.0005",)}
+    return [make_run(tmp_path / "a"), make_run(tmp_path / "b", lr=5e-4, steps=40, **origin)]
 
 
 def test_only_settings_that_differ_are_shown(runs):
@@ -44,7 +47,41 @@ def test_only_settings_that_differ_are_shown(runs):
     assert differing_settings(found) == ["optimizer.lr"]
     header, rows = comparison_table(found)
     assert header == ["run", "varies", "optimizer.lr", "step", "images", "hours", "FLOPs", "loss"]
-    assert rows[1] == ["b", "a/config.json", "0.0005", "40", "1280", "0.40", "", "1.6"]
+    assert rows[0][:3] == ["a", "", "0.001"]
+    origin = "a (optimizer.lr: 0.001 → 0.0005)"
+    assert rows[1] == ["b", origin, "0.0005", "40", "1280", "0.40", "", "1.6"]
+
+
+def test_a_family_stands_together_with_each_run_behind_the_one_it_varies(tmp_path):
+    elsewhere = "/another/machine/runs/base/config.json"
+    make_run(tmp_path / "runs" / "child", varies=elsewhere, lr=2e-3)
+    make_run(tmp_path / "runs" / "other", seed=9, varies="gone/config.json")
+    make_run(tmp_path / "runs" / "grandchild", varies=f"{tmp_path}/runs/child/config.json", lr=3e-3)
+    make_run(tmp_path / "runs" / "base")
+    found, _ = read_runs([tmp_path / "runs"])
+    assert [run.name for run in found] == ["base", "child", "grandchild", "other"]
+    backwards = in_families(found[::-1])
+    assert [(run.name, parent and parent.name, depth) for run, parent, depth in backwards] == [
+        ("other", None, 0),
+        ("base", None, 0),
+        ("child", "base", 1),
+        ("grandchild", "child", 2),
+    ]
+    _, rows = comparison_table(found)
+    assert [row[1] for row in rows] == ["", "base", "child", "gone"]
+    # a ring, as a copy of a run under its parent's name would make, loses none
+    make_run(tmp_path / "ring" / "x", varies=f"{tmp_path}/ring/y/config.json")
+    make_run(tmp_path / "ring" / "y", varies=f"{tmp_path}/ring/x/config.json")
+    ring, _ = read_runs([tmp_path / "ring"])
+    assert [run.name for run, _, _ in in_families(ring)] == ["x", "y"]
+
+
+def test_a_folder_of_runs_stands_for_the_runs_in_it_in_order_of_number(tmp_path):
+    for seed in (10, 9, 0):
+        make_run(tmp_path / "x" / f"seed-{seed}", seed=seed)
+    found, unreadable = read_runs([tmp_path / "x", tmp_path / "x" / "seed-9"])
+    assert [run.name for run in found] == ["seed-0", "seed-9", "seed-10"]
+    assert unreadable == {}
 
 
 def test_hours_are_steps_times_their_seconds_and_images_those_seen(runs):
@@ -110,4 +147,7 @@ def test_scores_are_found_inside_a_run_or_matched_by_the_snapshot_they_are_about
 def test_a_hundred_runs_make_a_page_of_a_few_megabytes(tmp_path):
     runs = [str(make_run(tmp_path / f"run-{n}", steps=5000, seed=n)) for n in range(100)]
     assert main([*runs, "--out", str(tmp_path / "page.html")]) == 0
-    assert (tmp_path / "page.html").stat().st_size < 4e6
+    assert (tmp_path / "page.html").stat().st_size < 2e6
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/png") == 24
+    assert "Of 76 more runs none are shown" in page

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shards import SourceRecord, StoreWriter, UserError, open_store
+from shards import SourceRecord, StoreWriter, UsageError, UserError, open_store
 from shards.writing.revisions import begin_revision, publish_extended
 from train.engine.stores import open_training_store
 from train.settings.presets import dit_settings
@@ -38,6 +38,18 @@ def extend(write_rows):
         publish_extended(path, recipe, plan)
         begin_revision(path, recipe)
         write_rows(StoreWriter.open(path))
+
+    return add
+
+
+@pytest.fixture
+def add_view(write_rows):
+    """Adds a view to a finished store, which may lack a row."""
+
+    def add(path: Path, view: str, bad: int | None = None) -> None:
+        recipe = open_store(path).recipe
+        begin_revision(path, replace(recipe, views=(*recipe.views, view)))
+        write_rows(StoreWriter.open(path), bad=(bad,))
 
     return add
 
@@ -72,6 +84,59 @@ def test_a_run_begun_before_continues_exactly_and_takes_the_new_rows_when_told(
     # a run begun between two extensions has its own stage
     settings = replace(dit_settings("dit-dh-tiny"), store=grown, out=tmp_path / "none")
     assert len(open_training_store(settings).valid_rows) == 37
+
+
+def test_a_run_goes_on_as_it_was_when_views_and_images_are_added_in_any_order(
+    store_path, tmp_path, extend, add_view, train_here, checkpoint_tensors, losses
+):
+    grown = tmp_path / "grown"
+    shutil.copytree(store_path, grown)
+    before = open_store(grown)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert train_here("dit", whole, "--max-steps 6", store=str(store_path)) == 0
+    assert train_here("dit", halves, "--max-steps 1", store=str(grown)) == 0
+    # a view that lacks a row: the store has that row no longer, the run has
+    add_view(grown, "crop0", bad=int(before.valid_rows[4]))
+    assert train_here("dit", halves, "--max-steps 3", store=str(grown)) == 0
+    extend(grown, 5)
+    add_view(grown, "crop1")
+    assert train_here("dit", halves, "--max-steps 6", store=str(grown)) == 0
+    one, two = checkpoint_tensors(whole), checkpoint_tensors(halves)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert losses(whole) == losses(halves)
+    assert facts(halves)["recipe"] == before.id
+    now, then = open_store(grown), open_store(grown).as_known_by(before.id)
+    assert (len(now.valid_rows), len(then.valid_rows)) == (26, 22)
+    assert (then.views, then.views_since) == (before.views, ("crop0", "crop1"))
+    with pytest.raises(UsageError, match="as the run knows it.*--allow-change store views"):
+        train_here("dit", halves, "--max-steps 7 --views crop0 --allow-change views", store=str(grown))
+    asked = "--max-steps 7 --views crop0 --allow-change views store"
+    assert train_here("dit", halves, asked, store=str(grown)) == 0
+
+
+def test_new_classes_need_a_run_of_their_own_where_the_network_has_a_label_for_each(
+    store_path, tmp_path, extend, train_here, caplog
+):
+    grown = tmp_path / "grown"
+    shutil.copytree(store_path, grown)
+    for trainer in ("dit", "decoder"):
+        assert train_here(trainer, tmp_path / trainer, "--max-steps 1", store=str(grown)) == 0
+    extend(grown, 6, ("ant", "bee", "cat", "dog"))
+    run = tmp_path / "dit"
+    remedy = f"begin another run with --init-from {run}/snapshots/latest.safetensors and another --out"
+    message = f"no label for classes that {grown} has got since the run began: dog; {remedy}"
+    with caplog.at_level("INFO"):
+        assert train_here("dit", run, "--max-steps 2", store=str(grown)) == 0
+    assert f"it goes on with the 22 it began with. The network has {message}" in caplog.text
+    with pytest.raises(UsageError) as refused:
+        train_here("dit", run, "--max-steps 3 --allow-change store", store=str(grown))
+    assert str(refused.value) == f"--allow-change store: the network has {message}"
+    started = f"--max-steps 1 --init-from {run}/snapshots/latest.safetensors"
+    assert train_here("dit", tmp_path / "anew", started, store=str(grown)) == 0
+    # a decoder knows no classes
+    decoder = "--max-steps 2 --allow-change store"
+    assert train_here("decoder", tmp_path / "decoder", decoder, store=str(grown)) == 0
+    assert facts(tmp_path / "decoder")["recipe"] == open_store(grown).id
 
 
 def test_a_store_of_other_images_is_still_refused(store_path, tmp_path, make_store, extend, train_here):

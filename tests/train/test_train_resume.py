@@ -89,6 +89,17 @@ def test_another_fixed_setting_is_refused_with_a_diff_unless_it_is_allowed(tmp_p
     assert train_here("dit", tmp_path, "--max-steps 3 --optimizer.lr 0.5") == 0
 
 
+def test_a_network_of_another_shape_is_refused_in_one_line_and_the_run_s_settings_stay(tmp_path, train_here):
+    assert train_here("dit", tmp_path, "--max-steps 1") == 0
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(
+        UserError, match=r"is \(1, 16, 16\) in the checkpoint and \(1, 16, 32\) by settings and store"
+    ):
+        train_here("dit", tmp_path, "--max-steps 2 --model.width 32 --allow-change model.width")
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert train_here("dit", tmp_path, "--max-steps 2") == 0
+
+
 def test_a_checkpoint_the_run_was_continued_from_is_not_written_again(tmp_path, train_here, monkeypatch):
     train_here("dit", tmp_path, "--max-steps 2")
     path = tmp_path / "checkpoints/step-00000002"

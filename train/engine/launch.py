@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from shards import Store, UsageError, replace_atomically, require_output_folder
-from train.distributed import Team, resolve_precision
+from train.distributed import Team, disconnect, resolve_precision
 from train.engine.arithmetic import allow_tf32
 from train.engine.checkpoint import newest_of_all, read_state
 from train.engine.feed import Feed
@@ -19,7 +19,7 @@ from train.engine.held_out import split_rows
 from train.engine.loop import Trainer
 from train.engine.resident import hold_tokens
 from train.engine.signals import StopRequest, die_with_launcher
-from train.engine.stores import epoch_steps, open_training_store
+from train.engine.stores import additions_left_out, epoch_steps, open_training_store
 from train.engine.summary import start_summary, state_nbytes
 from train.engine.task import Task
 from train.report.tracking import Journal, resolve_tracker
@@ -40,40 +40,67 @@ _Settings = TypeVar("_Settings", DiTSettings, DecoderSettings, CompressorSetting
 
 
 def launch(
-    settings: _Settings,
+    runs: Sequence[_Settings],
     build: Callable[[_Settings, Store, Team], Task],
     *,
     default_views: Callable[[tuple[str, ...]], tuple[str, ...]],
 ) -> int:
-    """Begin or continue a run.
+    """Begin or continue runs, one after another.
 
     Args:
-        settings: as given on the command line.
+        runs: settings of each, as given on the command line.
         build: makes the task; the same on every process, whose random state is the settings' seed.
         default_views: which of a store's views the task is trained on if none are named.
 
     Returns:
-        Exit code: 0 when the run has reached `max_steps`, 128 + signal when it was told to stop.
+        Exit code: 0 when all runs have reached `max_steps`, 128 + signal when one was told to stop.
 
     Raises:
         UserError: settings, store or checkpoint do not allow it.
     """
     die_with_launcher()
-    assert settings.out is not None
-    require_output_folder(settings.out)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("train").setLevel(logging.INFO)
+    code = 0
+    with StopRequest() as stop:
+        try:
+            for number, settings in enumerate(runs):
+                if (
+                    number
+                ):  # torch keeps few programs of a network, and has no more use for those of the last run
+                    torch.compiler.reset()
+                title = f"run {number + 1} of {len(runs)}: {settings.out}" if len(runs) > 1 else None
+                code = launch_one(settings, build, default_views, stop, title=title)
+                if code:
+                    break
+        finally:
+            disconnect()
+    return code
+
+
+def launch_one(
+    settings: _Settings,
+    build: Callable[[_Settings, Store, Team], Task],
+    default_views: Callable[[tuple[str, ...]], tuple[str, ...]],
+    stop: StopRequest,
+    *,
+    title: str | None,
+) -> int:
+    """Begin or continue a run of one or more, whose title is logged; see `launch`."""
+    assert settings.out is not None
+    require_output_folder(settings.out)
     store = open_training_store(settings)
     settings = resolve(settings, store, default_views)
     assert settings.out is not None
     tracker = resolve_tracker(settings.tracker)
-    with StopRequest() as stop:
-        team = Team(sharding=settings.sharding, tracker=tracker, out=settings.out)
-        try:
-            with team.locked(settings.out):
-                return run(settings, build, store, team, tracker, stop)
-        finally:
-            team.close()
+    team = Team(sharding=settings.sharding, tracker=tracker, out=settings.out)
+    try:
+        with team.locked(settings.out):
+            if title is not None and team.is_main_process:
+                logger.info("%s", title)
+            return run(settings, build, store, team, tracker, stop)
+    finally:
+        team.finish()
 
 
 def run(
@@ -95,7 +122,8 @@ def run(
         stop: tells when to stop.
     """
     assert settings.out is not None
-    remember(settings, settings.out, team)
+    settings = as_begun(settings, settings.out)
+    assert settings.out is not None
     if finished(settings.out, settings.max_steps, team):
         if team.is_main_process:
             logger.info(
@@ -104,14 +132,9 @@ def run(
                 settings.max_steps,
             )
         return 0
-    if store.images_since and team.is_main_process:
-        logger.info(
-            "%s was extended by %d images since this run began; it goes on with the %d it began with. "
-            "To take the new ones too, add --allow-change store",
-            store,
-            store.images_since,
-            len(store.valid_rows),
-        )
+    left_out = additions_left_out(settings, store)
+    if left_out is not None and team.is_main_process:
+        logger.info("%s", left_out)
     allow_tf32(allowed=settings.precision != "fp32")
     torch.manual_seed(settings.seed)
     rows, _ = split_rows(store.valid_rows, settings.held_out, seed=settings.seed)
@@ -124,6 +147,7 @@ def run(
         facts={"encoder": store.recipe.encoder.id, "recipe": store.id, **task.facts},
     )
     trainer.resume()
+    remember(settings, settings.out, team)
     resident = None
     if "tokens" in task.fields:
         resident = hold_tokens(
@@ -181,7 +205,10 @@ def resolve(
     views = settings.views or default_views(store.views)
     missing = [view for view in views if view not in store.views]
     if missing:
-        raise UsageError(f"--views {' '.join(missing)}: the store {store} has {', '.join(store.views)} only")
+        line = f"--views {' '.join(missing)}: the store {store} has {', '.join(store.views)} only"
+        if set(missing) <= set(store.views_since):
+            line = f"{line}, as the run knows it; to take the view that was added since, add --allow-change store views"
+        raise UsageError(line)
     on_cuda = torch.cuda.is_available()
     return dataclasses.replace(
         settings,
@@ -198,19 +225,25 @@ def _resolve_optimizer(optimizer: OptimizerSettings, *, on_cuda: bool) -> Optimi
     return dataclasses.replace(optimizer, half=on_cuda)
 
 
-def remember(settings: Settings, out: Path, team: Team) -> None:
-    """Write RUN/config.json; a run that was begun is continued only with the same fixed settings.
+def as_begun(settings: _Settings, out: Path) -> _Settings:
+    """Return the settings with what was noted of their origin when the run was begun, if it was.
 
     Raises:
-        UsageError: naming what differs.
+        UsageError: the run was begun with other fixed settings; the message names what differs.
     """
     path = out / "config.json"
-    if path.is_file():
-        require_same_run(load_settings(path), settings)
+    if not path.is_file():
+        return settings
+    before = load_settings(path)
+    require_same_run(before, settings)
+    return dataclasses.replace(settings, varies=before.varies, varies_in=before.varies_in)
+
+
+def remember(settings: Settings, out: Path, team: Team) -> None:
+    """Write RUN/config.json; every process must call this, and has read the one before."""
     team.wait()
     if team.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        replace_atomically(path, to_json(settings).encode())
+        replace_atomically(out / "config.json", to_json(settings).encode())
     team.wait()
 
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from shards import UserError
 from train.distributed import assign
 from train.engine.checkpoint import Parts
 from train.engine.ema import WeightAverages
@@ -42,6 +43,9 @@ def restore_parts(
         model: the network (not a wrapper around it).
         averages: its running averages.
         optimizer: its optimizer.
+
+    Raises:
+        UserError: a tensor has another shape than the network's.
     """
     with opened("model") as stored:
         _assign_all(model.state_dict(), stored)
@@ -54,7 +58,14 @@ def restore_parts(
 
 def _assign_all(targets: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     for name, tensor in targets.items():
-        assign(tensor, stored[name])
+        value = stored[name]
+        if value.shape != tensor.shape:
+            raise UserError(
+                f"a run goes on with a network of the shape it began with: {name} is {tuple(value.shape)} in the "
+                f"checkpoint and {tuple(tensor.shape)} by settings and store; give those it was begun with, or begin "
+                "another run with another --out"
+            )
+        assign(tensor, value)
 
 
 def _average_part(rate: float) -> str:

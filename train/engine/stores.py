@@ -7,22 +7,57 @@ from pathlib import Path
 from shards import MixedStore, Phase, Store, UsageError, open_store, range_cache
 from train.engine.checkpoint import checkpoints, read_state
 from train.engine.lr import steps_per_epoch
-from train.settings.config import Settings
+from train.settings.config import DiTSettings, Settings
 
 
 def open_training_store(settings: Settings) -> Store:
     """Open the store that settings name, or the mixture of those they name.
 
-    Of a store that was extended since the run began, the rows it began with, unless --allow-change store asks for all.
+    Of a store that was added to since the run began, the rows and views it began with, unless --allow-change store asks
+    for all.
 
     Raises:
-        UserError: a store is not there or not whole, the stores do not go together, or their weights are no shares.
+        UserError: a store is not there or not whole, the stores do not go together, their weights are no shares, or
+            a network would get classes that it has no label for.
     """
     store = _open(settings)
     began_with = None if settings.out is None else recipe_of_run(settings.out)
-    if began_with is None or "store" in settings.allow_change:
-        return store
-    return store.as_known_by(began_with) or store  # another store is refused once the checkpoint is read
+    known = None if began_with is None else store.as_known_by(began_with)
+    if known is None:
+        return store  # another store is refused once the checkpoint is read
+    if "store" not in settings.allow_change:
+        return known
+    if known.classes_since and isinstance(settings, DiTSettings):
+        raise UsageError(f"--allow-change store: the {_new_classes(known)}; {_anew(settings)}")
+    return store
+
+
+def additions_left_out(settings: Settings, store: Store) -> str | None:
+    """Write a line about what the store has got since the run began, which the run goes on without; None if it is all there.
+
+    Args:
+        settings: settings of the run.
+        store: the store as `open_training_store` opens it.
+    """
+    if not store.images_since:
+        return None
+    line = (
+        f"{store} was extended by {store.images_since} images since this run began; it goes on with the "
+        f"{len(store.valid_rows)} it began with. "
+    )
+    if store.classes_since and isinstance(settings, DiTSettings):
+        return f"{line}The {_new_classes(store)}; {_anew(settings)}"
+    return f"{line}To take the new ones too, add --allow-change store"
+
+
+def _new_classes(store: Store) -> str:
+    names = store.classes_since
+    listed = ", ".join(names[:3]) + ", …" * (len(names) > 3)
+    return f"network has no label for classes that {store} has got since the run began: {listed}"
+
+
+def _anew(settings: Settings) -> str:
+    return f"begin another run with --init-from {settings.out}/snapshots/latest.safetensors and another --out"
 
 
 def recipe_of_run(out: Path) -> str | None:

@@ -13,10 +13,12 @@ from string import Template
 from typing import Any
 
 from shards import even_spread, replace_atomically
-from train.report.finished_runs import Run, differing_settings
+from train.report.finished_runs import Run, differing_settings, in_families
 
 _MOST_POINTS = 200
 """Points of a curve; a hundred runs then make a page of a few megabytes."""
+_LONG = 40
+"""Characters from which a cell of the table is cut short, and shown whole when it is pointed at."""
 _MOST_SHEETS = 24
 """Runs whose sample sheets are shown."""
 _AXES = ("steps", "images", "hours", "FLOPs")
@@ -34,35 +36,36 @@ def write_comparison(runs: Sequence[Run], out: Path, notes: Sequence[str]) -> No
         out: The page, an .html file.
         notes: What to tell about runs and results that are not shown.
     """
+    families = in_families(runs)
+    runs = [run for run, _, _ in families]
     header, rows = comparison_table(runs)
     buffer = io.StringIO(newline="")
     csv.writer(buffer).writerows([header, *rows])
     replace_atomically(out.with_suffix(".csv"), buffer.getvalue().encode())
     replace_atomically(out.with_suffix(".md"), _markdown(header, rows).encode())
     template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    settings = differing_settings(runs)
     data = {
         "metrics": _metric_names(runs),
         "axes": list(_AXES),
-        "runs": [_plotted(run, colour(index, len(runs))) for index, run in enumerate(runs)],
+        "settings": settings,
+        "runs": [_plotted(run, settings) for run in runs],
     }
     page = template.substitute(
         title=html.escape(f"{len(runs)} runs"),
         notes="<br>".join(map(html.escape, notes)),
-        table=_table(header, rows, len(runs)),
+        table=_table(header, rows, [depth for _, _, depth in families]),
         sheets=_sheets(runs),
-        data=json.dumps(data).replace("</", "<\\/"),
+        data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
     )
     replace_atomically(out, page.encode())
 
 
-def colour(index: int, count: int) -> str:
-    """Return a colour of its own for each of some runs, neighbours far apart."""
-    turn = 360 / max(count, 1)
-    return f"hsl({round(210 + index * (137.508 if count > 12 else turn)) % 360} 65% {42 - 12 * (index % 2)}%)"
-
-
 def comparison_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: name, what it varies, where settings differ, progress, last values and scores."""
+    """Return header and rows: name, what it varies, where settings differ, progress, last values and scores.
+
+    A run stands behind the one that it varies.
+    """
     settings = differing_settings(runs)
     scores = list(
         dict.fromkeys(f"{name}: {m}" for run in runs for name, found in run.scores.items() for m in found)
@@ -70,10 +73,10 @@ def comparison_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     header = ["run", *(["varies"] if any(run.varies for run in runs) else []), *settings]
     header += ["step", "images", "hours", "FLOPs", "loss", *scores]
     rows = []
-    for run in runs:
+    for run, parent, _ in in_families(runs):
         step, images, hours, flops = (run.progress() or [(run.steps, 0.0, 0.0, 0.0)])[-1]
         loss = run.curve("loss")
-        row = [run.name, *([run.varies or ""] if "varies" in header else [])]
+        row = [run.name, *([_origin(run, parent)] if "varies" in header else [])]
         row += [_shown(run.settings.get(name, "")) for name in settings]
         row += [f"{step}", f"{images:.0f}", f"{hours:.2f}", f"{flops:.2e}" if run.flops else ""]
         row += [f"{loss[-1][1]:.5g}" if loss else ""]
@@ -81,6 +84,14 @@ def comparison_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         row += [f"{values[name]:.5g}" if name in values else "" for name in scores]
         rows.append(row)
     return header, rows
+
+
+def _origin(run: Run, parent: Run | None) -> str:
+    """Say which run a run varies, and in what."""
+    if run.varies is None:
+        return ""
+    name = str(Path(run.varies).parent) if parent is None else parent.name
+    return f"{name} ({'; '.join(run.varies_in)})" if run.varies_in else name
 
 
 def _shown(value: Any) -> str:
@@ -92,15 +103,18 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], count: int) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *header))
-    body = "".join(
-        f'<tr data-run="{index}"><td><span class="swatch" style="background:{colour(index, count)}"></span></td>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-        + "</tr>"
-        for index, row in enumerate(rows)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], depths: Sequence[int]) -> str:
+    """Return the table; the name of a run is set in by how many runs are above it in its family."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    body = []
+    for index, (row, depth) in enumerate(zip(rows, depths, strict=True)):
+        name, *cells = map(html.escape, row)
+        mark = f'<td style="--depth:{depth}"><i class="swatch"></i>{name}</td>'
+        rest = "".join(
+            f'<td title="{cell}">{cell}</td>' if len(cell) > _LONG else f"<td>{cell}</td>" for cell in cells
+        )
+        body.append(f'<tr data-run="{index}">{mark}{rest}</tr>')
+    return f'<table class="tree"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
 def _metric_names(runs: Sequence[Run]) -> list[str]:
@@ -111,8 +125,8 @@ def _metric_names(runs: Sequence[Run]) -> list[str]:
     return sorted(curves, key=lambda name: (name not in _SHOWN, curves.index(name)))
 
 
-def _plotted(run: Run, line_colour: str) -> dict[str, Any]:
-    """Return what the page's script needs of a run: curves as (index, value), and the axes' values at each index."""
+def _plotted(run: Run, settings: Sequence[str]) -> dict[str, Any]:
+    """Return what the page's script needs of a run: settings, curves as (index, value), the axes' values at each index."""
     progress = run.progress()
     steps = sorted({line["step"] for line in run.metrics})
     index_of = {step: index for index, step in enumerate(steps)}
@@ -125,7 +139,7 @@ def _plotted(run: Run, line_colour: str) -> dict[str, Any]:
         columns.append(progress[min(at, len(progress) - 1)][1:] if progress else None)
     for number, name in enumerate(_AXES[1:]):
         axes[name] = [
-            None if c is None or (name == "FLOPs" and not run.flops) else c[number] for c in columns
+            None if c is None or (name == "FLOPs" and not run.flops) else _short(c[number]) for c in columns
         ]
     curves = {}
     for name in _metric_names([run]):
@@ -135,18 +149,33 @@ def _plotted(run: Run, line_colour: str) -> dict[str, Any]:
             if len(points) <= _MOST_POINTS
             else [points[i] for i in even_spread(_MOST_POINTS, len(points))]
         )
-        curves[name] = [(index_of[int(step)], value) for step, value in kept]
-    return {"name": run.name, "colour": line_colour, "axes": axes, "curves": curves}
+        curves[name] = [(index_of[int(step)], _short(value)) for step, value in kept]
+    own = {name: run.settings.get(name, "") for name in settings}
+    return {"name": run.name, "settings": own, "axes": axes, "curves": curves}
+
+
+def _short(value: float) -> float:
+    """Round a number to the six digits that a curve can show, so that a page of a hundred runs stays small."""
+    return float(f"{value:.6g}")
 
 
 def _sheets(runs: Sequence[Run]) -> str:
     """Return the newest sample sheet of each run, drawn from the same noise in all of them."""
+    having = [(index, run) for index, run in enumerate(runs) if run.samples]
     figures = []
-    for run in [run for run in runs if run.samples][:_MOST_SHEETS]:
+    for index, run in [having[place] for place in even_spread(_MOST_SHEETS, len(having))]:
         step = max(run.samples)
         image = base64.b64encode(run.samples[step].read_bytes()).decode()
         figures.append(
-            f'<figure><img alt="samples of {html.escape(run.name)}" src="data:image/png;base64,{image}">'
-            f"<figcaption>{html.escape(run.name)}, step {step:,}</figcaption></figure>"
+            f'<figure data-run="{index}"><img alt="samples of {html.escape(run.name)}" src="data:image/png;base64,'
+            f'{image}"><figcaption>{html.escape(run.name)}, step {step:,}</figcaption></figure>'
         )
-    return f'<h2>Samples</h2><div class="sheets">{"".join(figures)}</div>' if figures else ""
+    if not figures:
+        return ""
+    left_out = len(having) - len(figures)
+    note = (
+        f'<p class="note">Of {left_out} more runs none are shown; compare fewer to see theirs.</p>'
+        if left_out
+        else ""
+    )
+    return f'<h2>Samples</h2>{note}<div class="sheets">{"".join(figures)}</div>'

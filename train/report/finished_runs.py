@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shards import UserError
 from train.report.metrics_file import read_metrics
-from train.settings.saved_settings import flat_values, load_settings
+from train.settings.saved_settings import ORIGIN, flat_values, load_settings
 
-_PLACES = frozenset({"out", "varies"})
-"""Settings that say where a run lies and comes from, and are no difference between runs."""
 TRAINING_PASSES = 3
 """FLOPs of a training step in forward passes: one forward, two backward."""
 
@@ -27,7 +26,8 @@ class Run:
         path: Its folder.
         name: What the page calls it; unique among the runs compared.
         settings: Resolved settings by dotted name.
-        varies: The run whose config.json it was begun from, where it was.
+        varies: The config.json whose settings it was begun with, where it was.
+        varies_in: What was changed of these settings, each as "NAME: BEFORE → NOW".
         metrics: Lines of metrics.jsonl.
         samples: Sheets of samples by step.
         flops: FLOPs of a training step for one sample; None where no snapshot tells the network.
@@ -38,6 +38,7 @@ class Run:
     name: str
     settings: dict[str, Any]
     varies: str | None
+    varies_in: tuple[str, ...]
     metrics: list[dict[str, Any]]
     samples: dict[int, Path]
     flops: float | None
@@ -76,8 +77,9 @@ def read_run(path: Path, name: str) -> Run:
     return Run(
         path=path,
         name=name,
-        settings={key: value for key, value in flat_values(settings).items() if key not in _PLACES},
+        settings={key: value for key, value in flat_values(settings).items() if key not in ORIGIN},
         varies=settings.varies,
+        varies_in=settings.varies_in,
         metrics=read_metrics(path / "metrics.jsonl"),
         samples=samples,
         flops=_step_flops(path),
@@ -100,16 +102,60 @@ def _step_flops(path: Path) -> float | None:
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
     """Read runs; those that cannot be read are told of and do not hold up the others.
 
+    Args:
+        paths: Their folders, or folders of such folders.
+
     Returns:
         The runs, and by folder why one could not be read.
     """
     runs, unreadable = [], {}
+    paths = list(dict.fromkeys(run for path in paths for run in _runs_in(path)))
     for path, name in zip(paths, _short_names(paths), strict=True):
         try:
             runs.append(read_run(path, name))
         except (UserError, OSError, ValueError, KeyError) as error:
             unreadable[path] = str(error)
     return runs, unreadable
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """Return the folder itself, or, if it holds no run, those in it that do."""
+    if not (path / "config.json").exists():
+        inside = [config.parent for config in path.glob("*/config.json")]
+        return sorted(inside, key=lambda run: _by_number(run.name)) or [path]
+    return [path]
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Return a key that puts seed-10 behind seed-9."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def in_families(runs: Sequence[Run]) -> list[tuple[Run, Run | None, int]]:
+    """Return each run behind the one that it varies, with that one, if it is among them, and the number of those above it."""
+    parent = {run.name: _parent(run, runs) for run in runs}
+
+    def behind(above: Run | None, depth: int) -> Iterator[tuple[Run, Run | None, int]]:
+        for run in runs:
+            if parent[run.name] is above:
+                yield run, above, depth
+                yield from behind(run, depth + 1)
+
+    found = list(behind(None, 0))
+    # Runs that vary each other in a ring, as copied folders may, have nobody above them.
+    placed = {run.name for run, _, _ in found}
+    return found + [(run, parent[run.name], 0) for run in runs if run.name not in placed]
+
+
+def _parent(run: Run, runs: Sequence[Run]) -> Run | None:
+    """Find the run whose config.json a run was begun from: the one at that place, or else the only one of that name."""
+    if run.varies is None:
+        return None
+    folder = Path(run.varies).parent
+    others = [other for other in runs if other is not run]
+    there = [other for other in others if other.path.absolute() == folder.absolute()]
+    named = [other for other in others if other.path.absolute().parts[-2:] == folder.absolute().parts[-2:]]
+    return next(iter(there), named[0] if len(named) == 1 else None)
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -14,6 +14,70 @@ from train.settings.config import CompressorSettings, DecoderSettings, DiTSettin
 _Settings = TypeVar("_Settings", DiTSettings, DecoderSettings, CompressorSettings)
 
 
+def parse_runs(
+    arguments: Sequence[str],
+    *,
+    preset: Callable[[str], _Settings],
+    default: str,
+    script: str,
+    presets: str,
+) -> tuple[_Settings, ...]:
+    """Parse the settings of the runs that a command line asks for: one, or one a seed where --seed is followed by several.
+
+    Each seed's run has the folder OUT/seed-SEED and is a run like any other. It varies the run whose config.json is
+    given; without one, the run of the first seed.
+
+    Args:
+        arguments: as `parse` takes them.
+        preset: likewise.
+        default: likewise.
+        script: likewise.
+        presets: likewise.
+
+    Raises:
+        UsageError: a seed is named twice, or as `parse` does.
+        UserError: as `parse` does.
+    """
+    seeds, commands = _one_a_seed(arguments)
+    found = [
+        parse(command, preset=preset, default=default, script=script, presets=presets) for command in commands
+    ]
+    if len(found) == 1:
+        return (found[0],)
+    if len({settings.seed for settings in found}) < len(found):
+        raise UsageError(f"--seed names a seed twice: {' '.join(seeds)}; a run each needs seeds that differ")
+    if arguments[0].endswith(".json") and not any(word.partition("=")[0] == "--out" for word in arguments):
+        raise UsageError(
+            f"the runs of several seeds need a folder of their own beside the run of {arguments[0]}; give --out"
+        )
+    runs: list[_Settings] = []
+    for settings in found:
+        assert settings.out is not None
+        apart = dataclasses.replace(settings, out=settings.out / f"seed-{settings.seed}")
+        runs.append(_varying(apart, runs[0]) if runs and apart.varies is None else apart)
+    return tuple(runs)
+
+
+def _one_a_seed(arguments: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the words that follow --seed, and the command with each of them alone, or as it is if they are not several."""
+    words = list(arguments)
+    start = len(words) - words[::-1].index("--seed") if "--seed" in words else len(words)
+    end = next((i for i, word in enumerate(words[start:], start) if word.startswith("--")), len(words))
+    seeds = words[start:end]
+    if len(seeds) < 2:
+        return seeds, [words]
+    return seeds, [[*words[:start], seed, *words[end:]] for seed in seeds]
+
+
+def _varying(settings: _Settings, base: _Settings) -> _Settings:
+    """Return the settings with a note of the run they vary and in what."""
+    from train.settings.saved_settings import differing_settings
+
+    assert base.out is not None
+    changes = differing_settings(base, settings)
+    return dataclasses.replace(settings, varies=str(base.out / "config.json"), varies_in=changes)
+
+
 def parse(
     arguments: Sequence[str],
     *,
@@ -22,7 +86,7 @@ def parse(
     script: str,
     presets: str,
 ) -> _Settings:
-    """Parse settings from a command line.
+    """Parse the settings of one run from a command line.
 
     Args:
         arguments: what stands after the script's name; the first may be a preset or the config.json of a run.
@@ -45,11 +109,12 @@ def parse(
         loaded = load_settings(Path(name))
         if type(loaded) is not type(preset(default)):
             raise UsageError(f"{name} holds settings of another trainer than {script}")
-        start: _Settings = dataclasses.replace(loaded, varies=name)
+        # What was insisted on once holds for the command that did.
+        start: _Settings = dataclasses.replace(loaded, allow_change=())
     else:
         start = preset(name)
         start = dataclasses.replace(start, out=Path("runs") / name)
-    return tyro.cli(
+    settings = tyro.cli(
         type(start),
         prog=f"{script} [PRESET | config.json]",
         description=f"{type(start).__doc__}\n\nPresets (default {default}):\n{presets}",
@@ -57,6 +122,9 @@ def parse(
         args=list(rest),
         config=(tyro.conf.FlagConversionOff,),
     )
+    if not name.endswith(".json"):
+        return dataclasses.replace(settings, varies=None, varies_in=())
+    return _varying(settings, dataclasses.replace(start, out=Path(name).parent))
 
 
 def run(

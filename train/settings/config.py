@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 
 from shards import UsageError
 from train.settings.few_step import MeanFlowSettings, MidTrainingSettings, TeacherGuidance
@@ -264,8 +264,10 @@ class TrainerSettings:
     """Bytes that --cache may hold."""
     out: Path | None = field(default=None, metadata=FREE)
     """Directory of the run; run the same command again to continue it. None: runs/PRESET."""
-    varies: str | None = field(default=None, metadata=FREE)
-    """The config.json that the run was begun from; the command line notes it, for `python -m train.compare`."""
+    varies: Annotated[str | None, Suppress] = field(default=None, metadata=FREE)
+    """The config.json whose settings the run was begun with, noted for `python -m train.compare`."""
+    varies_in: Annotated[tuple[str, ...], Suppress] = field(default=(), metadata=FREE)
+    """What the command line changed of these settings, each as "NAME: BEFORE → NOW"."""
     max_steps: int = field(default=100_000, metadata=FREE)
     """Optimizer steps the run ends at; raise it to train a finished run longer."""
     global_batch_size: int = 1024
@@ -273,7 +275,8 @@ class TrainerSettings:
     micro_batch_size: int | None = field(default=None, metadata=FREE)
     """Most samples a process computes at once; gradients of several are summed. None: its whole share."""
     seed: int = 0
-    """Decides the initial weights, the order of the samples and every draw."""
+    """Decides the initial weights, the order of the samples and every draw. Several seeds: a run each, one after
+    another, in OUT/seed-SEED."""
     held_out: int = 0
     """Images, drawn by the seed, that are never trained on; schedules count the others."""
     views: tuple[str, ...] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from shards import UsageError, UserError, read_document
 from train.settings.config import CompressorSettings, DecoderSettings, DiTSettings, Settings
 
 VERSION = 1
+ORIGIN = frozenset({"out", "varies", "varies_in", "allow_change"})
+"""Settings that say where a run lies and how it came about, and are no difference between runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +105,18 @@ def changed_settings(before: Settings, now: Settings) -> dict[str, str]:
     """List the fixed settings that differ, by name: "before → now"."""
     if type(before) is not type(now):
         return {"trainer": f"{type(before).__name__} → {type(now).__name__}"}
-    fixed = [f.name for f in dataclasses.fields(now) if not f.metadata.get("free")]
-    old = _flat({name: getattr(before, name) for name in fixed})
-    new = _flat({name: getattr(now, name) for name in fixed})
+    return _changes(before, now, [f.name for f in dataclasses.fields(now) if not f.metadata.get("free")])
+
+
+def differing_settings(before: Settings, now: Settings) -> tuple[str, ...]:
+    """List all settings that differ, but for where a run lies and how it came about, each as "NAME: BEFORE → NOW"."""
+    names = [f.name for f in dataclasses.fields(now) if f.name not in ORIGIN]
+    return tuple(f"{name}: {change}" for name, change in _changes(before, now, names).items())
+
+
+def _changes(before: Settings, now: Settings, names: Sequence[str]) -> dict[str, str]:
+    old = _flat({name: getattr(before, name) for name in names})
+    new = _flat({name: getattr(now, name) for name in names})
     return {
         name: f"{old.get(name)} → {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
