@@ -346,7 +346,7 @@ class Recipe:
         )
 
     def states(self) -> Iterator[tuple[int, int]]:
-        """Yield the numbers of extensions and of views that a store of this recipe may have had, the present ones first."""
+        """Yield each number of extensions and of views that a store may have had, the present ones first."""
         for stage in range(len(self.earlier), -1, -1):
             for num_views in range(len(self.views), 0, -1):
                 views = self.views[:num_views]

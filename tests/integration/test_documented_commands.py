@@ -156,15 +156,15 @@ def read_script(words):
     script, *rest = words
     assert (ROOT / script).is_file(), script
     if script == "train/dit.py":
-        train.settings.commandline.parse(
+        train.settings.commandline.parse_runs(
             rest, preset=dit_settings, default=DIT_DEFAULT, script=script, presets=""
         )
     elif script == "train/compressor.py":
-        train.settings.commandline.parse(
+        train.settings.commandline.parse_runs(
             rest, preset=compressor_settings, default=COMPRESSOR_DEFAULT, script=script, presets=""
         )
     elif script == "train/decoder.py":
-        train.settings.commandline.parse(
+        train.settings.commandline.parse_runs(
             rest, preset=decoder_settings, default=DECODER_DEFAULT, script=script, presets=""
         )
     elif script == "eval/generation.py":
@@ -188,6 +188,14 @@ def test_every_block_says_what_it_holds(page):
     assert set(fences[::2]) <= LANGUAGES, fences[::2]
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_program_is_valid_python(page):
+    for number, program in enumerate(
+        re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.M)
+    ):
+        compile(program, f"{page}, program {number}", "exec")
+
+
 @pytest.mark.parametrize(
     ("page", "line"), DOCUMENTED, ids=[f"{page}: {line[:60]}" for page, line in DOCUMENTED]
 )
@@ -196,8 +204,9 @@ def test_every_command_is_read_by_its_program(page, line, tmp_path, monkeypatch)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/VIRTUAL_imagenet256_labeled.npz").touch()
     # So have the settings of a run that another one varies.
-    (tmp_path / "runs/dit").mkdir(parents=True)
-    (tmp_path / "runs/dit/config.json").write_text(to_json(dit_settings("dit-dh-b-256")))
+    for run in ("runs/dit", "runs/dit/seed-0"):
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "config.json").write_text(to_json(dit_settings("dit-dh-b-256")))
     monkeypatch.chdir(tmp_path)
     read(shlex.split(line))
 

@@ -64,7 +64,7 @@ def _write_rows(writer: StoreWriter, bad: tuple[int | None, ...] = ()) -> None:
         with writer.shard(view, shard) as out:
             for row in writer.plan.rows_of(shard):
                 if row in bad:
-                    out._account(int(row) % recipe.capacity, "not an image")
+                    out.quarantine(int(row) % recipe.capacity, "not an image")
                     continue
                 tokens = generator.normal(size=(GRID[0] * GRID[1], recipe.encoder.width)).astype(np.float32)
                 arrays = {"tokens": to_storage(tokens, storage_type(recipe.dtype))}

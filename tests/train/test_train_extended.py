@@ -108,7 +108,7 @@ def test_a_run_goes_on_as_it_was_when_views_and_images_are_added_in_any_order(
     now, then = open_store(grown), open_store(grown).as_known_by(before.id)
     assert (len(now.valid_rows), len(then.valid_rows)) == (26, 22)
     assert (then.views, then.views_since) == (before.views, ("crop0", "crop1"))
-    with pytest.raises(UsageError, match="as the run knows it.*--allow-change store views"):
+    with pytest.raises(UsageError, match=r"as the run knows it.*--allow-change store views"):
         train_here("dit", halves, "--max-steps 7 --views crop0 --allow-change views", store=str(grown))
     asked = "--max-steps 7 --views crop0 --allow-change views store"
     assert train_here("dit", halves, asked, store=str(grown)) == 0

@@ -1,4 +1,4 @@
-"""Several seeds in one command: a run each, the same that a command of its own makes, and continued by the same command."""
+"""Several seeds in one command: a run each, as a command of its own makes it, continued by the same command."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def open_training_store(settings: Settings) -> Store:
 
 
 def additions_left_out(settings: Settings, store: Store) -> str | None:
-    """Write a line about what the store has got since the run began, which the run goes on without; None if it is all there.
+    """Write a line about what was added to the store since the run began, and is left out; None if nothing is.
 
     Args:
         settings: settings of the run.

@@ -126,7 +126,7 @@ def _metric_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _plotted(run: Run, settings: Sequence[str]) -> dict[str, Any]:
-    """Return what the page's script needs of a run: settings, curves as (index, value), the axes' values at each index."""
+    """Return what the page's script needs of a run: settings, curves as (index, value), and the axes at each index."""
     progress = run.progress()
     steps = sorted({line["step"] for line in run.metrics})
     index_of = {step: index for index, step in enumerate(steps)}

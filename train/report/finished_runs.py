@@ -132,7 +132,7 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 
 
 def in_families(runs: Sequence[Run]) -> list[tuple[Run, Run | None, int]]:
-    """Return each run behind the one that it varies, with that one, if it is among them, and the number of those above it."""
+    """Return each run behind the one that it varies, with that one, if it is there, and how many are above it."""
     parent = {run.name: _parent(run, runs) for run in runs}
 
     def behind(above: Run | None, depth: int) -> Iterator[tuple[Run, Run | None, int]]:

@@ -22,7 +22,7 @@ def parse_runs(
     script: str,
     presets: str,
 ) -> tuple[_Settings, ...]:
-    """Parse the settings of the runs that a command line asks for: one, or one a seed where --seed is followed by several.
+    """Parse the settings of the runs that a command line asks for: one, or one a seed where --seed has several.
 
     Each seed's run has the folder OUT/seed-SEED and is a run like any other. It varies the run whose config.json is
     given; without one, the run of the first seed.
@@ -59,7 +59,7 @@ def parse_runs(
 
 
 def _one_a_seed(arguments: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the words that follow --seed, and the command with each of them alone, or as it is if they are not several."""
+    """Return the words that follow --seed, and the command with each alone, or as it is if they are not several."""
     words = list(arguments)
     start = len(words) - words[::-1].index("--seed") if "--seed" in words else len(words)
     end = next((i for i, word in enumerate(words[start:], start) if word.startswith("--")), len(words))
