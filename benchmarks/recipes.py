@@ -2,12 +2,15 @@
 
     python benchmarks/recipes.py                       # 1500 steps of RAE's, three seeds: hours on two cores
     python benchmarks/recipes.py --steps 300 --points 3     # a shorter look
+    python benchmarks/recipes.py --report              # what is measured so far, without training
 
-Each run is an ordinary run of train/dit.py with a share of the images held out. At some of its steps samples are drawn
+Each run is an ordinary run of train/dit.py with a share of the images held out. At some of its steps samples are made
 from the averaged weights, and the Fréchet distance of their tokens to the held-out images' is taken: in the store's own
 feature space, without any decoder. Internal guidance costs no training, so it is a second reading of RAEv2's runs.
 
-Run the same command again to continue: what is finished stays. Writes recipes.json, recipes.md and recipes.svg.
+All runs go to the first measurement, then all to the second, and so on, so that what is there can be compared at any
+time. Run the same command again to continue; several processes may take different `--seeds`. Writes recipes.json,
+recipes.md and recipes.svg, of the measurements that all recipes and seeds have.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from numpy.typing import NDArray
 
 from eval.generate.sampler import LatentSampler
 from eval.metrics.moments import FeatureMoments, Gaussian
+from eval.metrics.results import versions, write_json
 from eval.metrics.set_distances import frechet_distance
 from shards import Store, open_store
 from train.engine.held_out import split_rows
@@ -53,9 +56,13 @@ class Variant:
     """Of internal guidance at every time."""
 
 
+MUON = ("--optimizer.kind", "muon", "--optimizer.lr", f"{dit_settings('raev2-tiny').optimizer.lr}")
+ADAMW = ("--optimizer.kind", "adamw", "--optimizer.lr", f"{dit_settings('dit-dh-tiny').optimizer.lr}")
+"""Each with the learning rate of the preset that has it."""
+
 VARIANTS = {
     "v1": Variant("RAE: DiT-DH, velocity, AdamW", "dit-dh-tiny"),
-    "v1-muon": Variant("RAE with Muon", "dit-dh-tiny", ("--optimizer.kind", "muon")),
+    "v1-muon": Variant("RAE with Muon", "dit-dh-tiny", MUON),
     "v2": Variant("RAEv2: tokens, data, base output, Muon", "raev2-tiny"),
     "v2-velocity": Variant(
         "RAEv2 that predicts the velocity",
@@ -63,11 +70,14 @@ VARIANTS = {
         ("--flow.prediction", "velocity", "--flow.time-floor", "0"),
     ),
     "v2-no-base": Variant("RAEv2 without a base output", "raev2-tiny", ("--model.base-depth", "None")),
-    "v2-adamw": Variant("RAEv2 with AdamW", "raev2-tiny", ("--optimizer.kind", "adamw")),
+    "v2-adamw": Variant("RAEv2 with AdamW", "raev2-tiny", ADAMW),
     "v2-internal": Variant(
         "RAEv2 with internal guidance, 1.5", "raev2-tiny", trained_as="v2", guidance_scale=1.5
     ),
 }
+
+Distances = dict[str, dict[int, dict[int, float]]]
+"""By variant, seed and number of the measurement, from 1."""
 
 
 def main() -> int:
@@ -76,20 +86,27 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/recipes"))
     parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of v1; others get its FLOPs")
     parser.add_argument("--points", type=int, default=5, help="measurements a run, evenly spread")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--held-out", type=int, default=256)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--sampling-steps", type=int, default=50)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of training and sampling"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--report", action="store_true", help="train nothing")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     store = open_store(demo_store(asked.out))
-    results: dict[str, Any] = {}
-    for seed in range(asked.seeds):
-        for name in asked.variants:
-            results.setdefault(name, {})[seed] = run(asked, store, name, seed)
-            write_report(asked, store, results)
+    for point in range(1, asked.points + 1) if not asked.report else ():
+        for seed in asked.seeds:
+            for name in asked.variants:
+                run = Run(asked, store, name, seed)
+                if run.measured(point) is None:
+                    run.train(point)
+                    run.measure(point)
+    write_report(asked, store)
     return 0
 
 
@@ -120,46 +137,67 @@ def demo_store(out: Path) -> Path:
     return path
 
 
-def run(asked: argparse.Namespace, store: Store, name: str, seed: int) -> dict[int, float]:
-    """Train a variant to its end, if it has not come there, and measure it: distance by step."""
-    variant = VARIANTS[name]
-    folder = asked.out / f"{variant.trained_as or name}-steps-{asked.steps}-seed-{seed}"
-    steps = equal_steps(store, variant, asked.steps)
-    every = max(1, steps // asked.points)
-    end = every * asked.points
-    rest = [
-        "--milestone-every",
-        every,
-        "--checkpoint-every",
-        every,
-        "--snapshot-every",
-        end,
-        "--log-every",
-        every,
-    ]
-    call(
-        [
-            *[
-                sys.executable,
-                "train/dit.py",
-                variant.preset,
-                "--store",
-                str(store.path),
-                "--out",
-                str(folder),
-            ],
-            *["--max-steps", str(end), "--global-batch-size", str(BATCH), "--seed", str(seed)],
-            # Averages over an eighth of the run, whatever its length: 0.995 of the presets for 1500 steps.
-            *["--ema-rates", f"{1 - 8 / max(9, end):.4f}", "--held-out", str(asked.held_out)],
-            *["--tracker", "none", *map(str, rest), *variant.changes],
-        ],
-        asked.threads,
-    )
-    reference = held_out_tokens(store, asked.held_out, seed)
-    return {
-        step: distance(folder / f"snapshots/step-{step:08d}.safetensors", variant, reference, asked, seed)
-        for step in range(every, end + 1, every)
-    }
+class Run:
+    """A variant with a seed: what it trains, and what was measured of it."""
+
+    def __init__(self, asked: argparse.Namespace, store: Store, name: str, seed: int) -> None:
+        """Name a run; nothing happens yet.
+
+        Args:
+            asked: the command's settings.
+            store: what is trained on.
+            name: of a variant.
+            seed: of training and of sampling.
+        """
+        self.asked, self.store, self.seed, self.variant = asked, store, seed, VARIANTS[name]
+        self.folder = asked.out / f"{self.variant.trained_as or name}-steps-{asked.steps}-seed-{seed}"
+        self.every = max(1, equal_steps(store, self.variant, asked.steps) // asked.points)
+
+    def train(self, point: int) -> None:
+        """Go on to the step of a measurement."""
+        end = self.every * self.asked.points
+        settings = {
+            "store": self.store.path,
+            "out": self.folder,
+            "max-steps": self.every * point,
+            "global-batch-size": BATCH,
+            "seed": self.seed,
+            # Averages over an eighth of the whole run, whatever its length: 0.995 of the presets for 1500 steps.
+            "ema-rates": f"{1 - 8 / max(9, end):.4f}",
+            "held-out": self.asked.held_out,
+            "precision": self.asked.precision,
+            "milestone-every": self.every,
+            "checkpoint-every": self.every,
+            "snapshot-every": end,
+            "log-every": self.every,
+            "tracker": "none",
+        }
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        call(
+            [sys.executable, "train/dit.py", self.variant.preset, *words, *self.variant.changes],
+            self.asked.threads,
+        )
+
+    def measured(self, point: int) -> float | None:
+        """Return the distance at a measurement, if it was taken."""
+        kept = self._kept(point)
+        return float(json.loads(kept.read_text())["distance"]) if kept.exists() else None
+
+    def measure(self, point: int) -> None:
+        """Take the distance of samples to the images that the run has never seen, and keep it beside the snapshot."""
+        reference = held_out_tokens(self.store, self.asked.held_out, self.seed)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.asked.precision == "bf16"):
+            tokens = sampled_tokens(self._snapshot(point), self.variant, self.asked, self.seed)
+        write_json(self._kept(point), {"distance": frechet_distance(reference, gaussian(tokens))})
+
+    def _snapshot(self, point: int) -> Path:
+        return self.folder / f"snapshots/step-{self.every * point:08d}.safetensors"
+
+    def _kept(self, point: int) -> Path:
+        scale = self.variant.guidance_scale or 1
+        return self._snapshot(point).with_suffix(
+            f".{self.asked.samples}-{self.asked.sampling_steps}-{scale:g}.json"
+        )
 
 
 def equal_steps(store: Store, variant: Variant, steps: int) -> int:
@@ -185,13 +223,8 @@ def gaussian(tokens: NDArray[np.float32]) -> Gaussian:
     return FeatureMoments.of(tokens.reshape(-1, tokens.shape[-1])).gaussian()
 
 
-def distance(
-    path: Path, variant: Variant, reference: Gaussian, asked: argparse.Namespace, seed: int
-) -> float:
-    """Fréchet distance of generated to held-out tokens; kept beside the snapshot."""
-    kept = path.with_suffix(f".{asked.samples}-{asked.sampling_steps}-{variant.guidance_scale or 1:g}.json")
-    if kept.exists():
-        return float(json.loads(kept.read_text())["distance"])
+def sampled_tokens(path: Path, variant: Variant, asked: argparse.Namespace, seed: int) -> NDArray[np.float32]:
+    """Tokens float32 [samples, N, D] that a snapshot generates."""
     snapshot = load_snapshot(path)
     config, meta = snapshot.config, snapshot.meta
     assert snapshot.normalizer is not None
@@ -209,15 +242,12 @@ def distance(
         guidance="none" if variant.guidance_scale is None else "internal",
         scale=variant.guidance_scale or 1.0,
     )
-    tokens = torch.cat(
-        [
-            snapshot.normalizer.to_tokens(sampler.latents(numbers))
-            for numbers in torch.arange(asked.samples).split(SAMPLED_AT_ONCE)
-        ]
-    )
-    found = frechet_distance(reference, gaussian(tokens.numpy()))
-    kept.write_text(json.dumps({"distance": found}))
-    return found
+    parts = [
+        snapshot.normalizer.to_tokens(sampler.latents(numbers).float())
+        for numbers in torch.arange(asked.samples).split(SAMPLED_AT_ONCE)
+    ]
+    tokens: NDArray[np.float32] = torch.cat(parts).numpy()
+    return tokens
 
 
 def call(command: list[str], threads: int) -> None:
@@ -226,70 +256,87 @@ def call(command: list[str], threads: int) -> None:
     subprocess.run(command, check=True, cwd=Path.cwd(), env=environment)
 
 
-def write_report(
-    asked: argparse.Namespace, store: Store, results: dict[str, dict[int, dict[int, float]]]
-) -> None:
+def complete(asked: argparse.Namespace, store: Store) -> Distances:
+    """Return the measurements that all recipes and seeds have, whoever took them."""
+    found: Distances = {name: {seed: {} for seed in asked.seeds} for name in asked.variants}
+    for point in range(1, asked.points + 1):
+        distances = {
+            (name, seed): Run(asked, store, name, seed).measured(point)
+            for name in asked.variants
+            for seed in asked.seeds
+        }
+        if None in distances.values():
+            break
+        for (name, seed), distance in distances.items():
+            assert distance is not None
+            found[name][seed][point] = distance
+    return found
+
+
+def write_report(asked: argparse.Namespace, store: Store) -> None:
     """Write recipes.json, the table of the last measurements and the chart of all."""
-    told = {
-        "what": "Fréchet distance of generated to held-out tokens, by step, for equal FLOPs; lower is better",
-        "steps_of_v1": asked.steps,
-        "samples": asked.samples,
-        "sampling_steps": asked.sampling_steps,
-        "held_out": asked.held_out,
-        "batch": BATCH,
-        "distances": results,
-    }
-    (asked.out / "recipes.json").write_text(json.dumps(told, indent=2) + "\n")
-    lines = ["| recipe | steps | distance, mean over seeds (lowest to highest) |", "|---|---|---|"]
-    for name, by_seed in results.items():
-        ends = [by_step[max(by_step)] for by_step in by_seed.values()]
-        steps = max(max(by_step) for by_step in by_seed.values())
+    distances = complete(asked, store)
+    points = list(distances[asked.variants[0]][asked.seeds[0]])
+    if not points:
+        return
+    every = {name: Run(asked, store, name, 0).every for name in asked.variants}
+    write_json(
+        asked.out / "recipes.json",
+        {
+            "what": "Fréchet distance of generated to held-out tokens, by recipe, seed and step, at equal FLOPs of the "
+            "networks; lower is better",
+            "samples": asked.samples,
+            "sampling_steps": asked.sampling_steps,
+            "held_out": asked.held_out,
+            "batch": BATCH,
+            "precision": asked.precision,
+            "versions": versions(),
+            "distances": {
+                name: {
+                    seed: {every[name] * point: value for point, value in by_point.items()}
+                    for seed, by_point in by_seed.items()
+                }
+                for name, by_seed in distances.items()
+            },
+        },
+    )
+    lines = ["| recipe | steps | distance, mean over seeds (lowest to highest) |", "|---|---:|---|"]
+    for name, by_seed in distances.items():
+        ends = [by_point[points[-1]] for by_point in by_seed.values()]
         spread = f"{np.mean(ends):.2f} ({min(ends):.2f} to {max(ends):.2f})"
-        lines.append(f"| {VARIANTS[name].label} | {steps} | {spread} |")
+        lines.append(f"| {VARIANTS[name].label} | {every[name] * points[-1]} | {spread} |")
     (asked.out / "recipes.md").write_text("\n".join(lines) + "\n")
-    (asked.out / "recipes.svg").write_text(chart(results, store, asked.steps))
+    plot(distances, every["v1"] if "v1" in every else every[asked.variants[0]], asked.out / "recipes.svg")
 
 
-def chart(results: dict[str, dict[int, dict[int, float]]], store: Store, steps: int) -> str:
-    """Distance against training FLOPs, in steps of v1: a line a recipe, a dot a seed."""
-    width, height, left, right, top, bottom = 760, 430, 70, 430, 16, 380
-    colours = ("#666666", "#9a7d0a", "#1f5fbf", "#c0392b", "#2e8b57", "#8e44ad", "#e67e22")
-    values = [value for seeds in results.values() for by_step in seeds.values() for value in by_step.values()]
-    low, high = np.log(min(values)), np.log(max(values))
-    span = max(high - low, 1e-9)
+def plot(distances: Distances, every: int, path: Path) -> None:
+    """Distance against training FLOPs, in steps of RAE's: a line a recipe through its seeds' mean, a dot a seed."""
+    import matplotlib as mpl
 
-    def place(share: float, value: float) -> tuple[float, float]:
-        return left + share * (right - left), bottom - (np.log(value) - low) / span * (bottom - top)
+    mpl.use("Agg")
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "recipes"})
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-        f'font-size="12"><rect width="{width}" height="{height}" fill="white"/>',
-        f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#999"/>',
-        f'<text x="{left}" y="{bottom + 34}">training FLOPs, in steps of RAE\'s recipe (0 to {steps})</text>',
-        f'<text x="14" y="{bottom}" transform="rotate(-90 14 {bottom})">Fréchet distance of tokens (log)</text>',
-    ]
-    for value in np.exp(np.linspace(low, high, 5)):
-        y = place(0, value)[1]
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    for number, (name, by_seed) in enumerate(results.items()):
-        colour = colours[number % len(colours)]
-        end = equal_steps(store, VARIANTS[name], steps)
-        shares = sorted({step for by_step in by_seed.values() for step in by_step})
-        means = [float(np.mean([by_step[step] for by_step in by_seed.values()])) for step in shares]
-        line = " ".join(
-            "{:.1f},{:.1f}".format(*place(s / end, m)) for s, m in zip(shares, means, strict=True)
-        )
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        for by_step in by_seed.values():
-            for step, value in by_step.items():
-                x, y = place(step / end, value)
-                parts.append(
-                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}" fill-opacity="0.6"/>'
-                )
-        y = top + 14 + 20 * number
-        parts.append(f'<rect x="{right + 24}" y="{y - 9}" width="12" height="10" fill="{colour}"/>')
-        parts.append(f'<text x="{right + 42}" y="{y}">{VARIANTS[name].label}</text>')
-    return "\n".join([*parts, "</svg>\n"])
+    figure, axes = plt.subplots(figsize=(8.5, 4.5), layout="constrained")
+    for number, (name, by_seed) in enumerate(distances.items()):
+        points = list(next(iter(by_seed.values())))
+        steps = [every * point for point in points]
+        values = np.array([list(by_point.values()) for by_point in by_seed.values()])
+        axes.plot(steps, values.mean(axis=0), color=f"C{number}", label=VARIANTS[name].label)
+        axes.scatter(np.tile(steps, len(values)), values.ravel(), s=12, color=f"C{number}", alpha=0.6)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(steps)
+    axes.grid(visible=True, alpha=0.3)
+    axes.set_title("Generated against held-out tokens, at equal training FLOPs")
+    axes.set_xlabel("training FLOPs, in steps of RAE's recipe")
+    axes.set_ylabel("Fréchet distance of tokens (log)")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from train.engine.muon import Muon, orthogonalize, polynomials
 AS_SHIPPED = 2e-2
 """The public package computes in float16 and rounds to bfloat16; of the largest change."""
 
+SAME_ARITHMETIC = 5e-3
+"""The same, of our own float16: no difference at all where float16 products are summed as on the recording machine."""
+
 
 def shapes(case):
     return [f"{rows}x{columns}" for rows, columns in case.meta["shapes"]]
@@ -72,6 +75,33 @@ def test_updates_are_the_recorded_ones(case, assert_matches):
                     error = (parameter - before - change).abs().max() / change.abs().max()
                     assert error < AS_SHIPPED, shipped
         assert number >= 3
+
+
+@pytest.mark.recorded("raev2_muon_update*", having="coefficients")
+def test_in_half_precision_updates_are_those_of_the_public_package(case):
+    settings, seen = case.meta["settings"], 0
+    for name in case.meta["coefficients"]:
+        for shape in shapes(case):
+            before = case.tensors[f"{shape}.param0"]
+            parameter = before.clone()
+            optimizer = Muon(
+                [parameter],
+                lr=settings["lr"],
+                momentum=settings["momentum"],
+                weight_decay=settings["weight_decay"],
+                half=True,
+                **safety(name),
+            )
+            number = 0
+            while f"{shape}.param{number + 1}.as_shipped_{name}" in case.tensors:
+                parameter.grad = case.tensors[f"{shape}.grad{number}"].clone()
+                number += 1
+                optimizer.step()
+                shipped = case.tensors[f"{shape}.param{number}.as_shipped_{name}"]
+                error = (parameter - shipped).abs().max() / (shipped - before).abs().max()
+                assert error < SAME_ARITHMETIC, (shape, name, number)
+                seen += 1
+    assert seen
 
 
 @pytest.mark.recorded("raev2_muon_update*", having="lr_factor")

@@ -226,10 +226,11 @@ def settings_of(case, **more):
     )
 
 
-def trained(case, settings):
+def trained(case, settings, before_step=lambda *_: None):
     """Take the recorded steps with the trainer's own; returns the trainer."""
     task = RecordedDraws(case)
     trainer = Trainer(task, settings, Team(), steps_per_epoch=1, facts={})
+    trainer.optimizer.register_step_pre_hook(before_step)
     micro_batches = case.meta["grad_accum_steps"]
     nothing = np.zeros(case.meta["batch"], np.int64)
     for number, expected in enumerate(case.meta["steps"]):
@@ -270,22 +271,36 @@ def test_adamw_steps_give_the_recorded_weights_and_averages(case, assert_matches
         assert_matches(averages[name], case.tensors[f"sd_ema.{name}"], 1e-4, f"average of {name}")
 
 
+def rounded_elsewhere(seed):
+    """Moves gradients, before a step, by a millionth of their largest: what another order of float32 sums does."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(optimizer, *_):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad += 1e-6 * p.grad.abs().max() * torch.randn(p.shape, generator=generator)
+
+    return move
+
+
 @pytest.mark.recorded("raev2_muon_steps*", having="steps")
 def test_muon_steps_give_the_recorded_changes(case):
     words = case.meta["polar_express_safety"].split()
-    given = {"safety": float(words[0]), "safety_on_last": "all" in words}
-    # Where a gradient has a lower rank than its matrix, rounding makes up the missing directions at full size: there
-    # the recording, made in float16, can be met no closer than our own two arithmetics meet each other.
-    whole, half = (
-        dict(trained(case, settings_of(case, half=half, **given)).task.model.named_parameters())
-        for half in (False, True)
-    )
-    assert set(case.meta["muon_parameters"]) == {name for name, value in whole.items() if value.ndim == 2}
+    settings = settings_of(case, half=True, safety=float(words[0]), safety_on_last="all" in words)
+
+    def weights(**more):
+        return dict(trained(case, settings, **more).task.model.named_parameters())
+
+    # Single matrices agree to the last bit (test_muon.py). Of a gradient whose rank is lower than its matrix's, what
+    # bfloat16 rounds off becomes the missing directions, at full size, and a millionth of a change rounds otherwise.
+    # So the recording is met as closely as these steps meet themselves.
+    ours, *others = (weights(), *(weights(before_step=rounded_elsewhere(seed)) for seed in range(3)))
+    assert set(case.meta["muon_parameters"]) == {name for name, value in ours.items() if value.ndim == 2}
     close = 0
-    for name, value in whole.items():
+    for name, value in ours.items():
         before, after = case.tensors[f"sd_init.{name}"], case.tensors[f"sd_final.{name}"]
         change = (after - before).norm()
-        spread = (value - half[name]).norm()
-        assert min((value - after).norm(), (half[name] - after).norm()) < 1e-2 * change + 1.5 * spread, name
-        close += bool((value - after).norm() < 5e-2 * change)
-    assert close > 0.8 * len(whole)
+        spread = max((value - other[name]).norm() for other in others)
+        assert (value - after).norm() < 5e-3 * change + 1.5 * spread, name
+        close += bool((value - after).norm() < 2e-2 * change)
+    assert close > 0.8 * len(ours)

@@ -5,7 +5,8 @@ near 1 (`orthogonalize`) and subtracts lr · 0.2 · √max(rows, columns) times 
 
 Source: github:KellerJordan/Muon (the optimizer); arXiv 2502.16982 section 2.2 (the factor 0.2 · √max); arXiv 2505.16932
 (Polar Express, the polynomials); which parameters RAEv2 gives to Muon: src/utils/optim_utils.py in
-github:nanovisionx/RAEv2 at 8a0d238. torch.optim.Muon takes one polynomial for all iterations and is another optimizer.
+github:nanovisionx/RAEv2 at 8a0d238; order of the float16 arithmetic: github:Dao-AILab/gram-newton-schulz at 775c9c7.
+torch.optim.Muon takes one polynomial for all iterations and is another optimizer.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ NORM_EPS = 1e-7
 
 UPDATE_FACTOR = 0.2
 """Root mean square of AdamW's typical update. Source: arXiv 2502.16982 section 2.2."""
+
+BEFORE_RESTART = 2
+"""Iterations after which a Gram matrix is computed anew. Source: as `orthogonalize_by_gram`."""
 
 LARGEST_BATCH = 1 << 26
 """Most numbers of matrices that are orthogonalized at once; 128 MiB in float16, a few times that while it computes."""
@@ -69,14 +73,52 @@ def orthogonalize(matrices: Tensor, steps: tuple[Polynomial, ...], dtype: torch.
     Returns:
         [k, rows, columns] in `dtype`.
     """
-    rows, columns = matrices.shape[1:]
-    x = matrices.mT if rows > columns else matrices
-    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + NORM_EPS)).to(dtype)
+    x = _wide(matrices, dtype)
     for a, b, c in steps:
         gram = x @ x.mT
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, factor, x, beta=a)
-    return x.mT if rows > columns else x
+    return x.mT if _is_tall(matrices) else x
+
+
+def orthogonalize_by_gram(matrices: Tensor, steps: tuple[Polynomial, ...], dtype: torch.dtype) -> Tensor:
+    """As `orthogonalize`, with most products among small square matrices where a matrix is not square.
+
+    Each iteration multiplies X from the left by a polynomial of A = X Xᵀ, so that several of them are one matrix Q, a
+    product of such polynomials, and X is multiplied by it once. A is computed from X again after two iterations: its
+    rounding would grow too far. In float32 the plain form is more exact, for matrices of low rank by a factor of 20.
+
+    Source: github:Dao-AILab/gram-newton-schulz at 775c9c7; the results in float16 are the same to the last bit.
+    """
+    if matrices.shape[1] == matrices.shape[2]:
+        return orthogonalize(matrices, steps, dtype)
+    x = _wide(matrices, dtype)
+    for part in (steps[:BEFORE_RESTART], steps[BEFORE_RESTART:]):
+        x = _product_of_polynomials(x @ x.mT, part) @ x
+    return x.mT if _is_tall(matrices) else x
+
+
+def _product_of_polynomials(gram: Tensor, steps: tuple[Polynomial, ...]) -> Tensor:
+    """Q of X ← Q X for these iterations, from A = X Xᵀ [k, rows, rows]."""
+    product = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    for number, (a, b, c) in enumerate(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        product = factor + a * product if number == 0 else torch.baddbmm(product, product, factor, beta=a)
+        if number < len(steps) - 1:  # A of the next X: (a + factor) A (a + factor)
+            half = torch.baddbmm(gram, gram, factor, beta=a)
+            gram = torch.baddbmm(half, factor, half, beta=a)
+    return product
+
+
+def _is_tall(matrices: Tensor) -> bool:
+    return matrices.shape[1] > matrices.shape[2]
+
+
+def _wide(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Divided by their Frobenius norms, with no more rows than columns."""
+    x = matrices.mT if _is_tall(matrices) else matrices
+    norm: Tensor = torch.linalg.matrix_norm(x, keepdim=True)
+    return (x / (norm + NORM_EPS)).to(dtype)
 
 
 class Muon(Optimizer):
@@ -116,9 +158,9 @@ class Muon(Optimizer):
             safety: see `polynomials`.
             safety_on_last: see `polynomials`.
             decay_matrices_only: weight decay is Muon's alone.
-            half: round directions to bfloat16 and orthogonalize in float16, as github:Dao-AILab/gram-newton-schulz;
-                singular vectors that a gradient of low rank does not have are then rounding's, at full size. Otherwise
-                float32. None: half on CUDA only.
+            half: orthogonalize in float16 by `orthogonalize_by_gram`, with directions and updates rounded to bfloat16,
+                bit for bit as github:Dao-AILab/gram-newton-schulz at 775c9c7; singular vectors that a gradient of low
+                rank does not have are then rounding's, at full size. Otherwise float32. None: half on CUDA only.
         """
         matrices = [p for p in parameters if p.ndim == 2]
         others = [p for p in parameters if p.ndim != 2]
@@ -170,13 +212,15 @@ class Muon(Optimizer):
     def _orthogonalized(self, directions: list[Tensor], sharing: _Sharing) -> Iterator[tuple[int, Tensor]]:
         """Orthogonalized directions, some at a time: number of the first, and this process's rows of each."""
         half = directions[0].is_cuda if self._half is None else self._half
-        dtype = torch.float16 if half else torch.float32
         most = max(1, LARGEST_BATCH // max(1, sharing.numbers)) * sharing.world_size
         for start in range(0, len(directions), most):
             mine = sharing.collect(directions[start : start + most])
             if half:
                 mine = mine.bfloat16().float()
-            yield start, sharing.spread(orthogonalize(mine, self._steps, dtype))[: len(directions) - start]
+                found = orthogonalize_by_gram(mine, self._steps, torch.float16).bfloat16()
+            else:
+                found = orthogonalize(mine, self._steps, torch.float32)
+            yield start, sharing.spread(found)[: len(directions) - start]
 
     def _apply(
         self, matrices: list[Tensor], update: Tensor, group: dict[str, Any], skipped: Tensor | None
@@ -190,9 +234,8 @@ class Muon(Optimizer):
         locals_ = [_local(p) for p in matrices]
         if group["weight_decay"]:
             torch._foreach_mul_(locals_, decay)
-        torch._foreach_add_(
-            locals_, [u.to(p.dtype) for u, p in zip(update, locals_, strict=True)], alpha=-size
-        )
+        changes = (update * size).unbind()
+        torch._foreach_sub_(locals_, [change.to(p.dtype) for change, p in zip(changes, locals_, strict=True)])
 
 
 class _Sharing:

@@ -96,7 +96,7 @@ _FLAT      = Training(Adam(lr=2e-4, weight_decay=1e-4),      0.9995, 1024,  STEP
                     FlowSettings(time_distribution="uniform", latest_time=1.0))
 _RAEV2     = Training(_MUON,                                 0.9995, 1024,  STEPS_80_EPOCHS,
                     FlowSettings(prediction="x", time_floor=0.05, latest_time=1.0))
-_RAEV2_TINY = Training(Adam(kind="muon", lr=2e-3),           0.995,  32,    2000,
+_RAEV2_TINY = Training(Adam(kind="muon", lr=5e-3),           0.995,  32,    2000,
                     FlowSettings(prediction="x", time_floor=0.05, latest_time=1.0, shift_base=512))
 _STAGE1    = Training(_COSINE,                               0.9978, 512,   STEPS_DECODER)
 _TABLE12   = Training(replace(_COSINE, betas=(0.5, 0.9)),    0.9978, 512,   STEPS_DECODER)
