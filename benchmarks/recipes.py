@@ -56,13 +56,9 @@ class Variant:
     """Of internal guidance at every time."""
 
 
-MUON = ("--optimizer.kind", "muon", "--optimizer.lr", f"{dit_settings('raev2-tiny').optimizer.lr}")
-ADAMW = ("--optimizer.kind", "adamw", "--optimizer.lr", f"{dit_settings('dit-dh-tiny').optimizer.lr}")
-"""Each with the learning rate of the preset that has it."""
-
 VARIANTS = {
     "v1": Variant("RAE: DiT-DH, velocity, AdamW", "dit-dh-tiny"),
-    "v1-muon": Variant("RAE with Muon", "dit-dh-tiny", MUON),
+    "v1-muon": Variant("RAE with Muon", "dit-dh-tiny", ("--optimizer.kind", "muon")),
     "v2": Variant("RAEv2: tokens, data, base output, Muon", "raev2-tiny"),
     "v2-velocity": Variant(
         "RAEv2 that predicts the velocity",
@@ -70,7 +66,7 @@ VARIANTS = {
         ("--flow.prediction", "velocity", "--flow.time-floor", "0"),
     ),
     "v2-no-base": Variant("RAEv2 without a base output", "raev2-tiny", ("--model.base-depth", "None")),
-    "v2-adamw": Variant("RAEv2 with AdamW", "raev2-tiny", ADAMW),
+    "v2-adamw": Variant("RAEv2 with AdamW", "raev2-tiny", ("--optimizer.kind", "adamw")),
     "v2-internal": Variant(
         "RAEv2 with internal guidance, 1.5", "raev2-tiny", trained_as="v2", guidance_scale=1.5
     ),
@@ -94,6 +90,7 @@ def main() -> int:
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of training and sampling"
     )
+    parser.add_argument("--lr", type=float, default=5e-3, help="of every recipe, Muon's and AdamW's alike")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--report", action="store_true", help="train nothing")
     asked = parser.parse_args()
@@ -166,6 +163,7 @@ class Run:
             "ema-rates": f"{1 - 8 / max(9, end):.4f}",
             "held-out": self.asked.held_out,
             "precision": self.asked.precision,
+            "optimizer.lr": self.asked.lr,
             "milestone-every": self.every,
             "checkpoint-every": self.every,
             "snapshot-every": end,
@@ -290,6 +288,7 @@ def write_report(asked: argparse.Namespace, store: Store) -> None:
             "held_out": asked.held_out,
             "batch": BATCH,
             "precision": asked.precision,
+            "learning_rate": asked.lr,
             "versions": versions(),
             "distances": {
                 name: {
@@ -316,7 +315,7 @@ def plot(distances: Distances, every: int, path: Path) -> None:
     mpl.use("Agg")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "recipes"})
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     figure, axes = plt.subplots(figsize=(8.5, 4.5), layout="constrained")
     for number, (name, by_seed) in enumerate(distances.items()):
@@ -326,9 +325,9 @@ def plot(distances: Distances, every: int, path: Path) -> None:
         axes.plot(steps, values.mean(axis=0), color=f"C{number}", label=VARIANTS[name].label)
         axes.scatter(np.tile(steps, len(values)), values.ravel(), s=12, color=f"C{number}", alpha=0.6)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xticks(steps)
     axes.grid(visible=True, alpha=0.3)
     axes.set_title("Generated against held-out tokens, at equal training FLOPs")

@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shards.errors import UsageError
+from train.models import in_context_dit
 from train.models.build import build_model
 from train.models.config import (
     DiTConfig,
     DiTDHConfig,
+    InContextDiTConfig,
     ViTDecoderConfig,
     config_from_dict,
     config_to_dict,
@@ -31,6 +34,10 @@ DIT = DiTConfig(token_width=8, grid=(4, 4), num_classes=5, width=16, depth=2, nu
 DECODER = ViTDecoderConfig(
     token_width=8, grid=(4, 4), width=16, depth=1, num_heads=2, mlp_width=20, patch_size=4
 )
+IN_CONTEXT = InContextDiTConfig(
+    token_width=8, grid=(4, 4), num_classes=5, width=16, depth=2, num_heads=2, head_width=24, head_depth=1,
+    head_num_heads=2, base_depth=1,
+)  # fmt: skip
 SWITCHES = {
     "patch 2": {"patch_size": 2},
     "no rope": {"rope": False},
@@ -82,9 +89,10 @@ def test_a_sample_does_not_depend_on_its_neighbours():
         assert torch.allclose(model(x, t, y)[1:2], model(x[1:2], t[1:2], y[1:2]), atol=1e-5)
 
 
-def test_the_padded_swiglu_is_the_same_function_with_the_same_gradients():
+@pytest.mark.parametrize("kind", [SwiGLU, in_context_dit.SwiGLU], ids=["rae", "raev2"])
+def test_the_padded_swiglu_is_the_same_function_with_the_same_gradients(kind):
     torch.manual_seed(0)
-    mlp, x = SwiGLU(16, 21).double(), torch.randn(3, 5, 16, dtype=torch.float64)
+    mlp, x = kind(16, 21).double(), torch.randn(3, 5, 16, dtype=torch.float64)
     results = []
     for function in (mlp, lambda x: mlp.padded(x, 43)):
         mlp.zero_grad()
@@ -92,6 +100,26 @@ def test_the_padded_swiglu_is_the_same_function_with_the_same_gradients():
         out.square().sum().backward()
         results.append([out.detach(), *(p.grad.clone() for p in mlp.parameters())])
     assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(*results, strict=True))
+
+
+def test_attention_gets_a_mask_only_where_a_text_has_one(monkeypatch):
+    masks, attention = [], F.scaled_dot_product_attention
+
+    def attend(q, k, v, attn_mask=None):
+        masks.append(attn_mask)
+        return attention(q, k, v, attn_mask=attn_mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    x, t = torch.randn(2, 8, 4, 4), torch.rand(2)
+    stirred(IN_CONTEXT)(x, t, torch.arange(2))
+    # No mask at all: one that is all zero would keep attention from its fastest kernels.
+    assert masks == [None] * 3
+    text, mask = torch.randn(2, 5, 6), torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
+    masks.clear()
+    stirred(replace(IN_CONTEXT, condition="text", context_width=6, num_condition_tokens=5))(x, t, text, mask)
+    deep, head = masks[:2], masks[2:]
+    assert head == [None]
+    assert all(given.dtype == torch.bool and given.shape[-1] == 16 + 4 + 5 for given in deep)
 
 
 def test_rotary_encoding_makes_scores_depend_on_distance_alone():
