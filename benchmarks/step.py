@@ -1,21 +1,22 @@
-"""Time a training step of DiT-DH (forward and backward) against a plain implementation of the same network.
+"""Time a training step (forward and backward) of either generation's network against a plain implementation of it.
 
     python benchmarks/step.py                      # on a CPU: a narrow DiT-DH, 256 tokens
+    python benchmarks/step.py --generation raev2   # RAEv2's, as narrow
     python benchmarks/step.py --size xl --batch 32 --precision bf16 --compile     # on a GPU
 
-The plain implementation below is what one writes from the paper's text: separate small steps in eager PyTorch, one
-module a line of the method. Both networks hold the same weights, are checked to agree, and run in turns in one
-process, so that a busy machine slows both. Prints the ratio of medians and writes JSON.
+The plain implementation (plain_networks.py) is what one writes from the paper's text: separate small steps in eager
+PyTorch. Both networks hold the same weights, are checked to agree, and run in turns in one process; on a
+CPU the seconds are those of its own threads (--threads 1 leaves none waiting). Prints the ratio of medians and writes
+JSON.
 
 `--network FILE.py:FUNCTION` adds a third network, to compare with somebody else's code: the function takes our
-configuration and returns a module that is called like ours, (x_t, t, y) -> velocity. Its weights are its own; with
+configuration and returns a module that is called like ours, (x_t, t, y) -> its outputs. Its weights are its own; with
 --compile it is compiled as one program.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
 import json
 import statistics
@@ -25,83 +26,30 @@ from pathlib import Path
 
 import mean_flow_step
 import torch
-import torch.nn.functional as F
 import with_encoder
+from plain_networks import plain_network
 from torch import Tensor, nn
 
 from train.models.build import build_model
-from train.models.config import DiTDHConfig, dit_dh_config
+from train.models.config import DiTDHConfig, InContextDiTConfig, dit_dh_config, raev2_config
 from train.models.cost import forward_flops, num_parameters
-from train.models.dit_dh import DiTDH
-from train.models.layers import Block
 
 
-def plain_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """RMSNorm, step by step."""
-    assert isinstance(norm.weight, Tensor)
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * norm.weight
-
-
-def plain_rotation(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary encoding by a rotated copy, x [B, H, N, head_width]."""
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return x * cos + torch.stack((-b, a), dim=-1).flatten(-2) * sin
-
-
-def plain_block(block: Block, x: Tensor, c: Tensor, rope: nn.Module, *, fused_attention: bool) -> Tensor:
-    """One block as the paper writes it down."""
-    c = c.expand(-1, x.shape[1], -1) if c.shape[1] == x.shape[1] else c
-    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = block.adaLN_modulation(c).chunk(6, dim=-1)
-    attention = block.attn
-    y = plain_norm(block.norm1, x) * (1 + scale_1) + shift_1
-    qkv = attention.qkv(y).reshape(*y.shape[:2], 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
-    q, k = (plain_rotation(part, rope.freqs_cos, rope.freqs_sin).to(v.dtype) for part in (q, k))
-    if fused_attention:
-        y = F.scaled_dot_product_attention(q, k, v)
-    else:
-        y = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
-    x = x + gate_1 * attention.proj(y.transpose(1, 2).flatten(2))
-    y = plain_norm(block.norm2, x) * (1 + scale_2) + shift_2
-    gate, value = block.mlp.w12(y).chunk(2, dim=-1)
-    return x + gate_2 * block.mlp.w3(F.silu(gate) * value)
-
-
-class PlainDiTDH(nn.Module):
-    """DiT-DH over the same weights, written plainly."""
-
-    def __init__(self, model: DiTDH, *, fused_attention: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.fused_attention = fused_attention
-
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Velocity, as `DiTDH.forward`."""
-        m, depth = self.model, self.model.config.depth
-        time = m.t_embedder(t)
-        c = F.silu(time + m.y_embedder(y))[:, None]
-        s = m.s_embedder(x_t) + m.pos_embed
-        for block in m.blocks[:depth]:
-            s = plain_block(block, s, c, m.enc_feat_rope, fused_attention=self.fused_attention)
-        s = m.s_projector(F.silu(time[:, None].repeat(1, s.shape[1], 1) + s))
-        x = m.x_embedder(x_t)
-        for block in m.blocks[depth:]:
-            x = plain_block(block, x, s, m.dec_feat_rope, fused_attention=self.fused_attention)
-        shift, scale = m.final_layer.adaLN_modulation(s).chunk(2, dim=-1)
-        x = m.final_layer.linear(plain_norm(m.final_layer.norm_final, x) * (1 + scale) + shift)
-        rows, columns = m.config.token_grid
-        return x.reshape(len(x), rows, columns, -1).permute(0, 3, 1, 2)
-
-
-def benchmark_config(size: str) -> DiTDHConfig:
+def benchmark_config(size: str, generation: str = "rae") -> DiTDHConfig | InContextDiTConfig:
     """Return a published size, "narrow": XL's proportions at a size a CPU runs, or "tiny": the demo's."""
+    build, width = (dit_dh_config, 768) if generation == "rae" else (raev2_config, 1024)
     if size == "tiny":
-        base = dit_dh_config("s", token_width=64, grid=(6, 6), num_classes=16)
+        base = build("s", token_width=64, grid=(6, 6), num_classes=16)
         return replace(base, width=128, depth=6, num_heads=4, head_width=256, head_depth=2, head_num_heads=4)
     if size == "narrow":
-        base = dit_dh_config("s", token_width=192, grid=(16, 16), num_classes=10)
+        base = build("s", token_width=192, grid=(16, 16), num_classes=10)
         return replace(base, width=288, depth=7, num_heads=4, head_width=512, head_depth=2, head_num_heads=4)
-    return dit_dh_config(size, token_width=768, grid=(16, 16), num_classes=1000)
+    return build(size, token_width=width, grid=(16, 16), num_classes=1000)
+
+
+def outputs(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """All that a network puts out."""
+    return found if isinstance(found, tuple) else (found,)
 
 
 def trained_like(model: nn.Module) -> nn.Module:
@@ -114,7 +62,7 @@ def trained_like(model: nn.Module) -> nn.Module:
     return model
 
 
-def third_network(place: str, config: DiTDHConfig) -> nn.Module:
+def third_network(place: str, config: DiTDHConfig | InContextDiTConfig) -> nn.Module:
     """Return the network that a function in a file makes: FILE.py:FUNCTION."""
     path, _, name = place.rpartition(":")
     spec = importlib.util.spec_from_file_location("third_network", path)
@@ -131,6 +79,7 @@ def main() -> None:  # noqa: C901 - an option a way of comparing
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--generation", default="rae", choices=["rae", "raev2"])
     parser.add_argument("--size", default="narrow", choices=["tiny", "narrow", "s", "b", "l", "xl"])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=15)
@@ -164,26 +113,28 @@ def main() -> None:  # noqa: C901 - an option a way of comparing
         return
     if arguments.mean_flow:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        mean_flow_step.main(arguments, benchmark_config(arguments.size), trained_like)
+        config = benchmark_config(arguments.size)
+        assert isinstance(config, DiTDHConfig)
+        mean_flow_step.main(arguments, config, trained_like)
         return
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = arguments.precision == "tf32"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = benchmark_config(arguments.size)
+    config = benchmark_config(arguments.size, arguments.generation)
     ours = trained_like(build_model(config)).to(device)
     networks: dict[str, nn.Module] = {
         "ours": ours,
-        "plain, fused attention": PlainDiTDH(copy.deepcopy(ours), fused_attention=True),
-        "plain, eager attention": PlainDiTDH(copy.deepcopy(ours), fused_attention=False),
+        "plain, fused attention": plain_network(ours, fused_attention=True),
+        "plain, eager attention": plain_network(ours, fused_attention=False),
     }
     x = torch.randn(arguments.batch, config.token_width, *config.grid, device=device)
     t = torch.rand(arguments.batch, device=device)
     y = torch.randint(config.num_classes, (arguments.batch,), device=device)
     with torch.no_grad():
-        outputs = [network(x, t, y) for network in networks.values()]
-    disagreement = max(((out - outputs[0]).norm() / outputs[0].norm()).item() for out in outputs[1:])
+        found = [torch.cat(outputs(network(x, t, y))) for network in networks.values()]
+    disagreement = max(((out - found[0]).norm() / found[0].norm()).item() for out in found[1:])
     assert disagreement < 1e-3, f"the networks disagree by {disagreement}"
     if arguments.network:
         networks["third"] = third_network(arguments.network, config).to(device)
@@ -192,17 +143,20 @@ def main() -> None:  # noqa: C901 - an option a way of comparing
         if "third" in networks:
             networks["third"].compile()
 
+    # On a CPU seconds of this process's threads, so that other programs do not count.
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+
     def step(network: nn.Module) -> float:
         network.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = clock()
         with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
-            loss = network(x, t, y).float().square().mean()
+            loss = torch.stack([out.float().square().mean() for out in outputs(network(x, t, y))]).sum()
         loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return clock() - start
 
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     for index in range(arguments.steps + 3):
@@ -219,7 +173,7 @@ def main() -> None:  # noqa: C901 - an option a way of comparing
 
     flops = 3 * forward_flops(config) * arguments.batch
     print(
-        f"DiT-DH {arguments.size}, {num_parameters(config) / 1e6:.1f} M parameters, batch {arguments.batch}, "
+        f"{config.kind} {arguments.size}, {num_parameters(config) / 1e6:.1f} M parameters, batch {arguments.batch}, "
         f"{arguments.precision}, {device}, {arguments.threads} threads; outputs agree to {disagreement:.1e}"
     )
     for name, median in medians.items():
