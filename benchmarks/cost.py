@@ -5,8 +5,9 @@
     python benchmarks/cost.py --count                                   # parameters and FLOPs only, at once
 
 Writes cost.json, cost.md and cost.png. Weights are random: they do not change the cost. Sampling is timed over two
-evaluations of the model and scaled to the published 49. A training step is forward, backward and AdamW in the chosen
-precision; the decoder's is that of the L1 loss, without perceptual and adversarial networks.
+evaluations of the model and scaled to the published 49, of RAEv2 100 with internal guidance. A training step is
+forward, backward and the recipe's optimizer in the chosen precision; the decoder's is that of the L1 loss, without
+perceptual and adversarial networks. Muon's own products are in the time and not in the FLOPs (optimizer_step.py).
 """
 
 from __future__ import annotations
@@ -28,12 +29,21 @@ from eval.networks.load import autocast, set_precision
 from eval.settings import Precision
 from pipeline.encoders.encoder import create_encoder
 from shards import UsageError
+from train.engine.optimizer import make_optimizer
 from train.flow.guidance import unguided
 from train.flow.integrators import integrate, time_grid
 from train.flow.path import interpolate, per_sample_loss, time_shift, velocity_target
 from train.models.build import build_model
-from train.models.config import ModelConfig, ViTDecoderConfig, decoder_config, dit_config, dit_dh_config
+from train.models.config import (
+    ModelConfig,
+    ViTDecoderConfig,
+    decoder_config,
+    dit_config,
+    dit_dh_config,
+    raev2_config,
+)
 from train.models.cost import forward_flops, num_parameters
+from train.settings.config import OptimizerName, OptimizerSettings
 
 Work = Callable[[torch.device, int, Precision], tuple[Callable[[], object], float]]
 """(device, batch size, precision) → a call to time, and how many such calls make the stage."""
@@ -44,7 +54,26 @@ ENCODERS = {
     "b": "vit_base_patch14_reg4_dinov2",
     "l": "vit_large_patch14_reg4_dinov2",
 }
-WIDTH, CLASSES, PATCH, EVALUATIONS = 768, 1000, 16, 49
+CLASSES, PATCH = 1000, 16
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A kind of DiT as published: its name, its builder, width of its tokens, evaluations a sample, its optimizer."""
+
+    name: str
+    build: Callable[..., ModelConfig]
+    token_width: int
+    evaluations: int
+    optimizer: OptimizerName
+
+
+TRANSFORMERS = (
+    Transformer("dit", dit_config, 768, 49, "adamw"),
+    Transformer("dit-dh", dit_dh_config, 768, 49, "adamw"),
+    Transformer("raev2", raev2_config, 1024, 100, "muon"),
+)
+DECODED_WIDTH = 768
 
 
 @dataclass(frozen=True)
@@ -68,19 +97,19 @@ def cases(stages: list[str], sizes: list[str], image_sizes: list[int]) -> list[C
         for size in sizes:
             if "encode" in stages and size in ENCODERS:
                 found.append(_encode_case(size, image_size))
-            for build in (dit_config, dit_dh_config):
-                config = build(size, token_width=WIDTH, grid=(side, side), num_classes=CLASSES)
-                flops, parameters = forward_flops(config), num_parameters(config)
-                name = f"{config.kind}-{size}"
+            for kind in TRANSFORMERS:
+                config = kind.build(
+                    size, token_width=kind.token_width, grid=(side, side), num_classes=CLASSES
+                )
+                flops, parameters, name = forward_flops(config), num_parameters(config), f"{kind.name}-{size}"
                 if "train-dit" in stages:
-                    found.append(
-                        Case("train-dit", name, image_size, parameters, 3 * flops, _train_dit(config))
-                    )
+                    work = _train_dit(config, kind.optimizer)
+                    found.append(Case("train-dit", name, image_size, parameters, 3 * flops, work))
                 if "sample" in stages:
-                    cost = EVALUATIONS * flops
-                    found.append(Case("sample", name, image_size, parameters, cost, _sample(config)))
+                    cost, work = kind.evaluations * flops, _sample(config, kind.evaluations)
+                    found.append(Case("sample", name, image_size, parameters, cost, work))
             if size in ("b", "l", "xl"):
-                decoder = decoder_config(size, token_width=WIDTH, grid=(side, side))
+                decoder = decoder_config(size, token_width=DECODED_WIDTH, grid=(side, side))
                 flops, parameters = forward_flops(decoder), num_parameters(decoder)
                 name = f"decoder-{size}"
                 if "decode" in stages:
@@ -121,18 +150,24 @@ def _network(config: ModelConfig, device: torch.device) -> nn.Module:
         return build_model(config)
 
 
-def _train_dit(config: Any) -> Work:
+def _outputs(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """All that a network puts out."""
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _train_dit(config: Any, optimizer_kind: OptimizerName) -> Work:
     def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
         model = _network(config, device)
-        optimizer = torch.optim.AdamW(model.parameters(), fused=device.type == "cuda")
+        optimizer = make_optimizer(model, OptimizerSettings(kind=optimizer_kind, lr=2e-4))
         shape = (batch, config.token_width, *config.grid)
         data, noise = torch.randn(shape, device=device), torch.randn(shape, device=device)
         t, y = torch.rand(batch, device=device), torch.zeros(batch, dtype=torch.long, device=device)
 
         def call() -> None:
             with autocast(device, precision):
-                prediction = model(interpolate(data, noise, t), t, y)
-            per_sample_loss(prediction, velocity_target(data, noise)).mean().backward()
+                predictions = _outputs(model(interpolate(data, noise, t), t, y))
+            target = velocity_target(data, noise)
+            torch.stack([per_sample_loss(p, target).mean() for p in predictions]).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -162,7 +197,7 @@ def _train_decoder(
     return work
 
 
-def _sample(config: Any) -> Work:
+def _sample(config: Any, evaluations: int) -> Work:
     def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
         model = _network(config, device).eval()
         noise = torch.randn(batch, config.token_width, *config.grid, device=device)
@@ -171,14 +206,15 @@ def _sample(config: Any) -> Work:
 
         def called(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
             with autocast(device, precision):
-                velocity: Tensor = model(x, t, labels)
-            return velocity.float()
+                velocity, *base = _outputs(model(x, t, labels))
+            # Internal guidance moves away from the base output of the same evaluation.
+            return torch.lerp(base[0], velocity, 1.78).float() if base else velocity.float()
 
         def call() -> Tensor:
             with torch.inference_mode():
                 return integrate(unguided(called, y), noise, grid)
 
-        return call, EVALUATIONS / (len(grid) - 1)
+        return call, evaluations / (len(grid) - 1)
 
     return work
 

@@ -61,6 +61,18 @@ PARTS = (
         ("benchmarks/step.py", "--size", "xl", "--batch", "32", "--precision", "bf16", "--compile", "--steps", "5"),
         90,
     ),
+    Part(
+        "raev2-step-against-plain",
+        ("benchmarks/step.py", "--generation", "raev2", "--size", "xl", "--batch", "24", "--precision", "bf16",
+         "--compile", "--steps", "5", "--out", "runs/on_gpu/step_raev2.json"),
+        100,
+    ),
+    Part(
+        "muon-step",
+        ("benchmarks/optimizer_step.py", "--size", "xl", "--batch", "48", "--precision", "bf16", "--compile",
+         "--steps", "5", "--out", "runs/on_gpu/optimizer_step.json"),
+        90,
+    ),
     Part("cost", ("benchmarks/cost.py", "--sizes", "xl", "--stages", "sample,decode", "--batch-size", "64"), 90),
     Part(
         "mean-flow",

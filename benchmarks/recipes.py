@@ -264,7 +264,7 @@ def complete(asked: argparse.Namespace, store: Store) -> Distances:
             for seed in asked.seeds
         }
         if None in distances.values():
-            break
+            continue
         for (name, seed), distance in distances.items():
             assert distance is not None
             found[name][seed][point] = distance
@@ -274,7 +274,7 @@ def complete(asked: argparse.Namespace, store: Store) -> Distances:
 def write_report(asked: argparse.Namespace, store: Store) -> None:
     """Write recipes.json, the table of the last measurements and the chart of all."""
     distances = complete(asked, store)
-    points = list(distances[asked.variants[0]][asked.seeds[0]])
+    points = sorted(distances[asked.variants[0]][asked.seeds[0]])
     if not points:
         return
     every = {name: Run(asked, store, name, 0).every for name in asked.variants}

@@ -69,12 +69,14 @@ def test_every_step_of_the_tiny_schedules(case):
             )
 
 
-@pytest.mark.recorded("lr_schedule*")
+@pytest.mark.recorded("lr_schedule*", "raev2_lr_schedule*")
 def test_the_presets_have_the_published_schedules(case):
     presets = {
         "stage2 ImageNet256/DiTDH-XL_DINOv2-B": dit_settings("dit-dh-xl-256"),
         "stage2 ImageNet256/DiTDH-S_DINOv2-B": dit_settings("dit-dh-s-256"),
         "stage1 generator": decoder_settings("decoder-xl"),
+        "stage2 imagenet-dinov3l-k7": dit_settings("raev2-xl-256"),
+        "stage1 dinov3l-k7-imagenet": decoder_settings("raev2-decoder-xl"),
     }
     for name, settings in presets.items():
         table = case.meta["tables"].get(name)
@@ -83,3 +85,6 @@ def test_the_presets_have_the_published_schedules(case):
         for step, lr in table["lr"].items():
             found = learning_rate(int(step), table["steps_per_epoch"], settings.optimizer)
             assert found == pytest.approx(lr, rel=1e-9), (name, step)
+        if "epochs" in table:
+            assert settings.max_steps == table["total_steps"] == table["epochs"] * table["steps_per_epoch"]
+            assert settings.global_batch_size == table["global_batch_size"]

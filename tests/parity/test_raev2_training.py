@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -129,28 +130,36 @@ def test_trajectories_equal_the_recorded_ones(case, transformer, assert_matches)
         assert max(model.batches) == run["model_call_batch"]
 
 
+def schedule_of(table):
+    """Settings of a recorded schedule and its steps an epoch, of which there is one where it is told in steps."""
+    kind, hold, end, lr, final = re.fullmatch(
+        r"(\w+)\(warmup=(\d+), decay_end=(\d+), lr=([\d.e-]+)->([\d.e-]+)\)", table["scheduler"]
+    ).groups()
+    given, steps = table.get("settings", {}), 1
+    if "warmup_epochs" in given:
+        hold, end, steps = given["warmup_epochs"], given["decay_end_epoch"], table["steps_per_epoch"]
+    return steps, {
+        "lr": float(lr),
+        "final_lr": float(final),
+        "schedule": kind,
+        "hold_epochs": float(hold),
+        "decay_end_epoch": float(end),
+        "warm_up": table["lr"]["0"] < float(lr),
+        "round_epochs": False,
+    }
+
+
 @pytest.mark.recorded("raev2_lr_schedule*", having="tables")
 def test_every_recorded_schedule(case):
     for name, table in case.meta["tables"].items():
-        given = table.get("settings")
-        if given is None or "warmup_epochs" not in given:
-            continue
-        values = {
-            "lr": given["base_lr"],
-            "final_lr": given["final_lr"],
-            "schedule": given["type"],
-            "hold_epochs": given["warmup_epochs"],
-            "decay_end_epoch": given["decay_end_epoch"],
-            "warm_up": given["warmup_from_zero"],
-            "round_epochs": False,
-        }
-        if given["decay_end_epoch"] <= given["warmup_epochs"]:
+        steps_per_epoch, values = schedule_of(table)
+        if values["decay_end_epoch"] <= values["hold_epochs"]:
             with pytest.raises(UsageError, match="decays from"):
                 OptimizerSettings(**values)
             continue
         settings = OptimizerSettings(**values)
         for step, lr in table["lr"].items():
-            found = learning_rate(int(step), table["steps_per_epoch"], settings)
+            found = learning_rate(int(step), steps_per_epoch, settings)
             assert found == pytest.approx(lr, rel=1e-9, abs=1e-15), (name, step)
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from shards.errors import UsageError
 from train.engine.checkpoint import checkpoints, read_state
@@ -208,6 +209,24 @@ def test_sharded_weights_train_the_same_run_and_one_process_continues_it(
     assert sharded.keys() == one.keys()
     for step, loss in one.items():
         assert sharded[step] == pytest.approx(loss, rel=1e-5)
+
+
+# In float16 the directions that a gradient does not have are rounding's (parity/test_raev2_training.py).
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("half", "rel"), [(False, 1e-4), (True, 3e-2)], ids=["float32", "float16"])
+def test_muon_with_sharded_weights_trains_what_one_device_does_and_it_continues_the_run(
+    half, rel, tmp_path, arguments, train_here, losses
+):
+    more = f"{EXACT} --precision fp32 --optimizer.half {half}"
+    train_here("raev2", tmp_path / "one", f"--max-steps 5 {more}")
+    sharded = arguments("raev2", tmp_path / "sharded", f"--max-steps 3 {more} --sharding fsdp")
+    torchrun(min(2, torch.cuda.device_count()), sharded)
+    train_here("raev2", tmp_path / "sharded", f"--max-steps 5 {more}")
+    one, found = losses(tmp_path / "one"), losses(tmp_path / "sharded")
+    assert found.keys() == one.keys()
+    for step, loss in one.items():
+        assert found[step] == pytest.approx(loss, rel=rel)
 
 
 def test_asking_for_fsdp_without_cuda_is_refused(tmp_path, train_here, monkeypatch):
