@@ -58,7 +58,7 @@ class Result:
         return statistics.median(a / b for a, b in zip(self.ours, self.theirs, strict=True))
 
     def line(self) -> str:
-        """As a line of a Markdown table."""
+        """Format as a line of a Markdown table."""
         rounds = [a / b for a, b in zip(self.ours, self.theirs, strict=True)]
         verdict = "" if self.goal is None else ("yes" if self.ratio >= self.goal else "no")
         return (

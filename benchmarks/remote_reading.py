@@ -45,7 +45,7 @@ class Counted:
 
 
 def loader(store: Store, batch_size: int) -> Loader:
-    """As training reads, from the first position of the stream."""
+    """Read as training does, from the first position of the stream."""
     return Loader(store, views=("center",), seed=0, global_batch_size=batch_size)
 
 

@@ -50,7 +50,7 @@ def trained_features(num_images: int, seed: int = 0) -> tuple[np.ndarray, np.nda
 
 
 def layer_normalised(tokens: np.ndarray) -> np.ndarray:
-    """As an encoder's last LayerNorm without affine leaves them."""
+    """Normalise as an encoder's last LayerNorm without affine does."""
     centred = tokens - tokens.mean(-1, keepdims=True)
     return centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-6)
 

@@ -149,7 +149,7 @@ class GenerationSettings:
 
 
 def weights_by_name(given: tuple[str, ...]) -> dict[NetworkName, str]:
-    """Weights given as NAME=WEIGHTS.
+    """Return weights given as NAME=WEIGHTS.
 
     Raises:
         UsageError: There is no such network.

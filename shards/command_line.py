@@ -77,7 +77,7 @@ def require_output_folder(folder: Path, option: str = "--out") -> None:
 
 
 def _described(error: OSError) -> str | None:
-    """One line for what the system refused, None if it tells of a mistake in the program."""
+    """Describe what the system refused in one line; None if the error is a mistake in the program."""
     if error.errno in _FULL:
         return f"the disk is full ({error}); free space and run the same command again"
     if error.errno in _UNUSABLE_PATH and error.filename is not None:

@@ -57,7 +57,7 @@ def read_document(
 def read_values(
     values: Any, kind: type[T], *, name: object, error: type[UserError] = UserError, remedy: str = ""
 ) -> T:
-    """As `read_document`, of the plain JSON values that are a part of a text."""
+    """Read plain JSON values that are a part of a text, as `read_document` does."""
     try:
         text = json.dumps(values, allow_nan=False)
     except ValueError:

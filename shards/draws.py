@@ -19,7 +19,7 @@ _LANES = 4  # 64-bit words Philox4x64 gives for each value of its counter
 
 
 def raw_bits(start: int, count: int, *, seed: int, stream: str, epoch: int = 0) -> NDArray[np.uint64]:
-    """Words ``start`` to ``start + count`` of one infinite stream of random bits, uint64[count].
+    """Return words ``start`` to ``start + count`` of one infinite stream of random bits, uint64[count].
 
     Args:
         start: Position of the first word in the stream, 0 or more.
@@ -70,7 +70,7 @@ def shuffled_within(
 
 
 def integers_below(limits: Sequence[int], *, seed: int, stream: str) -> list[int]:
-    """One even draw in [0, limit) for each limit: ⌊u · limit / 2³²⌋, u the upper half of the stream's next word."""
+    """Draw evenly in [0, limit) for each limit: ⌊u · limit / 2³²⌋, u the upper half of the stream's next word."""
     words = raw_bits(0, len(limits), seed=seed, stream=stream).tolist()
     return [((word >> 32) * limit) >> 32 for word, limit in zip(words, limits, strict=True)]
 
@@ -92,6 +92,6 @@ def even_spread(count: int, total: int) -> NDArray[np.int64]:
 
 
 def choices(start: int, count: int, num_options: int, *, seed: int, stream: str) -> NDArray[np.int8]:
-    """Draws ``start`` to ``start + count`` of a stream of even choices, int8[count] in [0, num_options)."""
+    """Return choices ``start`` to ``start + count`` of a stream of even draws, int8[count] in [0, num_options)."""
     upper = raw_bits(start, count, seed=seed, stream=stream) >> np.uint64(32)
     return ((upper * np.uint64(num_options)) >> np.uint64(32)).astype(np.int8)

@@ -75,7 +75,7 @@ def build_task(settings: CompressorSettings, store: Store, team: Team) -> Compre
 
 
 def chain_pairs(settings: CompressorSettings, store: Store, model: FlatVAE, team: Team) -> Pairs | None:
-    """Originals beside what the decoder makes of tokens that went through the network; None without --decoder.
+    """Return originals beside what the decoder makes of tokens that went through the network; None without --decoder.
 
     Raises:
         UserError: The decoder belongs to another encoder than the store, or the store keeps no images.
@@ -123,7 +123,7 @@ def held_out_scores(
     rows: NDArray[np.int64],
     team: Team,
 ) -> Callable[[], dict[str, float]] | None:
-    """Measures the network on images that are not trained on; None without --evaluate-every."""
+    """Return what measures the network on held-out images; None without --evaluate-every."""
     if settings.evaluate_every is None:
         return None
     from shards import even_spread
@@ -138,7 +138,7 @@ def held_out_scores(
 def image_scores(
     settings: CompressorSettings, store: Store, pairs: Pairs | None, rows: NDArray[np.int64], team: Team
 ) -> Callable[[], dict[str, float]]:
-    """Measures what images lose on the way through network and decoder; nothing without --decoder."""
+    """Return what measures images after network and decoder; it measures nothing without --decoder."""
     if pairs is None:
         return dict
     import torch

@@ -155,7 +155,7 @@ def held_out_scores(
     perceptual: Perceptual | None,
     team: Team,
 ) -> Callable[[], dict[str, float]] | None:
-    """Measures the decoder on images that are not trained on; None without --evaluate-every.
+    """Return what measures the decoder on held-out images; None without --evaluate-every.
 
     Raises:
         IdentityMismatchError: --evaluation-store belongs to another encoder.

@@ -50,7 +50,7 @@ def _require_whole_environment() -> None:
 
 
 def resolve_precision(asked: Precision | None) -> Precision:
-    """Arithmetic of the run: what was asked for, else what the launcher was told, else the device's default.
+    """Return the arithmetic of the run: what was asked for, else what the launcher was told, else the device's default.
 
     Raises:
         UsageError: the launcher was told another one than the trainer, or one we do not have.
@@ -138,7 +138,7 @@ class Team:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """One object of every process, by rank, on every process."""
+        """Gather one object of every process, by rank, on every process."""
         if self.world_size == 1:
             return [value]
         gathered: list[Any] = [None] * self.world_size
@@ -167,7 +167,7 @@ class Team:
             yield
 
     def require_lock(self) -> None:
-        """Before something is published: refuse if another command has taken over the folder of `locked`.
+        """Refuse to publish if another command has taken over the folder of `locked`.
 
         Every process must call this.
 
@@ -212,7 +212,7 @@ def disconnect() -> None:
 
 
 def shard_blocks(model: nn.Module) -> nn.Module:
-    """Shard a model over all processes with FSDP2: every transformer block for itself, then the rest."""
+    """Return shard a model over all processes with FSDP2: every transformer block for itself, then the rest."""
     for child in model.modules():
         if isinstance(child, nn.ModuleList):
             for block in child:

@@ -149,7 +149,7 @@ def sample_grid(
 def small_sample_fid(
     settings: DiTSettings, store: Store, decoder: Decoder | None, team: Team
 ) -> Callable[[Generator, LatentNormalizer], float] | None:
-    """Measures the FID of samples of all classes, the same noise each time; None without --fid-every."""
+    """Return what measures the FID of samples of all classes, the same noise each time; None without --fid-every."""
     if settings.fid_every is None or decoder is None:
         return None
     from eval.generate.labels import chosen_classes
@@ -183,7 +183,7 @@ def latent_sampler(settings: DiTSettings, model: Generator, classes: tuple[int, 
 
 
 def _steps_of(settings: DiTSettings) -> dict[str, Any]:
-    """How a network is sampled while it trains: in one jump, if it learns to jump."""
+    """Return how a network is sampled while it trains: in one jump, if it learns to jump."""
     if settings.objective != "velocity":
         return {"kind": "uniform", "points": 2, "method": "jump"}
     return {"kind": "to-zero" if settings.flow.prediction == "x" else "published"}

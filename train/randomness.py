@@ -28,7 +28,7 @@ _CPU_BLOCKS = 1 << 14
 
 
 def uniform(seed: int, stream: str, positions: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-    """Uniform numbers in [0, 1), multiples of 2^-24.
+    """Return uniform numbers in [0, 1), multiples of 2^-24.
 
     Args:
         seed: the run's seed.
@@ -109,7 +109,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 def _words(
     seed: int, stream: str, positions: Tensor, blocks: int, *, first_block: int = 0
 ) -> tuple[Tensor, ...]:
-    """Four int64 [B, blocks] of 32-bit words from the blocks of each position, starting at `first_block`."""
+    """Return four int64 [B, blocks] of 32-bit words from the blocks of each position, starting at `first_block`."""
     size = (len(positions), blocks)
     block = torch.arange(first_block, first_block + blocks, device=positions.device)
     low, high = (positions & _LOW)[:, None], (positions >> 32)[:, None]
@@ -123,7 +123,7 @@ def _words(
 
 
 def _chunk(positions: Tensor, blocks: int) -> tuple[int, int]:
-    """How many samples, and how many blocks of each, are computed at once: all of them except on a CPU."""
+    """Return how many samples, and how many blocks of each, are computed at once: all of them except on a CPU."""
     if positions.device.type != "cpu":
         return max(1, len(positions)), max(1, blocks)
     return max(1, _CPU_BLOCKS // max(1, blocks)), _CPU_BLOCKS

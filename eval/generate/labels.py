@@ -11,7 +11,7 @@ from train.randomness import uniform
 
 
 def labels_of(numbers: Tensor, classes: tuple[int, ...], rule: LabelRule, seed: int) -> Tensor:
-    """Class of each sample.
+    """Return the class of each sample.
 
     `equal`: sample i has `classes[i mod len(classes)]`, so every class is shown equally often, up to one, in
     any range of samples, and the consecutive parts of the Inception Score all hold every class. `random`:

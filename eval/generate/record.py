@@ -19,7 +19,7 @@ _LATER: dict[str, Any] = {"internal_interval": [0.0, 1.0]}
 
 
 def generation_record(plan: GenerationPlan, sampler: LatentSampler, store: Store | None) -> dict[str, Any]:
-    """Everything the samples depend on, as JSON values."""
+    """Return everything the samples depend on, as JSON values."""
     settings = plan.settings
     record = {
         "snapshot": settings.snapshot.name,

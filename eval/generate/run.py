@@ -187,7 +187,7 @@ def _knows_end_time(model: Snapshot) -> bool:
 
 
 def decoder_share(model: Snapshot, producer: Producer) -> float:
-    """Share of an image's multiplications that the decoder has: sampling in few steps leaves it as the limit."""
+    """Return the decoder's share of an image's multiplications, which is large with few sampling steps."""
     sampling = producer.sampler.evaluations() * forward_flops(model.config)
     return producer.decoder.flops / (sampling + producer.decoder.flops)
 

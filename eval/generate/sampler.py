@@ -59,7 +59,7 @@ class LatentSampler:
 
     @torch.inference_mode()
     def latents(self, numbers: Tensor, on_step: OnStep | None = None) -> Tensor:
-        """Normalised latents float32 [B, D, h, w] of samples `numbers`, int64 [B] on the device to use."""
+        """Return normalised latents float32 [B, D, h, w] of samples `numbers`, int64 [B] on the device to use."""
         noise = normal(self.seed, "generation", numbers, self.latent_shape)
         labels = labels_of(numbers, self.classes, self.labels, self.seed)
         if self.method == "jump":

@@ -161,7 +161,7 @@ def _checked(
 
 
 def _stored_tokens(store: Store) -> tuple[Gaussian, float]:
-    """Gaussian of stored tokens, and how far that of as many others is from it: the least a model can reach."""
+    """Return the Gaussian of stored tokens, and the distance of as many other tokens: a lower bound for models."""
     rows = store.valid_rows[even_spread(2 * _JUDGED_ROWS, len(store.valid_rows))]
     if len(rows) < 2:
         raise UsageError(f"{store.path} must hold at least 2 valid rows to be compared with, got {len(rows)}")
@@ -197,7 +197,7 @@ def _sampler(snapshot: Snapshot, way: Steps, settings: FewStepSettings) -> Laten
 def _tokens(
     sampler: LatentSampler, snapshot: Snapshot, settings: FewStepSettings, device: torch.device
 ) -> tuple[NDArray[np.float32], float]:
-    """Raw tokens float32 [n, N, D] of all samples, and the seconds that sampling them took."""
+    """Return raw tokens float32 [n, N, D] of all samples, and the seconds that sampling them took."""
     assert snapshot.normalizer is not None
     sampler.latents(torch.arange(settings.batch_size, device=device))  # compilers and caches begin here
     began = _now(device)
@@ -215,7 +215,7 @@ def _decoded(decoder: Decoder, tokens: NDArray[np.float32], device: torch.device
 def _decoding_rate(
     decoder: Decoder, snapshot: Snapshot, settings: FewStepSettings, device: torch.device
 ) -> float:
-    """Images a second of the decoder alone."""
+    """Return images a second of the decoder alone."""
     assert snapshot.normalizer is not None
     shape = (settings.batch_size, *snapshot.normalizer.variance.shape)
     tokens = snapshot.normalizer.to_tokens(torch.zeros(shape, device=device))

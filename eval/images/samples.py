@@ -81,7 +81,7 @@ class SamplesFile:
         self._files = None
 
     def pending(self) -> NDArray[np.int64]:
-        """Numbers of the samples that are not written yet, ascending."""
+        """Return the numbers of the samples that are not written yet, ascending."""
         written = np.frombuffer(self._written.read_bytes(), dtype=np.uint8)
         return np.flatnonzero(written == 0).astype(np.int64)
 
@@ -138,7 +138,7 @@ class SamplesFile:
 
 
 def map_samples(path: Path, array: str = "arr_0") -> NDArray[np.uint8]:
-    """Images of an .npz of samples as uint8 [n, H, W, 3], mapped from disk where they are not compressed.
+    """Return the images of an .npz of samples as uint8 [n, H, W, 3], mapped from disk where they are not compressed.
 
     Raises:
         UserError: The file is truncated, is no .npz, or holds no such images.

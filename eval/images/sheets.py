@@ -19,7 +19,7 @@ _INK = (20, 20, 20)
 
 
 def to_uint8(pixels: Tensor, *, rounding: bool = False) -> Tensor:
-    """8-bit images of pixels: clamped to [0, 1], times 255, and cut to whole levels.
+    """Return 8-bit images of pixels: clamped to [0, 1], times 255, and cut to whole levels.
 
     Args:
         pixels: float [B, 3, H, W], nominally in [0, 1].
@@ -37,7 +37,7 @@ def to_uint8(pixels: Tensor, *, rounding: bool = False) -> Tensor:
 
 
 def grid(images: NDArray[np.uint8], columns: int, row_labels: Sequence[str] = ()) -> Image.Image:
-    """Images side by side in lines, with a name at the left of each line.
+    """Return images side by side in lines, with a name at the left of each line.
 
     Args:
         images: uint8 [n, H, W, 3].
@@ -63,7 +63,7 @@ def grid(images: NDArray[np.uint8], columns: int, row_labels: Sequence[str] = ()
 
 
 def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pairs of images joined along their height, uint8 [n, H, 2W, 3]."""
+    """Return the pairs of images joined along their height, uint8 [n, H, 2W, 3]."""
     return np.concatenate([left, right], axis=2)
 
 

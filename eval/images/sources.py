@@ -48,11 +48,11 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Images `start` to `stop`, uint8 [stop − start, H, W, 3]."""
+        """Return images `start` to `stop`, uint8 [stop − start, H, W, 3]."""
         ...
 
     def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images by their numbers, int64 [n]: uint8 [n, H, W, 3]."""
+        """Return images by their numbers, int64 [n]: uint8 [n, H, W, 3]."""
         ...
 
 
@@ -86,7 +86,7 @@ class SourceImages:
         return len(self._images)
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Images `start` to `stop`, cropped.
+        """Return images `start` to `stop`, cropped.
 
         Raises:
             UserError: An image cannot be used.
@@ -94,7 +94,7 @@ class SourceImages:
         return self._decoded(self._images[start:stop])
 
     def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images by their numbers, cropped.
+        """Return images by their numbers, cropped.
 
         Raises:
             UserError: An image cannot be used.
@@ -136,11 +136,11 @@ class StoreImages:
         return len(self._rows)
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Images of valid rows `start` to `stop`."""
+        """Return the images of valid rows `start` to `stop`."""
         return self._images(self._rows[start:stop])
 
     def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images of valid rows by their numbers."""
+        """Return the images of valid rows by their numbers."""
         return self._images(self._rows[numbers])
 
     def _images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -163,16 +163,16 @@ class NpzImages:
         return len(self._images)
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Images `start` to `stop`, copied out of the file."""
+        """Return images `start` to `stop`, copied out of the file."""
         return np.array(self._images[start:stop])
 
     def read_some(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images by their numbers, copied out of the file."""
+        """Return images by their numbers, copied out of the file."""
         return np.array(self._images[numbers])
 
 
 def decoding_threads() -> int:
-    """Threads a process decodes with: its share of the cores this machine's processes may use, at most 16."""
+    """Return threads a process decodes with: its share of the cores this machine's processes may use, at most 16."""
     return max(1, min(_MOST_THREADS, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 

@@ -12,7 +12,7 @@ INCEPTION_WIDTH = 2048
 
 
 def sample_cautions(count: int, what: str) -> list[str]:
-    """Warnings about a Fréchet distance of `count` images."""
+    """Return warnings about a Fréchet distance of `count` images."""
     if count <= INCEPTION_WIDTH:
         return [
             f"{what} of {count} images: no more images than the {INCEPTION_WIDTH} features, so the covariance has "
@@ -29,7 +29,7 @@ def sample_cautions(count: int, what: str) -> list[str]:
 def generation_cautions(
     count: int, reference_kind: str, reference_count: int | None, protocol: ProtocolName | None, name: str
 ) -> list[str]:
-    """Warnings about gFID: `reference_kind` is folder, store, samples or statistics."""
+    """Return warnings about gFID: `reference_kind` is folder, store, samples or statistics."""
     found = sample_cautions(count, "gFID")
     if protocol is not None:
         found += PROTOCOLS[protocol].cautions
@@ -47,7 +47,7 @@ def generation_cautions(
 
 
 def reconstruction_cautions(count: int, reference_kind: str | None, reference_count: int | None) -> list[str]:
-    """Warnings about rFID; `reference_kind` is None where the originals themselves are the reference."""
+    """Return warnings about rFID; `reference_kind` is None where the originals themselves are the reference."""
     found = sample_cautions(count, "rFID")
     if reference_kind == "statistics":
         found.append(

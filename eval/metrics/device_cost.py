@@ -60,7 +60,7 @@ def measure(
 
 
 def energy_counter(device: torch.device) -> float | None:
-    """Joules the device has used since some fixed moment; None where it does not say, or may not be asked."""
+    """Return joules the device has used since some fixed moment; None where it does not say, or may not be asked."""
     return _gpu_energy(device) if device.type == "cuda" else _cpu_energy()
 
 
@@ -70,7 +70,7 @@ def _finish(device: torch.device) -> None:
 
 
 def _cpu_energy() -> float | None:
-    """Energy of all processor packages by Intel's and AMD's running average power limit counters."""
+    """Return the energy of all processor packages by Intel's and AMD's running average power limit counters."""
     counters = [path / "energy_uj" for path in _RAPL.glob("intel-rapl:?")]
     try:
         readings = [int(counter.read_text()) for counter in counters]
@@ -80,7 +80,7 @@ def _cpu_energy() -> float | None:
 
 
 def _gpu_energy(device: torch.device) -> float | None:
-    """Energy counter of a GPU of NVIDIA's Volta generation or later.
+    """Return energy counter of a GPU of NVIDIA's Volta generation or later.
 
     Source: NVML API reference, nvmlDeviceGetTotalEnergyConsumption (millijoules since the driver was loaded).
     """

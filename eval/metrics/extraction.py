@@ -51,7 +51,7 @@ class FeatureSet:
             self.kept.setdefault(name, []).extend(kept)
 
     def gaussian(self, name: FeatureName) -> Gaussian:
-        """Mean and covariance of a feature."""
+        """Return the mean and covariance of a feature."""
         return self.moments[name].gaussian()
 
     def features(self, name: FeatureName) -> NDArray[np.float32]:
@@ -73,7 +73,7 @@ def extract(
     keep: set[FeatureName],
     label: str,
 ) -> FeatureSet:
-    """Features of all images of a source; every process reads its share and gets the whole result."""
+    """Return the features of all images of a source; every process reads its share and gets the whole result."""
     start, stop = share(len(images), team)
     batches = _read_ahead(images, blocks(start, stop, BATCH_SIZE))
     progress = tqdm(

@@ -50,7 +50,7 @@ class FeatureNetwork(Protocol):
         ...
 
     def features(self, images: Tensor) -> dict[FeatureName, Tensor]:
-        """Features of uint8 images [B, 3, H, W]: float32 [B, width] each."""
+        """Return the features of uint8 images [B, 3, H, W]: float32 [B, width] each."""
         ...
 
 
@@ -111,7 +111,7 @@ class InceptionFeatures:
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> dict[FeatureName, Tensor]:
-        """Features of uint8 images [B, 3, H, W]: `pool`, `spatial` and `logits`, float32."""
+        """Return the features of uint8 images [B, 3, H, W]: `pool`, `spatial` and `logits`, float32."""
         self._spatial.clear()  # of a batch that did not fit
         with whole_float32(images.device):
             pool, logits = self.network(images)
@@ -148,7 +148,7 @@ class DinoFeatures:
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> dict[FeatureName, Tensor]:
-        """Features of uint8 images [B, 3, H, W]: `cls`, float32."""
+        """Return the features of uint8 images [B, 3, H, W]: `cls`, float32."""
         size = (self._INPUT_SIZE, self._INPUT_SIZE)
         with whole_float32(images.device):
             resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True)
@@ -190,7 +190,7 @@ class TimmFeatures:
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> dict[FeatureName, Tensor]:
-        """Features of uint8 images [B, 3, H, W]: `embedding`, float32."""
+        """Return the features of uint8 images [B, 3, H, W]: `embedding`, float32."""
         size = (self._representation.size,) * 2
         with whole_float32(images.device):
             pixels = F.interpolate(images.float() / 255, size=size, mode="bicubic", antialias=True)

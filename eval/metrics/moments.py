@@ -58,7 +58,7 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, features: NDArray[np.floating]) -> Self:
-        """Moments of one block of features, float [n, D]."""
+        """Return the moments of one block of features, float [n, D]."""
         moments = cls(features.shape[1])
         moments.update(features)
         return moments
@@ -87,7 +87,7 @@ class FeatureMoments:
         self.count = total
 
     def gaussian(self) -> Gaussian:
-        """Mean and unbiased covariance (divided by n − 1), as `numpy.cov` gives them.
+        """Return mean and unbiased covariance (divided by n − 1), as `numpy.cov` gives them.
 
         Raises:
             UsageError: Fewer than two features were added.

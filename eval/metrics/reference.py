@@ -55,7 +55,7 @@ def load_reference(
     manifold: bool,
     section: NetworkName = "inception",
 ) -> Reference:
-    """Statistics of a reference, read or computed.
+    """Return the statistics of a reference, read or computed.
 
     Args:
         path: An image folder, a store, an .npz of samples, or published statistics.

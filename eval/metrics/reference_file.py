@@ -35,7 +35,7 @@ ARRAYS: dict[FeatureName, tuple[str, str]] = {"pool": ("mu", "sigma"), "spatial"
 
 
 def arrays_of(section: NetworkName, feature: FeatureName) -> tuple[str, str] | None:
-    """Names of the mean and covariance of a network's feature; None where they are not saved."""
+    """Return the names of the mean and covariance of a network's feature; None where they are not saved."""
     if section == "inception":
         return ARRAYS.get(feature)
     return f"mu_{section}", f"sigma_{section}"
@@ -63,7 +63,7 @@ class SavedStatistics:
 
 
 def holds_statistics(path: Path) -> bool:
-    """Whether a path is an .npz of statistics, not of samples.
+    """Return whether a path is an .npz of statistics, not of samples.
 
     Raises:
         UserError: It is a broken .npz.
@@ -80,7 +80,7 @@ def holds_statistics(path: Path) -> bool:
 def read_statistics(
     path: Path, features: set[FeatureName], section: NetworkName = "inception"
 ) -> SavedStatistics:
-    """Statistics of the named features of a network.
+    """Return the statistics of the named features of a network.
 
     Raises:
         UsageError: There are none of a feature.

@@ -30,7 +30,7 @@ def device_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that can move the last digits."""
+    """Return the versions of the libraries that can move the last digits."""
     return {name: version(name) for name in ("torch", "numpy", "pillow")}
 
 

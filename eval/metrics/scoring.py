@@ -58,16 +58,16 @@ class Sides:
     device: torch.device
 
     def frechet(self, feature: FeatureName) -> float:
-        """Fréchet distance of a feature."""
+        """Return Fréchet distance of a feature."""
         return frechet_distance(self.reference.gaussians[feature], self.samples.gaussian(feature))
 
     def precision_recall(self) -> tuple[float, float]:
-        """Precision and recall on `pool` features."""
+        """Return precision and recall on `pool` features."""
         real, generated = self._single("pool")
         return precision_recall(real, generated)
 
     def mind(self, feature: FeatureName) -> float:
-        """MIND on a network's main feature."""
+        """Return MIND on a network's main feature."""
         real, generated = self._single(feature)
         return mind(generated, real)
 
@@ -257,6 +257,6 @@ def compare(
 
 
 def _expanded(metrics: Sequence[str]) -> list[str]:
-    """Metrics, with the parts of a mean in its place, each once."""
+    """Return metrics, with the parts of a mean in its place, each once."""
     parts = [part for metric in metrics for part in MEANS.get(metric, (metric,))]
     return list(dict.fromkeys(parts))

@@ -53,7 +53,7 @@ def frechet_ratio(distance: float, representation: str) -> float:
 def mind(
     generated: Tensor, reference: Tensor, *, directions: int = MIND_DIRECTIONS, seed: int = MIND_SEED
 ) -> float:
-    """Sliced Wasserstein distance of features: 3 D · mean over directions u and ranks of (sort(X u) − sort(Y u))².
+    """Return the sliced Wasserstein distance: 3 D · mean over directions u and ranks of (sort(X u) − sort(Y u))².
 
     Of the larger set a random part as large as the smaller one is taken.
 
@@ -87,7 +87,7 @@ def mind(
 
 
 def _part(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """As many features as `count`, chosen at random where there are more."""
+    """Return `count` features, chosen at random where there are more."""
     if len(features) == count:
         return features
     return features[torch.randperm(len(features), generator=generator)[:count].to(features.device)]
@@ -115,7 +115,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def inception_score(logits: NDArray[np.floating], split_size: int = INCEPTION_SCORE_SPLIT) -> float:
-    """Mean over consecutive parts of exp(mean KL(p(y|x) ‖ p(y))).
+    """Return the mean over consecutive parts of exp(mean KL(p(y|x) ‖ p(y))).
 
     Args:
         logits: Class logits without the bias, float [n, classes], in the order of the images.
@@ -135,7 +135,7 @@ def inception_score(logits: NDArray[np.floating], split_size: int = INCEPTION_SC
 def precision_recall(
     real: Tensor, generated: Tensor, *, neighbourhood: int = NEIGHBOURHOOD, rows: int = 1024
 ) -> tuple[float, float]:
-    """Share of generated images inside the real manifold, and of real images inside the generated one.
+    """Return the share of generated images inside the real manifold, and of real images inside the generated one.
 
     A manifold is the union of the balls around its features that reach to their third neighbour, a point
     not being its own neighbour. Distances are float64; the published evaluator takes float16 distances

@@ -27,7 +27,7 @@ def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair, in dB, at most 100.
+    """Return peak signal-to-noise ratio of each pair, in dB, at most 100.
 
     Args:
         a: uint8 [B, 3, H, W].
@@ -42,7 +42,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of each pair, with a Gaussian window of 11 pixels and a standard deviation of 1.5.
+    """Return structural similarity of each pair, with a Gaussian window of 11 pixels and a standard deviation of 1.5.
 
     Averaged over colours and positions; the image is mirrored at its border.
 
@@ -69,7 +69,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def lpips(network: Perceptual, a: Tensor, b: Tensor) -> Tensor:
-    """Perceptual distance of each pair, computed in float32 without TensorFloat-32 whatever the caller's arithmetic is.
+    """Return each pair's perceptual distance, in float32 without TensorFloat-32 whatever the caller's arithmetic is.
 
     Args:
         network: LPIPS on a device.

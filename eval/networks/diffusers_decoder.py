@@ -74,7 +74,7 @@ def decoder_from_diffusers(
 
 
 def is_computed_table(table: Tensor, config: ViTDecoderConfig) -> bool:
-    """Whether a position table [1, 1 + N, width] is the one diffusers computes for the shape."""
+    """Return whether a position table [1, 1 + N, width] is the one diffusers computes for the shape."""
     computed = _computed_table(config)
     return table.shape == computed.shape and torch.allclose(table.cpu().float(), computed, rtol=0, atol=1e-5)
 

@@ -139,7 +139,7 @@ def write_autoencoder(
 
 
 def _latent_statistics(normalizer: LatentNormalizer | None) -> tuple[Tensor, Tensor] | None:
-    """Mean and std such that diffusers' (z − mean) / (std + 1e-5) is our (z − mean) / √(variance + eps)."""
+    """Return mean and std such that diffusers' (z − mean) / (std + 1e-5) is our (z − mean) / √(variance + eps)."""
     if normalizer is None:
         return None
     std = normalizer.std - STD_EPS
@@ -201,7 +201,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(path: Path) -> StateDict:
-    """Every tensor of the file, of which each has a place in the layout."""
+    """Return every tensor of the file, of which each has a place in the layout."""
     state = read_state_dict(path)
     missing = sorted(_BUFFERS - state.keys())
     unknown = sorted(key for key in state.keys() - _BUFFERS if not key.startswith(("encoder.", "decoder.")))
@@ -248,7 +248,7 @@ def _rgb(value: Tensor, name: str, folder: Path) -> list[float]:
 
 
 def _normalizer(state: StateDict, latent: tuple[int, int, int], folder: Path) -> LatentNormalizer | None:
-    """Our normaliser that computes what diffusers does; None where latents are raw tokens."""
+    """Return our normaliser that computes what diffusers does; None where latents are raw tokens."""
     mean, std = state["_latents_mean"].float(), state["_latents_std"].float()
     if std.shape == mean.shape == (1,) and std.item() == 1 and mean.item() == 0:
         return None

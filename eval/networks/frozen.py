@@ -57,7 +57,7 @@ def randomise(network: nn.Module, seed: int) -> None:
 
 
 def weights_digest(network: nn.Module) -> str:
-    """SHA-256 over names and values of a network's weights."""
+    """Return the SHA-256 over names and values of a network's weights."""
     state = network.state_dict()
     digest = hashlib.sha256()
     for name in sorted(state):

@@ -37,7 +37,7 @@ class Decoder:
 
     @torch.inference_mode()
     def pixels(self, tokens: Tensor) -> Tensor:
-        """Pixels float32 [B, 3, H, W], unclamped, of raw tokens [B, N, D] or latents [B, K, F]."""
+        """Return pixels float32 [B, 3, H, W], unclamped, of raw tokens [B, N, D] or latents [B, K, F]."""
         raw = tokens.float()
         if self.expand is not None:
             raw = self.expand(raw)
@@ -178,7 +178,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def path_digest(path: Path) -> str:
-    """SHA-256 of a file of weights; of a folder in diffusers' layout, that of its two files' digests."""
+    """Return the SHA-256 of a file of weights; of a folder in diffusers' layout, that of its two files' digests."""
     if path.is_dir():
         parts = "".join(path_digest(path / name) for name in AUTOENCODER_FILES)
         return hashlib.sha256(parts.encode()).hexdigest()

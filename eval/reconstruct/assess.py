@@ -32,7 +32,7 @@ _WORST = 10
 
 
 def assessment(settings: AssessSettings) -> dict[str, Any]:
-    """Everything, as plain JSON values.
+    """Return everything, as plain JSON values.
 
     Raises:
         UsageError: The store is of int8 already, or has too few rows.
@@ -89,7 +89,7 @@ def _rounding_error(sample: NDArray[np.float32], dtype: str) -> NDArray[np.float
 
 
 def _row_bytes(store: Store, rows: NDArray[np.int64], dtype: str, code: Int8Code | None) -> dict[str, int]:
-    """Bytes of a row's tokens now and then, and what each compression would leave of them."""
+    """Return the bytes of a row's tokens now and then, and what each compression would leave of them."""
     field = field_of(store.recipe, store.views[0], "tokens")
     reader = store.reader(field.view, "tokens")
     stored = np.empty((1, *reader.row_shape), reader.dtype)
@@ -109,7 +109,7 @@ def _row_bytes(store: Store, rows: NDArray[np.int64], dtype: str, code: Int8Code
 def _decoded_scores(
     settings: AssessSettings, store: Store, rows: NDArray[np.int64], code: Int8Code | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Metrics of `eval/reconstruction.py` on the same rows before and after, and what makes them mean less."""
+    """Return the metrics of `eval/reconstruction.py` on the same rows before and after, and cautions about them."""
     import torch
 
     from eval.networks.load import decoder_of, load_decoder, set_precision

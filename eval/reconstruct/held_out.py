@@ -35,7 +35,7 @@ class HeldOutImages:
     """The perceptual distance; None: none is measured."""
 
     def scores(self) -> dict[str, float]:
-        """Mean over the images: `held_out_psnr` in dB, `held_out_ssim`, and `held_out_lpips` where it is measured."""
+        """Return means over the images: `held_out_psnr` in dB, `held_out_ssim`, and, if measured, `held_out_lpips`."""
         share = -(-len(self.rows) // self.team.world_size)
         numbers = np.arange(share) + share * self.team.rank
         # Every process decodes equally often, which sharded weights need; what comes twice counts once.

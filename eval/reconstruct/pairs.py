@@ -71,7 +71,7 @@ class Pairs:
         return Pairs(store, self._decoder, self._device, rounding=self._rounding, recode=self._recode)
 
     def read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Originals and reconstructions of some rows, uint8 [B, 3, H, W] each, on the device."""
+        """Return the originals and reconstructions of some rows, uint8 [B, 3, H, W] each, on the device."""
         tokens = np.empty((len(rows), *self._tokens.row_shape), self._tokens.dtype)
         images = np.empty((len(rows), *self._images.row_shape), np.uint8)
         self._tokens.read(rows, tokens)

@@ -174,14 +174,14 @@ def score(
 
 
 def mean_scores(found: PairScores) -> dict[str, float]:
-    """Means over the images, by name of the metric."""
+    """Return means over the images, by name of the metric."""
     return {name: float(np.concatenate(values).mean()) for name, values in found.scores.items()}
 
 
 def rfid(
     found: PairScores, network: InceptionFeatures, reference: Path | None, size: tuple[int, int], team: Team
 ) -> dict[str, Any]:
-    """RFID with what it was computed with, as results.json holds it; empty but on the main process.
+    """Return RFID with what it was computed with, as results.json holds it; empty but on the main process.
 
     Args:
         found: Features of originals and reconstructions.

@@ -29,7 +29,7 @@ def tile(images: NDArray[np.uint8]) -> Image.Image:
 
 
 def class_rows(names: list[str], photographs: NDArray[np.uint8], samples: NDArray[np.uint8]) -> Image.Image:
-    """One row a class: its name, its photograph, then generated samples.
+    """Return one row a class: its name, its photograph, then generated samples.
 
     Args:
         names: C class names.
@@ -51,7 +51,7 @@ def class_rows(names: list[str], photographs: NDArray[np.uint8], samples: NDArra
 
 
 def loss_curves(curves: dict[str, tuple[list[int], list[float]]]) -> Image.Image:
-    """Losses over optimizer steps, one panel a training.
+    """Return losses over optimizer steps, one panel a training.
 
     Args:
         curves: Title -> steps and losses.

@@ -85,7 +85,7 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
 
 
 def further_sections(folders: DemoFolders) -> str:
-    """Sections of what was run after the demo, in HTML."""
+    """Return the sections of what was run after the demo, in HTML."""
     if folders.few_step is None:
         return ""
     needed(folders.few_step / "few-step.json")
@@ -118,7 +118,7 @@ def compact_section(store: Store, photographs: NDArray[np.uint8], folders: DemoF
 
 
 def compact_table(store: Store, field: Store, folders: DemoFolders) -> str:
-    """Bytes, reconstruction and times of tokens and of compact latents, as table rows."""
+    """Return bytes, reconstruction and times of tokens and of compact latents, as table rows."""
     assert folders.compact is not None
     sides = {"tokens": (store, folders.dit, folders.reconstruction, folders.generation)}
     made = folders.compact
@@ -163,7 +163,7 @@ def first_rows_of_classes(store: Store, count: int) -> NDArray[np.int64]:
 
 
 def read_rows(store: Store, field: str, rows: NDArray[np.int64]) -> NDArray[np.generic]:
-    """Rows of a field of the centre view, in the order asked for."""
+    """Return the rows of a field of the centre view, in the order asked for."""
     reader = store.reader("center", field)
     out = np.empty((len(rows), *reader.row_shape), reader.dtype)
     reader.read(rows, out)
@@ -171,13 +171,13 @@ def read_rows(store: Store, field: str, rows: NDArray[np.int64]) -> NDArray[np.g
 
 
 def token_figure(store: Store, images: NDArray[np.uint8], tokens: NDArray[np.float32]) -> Image.Image:
-    """Images above their tokens' first three principal components."""
+    """Return images above their tokens' first three principal components."""
     colours = principal_colours(tokens, store.grid, images.shape[1])
     return tile(np.stack([images[::2], colours[::2]]))
 
 
 def generation_figure(store: Store, photographs: NDArray[np.uint8], folder: Path) -> Image.Image:
-    """One row a class: its photograph, then samples."""
+    """Return one row a class: its photograph, then samples."""
     with np.load(needed(folder / "samples.npz"), allow_pickle=False) as file:
         samples = file["arr_0"]
     # Equal labels: sample i shows class i modulo the number of classes.
@@ -232,7 +232,7 @@ def facts_table(store: Store, folders: DemoFolders) -> str:
 
 
 def encode_rate(store: Store) -> str:
-    """Rows a second while encoding, from the commit records."""
+    """Return rows a second while encoding, from the commit records."""
     commits = read_commits(store.path, store.recipe).values()
     seconds = sum(commit.seconds for commit in commits)
     return (

@@ -10,7 +10,7 @@ PAGE = 4096
 
 
 def page_aligned(shape: tuple[int, ...], dtype: torch.dtype, *, pin_memory: bool) -> Tensor:
-    """Uninitialised memory that begins at a page.
+    """Return uninitialised memory that begins at a page.
 
     Args:
         shape: Shape of the tensor.

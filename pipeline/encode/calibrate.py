@@ -34,7 +34,7 @@ from shards import (
 
 
 def calibrate(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder) -> Int8Code:
-    """Fits the code of an int8 store and says what it costs.
+    """Fit the code of an int8 store and print its error.
 
     Raises:
         UserError: If a channel would lose more than is allowed, or no image can be decoded.
@@ -101,7 +101,7 @@ def _some_tokens(
 
 
 def report_measured(store: Store, limit: float) -> None:
-    """Says what int8 has cost the rows of a finished store, and ends in an error where that is more than allowed.
+    """Print the int8 error of a finished store; raise an error where it is more than allowed.
 
     The store is finished either way: nothing has to be encoded again if the error is accepted.
 

@@ -54,7 +54,7 @@ class Failures:
             replace_atomically(self._path(shard), json.dumps(reasons).encode())
 
     def reasons(self, shard: int) -> list[str]:
-        """Why a shard has failed, oldest first."""
+        """Return why a shard has failed, oldest first."""
         try:
             content = read_object(self._path(shard))
         except FileNotFoundError:
@@ -131,7 +131,7 @@ class Claims:
         return None
 
     def finished(self) -> bool:
-        """Whether no shard is left that anybody could still finish."""
+        """Return whether no shard is left that anybody could still finish."""
         return not self._mine and not self._open()
 
     def wait(self) -> None:

@@ -35,7 +35,7 @@ class DecodedRow:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def reason_in(self, view: str) -> str | None:
-        """Why it cannot be used in a view, or None if it can."""
+        """Return why it cannot be used in a view, or None if it can."""
         return self.reason or self.reasons.get(view)
 
 
@@ -78,7 +78,7 @@ class DecodedBatch:
 
 
 def batch_length(capacity: int, at_most: int) -> int:
-    """Rows of a batch: shards of `capacity` rows cut into the fewest equal batches of no more than `at_most` rows.
+    """Return a batch's rows: shards of `capacity` rows cut into the fewest equal batches of at most `at_most` rows.
 
     It depends on nothing else, so that a shard is encoded in the same batches whoever does it and however often.
     """
@@ -129,7 +129,7 @@ class RowBatches(ABC):
 
     @abstractmethod
     def images(self, batch: DecodedBatch, view: str) -> NDArray[Any] | None:
-        """Crops uint8 [b, P, P, 3] to store of a view that stores its own; None if they are `linked`."""
+        """Return crops uint8 [b, P, P, 3] to store of a view that stores its own; None if they are `linked`."""
 
     def linked(self, task: Task, view: str) -> Callable[[], CommitRecord] | None:
         """Return the commit record of the shard whose images the written store links to; None if it links to none."""

@@ -6,7 +6,7 @@ from shards import UsageError
 
 
 def named_devices(text: str) -> list[torch.device]:
-    """Devices by name, such as `cuda:0,cuda:1` or `cpu,cpu`; `auto` is every visible GPU, else one CPU process.
+    """Return devices by name, such as `cuda:0,cuda:1` or `cpu,cpu`; `auto` is every visible GPU, else one CPU process.
 
     Raises:
         UsageError: If one of them is not there.

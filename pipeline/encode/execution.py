@@ -31,7 +31,7 @@ _COMPILED_GAIN = 1.35
 
 
 def execution_of(recipe: Recipe, config: EncodeConfig) -> Execution:
-    """How everybody who writes a store runs the encoder.
+    """Return how everybody who writes a store runs the encoder.
 
     Raises:
         UsageError: If the options ask for something else than the store was begun with.
@@ -54,7 +54,7 @@ def execution_of(recipe: Recipe, config: EncodeConfig) -> Execution:
 
 
 def choose_execution(config: EncodeConfig, recipe: Recipe, encoder: RowEncoder) -> Execution | None:
-    """How the encoder is run for a store: as it was begun, else as the options say, else as suits the device.
+    """Return how the encoder is run for a store: as it was begun, else as the options say, else as suits the device.
 
     Args:
         config: Settings.
@@ -109,7 +109,7 @@ def fastest_batch(sizes: Iterable[int], rate_of: Callable[[int], float | None]) 
 
 
 def compiling_repays(num_images: int, rate: float, num_devices: int) -> tuple[bool, str]:
-    """Whether compiling takes less time than it saves, and a line that says so.
+    """Return whether compiling takes less time than it saves, and a line that says so.
 
     Args:
         num_images: Images to encode, each view counted.

@@ -18,7 +18,7 @@ _NAMED_AT_MOST = 20
 
 
 def finish_once(config: EncodeConfig, writer: StoreWriter) -> None:
-    """Finishes the store; of several workers one does it and the others wait for it."""
+    """Finish the store; of several workers one does it and the others wait for it."""
     if writer.finished():
         finish(config, writer)
         return

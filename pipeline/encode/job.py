@@ -53,7 +53,7 @@ def decode_threads_for(config: EncodeConfig, processes: int) -> int:
 
 
 def most_shards(spec: WorkerSpec, writer: StoreWriter) -> int:
-    """Shards that a worker may write at once: as many as its share of the cores has threads for, a thread a view."""
+    """Return how many shards a worker may write at once: its share of the cores, with a thread a view."""
     return max(1, min(_MOST_SHARDS, usable_cores() // (spec.processes * len(writer.recipe.views))))
 
 

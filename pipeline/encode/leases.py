@@ -51,7 +51,7 @@ class Owner:
         return cls(host=_host(), pid=os.getpid(), born=_born(os.getpid()) or "", name=name)
 
     def known_dead(self) -> bool:
-        """Whether it was a process of this host and does not run any more."""
+        """Return whether it was a process of this host and does not run any more."""
         return self.host == _host() and _born(self.pid) != self.born
 
 

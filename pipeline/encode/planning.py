@@ -92,7 +92,7 @@ def _store_plan(config: EncodeConfig) -> Plan:
 
 
 def require_readable(config: EncodeConfig, recipe: Recipe, plan: Plan, views: Collection[str]) -> None:
-    """Refuses, before anything is written, a store's plan whose images all lie where nothing may be read.
+    """Refuse, before anything is written, a plan whose images are all outside the places that may be read.
 
     Of a plan some of whose images lie elsewhere, those become rows that are unusable, each with the reason.
 
@@ -150,7 +150,7 @@ def make_recipe(config: EncodeConfig, plan: Plan, encoder: RowEncoder) -> Recipe
 
 
 def _default_image_size(config: EncodeConfig, encoder: RowEncoder) -> int:
-    """Side of the stored crops: a store's where they come from a store, else what fits the encoder."""
+    """Return the side of the stored crops: a store's where they come from a store, else what fits the encoder."""
     stored = 0
     if is_store(config.source_path()):
         stored = open_store(as_location(config.source_path())).image_size
@@ -165,7 +165,7 @@ def given_statistics(config: EncodeConfig, recipe: Recipe) -> GivenStatistics | 
 
 
 def begin_or_continue(path: Location, recipe: Recipe, plan: Plan, code: Int8Code | None) -> StoreWriter:
-    """Begins the store, or continues it if it was begun with the same recipe.
+    """Begin the store, or continue it if it was begun with the same recipe.
 
     Raises:
         IdentityMismatchError: Naming every difference, also which images have changed.

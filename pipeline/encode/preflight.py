@@ -82,7 +82,7 @@ def preflight(config: EncodeConfig, plan: Plan, recipe: Recipe, encoder: Encoder
 
 
 def _sample_of(plan: Plan) -> NDArray[np.int64]:
-    """Places of up to `_SAMPLE` images spread evenly over the plan, which is shuffled."""
+    """Return the places of up to `_SAMPLE` images spread evenly over the plan, which is shuffled."""
     return even_spread(_SAMPLE, plan.num_images)
 
 
@@ -110,7 +110,7 @@ def _decode(
 def _encode_rate(
     encoder: Encoder, aggregations: Sequence[Aggregation], images: Tensor, recipe: Recipe
 ) -> float:
-    """Images a second through the encoder in all views, on batches that are ready."""
+    """Return images a second through the encoder in all views, on batches that are ready."""
     pixels = images.permute(0, 3, 1, 2).to(encoder.device)
 
     def encode() -> None:

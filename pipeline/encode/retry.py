@@ -59,7 +59,7 @@ def _bad_images(writer: StoreWriter, commits: Commits) -> dict[int, SourceRecord
 
 
 def _decodable(config: EncodeConfig, writer: StoreWriter, records: list[SourceRecord]) -> Mapping[str, int]:
-    """Size in bytes now, by key, of those images that can be decoded."""
+    """Return size in bytes now, by key, of those images that can be decoded."""
     with (
         closing(crop_source(config, writer.recipe, writer.recipe.views, writer.plan)) as source,
         ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode") as pool,

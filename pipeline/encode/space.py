@@ -8,7 +8,7 @@ from shards.storage.location import free_bytes, object_sizes
 
 
 def require_space(path: Location, nbytes: int) -> None:
-    """Refuses to begin what will not fit.
+    """Refuse to begin what will not fit.
 
     Args:
         path: Folder that will be written, or is begun.
@@ -28,7 +28,7 @@ def require_space(path: Location, nbytes: int) -> None:
 def missing_nbytes(
     path: Location, recipe: Recipe, plan: Plan, names: Collection[str] = ("tokens", "cls", "image")
 ) -> int:
-    """Bytes of the rows of a store that nobody has written yet; of compressed ones nobody can know before.
+    """Return the bytes of the rows of a store that nobody has written yet; of compressed ones nobody can know before.
 
     Args:
         path: The store, begun or not.

@@ -14,7 +14,7 @@ from shards import GivenStatistics, Statistics, UsageError, read_statistics_file
 
 
 def read_statistics(path: Path, shape: tuple[int, int, int]) -> GivenStatistics:
-    """Statistics from a file, as `read_statistics_file` reads it; an absent mean is zero.
+    """Return statistics from a file, as `read_statistics_file` reads it; an absent mean is zero.
 
     Args:
         path: ``.pt``, ``.npz`` or ``.safetensors`` with ``var`` and, if any, ``mean``.

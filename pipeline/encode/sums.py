@@ -81,7 +81,7 @@ class TorchSums:
         return bool(torch.isnan(self._sums[1]).any())
 
     def moments(self) -> Moments:
-        """Moments of the rows added so far, which must be `finite`."""
+        """Return the moments of the rows added so far, which must be `finite`."""
         total, squares = self._sums.cpu().numpy()
         return moments_of_sums(self._count, total, squares, self._row_shape)
 
@@ -133,7 +133,7 @@ class DeviceSums(TorchSums):
         return bool(torch.isfinite(self._host).all())
 
     def moments(self) -> Moments:
-        """Moments of the rows, once `copy_to_host` is done.
+        """Return the moments of the rows, once `copy_to_host` is done.
 
         Raises:
             RuntimeError: If other rows were written than were added.

@@ -17,7 +17,7 @@ from shards.writing.added_fields import field_path, link_image, why_not_linked
 
 
 def companion_paths(config: EncodeConfig) -> dict[str, Location]:
-    """Where each companion field lies, by name."""
+    """Return where each companion field lies, by name."""
     return {name: field_path(config.store.out, name) for name in config.companions()}
 
 
@@ -55,7 +55,7 @@ class Target:
         return TokenStorage(self.writer.recipe.dtype, self.writer.code)
 
     def lacks(self, view: str, shard: int) -> bool:
-        """Whether a shard of a view is still to be written."""
+        """Return whether a shard of a view is still to be written."""
         known = view in self.writer.recipe.views
         return known and not (self.writer.path / commit_path(view, shard)).exists()
 

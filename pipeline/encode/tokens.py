@@ -44,7 +44,7 @@ class StoredTokens:
     class_token: Tensor | None = None
 
     def copies_into(self, other: "StoredTokens") -> Iterator[tuple[Tensor, Tensor]]:
-        """Each tensor with the one of another that takes it over."""
+        """Return pairs of tensors: each with the one of another buffer to copy it into."""
         yield self.values, other.values
         if self.square_error is not None and other.square_error is not None:
             yield self.square_error, other.square_error
@@ -81,7 +81,7 @@ class TokenStorage:
     def empty(
         self, shape: tuple[int, int, int], *, class_token: bool = False, pin_memory: bool
     ) -> StoredTokens:
-        """Memory on the host for rows [B, N, D], with class tokens if they are stored."""
+        """Return memory on the host for rows [B, N, D], with class tokens if they are stored."""
         square_error = None
         if self._code is not None:
             square_error = torch.empty((shape[0], shape[2]), dtype=torch.float64, pin_memory=pin_memory)

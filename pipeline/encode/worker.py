@@ -315,7 +315,7 @@ class Worker:
             self._collect_written()
 
     def _free_buffers(self) -> list[StoredTokens]:
-        """Buffers that nobody writes from any more; the device waits until there are some."""
+        """Return buffers that nobody writes from any more; the device waits until there are some."""
         began = time.perf_counter()
         buffers = self._free_tokens.get()
         self._waited += time.perf_counter() - began

@@ -35,14 +35,14 @@ class Aggregation:
         return self.layers[-1]
 
     def identity(self, depth: int) -> dict[str, Any] | None:
-        """As plain JSON values; None for the last block alone, which is what an encoder gives unasked."""
+        """Convert to plain JSON values; None for the last block alone, the default."""
         if self == Aggregation((depth - 1,)):
             return None
         return {"layers": list(self.layers), "combination": self.combination}
 
 
 def combine(aggregations: Sequence[Aggregation], normalised: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
-    """Tokens of several aggregations from one pass over the blocks.
+    """Return the tokens of several aggregations from one pass over the blocks.
 
     Args:
         aggregations: What is wanted.

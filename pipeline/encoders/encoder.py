@@ -119,7 +119,7 @@ def _resize_rule(family: Family, grid: int) -> str:
 
 
 def _require_finite(state: Mapping[str, Tensor], weights: str) -> None:
-    """Refuses weights that no storage type of tokens could make up for."""
+    """Refuse weights that are not finite."""
     for tensor, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UsageError(f"--weights {weights} holds NaN or infinity in {tensor}; give whole weights")
@@ -128,7 +128,7 @@ def _require_finite(state: Mapping[str, Tensor], weights: str) -> None:
 def token_shape(
     name: str, *, input_size: int | None = None, model_args: Mapping[str, Any] | None = None
 ) -> tuple[int, int, int]:
-    """Token rows, columns and channels (h, w, D) of an encoder, without making its weights.
+    """Return token rows, columns and channels (h, w, D) of an encoder, without making its weights.
 
     Raises:
         UsageError: If there is no such encoder, or the size does not divide into patches.

@@ -39,7 +39,7 @@ class Family:
     """Pixels of a token's side in the image that is resized first, if there are two resizes."""
 
     def input_size(self, name: str) -> int | None:
-        """Side in pixels the encoder of this timm name sees by default; None takes timm's."""
+        """Return side in pixels the encoder of this timm name sees by default; None takes timm's."""
         found = re.search(r"_patch(\d+)", name)
         return None if self.grid is None else self.grid * (int(found.group(1)) if found else 16)
 

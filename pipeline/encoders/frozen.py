@@ -84,7 +84,7 @@ class Encoder(nn.Module):
         return Encoder(self.trunk, identity, aggregation, self._family, *self._pixel_statistics)
 
     def require_class_token(self) -> None:
-        """Refuses a network without class token.
+        """Refuse a network without class token.
 
         Raises:
             UsageError: Naming it.
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
             )
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  (torch's own signature)
-        """Stays as it is: networks with rotary positions would scale their coordinates at random while training."""
+        """Stay in evaluation mode: in training mode, networks with rotary positions scale coordinates at random."""
         del mode
         return super().train(mode=False)
 
@@ -142,17 +142,17 @@ class Encoder(nn.Module):
         return (values - self.get_buffer("mean")) / self.get_buffer("std")
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Raw tokens float32 [B, N, D] of pixels uint8 [B, 3, P, P] or float [B, 3, P, P] in [0, 1]."""
+        """Return raw tokens float32 [B, N, D] of pixels uint8 [B, 3, P, P] or float [B, 3, P, P] in [0, 1]."""
         return self.tokens_of(self.prepare(pixels))
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
-        """As `forward`, without any gradient state."""
+        """Encode as `forward` does, without any gradient state."""
         tokens: Tensor = self(pixels)
         return tokens
 
     def tokens_of(self, normalised: Tensor) -> Tensor:
-        """Raw tokens float32 [B, N, D] of normalised pixels float32 [B, 3, S, S]."""
+        """Return raw tokens float32 [B, N, D] of normalised pixels float32 [B, 3, S, S]."""
         (output,) = self.outputs_of(normalised, (self.aggregation,), class_token=False)
         return output.tokens
 
@@ -172,7 +172,7 @@ class Encoder(nn.Module):
     def outputs_of(
         self, normalised: Tensor, aggregations: tuple[Aggregation, ...], *, class_token: bool
     ) -> list[EncoderOutput]:
-        """As `encode_all`, of normalised pixels float32 [B, 3, S, S], with gradients."""
+        """Encode normalised pixels float32 [B, 3, S, S] as `encode_all` does, with gradients."""
         low = self.precision == "bfloat16"
         with torch.autocast(normalised.device.type, dtype=torch.bfloat16, enabled=low):
             tokens, class_tokens = self._blocks(normalised, aggregations, class_token)
@@ -205,6 +205,6 @@ class Encoder(nn.Module):
         return tokens, class_tokens
 
     def _normed(self, tokens: Tensor) -> Tensor:
-        """Tokens float [..., D] after the last norm, float32."""
+        """Return tokens float [..., D] after the last norm, float32."""
         normed: Tensor = self.trunk.norm(tokens.float())  # type: ignore[operator]
         return normed.float()

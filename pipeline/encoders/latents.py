@@ -46,7 +46,7 @@ class LatentEncoder:
         self._network = torch.compile(self._compressor.encode)
 
     def require_class_token(self) -> None:
-        """Refuses class tokens.
+        """Refuse class tokens.
 
         Raises:
             UsageError: Always: a compressor has none.
@@ -55,7 +55,7 @@ class LatentEncoder:
 
     @torch.inference_mode()
     def encode(self, tokens: Tensor) -> Tensor:
-        """Latents float32 [B, K, F] of tokens as stored [B, N, C]."""
+        """Return latents float32 [B, K, F] of tokens as stored [B, N, C]."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
             return self._network(self._dequantizer(tokens)).float()
 

@@ -51,7 +51,7 @@ RECIPES = {
 def resolve(
     name: str, layers: Sequence[int] | None, combination: str | None
 ) -> tuple[str, Sequence[int] | None, str | None]:
-    """Timm name, layers and combination of an encoder that may be named by a recipe.
+    """Return timm name, layers and combination of an encoder that may be named by a recipe.
 
     Raises:
         UsageError: If a recipe is named together with other layers, or with another combination.

@@ -92,7 +92,7 @@ def read_weights(path: Path) -> State:
 
 
 def _require_one_network(path: Path, wrapper: str, content: Mapping[Any, Any]) -> None:
-    """Refuses a file that holds an average of the weights beside them: which of both is meant is not ours to guess."""
+    """Refuse a file that holds both weights and their average, because either may be meant."""
     averages = [
         name
         for name in (f"{wrapper}_ema", f"ema_{wrapper}", "ema", "model_ema")
@@ -178,12 +178,12 @@ def _fold_class_position(tensors: State) -> None:
 
 
 def is_square(count: int) -> bool:
-    """Whether `count` patches form a square grid."""
+    """Return whether `count` patches form a square grid."""
     return math.isqrt(count) ** 2 == count
 
 
 def resize_positions(positions: Tensor, grid: int, *, num_prefix: int, antialias: bool) -> Tensor:
-    """Position embeddings resampled to another grid: bicubic, align_corners False, in float32.
+    """Return position embeddings resampled to another grid: bicubic, align_corners False, in float32.
 
     Args:
         positions: float [1, num_prefix + n², D], prefix first.
@@ -215,7 +215,7 @@ def resize_positions(positions: Tensor, grid: int, *, num_prefix: int, antialias
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over names, shapes and float32 values in name order: one for all layouts of a network."""
+    """Return SHA-256 (hex) over names, shapes and float32 values in name order: one for all layouts of a network."""
     sha = hashlib.sha256()
     for name in sorted(state):
         values = state[name].detach().to("cpu", torch.float32).contiguous()

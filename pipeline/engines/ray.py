@@ -139,7 +139,7 @@ class _Actor:
 
 
 def _actors_on_this_node(spec: WorkerSpec) -> int:
-    """How many actors share the cores of the machine this is called on; where there are no GPUs, on average."""
+    """Return how many actors share the cores of the machine this is called on; where there are no GPUs, on average."""
     import ray
 
     own = ray.get_runtime_context().get_node_id()

@@ -20,7 +20,7 @@ from shards import StoreWriter, as_location, is_store, open_store
 
 
 def find_world(work: WorkConfig, arguments: Sequence[str]) -> World | None:
-    """Which of how many equal workers this process is; None if it has only made the script of a SLURM array.
+    """Return rank and number of equal workers; None if only the script of a SLURM array was made.
 
     Args:
         work: The engine that was asked for.
@@ -113,7 +113,7 @@ def _encode_pending(
 
 
 def _rows_done(writers: Sequence[StoreWriter]) -> int:
-    """Images of the shards that are finished in every view of every store."""
+    """Return the images of the shards that are finished in every view of every store."""
     plan = writers[0].plan
     unfinished = {shard for _, shard in pending_in_any(writers)}
     return plan.num_images - sum(plan.shard_size(shard) for shard in unfinished)

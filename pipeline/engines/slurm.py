@@ -13,7 +13,7 @@ from shards import UsageError, UserError
 
 
 def inside_array() -> bool:
-    """Whether this process is a task of an array."""
+    """Return whether this process is a task of an array."""
     return "SLURM_ARRAY_TASK_ID" in os.environ
 
 

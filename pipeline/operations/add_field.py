@@ -99,7 +99,7 @@ def _encode_settings(config: AddFieldConfig, store: Store) -> EncodeConfig:
 
 
 def _check_compressor(config: AddFieldConfig, store: Store, arguments: Sequence[str]) -> None:
-    """Refuses what cannot go with a compressor, and one that must not be used.
+    """Refuse settings that exclude a compressor, and a compressor that must not be used.
 
     Raises:
         UserError: Naming the option, or what is wrong with the compressor.
@@ -133,7 +133,7 @@ def _check_compressor(config: AddFieldConfig, store: Store, arguments: Sequence[
 
 
 def _can_share(store: Store) -> bool:
-    """Whether a derived field can have the store's images without a copy; it has none otherwise, and says so."""
+    """Return whether a derived field can have the store's images without a copy; it has none otherwise, and says so."""
     if store.image_size == 0 or can_link_images(store):
         return True
     log(

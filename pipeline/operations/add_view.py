@@ -85,7 +85,7 @@ def encoder_of_store(config: AddViewConfig | ExtendConfig, recipe: Recipe) -> En
 
 
 def _named_model(encoder: EncoderIdentity) -> tuple[str, str]:
-    """Name and further arguments of the timm model, of an identity's name such as ``test_vit[depth=1]``."""
+    """Return name and further arguments of the timm model, of an identity's name such as ``test_vit[depth=1]``."""
     name, _, arguments = encoder.name.partition("[")
     return name, arguments.removesuffix("]")
 

@@ -46,7 +46,7 @@ def diff(config: DiffConfig) -> int:
 
 
 def difference_facts(difference: StoreDifference) -> dict[str, Any]:
-    """Everything, as plain JSON values; of first and second store in this order."""
+    """Return everything, as plain JSON values; of first and second store in this order."""
     return {
         "same": difference.same,
         "recipe": difference.recipe,

@@ -224,7 +224,7 @@ class _Pair:
         return FieldDifference(rows=count, differing=len(differing), numbers=numbers)
 
     def _differing(self, view: str, name: str) -> NDArray[np.int64]:
-        """Slots of the rows whose stored bytes are not the same."""
+        """Return the slots of the rows whose stored bytes are not the same."""
         a, b = self._stores
         if name == "tokens" and (a.recipe.dtype, a.recipe.code) != (b.recipe.dtype, b.recipe.code):
             return np.arange(len(self._rows[0]))
@@ -258,7 +258,7 @@ class _Pair:
 
 
 def _numbers(store: Store, reader: RowReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Tokens of some rows, float64[b, N, D]."""
+    """Return the tokens of some rows, float64[b, N, D]."""
     stored: NDArray[Any] = np.empty((len(rows), *reader.row_shape), reader.dtype)
     reader.read(rows, stored)
     return store.decode(stored).astype(np.float64)

@@ -87,7 +87,7 @@ def _dry_run(config: EncodeConfig) -> None:
 
 
 def _retry(config: EncodeConfig, world: World) -> None:
-    """Withdraws the shards of images that can be decoded now and encodes them again, as any shards of the plan.
+    """Withdraw the shards of images that can be decoded now, and encode them again as any shards of the plan.
 
     The plan stays as it was: repaired images may have any size. One process does it: the first of several equal ones,
     and of several commands one after the other. The command without `--retry-quarantined` may join it as it encodes.
@@ -111,7 +111,7 @@ def _retry(config: EncodeConfig, world: World) -> None:
 
 
 def begin_or_await(config: EncodeConfig, world: World) -> tuple[StoreWriter, RowEncoder | None]:
-    """Begins or continues the store, or waits until the first of equal workers has done so."""
+    """Begin or continue the store, or wait until the first of equal workers has done so."""
     if world.rank == 0:
         return begin(config)
     writer = _await_store(config)
@@ -156,7 +156,7 @@ def _begin_store(
 
 
 def warn_untrained(encoder: RowEncoder) -> None:
-    """Warns that tokens are of no use but for trying things out, if the encoder was never trained."""
+    """Print a warning if the encoder was never trained: its tokens are of use only to try things out."""
     if encoder.identity.random_weights:
         log(
             f"warning: --weights {encoder.identity.weights}: the encoder is NOT TRAINED; "

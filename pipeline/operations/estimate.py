@@ -77,7 +77,7 @@ def planned_recipe(config: EstimateConfig) -> Recipe:
 
 
 def store_figures(recipe: Recipe) -> list[Figure]:
-    """Bytes of the store that a recipe describes, without compression."""
+    """Return the bytes of the store that a recipe describes, without compression."""
     fields = [field for view in recipe.views for field in fields_of(recipe, view)]
     tokens = [field for field in fields if field.name == "tokens"]
     images = [field for field in fields if field.name == "image"]
@@ -179,7 +179,7 @@ def _new_recipe(config: EstimateConfig, rows: int) -> Recipe:
 
 
 def _token_shape(config: EstimateConfig, base: Recipe | None) -> tuple[int, int, int]:
-    """Token rows, columns and channels."""
+    """Return token rows, columns and channels."""
     if config.latents is not None:
         return (1, *_latents(config.latents))
     shape = None if base is None else (*base.encoder.grid, base.encoder.width)

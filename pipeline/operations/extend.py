@@ -220,7 +220,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _name_fields_behind(config: ExtendConfig) -> None:
-    """Says which fields of the store lack rows that it has, and what gives them these."""
+    """Print which fields lack rows of the store, and the commands that add them."""
     store = open_store(config.store)
     for name in store.manifest.fields:
         field = config.store / FIELDS / name

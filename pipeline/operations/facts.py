@@ -35,7 +35,7 @@ def inspect(config: InspectConfig) -> None:
 
 
 def store_facts(path: Location, *, follow_links: bool = False) -> dict[str, Any]:
-    """Recipe, counts, sizes, statistics and unusable images of a store, as plain JSON values.
+    """Return recipe, counts, sizes, statistics and unusable images of a store, as plain JSON values.
 
     Raises:
         UsageError: If there is no store.
@@ -103,7 +103,7 @@ def _finished_facts(store: Store) -> dict[str, Any]:
 
 
 def bytes_by_part(store: Store) -> Counter[str]:
-    """Bytes of each field, and of everything else by its first folder or file, in every revision by the same name."""
+    """Return the bytes of each field, and of everything else by its first folder or file, all revisions together."""
     sizes: Counter[str] = Counter()
     for record in store.manifest.objects:
         parts = record.path.removeprefix(derived_path("", store.manifest.revision)).split("/")

@@ -88,7 +88,7 @@ def _finished_lines(facts: dict[str, Any]) -> list[str]:
 
 
 def work_done(facts: dict[str, Any]) -> str:
-    """How far an unfinished store is: a shard is written once for each view, and counted so."""
+    """Return how far an unfinished store is: a shard is written once for each view, and counted so."""
     done, pending, views = facts["shards_done"], facts["shards_pending"], len(facts["rows_by_view"])
     total = done + pending
     return f"{done:,} of {total:,} done, {pending:,} to come ({total // views:,} shards × {views} views)"

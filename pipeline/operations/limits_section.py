@@ -9,7 +9,7 @@ from shards import Location, beside
 
 
 def limits_section(store: Location) -> str:
-    """Images a second that each stage could reach, over the time of the encode; empty where there is no log."""
+    """Return images a second that each stage could reach, over the time of the encode; empty where there is no log."""
     log = beside(store, f"{store.name}.logs") / "progress.jsonl"
     told = _told(log) if log.is_file() else []
     if not told:
@@ -31,7 +31,7 @@ def limits_section(store: Location) -> str:
 
 
 def _told(log: Path) -> list[tuple[float, dict[str, float]]]:
-    """Time and rates of each line of a log that tells the limits; a line cut off by a kill is left out."""
+    """Return time and rates of each line of a progress log that has limits; a line cut off by a kill is left out."""
     told = []
     with log.open(encoding="utf-8") as lines:
         for line in lines:

@@ -99,7 +99,7 @@ def _class_of(store: Store, row: int) -> str:
 
 
 def _images(store: Store, rows: NDArray[np.int64]) -> str:
-    """Tiles of rows, the row itself first; the table below is in the same order."""
+    """Return the tiles of rows, the row itself first; the table below is in the same order."""
     view = next(view for view in store.views if "image" in store.recipe.fields(view))
     order = np.argsort(rows)
     images = np.empty((len(rows), store.image_size, store.image_size, 3), np.uint8)

@@ -45,7 +45,7 @@ def write_page(path: Path, title: str, sections: Sequence[str]) -> None:
 
 
 def read_rows(store: Store, view: str, field: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Rows of a field as they are stored, [len(rows), *row_shape]."""
+    """Return the rows of a field as they are stored, [len(rows), *row_shape]."""
     reader = store.reader(view, field)
     out = np.empty((len(rows), *reader.row_shape), reader.dtype)
     reader.read(rows, out)

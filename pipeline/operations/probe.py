@@ -79,7 +79,7 @@ def probe_facts(config: ProbeConfig) -> dict[str, Any]:
 
 
 def _chosen_rows(config: ProbeConfig, store: Store) -> NDArray[np.int64]:
-    """Labelled rows in an order drawn by seed; the first fifth is held out."""
+    """Return labelled rows in an order drawn by seed; the first fifth is held out."""
     if config.rows < 1:
         raise UsageError(f"--rows must be at least 1, got {config.rows}")
     labelled = store.valid_rows[store.labels[store.valid_rows] >= 0]
@@ -95,7 +95,7 @@ def _chosen_rows(config: ProbeConfig, store: Store) -> NDArray[np.int64]:
 def _linear(
     known: NDArray[np.float32], labels: NDArray[np.int64], held: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], int]:
-    """Labels that a logistic regression gives held-out rows, and how many iterations its fit took."""
+    """Return labels that a logistic regression gives held-out rows, and how many iterations its fit took."""
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
@@ -116,7 +116,7 @@ def _linear(
 def _nearest(
     known: NDArray[np.float32], labels: NDArray[np.int64], held: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """Labels that the nearest of the known rows give held-out rows."""
+    """Return labels that the nearest of the known rows give held-out rows."""
     classes, index = np.unique(labels, return_inverse=True)
     known, held = unit_length(known), unit_length(held)
     k = min(NEIGHBOURS, len(known))

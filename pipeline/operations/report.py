@@ -217,5 +217,5 @@ def _unusable_section(facts: dict[str, Any]) -> str:
 
 
 def default_page(store: Location) -> Path:
-    """Where the page of a store goes: beside it, or for a URL into the working folder."""
+    """Return where the page of a store goes: beside it, or for a URL into the working folder."""
     return beside(store, f"{store.name}.html")

@@ -50,7 +50,7 @@ def row_features(
 
 
 def unit_length(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors [n, D] divided by their lengths; zero ones stay zero."""
+    """Return vectors [n, D] divided by their lengths; zero ones stay zero."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     scaled: NDArray[np.float32] = features / np.maximum(lengths, np.finfo(np.float32).tiny)
     return scaled

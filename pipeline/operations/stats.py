@@ -34,7 +34,7 @@ def stats(config: StatsConfig) -> None:
 
 
 def _compared(config: StatsConfig, store: Store, exact: Statistics) -> dict[str, Any]:
-    """How far the store's statistics are from a file's."""
+    """Return how far the store's statistics are from a file's."""
     assert config.against is not None
     file = read_statistics(config.against, (store.width, *store.grid)).statistics
     return {
@@ -45,7 +45,7 @@ def _compared(config: StatsConfig, store: Store, exact: Statistics) -> dict[str,
 
 
 def _difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> dict[str, Any]:
-    """Differences of two maps [D, h, w]; relative ones are shares of the file's numbers."""
+    """Return the differences of two maps [D, h, w]; relative ones are shares of the file's numbers."""
     absolute = np.abs(ours - theirs)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(absolute == 0, 0.0, absolute / np.abs(theirs))

@@ -9,7 +9,7 @@ from shards.writing.finalize import Commits, found_commits
 
 
 def unfinished_facts(writer: StoreWriter) -> dict[str, Any]:
-    """Shards (of each view, all views together), rows, sizes, failures and unusable images so far, as JSON values."""
+    """Return shards (of each view and of all), rows, sizes, failures and unusable images so far, as JSON values."""
     recipe, plan = writer.recipe, writer.plan
     commits = found_commits(writer.path, recipe)
     pending = writer.pending()
@@ -39,7 +39,7 @@ def unfinished_facts(writer: StoreWriter) -> dict[str, Any]:
 
 
 def rate_history(commits: Commits, views: tuple[str, ...]) -> dict[str, list[float]]:
-    """Rows a second of each view's shards, in order of shard."""
+    """Return rows a second of each view's shards, in order of shard."""
     history: dict[str, list[float]] = {view: [] for view in views}
     for (view, _), record in sorted(commits.items()):
         history[view].append(round(record.num_rows / max(record.seconds, 1e-3), 1))
@@ -47,5 +47,5 @@ def rate_history(commits: Commits, views: tuple[str, ...]) -> dict[str, list[flo
 
 
 def _field_of(path: str) -> str:
-    """Part of the store that a shard's object is counted under."""
+    """Return the part of the store that a shard's object is counted under."""
     return "/".join(path.split("/")[:2])

@@ -20,7 +20,7 @@ def _withdraw(config: VerifyConfig, problems: list[Problem]) -> None:
 
 
 def verify(config: VerifyConfig) -> None:
-    """Re-reads a store and says what is wrong with it; takes it out if that is asked for.
+    """Read a store again and print what is wrong with it; remove damaged shards if asked to.
 
     Raises:
         UsageError: If there is no store.

@@ -124,7 +124,7 @@ class StoreConfig:
     first shard; if all rows together turn out to have lost more, it ends in an error, with the store complete."""
 
     def check_int8(self) -> None:
-        """Refuses settings of int8 that make no sense.
+        """Refuse settings of int8 that make no sense.
 
         Raises:
             UsageError: Naming the setting.
@@ -194,7 +194,7 @@ class WorkConfig:
     """Hand the script to sbatch instead of printing it."""
 
     def check_counts(self) -> None:
-        """Refuses numbers of things that must be there.
+        """Refuse numbers below one where at least one is needed.
 
         Raises:
             UsageError: Naming the setting.
@@ -212,7 +212,7 @@ class WorkConfig:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
     def allowed_bad(self, num_images: int) -> int:
-        """How many of `num_images` may be undecodable.
+        """Return how many of `num_images` may be undecodable.
 
         Raises:
             UsageError: If `max_bad` is neither a share from 0% to 100% nor a number from 0.
@@ -256,7 +256,7 @@ class SourceConfig:
     given several times."""
 
     def options(self) -> SourceOptions:
-        """As the lister takes them."""
+        """Convert to the options of the source listing."""
         return SourceOptions(
             kind=self.source_kind,
             split=self.split,
@@ -321,11 +321,11 @@ class EncodeConfig:
         return table
 
     def source_path(self) -> str:
-        """Where the images are."""
+        """Return where the images are."""
         return self.source or os.environ.get("IMAGENET") or DEFAULT_SOURCE
 
     def log_dir(self) -> Path:
-        """Where progress and errors are written."""
+        """Return where progress and errors are written."""
         if self.work.log_dir is not None:
             return self.work.log_dir
         return beside(self.store.out, f"{self.store.out.name}.logs")

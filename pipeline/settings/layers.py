@@ -7,7 +7,7 @@ from shards import UsageError
 
 
 def parse_layers(text: str, option: str = "--layers") -> tuple[int, ...]:
-    """Numbers of blocks in words: `5,8,11`, or `1-23` for all from 1 to 23.
+    """Return the numbers of blocks in words: `5,8,11`, or `1-23` for all from 1 to 23.
 
     Raises:
         UsageError: If they are no numbers, or do not ascend.
@@ -26,7 +26,7 @@ def parse_layers(text: str, option: str = "--layers") -> tuple[int, ...]:
 
 
 def check_ascending(layers: Sequence[int], option: str, text: str) -> None:
-    """Refuses blocks that are named twice or out of order.
+    """Refuse blocks that are named twice or out of order.
 
     Raises:
         UsageError: Naming the order they should have.
@@ -38,7 +38,7 @@ def check_ascending(layers: Sequence[int], option: str, text: str) -> None:
 
 
 def parse_companion(text: str) -> tuple[str, tuple[int, ...], str | None]:
-    """Name, blocks and combination of a companion field: `k23=1-23` or `k1=23:mean+spatial-mean`.
+    """Return name, blocks and combination of a companion field: `k23=1-23` or `k1=23:mean+spatial-mean`.
 
     Raises:
         UsageError: If it is not of that form, or the name is no plain word.

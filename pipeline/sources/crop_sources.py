@@ -38,7 +38,7 @@ class CropSource(Protocol):
         """The crops of all views."""
 
     def current_size(self, record: SourceRecord) -> int:
-        """Bytes that an image has now; others than the record says if its file was repaired meanwhile.
+        """Return bytes that an image has now; others than the record says if its file was repaired meanwhile.
 
         Raises:
             BadImageError: If there is nothing to be read.
@@ -139,7 +139,7 @@ class EncodedImages:
 
 
 def rows_by_key(store: Store) -> dict[str, tuple[int, str | None]]:
-    """Row and, where it is bad, reason of each image by key."""
+    """Return row and, where it is bad, reason of each image by key."""
     table = store.index.table("key", "row", "reason")
     columns = (table[name].to_pylist() for name in ("key", "row", "reason"))
     return {key: (row, reason) for key, row, reason in zip(*columns, strict=True)}
@@ -186,7 +186,7 @@ class StoredCrops:
 
 
 def holds_crops(store: Store, recipe: Recipe, views: Collection[str]) -> bool:
-    """Whether a store holds, in the right size, all that some views of a recipe show."""
+    """Return whether a store holds, in the right size, all that some views of a recipe show."""
     shown = {MIRRORED_VIEWS.get(view, view) for view in views}
     # Another seed cuts other crops.
     same_places = shown <= {"center"} or store.recipe.seed == recipe.seed
@@ -214,7 +214,7 @@ def crop_source(config: EncodeConfig, recipe: Recipe, views: Collection[str], pl
 
 
 def named_roots(config: EncodeConfig) -> tuple[str, ...]:
-    """Where the user says that images may be read: with `--source`, and by naming a source of files."""
+    """Return where the user says that images may be read: with `--source`, and by naming a source of files."""
     source = config.source_path()
     own = () if is_store(source) else roots_of_source(source)
     return (*own, *config.reading.roots)

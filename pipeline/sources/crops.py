@@ -26,7 +26,7 @@ _LONGEST = 100
 
 
 def default_crop(encoder: EncoderIdentity) -> int:
-    """Side of the crop that fits an encoder: what a decoder with patches of 16 pixels gives back."""
+    """Return the side of the crop that fits an encoder: what a decoder with patches of 16 pixels gives back."""
     return PIXELS_PER_TOKEN * encoder.grid[0]
 
 

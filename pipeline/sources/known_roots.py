@@ -39,7 +39,7 @@ def remember_roots(store: Location, places: Iterable[str]) -> None:
 
 
 def roots_of_source(source: str) -> tuple[str, ...]:
-    """Where the images of a source of files lie, as its user names it: a folder, or the one its files are in."""
+    """Return where the images of a source of files lie, as its user names it: a folder, or the one its files are in."""
     place = source
     if not as_location(source).exists() and not as_location(source).is_dir():
         place = re.split(r"[*?\[{]", source, maxsplit=1)[0]

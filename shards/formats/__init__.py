@@ -27,12 +27,12 @@ def format_of(recipe: Recipe) -> Format:
 
 
 def object_path(recipe: Recipe, field: Field, shard: int) -> str:
-    """Name inside the store of the object that holds a shard of a field."""
+    """Return the name inside the store of the object that holds a shard of a field."""
     return format_of(recipe).object_path(field, shard)
 
 
 def array_documents(recipe: Recipe) -> dict[str, bytes]:
-    """Content by path of every small object that follows from a store's recipe, its root document apart."""
+    """Return content by path of every small object that follows from a store's recipe, its root document apart."""
     documents = format_of(recipe).documents(recipe)
     if recipe.dtype == "int8":
         documents |= code_documents(recipe.encoder.width)
@@ -40,7 +40,7 @@ def array_documents(recipe: Recipe) -> dict[str, bytes]:
 
 
 def grown_documents(recipe: Recipe) -> dict[str, bytes]:
-    """Content by path of those documents that an extension changes; none of a store that was not extended.
+    """Return content by path of those documents that an extension changes; none of a store that was not extended.
 
     They describe whole arrays for zarr readers in general, so they are replaced where they lie, and no manifest lists
     them: their content follows from the recipe, and readers of this package do not need them.

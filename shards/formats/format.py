@@ -84,10 +84,10 @@ class Format(Protocol):
     """Whether an object says itself where its rows are; else commit records and ``index.parquet`` keep it."""
 
     def object_path(self, field: Field, shard: int) -> str:
-        """Name inside the store of the object that holds a shard of a field."""
+        """Return the name inside the store of the object that holds a shard of a field."""
 
     def documents(self, recipe: Recipe) -> dict[str, bytes]:
-        """Content by path of what stock readers of the format need beside the shards; it follows from the recipe."""
+        """Return the objects that stock readers need beside the shards, by path; they depend on the recipe alone."""
 
     def open_outputs(
         self,

@@ -96,7 +96,7 @@ class RowMembers:
         self._class_names = plan.class_names
 
     def of_row(self, slot: int, arrays: Mapping[str, NDArray[Any]]) -> list[tuple[str, list[Buffer]]]:
-        """Field or suffix, and the bytes in parts, of each member of a row."""
+        """Return field or suffix, and the bytes in parts, of each member of a row."""
         row = self._first_row + slot
         record = self._records[slot]
         facts: dict[str, Any] = {"row": row, "key": record.key, "label": record.label}
@@ -145,7 +145,7 @@ class TarShardFile:
 
 
 def npy_header(field: Field) -> bytes:
-    """Header of an npy file holding one row of a field, a multiple of 64 bytes long."""
+    """Return the header of an npy file holding one row of a field, a multiple of 64 bytes long."""
     header = io.BytesIO()
     descr = {"descr": field.dtype.numpy.str, "fortran_order": False, "shape": field.row_shape}
     np.lib.format.write_array_header_1_0(header, descr)
@@ -219,7 +219,7 @@ def _octal(digits: bytes) -> int:
 
 
 def _members(source: ObjectReader) -> Iterator[tuple[str, int, int]]:
-    """Name, first byte and length of each member."""
+    """Yield name, first byte and length of each member."""
     path, position = source.path, 0
     while True:
         header = source.read(_BLOCK, position)

@@ -28,7 +28,7 @@ def found_object(path: Location, expected: ObjectRecord) -> ObjectRecord | str:
 
 
 def difference(expected: ObjectRecord, actual: ObjectRecord | str) -> str | None:
-    """In which way an object is not what was written; None if it is."""
+    """Describe how an object differs from what was written; None if it does not."""
     if isinstance(actual, str) or actual == expected:
         return actual if isinstance(actual, str) else None
     if actual.nbytes != expected.nbytes:

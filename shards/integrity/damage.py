@@ -88,7 +88,7 @@ def _wrong_rows(
 def _respelled_rows(
     source: ObjectReader, root: Location, recipe: Recipe, fields: Sequence[Field], shard: int
 ) -> Iterator[tuple[int, str]]:
-    """Rows whose compressed bytes decode rightly and are still not the ones that were written.
+    """Yield rows whose compressed bytes decode rightly and are still not the ones that were written.
 
     Some bits of a compressed row mean nothing. Compressing the row again shows them, under the library
     version that wrote it.

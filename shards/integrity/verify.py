@@ -148,7 +148,7 @@ def _field_problems(path: Location, name: str, threads: int, *, follow_links: bo
 
 
 def _same(name: str, found: bytes, expected: bytes) -> bool:
-    """Whether an object is the expected one; another version of zarr-python may have worded its documents otherwise."""
+    """Return whether an object is the expected one; another zarr-python version may spell documents otherwise."""
     return found == expected or (name.endswith(ROOT) and describe_the_same(found, expected))
 
 
@@ -204,7 +204,7 @@ def _intact_tables(
 
 
 def _contradictions(path: Location, manifest: Manifest) -> Iterator[Problem]:
-    """Ways in which objects that are each as the manifest says contradict one another."""
+    """Yield ways in which objects that are each as the manifest says contradict one another."""
     index_path = path / manifest.derived(INDEX)
     try:
         begun, recipe = read_recipe(path), read_recipe(path, manifest.revision)
@@ -243,7 +243,7 @@ def _contradictions(path: Location, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _plan_problems(begun: Recipe, recipe: Recipe, first: Plan, plan: Plan) -> Iterator[Problem]:
-    """Ways in which the plans that a store was begun with and has now contradict its recipes."""
+    """Yield ways in which the plans that a store was begun with and has now contradict its recipes."""
     if (plan.num_images, plan.num_shards, plan.seed, plan.source_digest(), plan.earlier) != (
         recipe.num_images,
         recipe.num_shards,

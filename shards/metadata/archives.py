@@ -28,7 +28,7 @@ class ArchiveIdentity:
     lost: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Convert to plain JSON values."""
         return asdict(self)
 
     @classmethod
@@ -46,5 +46,5 @@ class ArchiveIdentity:
         return cls(**values)
 
     def same_file(self, other: ArchiveIdentity) -> bool:
-        """Whether size and time say that it is the same file, untouched."""
+        """Return whether size and time say that it is the same file, untouched."""
         return (self.nbytes, self.modified) == (other.nbytes, other.modified) and self.modified != ""

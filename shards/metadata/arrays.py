@@ -30,7 +30,7 @@ ReadObject = Callable[[str], bytes]
 
 
 def group_objects(path: str, attributes: Mapping[str, Any]) -> dict[str, bytes]:
-    """Content by name of a group's one object.
+    """Return content by name of a group's one object.
 
     Args:
         path: Name of the group; empty for the store itself.
@@ -44,7 +44,7 @@ def group_objects(path: str, attributes: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def array_objects(path: str, values: NDArray[Any], fill: Any) -> dict[str, bytes]:
-    """Content by name of an array that is one uncompressed chunk, little endian.
+    """Return content by name of an array that is one uncompressed chunk, little endian.
 
     Args:
         path: Name of the array.
@@ -70,7 +70,7 @@ def array_objects(path: str, values: NDArray[Any], fill: Any) -> dict[str, bytes
 
 
 def sharded_array_objects(field: Field, capacity: int, num_shards: int) -> dict[str, bytes]:
-    """Content by name of the description of a field: ``capacity`` rows a shard, one row an inner chunk."""
+    """Return content by name of the description of a field: ``capacity`` rows a shard, one row an inner chunk."""
     import zarr
 
     contents: dict[str, Any] = {}
@@ -163,7 +163,7 @@ class _Attributed:
 
 
 def describe_the_same(one: bytes, other: bytes) -> bool:
-    """Whether two ``zarr.json`` documents describe the same group or array, in whatever version's words."""
+    """Return whether two ``zarr.json`` documents describe the same group or array, in whatever version's words."""
     return one == other or _described(one) == _described(other)
 
 

@@ -18,12 +18,12 @@ from shards.values.quantize import NUM_LEVELS, Int8Code
 
 
 def code_objects(code: Int8Code) -> dict[str, bytes]:
-    """Content by path of everything under ``code/``."""
+    """Return content by path of everything under ``code/``."""
     return _objects(code.table)
 
 
 def code_documents(width: int) -> dict[str, bytes]:
-    """Content by path of the ``zarr.json`` files under ``code/``, which follow from the number of channels."""
+    """Return content by path of the ``zarr.json`` files under ``code/``, which follow from the number of channels."""
     objects = _objects(np.zeros((width, NUM_LEVELS + 1), np.float32))
     return {path: content for path, content in objects.items() if path != CODE_TABLE}
 
@@ -75,7 +75,7 @@ def published_code(root: Location, recipe: Recipe) -> Int8Code | None:
 
 
 def relative_error(square_error: NDArray[np.float64], moments: Moments) -> NDArray[np.float64]:
-    """RMS error of each channel as a share of its own standard deviation, over all tokens.
+    """Return RMS error of each channel as a share of its own standard deviation, over all tokens.
 
     Args:
         square_error: Sum over rows and tokens of squared errors, float64[D].

@@ -42,11 +42,11 @@ class ObjectRecord:
         return cls(path, len(content), digest_of_bytes(content))
 
     def describes(self, content: bytes) -> bool:
-        """Whether an object's content is the one recorded."""
+        """Return whether an object's content is the one recorded."""
         return digest_of_bytes(content, self.algorithm) == self.digest
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; the algorithm's name is the digest's key."""
+        """Convert to plain JSON values; the algorithm's name is the digest's key."""
         return {"path": self.path, "nbytes": self.nbytes, self.algorithm: self.digest}
 
     @classmethod
@@ -102,7 +102,7 @@ class CommitRecord:
     repaired: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """As the JSON file that is published."""
+        """Convert to the JSON file that is published."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["objects"] = [o.to_dict() for o in self.objects]
         values["moments"] = self.moments.to_dict()

@@ -41,7 +41,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def digest_of(value: Any) -> str:
-    """First 32 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
+    """Return the first 32 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
 
 
@@ -76,7 +76,7 @@ class CompressorIdentity:
     """Arithmetic of the network."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Convert to plain JSON values."""
         return {**_shallow(self), "source": self.source.to_dict()}
 
     @classmethod
@@ -152,7 +152,7 @@ class EncoderIdentity:
         return self.grid[0] * self.grid[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; what says nothing is left out, as in stores that know nothing of it."""
+        """Convert to plain JSON values; keys with their default are left out, as in stores older than the key."""
         values = {**_shallow(self), "grid": list(self.grid)}
         for name in _MAY_LACK:
             if values[name] is None:
@@ -181,7 +181,7 @@ class EncoderIdentity:
         return deciding
 
     def diff(self, other: EncoderIdentity) -> list[str]:
-        """One line for each field that decides about tokens in which ``other`` differs from this one."""
+        """Return one line for each field that decides about tokens in which ``other`` differs from this one."""
         return _diff(self._deciding(), other._deciding())
 
     def require_same(self, other: EncoderIdentity, *, what: str) -> None:
@@ -354,12 +354,12 @@ class Recipe:
                     yield stage, num_views
 
     def fields(self, view: str) -> tuple[str, ...]:
-        """Fields stored for a view; a mirrored view keeps no image."""
+        """Return fields stored for a view; a mirrored view keeps no image."""
         has_image = self.image_size > 0 and view not in MIRRORED_VIEWS
         return "tokens", *["image"] * has_image, *["cls"] * self.class_token
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; what says nothing, or what earlier versions did, is left out."""
+        """Convert to plain JSON values; keys with their default, or with earlier versions' behaviour, are left out."""
         values = {**_shallow(self), "encoder": self.encoder.to_dict(), "views": list(self.views)}
         values["earlier"] = [stage.to_dict() for stage in self.earlier]
         for name in ("class_token", "earlier"):
@@ -392,14 +392,14 @@ class Recipe:
         return {**deciding, "encoder": self.encoder.id}
 
     def extends(self, begun: Recipe) -> bool:
-        """Whether this is ``begun``, or ``begun`` with more views behind its own or extended with more images."""
+        """Return whether this is ``begun``, or ``begun`` with further views or extended with further images."""
         stage = len(begun.earlier)
         if stage > len(self.earlier) or self.views[: len(begun.views)] != begun.views:
             return False
         return dataclasses.replace(self.at_stage(stage), views=begun.views).id == begun.id
 
     def diff(self, other: Recipe) -> list[str]:
-        """One line for each field that decides about bytes in which ``other`` differs from this one."""
+        """Return one line for each field that decides about bytes in which ``other`` differs from this one."""
         own, others = ({**recipe._deciding(), "encoder": None} for recipe in (self, other))
         return [f"encoder.{line}" for line in self.encoder.diff(other.encoder)] + _diff(own, others)
 

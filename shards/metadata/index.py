@@ -35,7 +35,7 @@ ABSENT = -1
 
 
 def bad_rows(recipe: Recipe, plan: Plan, commits: Commits) -> dict[int, str]:
-    """Reason by row for each image that is not present in every view."""
+    """Return reason by row for each image that is not present in every view."""
     reasons: dict[int, dict[str, str]] = {}
     for (view, shard), record in sorted(commits.items()):
         for slot, reason in record.bad.items():
@@ -140,11 +140,11 @@ class Index:
         return table if table.num_rows == len(self._rows) else table.slice(0, len(self._rows))
 
     def checksums(self, path: str) -> NDArray[np.uint32]:
-        """CRC32C of each row of a field, uint32[num_rows]; 0 where no row is."""
+        """Return the CRC32C of each row of a field, uint32[num_rows]; 0 where no row is."""
         return self._by_row(f"{path}/crc32c", np.uint32, 0)
 
     def offsets(self, path: str) -> NDArray[np.int64]:
-        """First byte of each row of a field in its object, int64[num_rows]; -1 where no row is."""
+        """Return the first byte of each row of a field in its object, int64[num_rows]; -1 where no row is."""
         return self._by_row(f"{path}/offset", np.int64, ABSENT)
 
     def _by_row(self, column: str, dtype: type[Any], fill: int) -> NDArray[Any]:

@@ -65,17 +65,17 @@ def field_of(recipe: Recipe, view: str, name: str) -> Field:
 
 
 def fields_of(recipe: Recipe, view: str) -> tuple[Field, ...]:
-    """Every array stored for a view."""
+    """Return every array stored for a view."""
     return tuple(field_of(recipe, view, name) for name in recipe.fields(view))
 
 
 def plan_path(recipe: Recipe) -> str:
-    """Where the plan of a recipe lies; the one that a store was begun with stays as ``plan.parquet``."""
+    """Return where the plan of a recipe lies; the one that a store was begun with stays as ``plan.parquet``."""
     return checked_path(f"plan-{recipe.source_digest}.parquet") if recipe.earlier else PLAN
 
 
 def stage_path(name: str, stage: int) -> str:
-    """Where statistics of an earlier stage of an extended store lie.
+    """Return where statistics of an earlier stage of an extended store lie.
 
     Args:
         name: Its name under ``stats``.
@@ -90,7 +90,7 @@ def commit_path(view: str, shard: int) -> str:
 
 
 def derived_path(name: str, revision: int) -> str:
-    """Where a small object that is made anew with each revision of a store lies.
+    """Return the path of a small object that each revision of a store writes again.
 
     Args:
         name: Its name in revision 0: the index, or something under ``label``, ``valid`` or ``stats``.
@@ -100,12 +100,12 @@ def derived_path(name: str, revision: int) -> str:
 
 
 def moments_path(view: str, shard: int) -> str:
-    """Partial sums of a shard of a view."""
+    """Return partial sums of a shard of a view."""
     return f"moments/{view}/{shard:05d}.npy"
 
 
 def checked_field(name: object) -> str:
-    """Name of an added field read from a file, if it is a plain word.
+    """Return the name of an added field read from a file, if it is a plain word.
 
     Raises:
         StoreDamagedError: If it is not.

@@ -53,11 +53,11 @@ class Manifest:
         return {o.path: o for o in self.objects}
 
     def derived(self, name: str) -> str:
-        """Path of one of this revision's small objects; see `shards.metadata.layout.derived_path`."""
+        """Return the path of one of this revision's small objects; see `shards.metadata.layout.derived_path`."""
         return derived_path(name, self.revision)
 
     def object_bytes(self, store: Location, path: str) -> bytes:
-        """Content of one of the store's small objects, compared with its digest.
+        """Return the content of one of the store's small objects, compared with its digest.
 
         Raises:
             StoreDamagedError: If it is missing or not the one that was written.

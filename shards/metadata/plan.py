@@ -147,7 +147,7 @@ class Plan:
         return self.capacity * self.num_shards
 
     def shard_size(self, shard: int) -> int:
-        """Images in a shard."""
+        """Return images in a shard."""
         return self._sizes[shard]
 
     @cached_property
@@ -162,12 +162,12 @@ class Plan:
         return list(itertools.accumulate(self._sizes))
 
     def rows_of(self, shard: int) -> range:
-        """Rows of a shard that hold images, by slot."""
+        """Return the rows of a shard that hold images, by slot."""
         first = shard * self.capacity
         return range(first, first + self.shard_size(shard))
 
     def records_of(self, shard: int) -> list[SourceRecord]:
-        """Images of a shard, by slot."""
+        """Return the images of a shard, by slot."""
         size = self.shard_size(shard)
         part = self._now.slice(self._ends[shard] - size, size)
         return [SourceRecord(**values) for values in part.to_pylist()]
@@ -314,7 +314,7 @@ class Plan:
         return self._table.take(np.argsort(self._table["key"].to_numpy(), kind="stable"))
 
     def deals_images_of(self, extended: Plan) -> bool:
-        """Whether this is one deal of all images that an extended plan has, asked for as that was at its beginning."""
+        """Return whether an extended plan's images, planned at once with its first settings, give this plan."""
         if not extended.earlier or self.earlier:
             return False
         asked = (self.num_shards, self.seed, self.class_names)
@@ -322,7 +322,7 @@ class Plan:
         return asked == given and bool(self._by_key().equals(extended._by_key()))
 
     def source_digest(self) -> str:
-        """Digest of what was encoded: sorted keys with size and label, and class names."""
+        """Return the digest of what was encoded: sorted keys with size and label, and class names."""
         listing = self._by_key()
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         columns = (listing[name].to_pylist() for name in ("key", "nbytes", "label"))
@@ -341,7 +341,7 @@ class Plan:
     __hash__ = None  # type: ignore[assignment]
 
     def to_bytes(self) -> bytes:
-        """Content of ``plan.parquet``; the same plan gives the same bytes under one version of pyarrow."""
+        """Return the content of ``plan.parquet``; the same plan gives the same bytes under one version of pyarrow."""
         import pyarrow.parquet as pq
 
         settings = {

@@ -108,7 +108,7 @@ class _Document:
 
 
 def _in_commit_records(root: Location, plan: Plan) -> dict[str, int]:
-    """Sizes that stores of earlier versions have in their commit records, by slot."""
+    """Return sizes that stores of earlier versions have in their commit records, by slot."""
     recipe = read_recipe(root)
     plan = plan.at_stage(min(len(recipe.earlier), len(plan.earlier)))  # only stores of then have such records
     require_planned(recipe, plan, path=root / plan_path(recipe))

@@ -14,12 +14,12 @@ from shards.storage.location import Location, as_location, read_object
 
 
 def root_document(recipe: Recipe) -> bytes:
-    """Content of the ``zarr.json`` of a store or revision; the same recipe gives the same bytes."""
+    """Return the content of the ``zarr.json`` of a store or revision; the same recipe gives the same bytes."""
     return group_objects("", {"format_version": format_version(recipe), "recipe": recipe.to_dict()})[ROOT]
 
 
 def root_documents(begun: Recipe, recipe: Recipe, revision: int) -> dict[str, bytes]:
-    """Content by path of the ``zarr.json`` files that name the recipes of a store.
+    """Return content by path of the ``zarr.json`` files that name the recipes of a store.
 
     Args:
         begun: What the store was begun with.
@@ -30,7 +30,7 @@ def root_documents(begun: Recipe, recipe: Recipe, revision: int) -> dict[str, by
 
 
 def is_store(path: str | Location) -> bool:
-    """Whether a store lies at a folder or URL, finished or not: it has the two objects that a store is begun with."""
+    """Return whether a folder or URL is a store, finished or not: it has the two objects that begin a store."""
     root = as_location(path)
     return all((root / name).is_file() for name in (PLAN, ROOT))
 

@@ -32,7 +32,7 @@ class Stage:
     source_digest: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Convert to plain JSON values."""
         return dataclasses.asdict(self)
 
 
@@ -60,14 +60,14 @@ def check_stages(num_images: int, num_shards: int, earlier: Sequence[Stage]) -> 
 
 
 def shard_capacity(num_images: int, num_shards: int, earlier: Sequence[Stage] = ()) -> int:
-    """Rows of every shard, spare ones included: ⌈n / N⌉ of what the store began with."""
+    """Return the rows of every shard, spare ones included: ⌈n / N⌉ of what the store began with."""
     if earlier:
         num_images, num_shards = earlier[0].num_images, earlier[0].num_shards
     return -(-num_images // num_shards)
 
 
 def shard_sizes(num_images: int, num_shards: int, earlier: Sequence[Stage] = ()) -> NDArray[np.int64]:
-    """Images in each shard, int64[num_shards], of numbers that `check_stages` takes."""
+    """Return images in each shard, int64[num_shards], of numbers that `check_stages` takes."""
     ends = [*((stage.num_images, stage.num_shards) for stage in earlier), (num_images, num_shards)]
     (images, shards), *later = ends
     base, larger = divmod(images, shards)
@@ -82,7 +82,7 @@ def shard_sizes(num_images: int, num_shards: int, earlier: Sequence[Stage] = ())
 
 
 def planned_rows(num_images: int, num_shards: int, earlier: Sequence[Stage] = ()) -> NDArray[np.int64]:
-    """Row of each image, ascending, int64[n]: every row that is not spare."""
+    """Return the row of each image, ascending, int64[n]: every row that is not spare."""
     capacity = shard_capacity(num_images, num_shards, earlier)
     rows = np.arange(capacity * num_shards, dtype=np.int64)
     shard, slot = np.divmod(rows, capacity)

@@ -74,7 +74,7 @@ def read_columns(file: Any, names: Sequence[str]) -> Any:
 
 
 def read_table(content: bytes, columns: Mapping[str, str]) -> Any:
-    """Exactly these columns of a parquet file, none of them with a value missing; see `open_table`.
+    """Read exactly these columns of a parquet file, none with a missing value; see `open_table`.
 
     Raises:
         ValueError: If they cannot be what we have written.

@@ -45,7 +45,7 @@ COLLAPSED = 1e-3
 
 
 def collapsed_share(variance: NDArray[np.float64]) -> float:
-    """Share of the numbers of a latent that hardly vary over the images.
+    """Return the share of the numbers of a latent that hardly vary over the images.
 
     Args:
         variance: Variance of each number over the images, in any shape.
@@ -69,7 +69,7 @@ class GivenStatistics:
 
 
 def statistics_objects(view: str, moments: Moments, grid: tuple[int, int]) -> dict[str, bytes]:
-    """Content by path of a view's statistics; token moments [N, D] become maps [D, h, w]."""
+    """Return content by path of a view's statistics; token moments [N, D] become maps [D, h, w]."""
     objects = group_objects(f"stats/{view}", {"count": moments.count})
     for name, tokens in zip(_ARRAYS, (moments.mean, moments.variance), strict=True):
         maps = np.ascontiguousarray(tokens.T).reshape(-1, *grid)
@@ -78,7 +78,7 @@ def statistics_objects(view: str, moments: Moments, grid: tuple[int, int]) -> di
 
 
 def error_objects(view: str, error: NDArray[np.float64]) -> dict[str, bytes]:
-    """Content by path of the error that a view's int8 code makes, ``stats/view/error``, float64[D]."""
+    """Return content by path of the error that a view's int8 code makes, ``stats/view/error``, float64[D]."""
     return array_objects(f"stats/{view}/error", error, np.nan)
 
 
@@ -88,7 +88,7 @@ def read_error(read: ReadObject, view: str) -> NDArray[np.float64]:
 
 
 def merged_statistics(read: ReadObject, views: Iterable[str], shape: tuple[int, int, int]) -> Statistics:
-    """Statistics of several views together.
+    """Return the statistics of several views together.
 
     Args:
         read: Gives the content of an object of the store.
@@ -147,7 +147,7 @@ def publish_given(root: Location, given: GivenStatistics | None) -> None:
 
 
 def given_source(root: Location) -> dict[str, str] | None:
-    """Name and digest of the file a store's given statistics come from; None if it has its own alone."""
+    """Return the name and digest of the file a store's given statistics come from; None if it has its own alone."""
     if not (root / GIVEN).exists():
         return None
     name, sha256 = _source(lambda path: read_object(root / path))
@@ -155,7 +155,7 @@ def given_source(root: Location) -> dict[str, str] | None:
 
 
 def given_objects(root: Location) -> list[str]:
-    """Paths of everything under ``stats/from-file``; empty if the store has its own statistics alone.
+    """Return the paths of everything under ``stats/from-file``; empty if the store has its own statistics alone.
 
     Raises:
         StoreDamagedError: If whoever gave them was stopped halfway.
@@ -206,7 +206,7 @@ def _read_pair(
 
 
 def _source(read: ReadObject) -> tuple[str, str]:
-    """Name and digest of the file, from `GIVEN`."""
+    """Return the name and digest of the file, from `GIVEN`."""
     attributes = read_attributes(read, _GIVEN)
     name, sha256 = attributes.get("name"), attributes.get("sha256")
     if not isinstance(name, str) or not isinstance(sha256, str):

@@ -160,7 +160,7 @@ class MixedStore(Store):
         return self.stores[0].code
 
     def statistics(self, views: Iterable[str] | None = None, *, exact: bool = False) -> Statistics:
-        """Mean and variance of the stream's tokens: those of the stores, weighted as in the first phase.
+        """Return the mean and variance of the stream's tokens: those of the stores, weighted as in the first phase.
 
         Where files gave all stores the same statistics, these.
 

@@ -48,7 +48,7 @@ class Phase:
             )
 
     def units(self) -> NDArray[np.int64]:
-        """Units of a block for each store, by largest remainders; their sum is `BLOCK`.
+        """Return the units of a block for each store, by largest remainders; their sum is `BLOCK`.
 
         Raises:
             UsageError: If a weight above 0 is too small to get one.
@@ -108,7 +108,7 @@ class MixtureOrder:
             self._before.append(self._before[-1] + self._count(phase, end - first))
 
     def rows(self, start: int, count: int) -> NDArray[np.int64]:
-        """Rows at the stream's positions [start, start + count), numbered over all stores, int64[count]."""
+        """Return rows at the stream's positions [start, start + count), numbered over all stores, int64[count]."""
         parts = []
         end = start + count
         while start < end:
@@ -132,7 +132,7 @@ class MixtureOrder:
     def _rows_of(
         self, phase: int, block: int, at: int, last: int, inside: int, taken: int
     ) -> NDArray[np.int64]:
-        """Rows of ``taken`` samples, from sample ``inside`` of unit ``at`` on, in units [at, last) of a block."""
+        """Return the rows of ``taken`` samples of a block, from sample ``inside`` of unit ``at`` on, before unit ``last``."""
         drawn = self._block(phase, block)
         before = (
             self._before[phase]
@@ -161,7 +161,7 @@ class MixtureOrder:
         return drawn
 
     def _count(self, phase: int, units: int) -> NDArray[np.int64]:
-        """How often each store comes in the first units of a phase."""
+        """Return how often each store comes in the first units of a phase."""
         blocks, rest = divmod(units, BLOCK)
         counts = blocks * self._units[phase]
         return counts + np.bincount(self._block(phase, blocks)[:rest], minlength=len(self._orders))

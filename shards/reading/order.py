@@ -22,7 +22,7 @@ class Order(Protocol):
     """An infinite stream of rows."""
 
     def rows(self, start: int, count: int) -> NDArray[np.int64]:
-        """Rows at the stream's positions [start, start + count), int64[count]."""
+        """Return rows at the stream's positions [start, start + count), int64[count]."""
 
 
 class RowOrder:
@@ -63,7 +63,7 @@ class RowOrder:
         return len(self._rows)
 
     def rows(self, start: int, count: int) -> NDArray[np.int64]:
-        """Rows at the stream's positions [start, start + count), int64[count]."""
+        """Return rows at the stream's positions [start, start + count), int64[count]."""
         parts = []
         while count > 0:
             epoch, first = divmod(start, len(self._rows))
@@ -109,7 +109,7 @@ def share(batch_size: int, rank: int, world_size: int) -> range:
 
 
 def shuffle_quality(order: NDArray[np.int64], capacity: int, window: int = 256) -> float:
-    """How many different shards meet in a batch, compared with a full shuffle: 1 is as good as one.
+    """Return how many different shards meet in a batch, compared with a full shuffle: 1 is as good as one.
 
     The mean number of different shards in windows of ``window`` successive rows, divided by the number to be
     expected if each row came from a shard drawn at random.

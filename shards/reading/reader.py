@@ -61,7 +61,7 @@ class RowReader(Protocol):
 
 
 def listed(numbers: Numbers) -> Sequence[int]:
-    """Numbers as Python's own, which loops handle faster than numpy's."""
+    """Return numbers as Python's own, which loops handle faster than numpy's."""
     return numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
 
 

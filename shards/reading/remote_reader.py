@@ -131,7 +131,7 @@ class RemoteReader(CheckedReader):
         return RemoteShard(source, record.digest, extents)
 
     def _kept(self, piece: _Wanted, flat: NDArray[np.uint8]) -> bool:
-        """Whether the cache had the row; then it is in its slot."""
+        """Return whether the cache had the row; then it is in its slot."""
         if self._cache is None:
             return False
         out = self._place(piece, flat)

@@ -70,11 +70,11 @@ class RowWindow:
 
     @staticmethod
     def is_supported() -> bool:
-        """Whether this system maps files at chosen addresses in the way that is used here."""
+        """Return whether this system maps files at chosen addresses in the way that is used here."""
         return sys.platform == "linux"
 
     def entries(self, rows: NDArray[np.int64], open_shard: OpenShard) -> NDArray[np.int64] | None:
-        """Where rows lie in the array, int64[b]; None where one of them cannot be taken from it.
+        """Return where rows lie in the array, int64[b]; None where one of them cannot be taken from it.
 
         Maps the shards that have not been mapped yet, and looks up the sizes of those looked up over a millisecond ago:
         touching a mapped page behind the end of a file that was shortened would end the process.
@@ -101,7 +101,7 @@ class RowWindow:
         return None if (entries == _UNKNOWN).any() else entries
 
     def is_cached(self, rows: NDArray[np.int64]) -> bool:
-        """Whether a few of some rows are in the page cache; False where the system cannot say.
+        """Return whether a few of some rows are in the page cache; False where the system cannot say.
 
         Mapped pages that are not there are read in pieces of a page, which on a disk takes several times as long as
         reading the row. An answer that is yes holds for ten milliseconds.

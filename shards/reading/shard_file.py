@@ -75,11 +75,11 @@ class ShardFile(LocalObject):
             os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def extent(self, slot: int) -> tuple[int, int]:
-        """First byte and stored length of a row; (-1, 0) where there is none."""
+        """Return the first byte and stored length of a row; (-1, 0) where there is none."""
         return self._offsets[slot], self._sizes[slot]
 
     def run_length(self, slot: int, most: int) -> int:
-        """How many rows from ``slot`` on, at most ``most``, lie one behind another without a gap."""
+        """Return how many rows from ``slot`` on, at most ``most``, lie one behind another without a gap."""
         offsets, sizes = self._offsets, self._sizes
         length = 1
         while (
@@ -107,7 +107,7 @@ class ShardFile(LocalObject):
             filled += count
 
     def _is_cached(self, offset: int, nbytes: int) -> bool:
-        """Whether the last of some bytes is there, and in memory.
+        """Return whether the last of some bytes is there, and in memory.
 
         A map of a file that was shortened ends the process where it is touched; asking first turns that into
         `read_into`'s error. Asking takes a tenth of the time of copying a row, so that after a streak of hits an

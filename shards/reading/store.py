@@ -252,7 +252,7 @@ class Store:
         return len(self.class_names)
 
     def class_name(self, label: int) -> str:
-        """Name of a label; the number itself where it has none, and "none" of -1."""
+        """Return the name of a label; the number itself where it has none, and "none" of -1."""
         if label < 0:
             return "none"
         return self.class_names[label] if label < self.num_classes else str(label)
@@ -328,7 +328,7 @@ class Store:
         return read_error(self._derived_bytes, view)
 
     def object_bytes(self, path: str) -> bytes:
-        """Content of one of the store's small objects, compared with its digest in the manifest.
+        """Return the content of one of the store's small objects, compared with its digest in the manifest.
 
         Raises:
             StoreDamagedError: If it is missing or not the one that was written.
@@ -360,7 +360,7 @@ class Store:
         return read_given(self.object_bytes, (self.width, *self.grid))
 
     def statistics(self, views: Iterable[str] | None = None, *, exact: bool = False) -> Statistics:
-        """Mean and variance to normalise the tokens of some views by, by default of all views together.
+        """Return mean and variance to normalise the tokens of some views by, by default of all views together.
 
         Args:
             views: Some of `views`. Statistics that a file gave are one for all of them.

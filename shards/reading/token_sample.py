@@ -33,7 +33,7 @@ def sample_stored(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def chosen_tokens(num_tokens: int, num_images: int, view: int, num_views: int) -> NDArray[np.int64]:
-    """Numbers of evenly spread tokens of an image in one of its views, int64 [share].
+    """Return the numbers of evenly spread tokens of an image in one of its views, int64 [share].
 
     So many that all images in all views together give 65,536 values a channel. Views show much the same image, so
     each gives other tokens.

@@ -44,7 +44,7 @@ def _regular_alone(path: Location) -> Iterator[None]:
 
 
 def identity_now(path: Location) -> ArchiveIdentity:
-    """Size and time of an archive as it is now.
+    """Return the size and time of an archive as it is now.
 
     Raises:
         FileNotFoundError: If it is not there.

@@ -44,7 +44,7 @@ def chosen_column(names: Sequence[str], options: SourceOptions, where: str) -> s
 
 
 def column_text(chosen: str, names: Sequence[str]) -> str:
-    """How the column of classes is named to the user, with the others that could have been it."""
+    """Return how the column of classes is named to the user, with the others that could have been it."""
     others = [name for name in names if name != chosen and folded(name) in LABEL_COLUMNS]
     return f"column {chosen}" + f" and not {some(others)}" * bool(others)
 
@@ -86,7 +86,7 @@ def class_of(value: Any, options: SourceOptions, where: str) -> str | None:
 
 
 def as_numbers(names: Sequence[str | None]) -> list[str | None]:
-    """Class names that came as text: if all of them are whole numbers, as `2.0` and `10.0` are, in one spelling.
+    """Return class names that came as text: if all of them are whole numbers, as `2.0` and `10.0` are, in one spelling.
 
     Numbers with zeros in front stay as they are, because only text has those.
     """
@@ -98,7 +98,7 @@ def as_numbers(names: Sequence[str | None]) -> list[str | None]:
 
 
 def odd_numbering(names: Collection[str]) -> list[str]:
-    """Lines about numbered classes that look as if they were counted otherwise than from 0 without gaps."""
+    """Return lines about numbered classes that look as if they were counted otherwise than from 0 without gaps."""
     if not names or not all(name.isascii() and name.isdigit() for name in names):
         return []
     numbers = sorted(int(name) for name in names)

@@ -19,7 +19,7 @@ _DELIMITERS = ",;\t"
 
 
 def find_in_csv(path: Location, options: SourceOptions) -> Found:
-    """Every line of a CSV file with a header: a column of paths and, if there is one, a column of labels.
+    """Return every line of a CSV file with a header: a column of paths and, if there is one, a column of labels.
 
     Values may be separated by commas, semicolons or tabs; spaces around them do not count.
 

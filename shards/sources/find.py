@@ -206,7 +206,7 @@ def _split_folder(folder: Location, names: list[str], options: SourceOptions) ->
 
 
 def _shown(folder: Location) -> tuple[list[str], list[str]]:
-    """Names of the files and of the folders in a folder, sorted; without those that begin with a dot."""
+    """Return the names of the files and of the folders in a folder, sorted; without those that begin with a dot."""
     files, folders = ([name for name in names if not is_hidden(name)] for names in children(folder))
     return files, folders
 

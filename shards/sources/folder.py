@@ -30,7 +30,7 @@ class FolderListing:
     _class_folders: set[str] = field(default_factory=set)
 
     def find(self, root: Location) -> Found:
-        """Every image file below `root`; its class is the first folder of its path below `root`, if there is one.
+        """Find every image file below `root`; its class is the first folder of its path below `root`, if there is one.
 
         Names that begin with a dot are left out. Links are followed, but not to a folder that they lie in. A link that
         leads to no file is listed with 0 bytes, so that it counts as an image that is missing.
@@ -58,7 +58,7 @@ class FolderListing:
         return Found(images, classes_from=source, instead="images lie in the folder itself", notes=notes)
 
     def files(self, root: Location) -> Iterator[_File]:
-        """Address, path below the folder and bytes of every image file."""
+        """Yield address, path below the folder and bytes of every image file."""
         for entry in storage_of(root).walk(root):
             name = entry.parts[-1]
             if is_hidden("/".join(entry.parts)):
@@ -83,7 +83,7 @@ class FolderListing:
 
 
 def _is_image(entry: WalkedEntry) -> bool:
-    """Whether a file counts as an image: by its ending, and where that says nothing by its first bytes."""
+    """Return whether a file counts as an image: by its ending, and where that says nothing by its first bytes."""
     suffix = suffix_of(entry.parts[-1])
     if suffix in IMAGE_SUFFIXES:
         return True
@@ -91,7 +91,7 @@ def _is_image(entry: WalkedEntry) -> bool:
 
 
 def begins_like_an_image(head: bytes) -> bool:
-    """Whether the first 16 bytes of a file are those of a JPEG, PNG, GIF, WebP, TIFF, JPEG 2000 or AVIF file."""
+    """Return whether the first 16 bytes of a file are those of a JPEG, PNG, GIF, WebP, TIFF, JPEG 2000 or AVIF file."""
     begins = (
         b"\xff\xd8\xff",
         b"\x89PNG\r\n\x1a\n",

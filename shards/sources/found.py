@@ -83,7 +83,7 @@ class LeftOut:
     outside: int = 0
 
     def lines(self) -> list[str]:
-        """One line for all of them, or none."""
+        """Return one line for all of them, or none."""
         parts = []
         if self.endings:
             kinds = ", ".join(f"{ending or 'no ending'} {n}" for ending, n in self.endings.most_common(12))
@@ -121,7 +121,7 @@ class Found:
     roots: tuple[str, ...] = ()
 
     def summary(self) -> list[str]:
-        """Lines that say what was found and what was not: always one about classes."""
+        """Return lines that say what was found and what was not: always one about classes."""
         named = len({image.class_name for image in self.images} - {None})
         without = sum(image.class_name is None for image in self.images)
         if named:
@@ -138,7 +138,7 @@ def suffix_of(name: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether any part of a path below the source begins with a dot; such names are left out everywhere."""
+    """Return whether any part of a path below the source begins with a dot; such names are left out everywhere."""
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 

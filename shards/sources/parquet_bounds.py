@@ -54,7 +54,7 @@ def bounded_batches(
 
 
 def _page_sizes(path: Location, group: int, chunks: list[Any]) -> list[PageSizes]:
-    """Sizes of the pages of some columns.
+    """Return the sizes of the pages of some columns.
 
     On a server a header would cost a request. There the columns are taken to unfold to what the footer says, which a
     single page of theirs can exceed, up to the 2 GiB that its header can say.
@@ -75,7 +75,7 @@ def _page_sizes(path: Location, group: int, chunks: list[Any]) -> list[PageSizes
 
 
 def _require_bounded(group: int, stored: int, unfolded: int) -> None:
-    """Refuses a row group that unfolds to more than memory bears.
+    """Refuse a row group that unfolds to more than memory can hold.
 
     Raises:
         UsageError: Naming the row group and its size.

@@ -105,7 +105,7 @@ class KnownRows:
 def find_in_parquet(
     paths: Sequence[Location], options: SourceOptions, known: Mapping[str, KnownRows] = MappingProxyType({})
 ) -> Found:
-    """Every row of parquet files that hold images, or paths of images.
+    """Return every row of parquet files that hold images, or paths of images.
 
     For images inside, the offset is the number of the row in its file; a row without bytes is the file that its `path`
     names, if that is there. Numbers in the label column stay the class names here; HuggingFace's features say what they
@@ -240,7 +240,7 @@ class _File:
         return path if roots.hold(whole_address(path)) and path.is_file() else None
 
     def _class_names(self, label: str | None) -> tuple[str, ...]:
-        """Names of the numbers in the label column, where HuggingFace datasets left them; else nothing.
+        """Return the names of the numbers in the label column, where HuggingFace datasets left them; else nothing.
 
         Source: `datasets` writes its features as JSON under the schema's metadata key `huggingface`.
         """
@@ -326,7 +326,7 @@ def _is_list_of_images(kind: Any) -> bool:
 
 
 def _begins(path: Location, file: Any, name: str) -> bool:
-    """Whether the first value of a binary column begins like an image."""
+    """Return whether the first value of a binary column begins like an image."""
     first = next(batches(path, file, [name], 1), None)
     value = None if first is None or not len(first) else first.column(0)[0].as_py()
     return value is not None and begins_like_an_image(value[:16])

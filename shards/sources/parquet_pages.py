@@ -39,7 +39,7 @@ class PageSizes:
 
 
 def page_sizes(read: Callable[[int, int], bytes], chunk: Any) -> PageSizes:
-    """Sizes of a column's pages, by their headers alone.
+    """Return the sizes of a column's pages, by their headers alone.
 
     Args:
         read: Gives a number of bytes from an offset, both in this order; fewer at the file's end.

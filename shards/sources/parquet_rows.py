@@ -58,7 +58,7 @@ class ParquetRows:
         self._opening = threading.Lock()
 
     def read(self, path: Location, row: int, listed: ArchiveIdentity | None = None) -> bytes | str | None:
-        """Bytes of the image in a row; where it holds none, the path it names, if it does.
+        """Return the bytes of the image in a row; where it holds none, the path it names, if it does.
 
         Args:
             path: The file.
@@ -132,7 +132,7 @@ def _decoded_group(path: Location, table: _Table, group: int) -> tuple[Any, list
 def _require_same_rows(
     path: Location, file: Any, column: ImageColumn, listed: ArchiveIdentity | None
 ) -> None:
-    """Refuses a file that was rewritten since it was listed, because its rows have nothing but their numbers.
+    """Refuse a file that was rewritten since it was listed, because its rows have nothing but their numbers.
 
     A file that was only touched or copied has another time; all its images are then read once and compared.
     """

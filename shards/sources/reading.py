@@ -93,7 +93,7 @@ class SourceReader:
                     self._tables.require_same(path, archive)
 
     def read(self, record: ImagePlace, *, any_size: bool = False) -> bytes:
-        """All bytes of one image.
+        """Return all bytes of one image.
 
         Args:
             record: Which image.
@@ -172,5 +172,5 @@ def _folder_of(uri: str) -> str:
 
 
 def _may_exist(place: Location) -> bool:
-    """Whether a file or folder is there, or may be: web servers do not list what they have."""
+    """Return whether a file or folder is there, or may be: web servers do not list what they have."""
     return place.exists() or not lists_objects(place) or place.is_dir()

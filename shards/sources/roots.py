@@ -30,11 +30,11 @@ class SourceRoots:
 
     @classmethod
     def of_table(cls, table: Location, options: SourceOptions) -> Self:
-        """Where a table may name files: below its own folder, and where the user says."""
+        """Return where a table may name files: below its own folder, and where the user says."""
         return cls.of([table.absolute().parent, *options.roots])
 
     def hold(self, address: str) -> bool:
-        """Whether an address lies at or below one of them."""
+        """Return whether an address lies at or below one of them."""
         place = _normal(_absolute(address))
         return any(place == root or place.startswith(root.rstrip("/") + "/") for root in self.places)
 

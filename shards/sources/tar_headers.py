@@ -247,7 +247,7 @@ class _Walk:
     def _sparse(
         self, block: bytes, pending: _Pending, kind: bytes, offset: int, size: int
     ) -> tuple[tuple[Part, ...] | None, int, int]:
-        """Pieces and length of a sparse file (−1 of a plain one), and where its stored bytes begin."""
+        """Return the pieces and length of a sparse file (−1 of a plain one), and where its stored bytes begin."""
         if kind == b"S":
             pairs, behind = self._old_map(block, offset)
             real = _number(block[483:495])
@@ -307,7 +307,7 @@ class _Walk:
 
 
 def is_header(block: bytes) -> bool:
-    """Whether 512 bytes are the header of a tar member: the checksum fits."""
+    """Return whether 512 bytes are the header of a tar member: the checksum fits."""
     stated = _number(block[148:156])
     if len(block) != BLOCK or stated is None:
         return False
@@ -318,7 +318,7 @@ def is_header(block: bytes) -> bool:
 
 
 def plain_file(block: bytes) -> tuple[str, int] | None:
-    """Name and length in a header that a plain file's bytes follow; None if it is not one."""
+    """Return name and length in a header that a plain file's bytes follow; None if it is not one."""
     if not is_header(block) or block[156:157] not in b"\x0007":
         return None
     size = _number(block[124:136])
@@ -326,7 +326,7 @@ def plain_file(block: bytes) -> tuple[str, int] | None:
 
 
 def _next_header(source: ObjectReader, position: int, end: int) -> int:
-    """Where the next whole header begins, at `position` or a number of blocks behind it; else the end."""
+    """Return where the next whole header begins, at `position` or a number of blocks behind it; else the end."""
     while position + BLOCK <= end:
         piece = source.read(min(_SCAN, end - position), position)
         for place in range(0, len(piece) - BLOCK + 1, BLOCK):

@@ -126,7 +126,7 @@ class TarMembers:
 
 
 def _names(key: str, member: str) -> bool:
-    """Whether a key is one that a member of this name gets: `TAR/NAME` with or without its ending."""
+    """Return whether a key is one that a member of this name gets: `TAR/NAME` with or without its ending."""
     for text in (key, _REPETITION.sub("", key)):
         rest = text.partition("/")[2]
         if rest in (member, split_sample_name(member)[0]):

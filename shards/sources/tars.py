@@ -74,7 +74,7 @@ class TarListing:
     names_alone: bool = False
 
     def find(self, paths: Sequence[Location]) -> Found:
-        """Every image of some tars; keys need not be unique yet.
+        """Return every image of some tars; keys need not be unique yet.
 
         Raises:
             UsageError: If a tar is damaged, or tars of several kinds lie side by side.
@@ -105,7 +105,7 @@ class TarListing:
         return Found([*inner, *direct.images], archives=archives)
 
     def notes(self) -> list[str]:
-        """Lines about what was left out and could not be read."""
+        """Return lines about what was left out and could not be read."""
         lines = self.left_out.lines()
         if self.lost.places:
             lines.append(
@@ -229,7 +229,7 @@ def with_class(image: FoundImage, class_name: str) -> FoundImage:
 
 
 def are_class_names(stems: Sequence[str]) -> bool:
-    """Whether tars are named for classes, and not numbered like the shards of one set.
+    """Return whether tars are named for classes, and not numbered like the shards of one set.
 
     Names that are equal but for their digits are numbers, unless they are WordNet ids.
     """

@@ -78,7 +78,7 @@ class _Sample:
 
 
 def find_in_flat_tars(tars: list[FlatTar], options: SourceOptions, left_out: LeftOut) -> FoundInTars:
-    """One image of each sample of webdataset tars.
+    """Return one image of each sample of webdataset tars.
 
     Its class is in the sample's `.cls` file or the `.json` file's label. Where no such file says one, it is the first
     folder of its path, as in an image folder. An image whose own files and path say nothing has no class.
@@ -118,7 +118,7 @@ def find_in_flat_tars(tars: list[FlatTar], options: SourceOptions, left_out: Lef
 
 
 def _name_classes(found: FoundInTars, folders: list[str | None], labels: "_Labels") -> None:
-    """Settles where the classes come from: files of labels if any says one, else folders."""
+    """Decide where the classes come from: files of labels if any has one, else folders."""
     names: list[str | None]
     if any(image.class_name is not None for image in found.images):
         found.classes_from = " and ".join(sorted(labels.said_by))

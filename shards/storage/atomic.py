@@ -26,7 +26,7 @@ def temporary_path(final: Path) -> Path:
 
 
 def is_temporary(path: PurePath | RemotePath) -> bool:
-    """Whether a name was made by `temporary_path`."""
+    """Return whether a name was made by `temporary_path`."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 

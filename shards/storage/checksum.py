@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 
 def crc32c(data: bytes | memoryview | NDArray[Any]) -> int:
-    """CRC32C of the bytes of a C-contiguous buffer; other threads run meanwhile if it has over 32 KiB."""
+    """Return the CRC32C of the bytes of a C-contiguous buffer; other threads run meanwhile if it has over 32 KiB."""
     return implementation.crc32c(data)  # type: ignore[arg-type]  # arrays are buffers for Python 3.12 and later alone
 
 
 def crc32c_rows(rows: NDArray[Any]) -> NDArray[np.uint32]:
-    """CRC32C of each row of an array of shape [k, ...] whose rows are C-contiguous, uint32[k]."""
+    """Return the CRC32C of each row of an array of shape [k, ...] whose rows are C-contiguous, uint32[k]."""
     return np.fromiter((implementation.crc32c(row) for row in rows), np.uint32, len(rows))

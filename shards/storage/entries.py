@@ -104,7 +104,7 @@ def open_regular(path: Path) -> tuple[int, int]:
 
 
 def open_if_regular(path: Path) -> tuple[int, int] | None:
-    """Descriptor and length in bytes of a regular file; None if it is something else, which is not waited for.
+    """Return descriptor and length in bytes of a regular file; None if it is something else, which is not waited for.
 
     Raises:
         OSError: If it cannot be opened.
@@ -119,7 +119,7 @@ def open_if_regular(path: Path) -> tuple[int, int] | None:
 
 
 def read_regular(path: Path) -> bytes:
-    """Content of a regular file of at most `LARGEST_SMALL_OBJECT` bytes.
+    """Return the content of a regular file of at most `LARGEST_SMALL_OBJECT` bytes.
 
     Raises:
         FileNotFoundError: If it is not there.

@@ -229,7 +229,7 @@ class LocalOutput(OutputFile):
 
 
 def _file_names(root: Path, start: str) -> Iterator[str]:
-    """As `object_names`: a call a folder and none a file, because servers of files answer each in a journey."""
+    """Yield names as `object_names`, with a call a folder and none a file: file servers take a round trip for each."""
     folders = [start]
     while folders:
         folder = folders.pop()

@@ -53,7 +53,7 @@ class Storage(Protocol[L]):
         """See `open_seekable`."""
 
     def size(self, path: L) -> int:
-        """Bytes of an object.
+        """Return the bytes of an object.
 
         Raises:
             FileNotFoundError: If it is not there.
@@ -69,16 +69,16 @@ class Storage(Protocol[L]):
         """Yield what lies in a folder at any depth, by name; a folder that begins with a dot need not be entered."""
 
     def sizes(self, root: L, names: Sequence[str]) -> dict[str, int]:
-        """Bytes of each of these objects that is there, by name."""
+        """Return the bytes of each of these objects that is there, by name."""
 
     def can_list(self, root: L) -> bool:
-        """Whether `names` and `entries` can be asked; web servers do not list what they have."""
+        """Return whether `names` and `entries` can be asked; web servers do not list what they have."""
 
     def names(self, root: L, below: str) -> list[str]:
         """See `object_names`."""
 
     def entries(self, root: L) -> Iterator[str]:
-        """Last parts of the names of what lies in a folder; nothing if it is not there."""
+        """Return the last parts of the names of what lies in a folder; nothing if it is not there."""
 
     def read(self, path: L) -> bytes:
         """See `read_object`."""
@@ -93,7 +93,7 @@ class Storage(Protocol[L]):
         """See `require_plain`."""
 
     def read_all(self, root: L, names: Sequence[str]) -> dict[str, bytes]:
-        """Content of each of these small objects that is there, by name."""
+        """Return the content of each of these small objects that is there, by name."""
 
     def remove(self, root: L, names: Sequence[str]) -> None:
         """Remove files of a folder that may be there, and the folders that are empty then, its own included."""
@@ -105,7 +105,7 @@ class Storage(Protocol[L]):
         """Give an object a second name unless that is taken; False where that cannot be done."""
 
     def free_bytes(self, path: L) -> int | None:
-        """Bytes that can still be written where ``path`` is, or will be; None where that is not known."""
+        """Return bytes that can still be written where ``path`` is, or will be; None where that is not known."""
 
     def beside(self, path: L, name: str) -> Path:
         """Return a path of this machine for what belongs to a store and is no part of it, such as logs."""
@@ -195,17 +195,17 @@ def open_seekable(path: Location) -> Path | IO[bytes]:
 
 
 def object_sizes(root: Location, names: Iterable[str]) -> dict[str, int]:
-    """Bytes of each of these objects that is there, by name."""
+    """Return the bytes of each of these objects that is there, by name."""
     return storage_of(root).sizes(root, list(names))
 
 
 def lists_objects(root: Location) -> bool:
-    """Whether `object_names` can be asked there; web servers do not list what they have."""
+    """Return whether `object_names` can be asked there; web servers do not list what they have."""
     return storage_of(root).can_list(root)
 
 
 def file_size(path: Location) -> int:
-    """Bytes of an object.
+    """Return the bytes of an object.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -214,7 +214,7 @@ def file_size(path: Location) -> int:
 
 
 def object_version(path: Location) -> tuple[int, str]:
-    """Bytes of an object, and a text that is another once it is written anew: a time, or the server's tag.
+    """Return the bytes of an object, and a text that is another once it is written anew: a time, or the server's tag.
 
     The text is empty where a server says nothing.
 
@@ -225,7 +225,7 @@ def object_version(path: Location) -> tuple[int, str]:
 
 
 def children(root: Location) -> tuple[list[str], list[str]]:
-    """Names of the files and of the folders in a folder, sorted; links are followed, pipes and the like are neither.
+    """Return the names of the files and of the folders in a folder, sorted; links are followed, pipes left out.
 
     Nothing if it is not there.
     """
@@ -233,7 +233,7 @@ def children(root: Location) -> tuple[list[str], list[str]]:
 
 
 def object_names(root: Location, below: str = "") -> list[str]:
-    """Names inside a folder of every object in it, or in one of its folders, sorted.
+    """Return names inside a folder of every object in it, or in one of its folders, sorted.
 
     Links to folders are neither named nor followed. What goes while others are at work may be named or not.
 
@@ -245,7 +245,7 @@ def object_names(root: Location, below: str = "") -> list[str]:
 
 
 def read_object(path: Location) -> bytes:
-    """Content of one small object.
+    """Return the content of one small object.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -260,7 +260,7 @@ def require_own_files(root: Location) -> None:
 
 
 def foreign_entries(root: Location) -> Iterator[tuple[str, str]]:
-    """Links and the like in a folder; see `shards.storage.entries.foreign_entries`."""
+    """Return links and the like in a folder; see `shards.storage.entries.foreign_entries`."""
     return storage_of(root).foreign_entries(root)
 
 
@@ -270,7 +270,7 @@ def require_plain(root: Location, names: Iterable[str], *, follow_links: bool) -
 
 
 def read_objects(root: Location, names: Iterable[str]) -> dict[str, bytes]:
-    """Content of each of these small objects that is there, by name."""
+    """Return the content of each of these small objects that is there, by name."""
     return storage_of(root).read_all(root, list(names))
 
 
@@ -299,5 +299,5 @@ def beside(path: Location, name: str) -> Path:
 
 
 def free_bytes(path: Location) -> int | None:
-    """Bytes that can still be written where ``path`` is, or will be; None on a server, which does not say."""
+    """Return bytes that can still be written where ``path`` is, or will be; None on a server, which does not say."""
     return storage_of(path).free_bytes(path)

@@ -85,7 +85,7 @@ class FolderLock:
         os.close(self._descriptor)
 
     def is_held(self) -> bool:
-        """Whether the lock is still this process's: another host may have taken it from a process that slept."""
+        """Return whether the lock is still this process's: another host may have taken it from a process that slept."""
         return self._holder() == self._own
 
     def require_held(self) -> None:
@@ -153,7 +153,7 @@ def this_process() -> Holder:
 
 
 def is_running(holder: Holder) -> bool:
-    """Whether a process of this machine still runs."""
+    """Return whether a process of this machine still runs."""
     try:
         os.kill(holder.pid, 0)
     except ProcessLookupError:

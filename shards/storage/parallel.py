@@ -61,7 +61,7 @@ def submit(call: Callable[[], R]) -> Future[R]:
 
 
 def gather(futures: Sequence[Future[R]]) -> list[R]:
-    """Results in order; of the errors the first, once no call is under way any more."""
+    """Return results in order; of the errors the first, once no call is under way any more."""
     try:
         return [future.result() for future in futures]
     except BaseException:

@@ -117,7 +117,7 @@ class RangeCache:
             return True
 
     def _all_in_use(self) -> bool:
-        """Whether it is known without a look at every entry that nothing may go yet.
+        """Return whether it is known without a look at every entry that nothing may go yet.
 
         Times of entries only become later: nothing rests before the entry that was the oldest does. If that entry is
         gone, the folder may have been emptied.

@@ -22,7 +22,7 @@ from shards.storage.remote_calls import ShortAnswerError, retried
 
 
 def is_url(text: str) -> bool:
-    """Whether a place is named by a URL; ``file://`` is a way to write a path."""
+    """Return whether a place is named by a URL; ``file://`` is a way to write a path."""
     return "://" in text and not text.startswith("file://")
 
 
@@ -105,15 +105,15 @@ class RemotePath:
         return type(self)(self.scheme, self.path.rpartition("/")[0])
 
     def absolute(self) -> Self:
-        """Itself: a URL means the same everywhere."""
+        """Return itself: a URL means the same everywhere."""
         return self
 
     def with_name(self, name: str) -> Self:
-        """Its neighbour of this name."""
+        """Return its neighbour of this name."""
         return self.parent / name
 
     def relative_to(self, root: RemotePath) -> PurePosixPath:
-        """Its name inside a folder."""
+        """Return its name inside a folder."""
         return PurePosixPath(self.path).relative_to(root.path)
 
     @property
@@ -127,7 +127,7 @@ class RemotePath:
     # Reading
 
     def exists(self) -> bool:
-        """Whether there is such an object."""
+        """Return whether there is such an object."""
         try:
             self.size()
         except FileNotFoundError:
@@ -137,11 +137,11 @@ class RemotePath:
     is_file = exists
 
     def is_dir(self) -> bool:
-        """Whether there are objects below it."""
+        """Return whether there are objects below it."""
         return self.can_list and next(self.iterdir(), None) is not None
 
     def size(self) -> int:
-        """Bytes of the object.
+        """Return the bytes of the object.
 
         Raises:
             FileNotFoundError: If it is not there.
@@ -152,7 +152,7 @@ class RemotePath:
         return int(info["size"])
 
     def version(self) -> tuple[int, str]:
-        """Bytes of the object, and what the server says of its version: a tag or a time, "" if it says nothing.
+        """Return the object's bytes and its version on the server: a tag or a time, "" if the server gives none.
 
         Raises:
             FileNotFoundError: If it is not there.
@@ -164,7 +164,7 @@ class RemotePath:
         return int(info["size"]), next((str(info[key]) for key in keys if info.get(key)), "")
 
     def read_bytes(self) -> bytes:
-        """Content of a small object."""
+        """Return the content of a small object."""
         return bytes(retried(lambda: self._fs.cat_file(self._address), f"reading {self}"))
 
     def read_range(self, offset: int, nbytes: int) -> bytes:
@@ -191,7 +191,7 @@ class RemotePath:
     # Listing
 
     def sizes(self, names: list[str]) -> dict[str, int]:
-        """Bytes of each of these objects below this folder that is there: one listing, where the server lists."""
+        """Return the bytes of those of these objects that exist, from one listing where the server lists."""
         if self.can_list:
             found = self.object_sizes()
             return {name: found[name] for name in names if name in found}
@@ -206,7 +206,7 @@ class RemotePath:
         return {name: nbytes for name, nbytes in answers if nbytes is not None}
 
     def iterdir(self) -> Iterator[Self]:
-        """Objects and folders in this folder, sorted."""
+        """Return objects and folders in this folder, sorted."""
         self._require_listing()
         try:
             found = retried(lambda: self._fs.ls(self.path, detail=False), f"listing {self}")
@@ -217,18 +217,18 @@ class RemotePath:
         return (self / name for name in sorted(names))
 
     def glob(self, pattern: str) -> Iterator[Self]:
-        """Objects below this folder whose relative path fits, sorted."""
+        """Return objects below this folder whose relative path fits, sorted."""
         depth = pattern.count("/")
         names = (name for name in sorted(self.object_names()) if name.count("/") == depth)
         return (self / name for name in names if PurePosixPath(name).match(pattern))
 
     def object_names(self, below: str = "") -> list[str]:
-        """Names inside this folder of every object below it, or below one of its folders."""
+        """Return names inside this folder of every object below it, or below one of its folders."""
         inside = f"{below}/" if below else ""
         return [inside + name for name in (self / below).object_sizes()]
 
     def object_sizes(self) -> dict[str, int]:
-        """Bytes of every object below this folder by its name there."""
+        """Return the bytes of every object below this folder by its name there."""
         self._require_listing()
         found = retried(lambda: self._fs.find(self.path, detail=True), f"listing {self}")
         prefix = self.path.strip("/") + "/"
@@ -252,7 +252,7 @@ class RemotePath:
     # Writing
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: a folder is there as soon as an object is."""
+        """Do nothing: a folder exists as soon as an object does."""
 
     def create(self, content: bytes) -> bool:
         """Write a small object unless the name is taken; says whether it was free.
@@ -290,7 +290,7 @@ class RemotePath:
                 raise
 
     def rmdir(self) -> None:
-        """Nothing: a folder without objects is not there."""
+        """Do nothing: a folder without objects does not exist."""
 
     def replace(self, target: Self) -> Self:
         """Copy the object to another name, over what may be there, and remove it here."""

@@ -143,11 +143,11 @@ class ListedObject:
     is_outside = False
 
     def size(self) -> int:
-        """Bytes of the object."""
+        """Return the bytes of the object."""
         return self.nbytes
 
     def head(self, nbytes: int) -> bytes:
-        """Nothing: it would take a request."""
+        """Return nothing: it would take a request."""
         return b""
 
 

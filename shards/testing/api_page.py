@@ -91,7 +91,7 @@ def _described(name: str, thing: Any) -> Iterator[str]:
 
 
 def _members(kind: type) -> Iterator[tuple[str, Any]]:
-    """Public methods and properties that the class itself defines and documents, in their order."""
+    """Yield public methods and properties that the class itself defines and documents, in their order."""
     for name, value in vars(kind).items():
         documented = isinstance(value, property | classmethod) or callable(value) or hasattr(value, "func")
         if not name.startswith("_") and documented and inspect.getdoc(getattr(value, "func", value)):
@@ -99,7 +99,7 @@ def _members(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _signature(function: Any) -> str:
-    """Names and defaults of the arguments; types stand in the text."""
+    """Return the names and defaults of the arguments; types stand in the text."""
     parameters = list(inspect.signature(function).parameters.values())
     if parameters and parameters[0].name in ("self", "cls"):
         del parameters[0]

@@ -63,7 +63,7 @@ class StoreKind:
 
 
 def compressions(name: str) -> tuple[str | None, ...]:
-    """How rows may be compressed in a format."""
+    """Return how rows may be compressed in a format."""
     return (None, *COMPRESSIONS) if name in COMPRESSED_FORMATS else (None,)
 
 
@@ -212,7 +212,7 @@ def build_store(path: Location, kind: StoreKind, *, block: int = 3) -> Store:
 
 
 def copy_store(store: Store, out: Path, **changes: Any) -> Store:
-    """All rows of a store in another form, compression or storage type, opened."""
+    """Return all rows of a store in another form, compression or storage type, opened."""
     selection = every_row(store)
     writer, _ = begin_copy(selection, out, copied_recipe(selection, **changes), store.code)
     copy_rows(selection, writer, {"made by": "a test"})
@@ -220,7 +220,7 @@ def copy_store(store: Store, out: Path, **changes: Any) -> Store:
 
 
 def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether two arrays are the same, NaN patterns and signs of zero included."""
+    """Return whether two arrays are the same, NaN patterns and signs of zero included."""
     return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
@@ -232,7 +232,7 @@ def flip_bit(path: Location, bit: int) -> None:
 
 
 def store_kinds() -> st.SearchStrategy[StoreKind]:
-    """Small stores of every form, storage type, size and set of views."""
+    """Return small stores of every form, storage type, size and set of views."""
 
     def fill_in(kind: StoreKind) -> st.SearchStrategy[StoreKind]:
         choices = compressions(kind.format)

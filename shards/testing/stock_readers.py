@@ -17,7 +17,7 @@ from shards.storage.location import object_names, read_objects
 
 
 def stock_rows(store: Store, view: str, name: str) -> dict[int, NDArray[Any]]:
-    """Every row of a field as the format's usual library sees it, by row; zarr gives fills for absent rows."""
+    """Return every row of a field as the format's usual library sees it, by row; zarr gives fills for absent rows."""
     return STOCK_ROWS[store.recipe.format](store, view, name)
 
 

@@ -62,7 +62,7 @@ HALF_SCALE = 2.0**112
 
 
 def half_is_finite(values: NDArray[np.float16]) -> bool:
-    """Whether no float16 is NaN or infinity; numpy's ``isfinite`` takes ten times as long for them."""
+    """Return whether no float16 is NaN or infinity; numpy's ``isfinite`` takes ten times as long for them."""
     return int((values.view(np.uint16) & np.uint16(0x7FFF)).max(initial=0)) < 0x7C00
 
 

@@ -48,7 +48,7 @@ class Moments:
 
     @classmethod
     def empty(cls, row_shape: tuple[int, ...]) -> Self:
-        """Moments of no rows."""
+        """Return the moments of no rows."""
         return cls(0, np.zeros(row_shape), np.zeros(row_shape))
 
     @property
@@ -57,7 +57,7 @@ class Moments:
         return self.m2 / max(self.count, 1)
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both sets of rows together."""
+        """Return the moments of both sets of rows together."""
         if not self.count or not other.count:
             return other if not self.count else self
         count = self.count + other.count
@@ -67,7 +67,7 @@ class Moments:
         return Moments(count, mean, m2)
 
     def to_bytes(self) -> bytes:
-        """As an npy file: float64 of the count, then the means, then the m2."""
+        """Convert to an npy file: float64 of the count, then the means, then the m2."""
         buffer = io.BytesIO()
         vector = np.concatenate([[float(self.count)], self.mean.ravel(), self.m2.ravel()])
         np.save(buffer, vector, allow_pickle=False)
@@ -100,7 +100,7 @@ def _npy_header(size: int) -> bytes:
 def moments_of_sums(
     count: int, total: NDArray[np.float64], squares: NDArray[np.float64], row_shape: tuple[int, ...]
 ) -> Moments:
-    """Moments of rows whose sums are known.
+    """Return the moments of rows whose sums are known.
 
     Args:
         count: Rows.
@@ -130,7 +130,7 @@ class TokenSums(Protocol):
         """Whether a row of float16 held NaN, which no wider type repairs."""
 
     def moments(self) -> Moments:
-        """Moments of the rows, which must be `finite`."""
+        """Return the moments of the rows, which must be `finite`."""
 
 
 class RowSums:
@@ -199,7 +199,7 @@ class RowSums:
         return bool(np.isnan(self._squares).any())
 
     def moments(self) -> Moments:
-        """Moments of the rows added so far, which must be `finite`."""
+        """Return the moments of the rows added so far, which must be `finite`."""
         found = moments_of_sums(self._count, self._sum, self._squares, self._row_shape)
         if self._half:
             return Moments(found.count, found.mean * HALF_SCALE, found.m2 * HALF_SCALE**2)

@@ -199,7 +199,7 @@ def _density(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 def _tail(
     distances: NDArray[np.float64], edge: float, mass: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Knots beyond the outermost order statistic, as distances from it, and the mass before each.
+    """Return knots beyond the outermost order statistic, as distances from it, and the mass before each.
 
     Args:
         distances: Of all values from the centre, in one direction, farthest first.
@@ -219,7 +219,7 @@ def _tail(
 def _coarsened(
     counts: NDArray[np.float64], masses: NDArray[np.float64], widths: NDArray[np.float64], error: float
 ) -> NDArray[np.float64]:
-    """Levels of each bin when none are closer than the step that gives the error."""
+    """Return the levels of each bin when none are closer than the step that gives the error."""
 
     def with_step(step: float) -> NDArray[np.float64]:
         return np.minimum(counts, widths / step)
@@ -249,7 +249,7 @@ def _centred(levels: NDArray[np.float64], values: NDArray[np.float64]) -> NDArra
 
 
 def _padded(levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """All 255: the missing ones continue outwards on both sides."""
+    """Return all 255 levels: the missing ones continue outwards on both sides."""
     spare = NUM_LEVELS - len(levels)
     if not spare:
         return levels

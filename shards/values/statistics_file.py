@@ -58,7 +58,7 @@ class StatisticsFile:
 
 
 def read_statistics_file(path: Path) -> StatisticsFile:
-    """Statistics from a file of any of the three forms; nothing in it can run code.
+    """Return statistics from a file of any of the three forms; nothing in it can run code.
 
     Args:
         path: `.pt`, `.npz` or `.safetensors` with `var` and, if any, `mean`.

@@ -18,7 +18,7 @@ from shards.storage.location import Location, local_path, replace_atomically, re
 
 
 def field_path(store: Location, name: str) -> Location:
-    """Folder of a field of a store."""
+    """Return the folder of a field of a store."""
     return store / FIELDS / name
 
 
@@ -43,7 +43,7 @@ def publish_fields(store: Location) -> Manifest:
 
 
 def finished_fields(store: Location) -> dict[str, str]:
-    """Identity of the encoder of each field that is finished, by name."""
+    """Return the identity of the encoder of each field that is finished, by name."""
     if not (store / FIELDS).is_dir():
         return {}
     folders = {folder.name: folder for folder in (store / FIELDS).iterdir()}
@@ -55,7 +55,7 @@ def finished_fields(store: Location) -> dict[str, str]:
 
 
 def can_link_images(store: Store) -> bool:
-    """Whether `link_images` will do, tried on a small file."""
+    """Return whether `link_images` will do, tried on a small file."""
     folder = local_path(store.path)
     if format_of(store.recipe).shares_objects or folder is None:
         return False
@@ -86,7 +86,7 @@ def link_images(store: Store, field: Location) -> str | None:
 
 
 def why_not_linked(store: Location, recipe: Recipe, field: Location) -> str | None:
-    """Why a field that has been begun cannot have the store's images as further names; None if it can."""
+    """Return why a field that has been begun cannot have the store's images as further names; None if it can."""
     if format_of(recipe).shares_objects:
         return f"{recipe.format} objects hold them beside tokens"
     if not storage_of(field).link(store / PLAN, field / WORK_DIR / "linked"):

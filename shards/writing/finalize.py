@@ -66,7 +66,7 @@ def finalize_store(
 
 
 def read_commits(root: Location, recipe: Recipe) -> Commits:
-    """Every commit record of a store.
+    """Return every commit record of a store.
 
     Raises:
         StoreIncompleteError: Naming how many shards have none.
@@ -197,7 +197,7 @@ def _statistics(
     valid: NDArray[np.bool_],
     known: _Known | None,
 ) -> dict[str, bytes]:
-    """Statistics of a view, and those of its earlier stages."""
+    """Return the statistics of a view, and those of its earlier stages."""
     files: dict[str, bytes] = {} if known is None else dict(known.objects)
     merged = Moments.empty(fields_of(recipe, view)[0].row_shape) if known is None else known.moments
     first = 0 if known is None else known.num_shards
@@ -218,7 +218,7 @@ def _statistics(
 
 
 def valid_mask(recipe: Recipe, plan: Plan, commits: Commits) -> NDArray[np.bool_]:
-    """Whether each row holds an image in every view, bool[num_rows]."""
+    """Return whether each row holds an image in every view, bool[num_rows]."""
     valid = np.zeros(recipe.num_rows, np.bool_)
     valid[plan.rows] = True
     valid[list(bad_rows(recipe, plan, commits))] = False
@@ -226,7 +226,7 @@ def valid_mask(recipe: Recipe, plan: Plan, commits: Commits) -> NDArray[np.bool_
 
 
 def small_objects(recipe: Recipe, plan: Plan, commits: Commits) -> dict[str, bytes]:
-    """Content by path of the arrays ``label`` and ``valid``."""
+    """Return content by path of the arrays ``label`` and ``valid``."""
     labels = np.full(recipe.num_rows, NO_LABEL, np.int32)
     labels[plan.rows] = plan.labels
     valid = valid_mask(recipe, plan, commits)
@@ -242,7 +242,7 @@ def _merged_moments(
     merged: Moments,
     shards: range,
 ) -> Moments:
-    """Moments of some rows, and of the valid ones of some shards after them."""
+    """Return the moments of some rows, and of the valid ones of some shards after them."""
     row_shape = fields_of(recipe, view)[0].row_shape
     records = [commits[view, shard] for shard in shards]
     contents = ahead(lambda record: _content(root / record.moments.path), records)
@@ -257,7 +257,7 @@ def _merged_moments(
 
 
 def _merged_error(recipe: Recipe, view: str, commits: Commits, moments: Moments) -> NDArray[np.float64]:
-    """Of every row whose error is known, relative to the deviation of the rows that are valid in all views."""
+    """Merge the errors of all rows whose error is known, relative to the std of the rows valid in all views."""
     total = np.zeros(recipe.encoder.width)
     num_rows = 0
     for shard in range(recipe.num_shards):

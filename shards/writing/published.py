@@ -25,7 +25,7 @@ from shards.values.moments import Moments, RowSums
 
 
 def object_record(root: Location, path: str, algorithm: str = SHA256) -> ObjectRecord:
-    """Size and digest of an object as it lies there.
+    """Return the size and digest of an object from its bytes.
 
     Raises:
         FileNotFoundError: If it does not exist.
@@ -40,7 +40,7 @@ def object_record(root: Location, path: str, algorithm: str = SHA256) -> ObjectR
 def published_rows(
     root: Location, recipe: Recipe, field: Field, shard: int
 ) -> Iterator[tuple[int, NDArray[Any] | None]]:
-    """Every slot of a shard with its row, or None where there is none, in order.
+    """Yield every slot of a shard with its row, or None where there is none, in order.
 
     The row's array is reused for the next one.
 
@@ -70,7 +70,7 @@ def published_rows(
 
 
 def shard_moments(root: Location, recipe: Recipe, view: str, shard: int, slots: NDArray[np.bool_]) -> Moments:
-    """Moments of the tokens at some slots of a published shard, bool[capacity]."""
+    """Return the moments of the tokens at some slots of a published shard, bool[capacity]."""
     field = fields_of(recipe, view)[0]
     sums = RowSums(field.row_shape, field.dtype, published_code(root, recipe))
     for slot, row in published_rows(root, recipe, field, shard):

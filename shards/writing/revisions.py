@@ -115,7 +115,7 @@ def publish_extended(path: Location, recipe: Recipe, plan: Plan) -> Plan:
 
 
 def superseded(path: Location, manifest: Manifest) -> list[str]:
-    """Names of small objects of earlier revisions, sorted: nobody who opens the store now reads them."""
+    """Return the names of small objects of earlier revisions, sorted: nobody who opens the store now reads them."""
     folders = tuple(derived_path("", revision) for revision in range(1, manifest.revision))
     tops = _DERIVED if manifest.revision else ()
     under_way = plan_path(read_recipe(path, newest_revision(path)))
@@ -132,7 +132,7 @@ def superseded(path: Location, manifest: Manifest) -> list[str]:
 
 
 def belongs_to_another(name: str, manifest: Manifest, newest: Recipe) -> bool:
-    """Whether a file beside a finished store's objects belongs to a field, a superseded revision or one in the making.
+    """Return whether a file that is no object of a finished store belongs to a field or to another revision.
 
     Args:
         name: Its path in the store.
@@ -152,7 +152,7 @@ def belongs_to_another(name: str, manifest: Manifest, newest: Recipe) -> bool:
 
 @lru_cache(maxsize=2)
 def _shards_added(newest: Recipe, published: Recipe) -> frozenset[str]:
-    """Names of what the shards consist of that an extension adds, in the views there were before."""
+    """Return the names of what the shards consist of that an extension adds, in the views there were before."""
     shards = range(published.num_shards, newest.num_shards)
     views = [view for view in newest.views if view in published.views]
     return frozenset(

@@ -52,7 +52,7 @@ class SelectedRows:
         return slice(rows.start, rows.stop)
 
     def bad(self, view: str, shard: int) -> dict[int, str]:
-        """Reason by slot, for each image of a new shard that its store has no row of in this view."""
+        """Return reason by slot, for each image of a new shard that its store has no row of in this view."""
         found = {}
         origin = zip(self.store_of[self.slots(shard)], self.row_of[self.slots(shard)], strict=True)
         for slot, (index, row) in enumerate(origin):

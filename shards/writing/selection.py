@@ -58,13 +58,13 @@ class Part:
 
 
 def every_row(store: Store) -> Selection:
-    """All images of a store, each in its old slot."""
+    """Return all images of a store, each in its old slot."""
     plan = store.plan.with_repaired(store.repaired)
     return Selection((store,), plan, np.zeros(plan.num_images, np.int64), plan.rows)
 
 
 def reshuffled(parts: Sequence[Part], class_names: Sequence[str], num_shards: int, seed: int) -> Selection:
-    """Images dealt to shards as an encode of the same images, shards and seed would deal them.
+    """Return images dealt to shards as an encode of the same images, shards and seed would deal them.
 
     Args:
         parts: Images, with no key twice.

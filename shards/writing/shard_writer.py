@@ -158,7 +158,7 @@ class ShardWriter:
         self._bad[place] = " ".join(reason.split())
 
     def add_square_error(self, square_error: NDArray[np.float64]) -> None:
-        """Account for what int8 tokens have lost; once or more often before `publish`, row by row in order.
+        """Add the error of int8 tokens; once or more often before `publish`, row by row in order.
 
         Args:
             square_error: Sum over some rows' tokens of each channel's squared error, float64[D].
@@ -220,7 +220,7 @@ class ShardWriter:
         return f"NaN or infinity as {logical}; check the weights they come from, or compute with --precision float32"
 
     def _all_new(self) -> bool:
-        """Whether no object that this writer was to write had been published before."""
+        """Return whether no object that this writer was to write had been published before."""
         if self._linked is None:
             return self._outputs.all_new
         own = [self._root / object_path(self._recipe, field, self.shard) for field in self._fields]

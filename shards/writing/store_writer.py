@@ -114,7 +114,7 @@ class StoreWriter:
         return cls(path, present, plan, revision)
 
     def pending(self) -> list[tuple[str, int]]:
-        """View and number of every shard without a commit record, in order of shard."""
+        """Return the view and number of every shard without a commit record, in order of shard."""
         done = set(object_names(self.path, "commits"))
         return [
             (view, shard)
@@ -124,7 +124,7 @@ class StoreWriter:
         ]
 
     def finished(self) -> bool:
-        """Whether readers see this revision, or a later one."""
+        """Return whether readers see this revision, or a later one."""
         try:
             return Manifest.read(self.path).revision >= self.revision
         except StoreIncompleteError:
@@ -166,7 +166,7 @@ class StoreWriter:
 
 
 def _holds_other_things(path: Location) -> bool:
-    """Whether there is anything in a folder, temporary files apart, and no store."""
+    """Return whether there is anything in a folder, temporary files apart, and no store."""
     if (path / PLAN).exists():
         return False
     found = any(not is_temporary(PurePosixPath(name)) for name in storage_of(path).entries(path))
@@ -175,7 +175,7 @@ def _holds_other_things(path: Location) -> bool:
 
 
 def stale_temporaries(path: Location) -> list[str]:
-    """Names of a store's files, not of its fields', that workers were writing when they died, or are now, sorted."""
+    """Return the store's temporary files, sorted: those of dead workers and of running ones, without its fields'."""
     names = (name for name in object_names(path) if name.partition("/")[0] != FIELDS)
     return [name for name in names if is_temporary(PurePosixPath(name))]
 
@@ -215,7 +215,7 @@ def _publish_plan(path: Location, recipe: Recipe, plan: Plan) -> None:
 
 
 def _moved(begun: Plan, plan: Plan) -> str:
-    """Where the images were when a store was begun, where they are now, and what can be done."""
+    """Return where the images were when a store was begun, where they are now, and what can be done."""
     moved = np.flatnonzero(begun.uris != plan.uris)
     if len(moved):
         first = moved[0]
@@ -234,7 +234,7 @@ def _moved(begun: Plan, plan: Plan) -> str:
 
 
 def _same_deal(one: Plan, other: Plan) -> bool:
-    """Whether two plans differ in nothing but where the images lie."""
+    """Return whether two plans differ in nothing but where the images lie."""
     settings = ("num_shards", "seed", "class_names", "earlier")
     same = all(getattr(one, name) == getattr(other, name) for name in settings)
     columns = ["key", "label", "nbytes"]

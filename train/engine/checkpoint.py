@@ -197,7 +197,7 @@ def require_intact(path: Path, state: CheckpointState, names: list[str] | None =
 
 
 def require_intact_for_all(path: Path, state: CheckpointState, team: Team) -> None:
-    """As `require_intact`, with the files shared out among the processes; every process must call this."""
+    """Check as `require_intact` does, the files divided among the processes; every process must call this."""
     own = sorted(state.sha256)[team.rank :: team.world_size]
     fault = None
     try:

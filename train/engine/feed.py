@@ -110,7 +110,7 @@ class Feed:
             yield batch
 
     def _buffers(self) -> Iterator[MicroBatch]:
-        """Micro-batches in the loader's own memory."""
+        """Yield micro-batches in the loader's own memory."""
         before: Batch | None = None
         for batch in self._loader:
             micro = self._assemble(
@@ -123,7 +123,7 @@ class Feed:
             yield micro
 
     def _copies(self) -> Iterator[MicroBatch]:
-        """Micro-batches copied to the device, one ahead."""
+        """Yield micro-batches copied to the device, one ahead."""
         batches = iter(self._loader)
         ready, done, held = self._copied(next(batches))
         while True:
@@ -138,7 +138,7 @@ class Feed:
             ready, done, held = following
 
     def _allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Host memory the device can copy from by itself."""
+        """Return host memory the device can copy from by itself."""
         nbytes = int(np.prod(shape)) * dtype.itemsize
         memory = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._on_cuda)
         return memory.numpy().view(dtype).reshape(shape)

@@ -11,7 +11,7 @@ from shards import UsageError, permutation
 def split_rows(
     valid_rows: NDArray[np.int64], held_out: int, *, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to train on and rows to leave out, each ascending; a function of the arguments alone.
+    """Return rows to train on and rows to leave out, each ascending; a function of the arguments alone.
 
     Args:
         valid_rows: rows of the store, ascending, int64 [n].

@@ -248,7 +248,7 @@ def remember(settings: Settings, out: Path, team: Team) -> None:
 
 
 def begun(out: Path, team: Team) -> bool:
-    """Whether a run has a checkpoint to continue from; every process must call this.
+    """Return whether a run has a checkpoint to continue from; every process must call this.
 
     Raises:
         UserError: the processes find different ones.
@@ -257,7 +257,7 @@ def begun(out: Path, team: Team) -> bool:
 
 
 def finished(out: Path, max_steps: int, team: Team) -> bool:
-    """Whether the newest checkpoint has come to `max_steps`; every process must call this.
+    """Return whether the newest checkpoint has come to `max_steps`; every process must call this.
 
     Raises:
         UserError: the processes find different ones, or it is damaged.

@@ -83,7 +83,7 @@ class Trainer(Run):
         journal.write_page()
 
     def train_step(self, feed: Iterator[MicroBatch], stop: StopRequest) -> StepTotals:
-        """One optimizer step: the gradient of the global batch, clip, update, average."""
+        """Take one optimizer step: the gradient of the global batch, clip, update, average."""
         task, names = self.task, self.window.names
         # The gradient of the mean over the global batch, whatever this process's share: processes are averaged.
         scale = self.team.world_size / self.settings.global_batch_size
@@ -158,7 +158,7 @@ class Trainer(Run):
         return norm, bad
 
     def due(self, every: int | None) -> bool:
-        """Whether something done `every` steps is to be done now."""
+        """Return whether something done `every` steps is to be done now."""
         return every is not None and self.step % every == 0
 
     def record(self, measured: StepTotals | None, journal: Journal) -> bool:

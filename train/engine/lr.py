@@ -9,7 +9,7 @@ from train.settings.config import OptimizerSettings
 
 
 def learning_rate(step: int, steps_per_epoch: int, settings: OptimizerSettings) -> float:
-    """Learning rate of optimizer step `step` (the first is 0).
+    """Return learning rate of optimizer step `step` (the first is 0).
 
     With W = `hold_epochs` and E = `decay_end_epoch` in steps: `lr` (or, warming up, lr · (step + 1) / W)
     before W, then linear or half a cosine from `lr` to `final_lr` at E, then `final_lr`. "warmup-stable-decay" rises

@@ -210,7 +210,7 @@ class Muon(Optimizer):
         return list(torch._foreach_add(gradients, buffers, alpha=momentum))
 
     def _orthogonalized(self, directions: list[Tensor], sharing: _Sharing) -> Iterator[tuple[int, Tensor]]:
-        """Orthogonalized directions, some at a time: number of the first, and this process's rows of each."""
+        """Yield orthogonalized directions, some at a time: number of the first, and this process's rows of each."""
         half = directions[0].is_cuda if self._half is None else self._half
         most = max(1, LARGEST_BATCH // max(1, sharing.numbers)) * sharing.world_size
         for start in range(0, len(directions), most):
@@ -319,7 +319,7 @@ def _sharing(parameter: Tensor) -> _Sharing:
 
 
 def _alike(matrices: list[Tensor]) -> list[list[Tensor]]:
-    """Matrices by shape, in order; the same on every process."""
+    """Return matrices by shape, in order; the same on every process."""
     groups: dict[torch.Size, list[Tensor]] = {}
     for matrix in matrices:
         groups.setdefault(matrix.shape, []).append(matrix)

@@ -20,7 +20,7 @@ from train.settings.config import OptimizerName, OptimizerSettings
 
 
 def adamw(model: nn.Module, settings: OptimizerSettings) -> AdamW:
-    """AdamW over the parameters that are trained; its fused kernel reads `found_inf` as torch.amp sets it."""
+    """Return AdamW over the parameters that are trained; its fused kernel reads `found_inf` as torch.amp sets it."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]
     if settings.decay_matrices_only:
@@ -39,7 +39,7 @@ def adamw(model: nn.Module, settings: OptimizerSettings) -> AdamW:
 
 
 def muon(model: nn.Module, settings: OptimizerSettings) -> Muon:
-    """Muon over the matrices that are trained, AdamW over everything else."""
+    """Return Muon over the matrices that are trained, AdamW over everything else."""
     return Muon(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=settings.lr,

@@ -55,14 +55,14 @@ class ResidentTokens:
                 self._values[start : start + len(part)] = tokens.to(device)
 
     def gather(self, batch: Batch) -> Tensor:
-        """Tokens [b, N, D] as stored of a batch's rows, each in its view, in memory of their own."""
+        """Return tokens [b, N, D] as stored of a batch's rows, each in its view, in memory of their own."""
         assert self._values is not None
         places = self._place[batch.rows] + batch.views.astype(np.int64) * self._num_rows
         return self._values.index_select(0, torch.from_numpy(places).to(self._device, non_blocking=True))
 
 
 def tokens_nbytes(store: Store, num_views: int, num_rows: int) -> int:
-    """Bytes of the tokens of some rows in some views."""
+    """Return the bytes of the tokens of some rows in some views."""
     values = store.num_tokens * store.width
     return num_views * num_rows * values * storage_type(store.recipe.dtype).numpy.itemsize
 
@@ -105,7 +105,7 @@ def hold_tokens(
 
 
 def free_nbytes(device: torch.device) -> int:
-    """Bytes that are free in a device's memory; of a CPU, in the machine's."""
+    """Return bytes that are free in a device's memory; of a CPU, in the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

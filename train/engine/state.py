@@ -16,7 +16,7 @@ from train.engine.optimizer import optimizer_tensors, restore_optimizer
 
 
 def state_parts(model: nn.Module, averages: WeightAverages, optimizer: Optimizer) -> Parts:
-    """Everything that changes in training (the live tensors, which may be sharded, not copies).
+    """Return everything that changes in training (the live tensors, which may be sharded, not copies).
 
     Args:
         model: the network (not a wrapper around it).

@@ -61,7 +61,7 @@ def _anew(settings: Settings) -> str:
 
 
 def recipe_of_run(out: Path) -> str | None:
-    """Identity of the store that the newest checkpoint of a run was trained on; None where there is none yet."""
+    """Return the identity of the store that a run's newest checkpoint was trained on; None without a checkpoint."""
     found = checkpoints(out / "checkpoints")
     return read_state(found[-1]).state.get("facts", {}).get("recipe") if found else None
 
@@ -83,7 +83,7 @@ def _open(settings: Settings) -> Store:
 
 
 def later_phase(text: str) -> Phase:
-    """Weights of stores and the step from which they hold, as --store-schedule gives them: STEP:WEIGHT,WEIGHT,...
+    """Parse weights of stores and the step from which they hold, as --store-schedule has them: STEP:WEIGHT,WEIGHT,...
 
     Raises:
         UsageError: it is not of this form.

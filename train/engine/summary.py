@@ -14,14 +14,14 @@ BYTES_A_NUMBER = 4
 
 
 def state_nbytes(config: ModelConfig, settings: Settings) -> int:
-    """Bytes of weights, gradients, two moments and the averages of a run, over all processes that share them."""
+    """Return the bytes of a run's weights, gradients, two moments and averages, over all processes that share them."""
     return (4 + len(settings.ema_rates)) * BYTES_A_NUMBER * num_parameters(config)
 
 
 def start_summary(
     config: ModelConfig, settings: Settings, store: Store, *, world_size: int, step: int
 ) -> list[str]:
-    """Lines that say what is trained, on what, and what it takes.
+    """Return lines that say what is trained, on what, and what it takes.
 
     Args:
         config: the network.
@@ -61,5 +61,5 @@ def start_summary(
 
 
 def expected_hours(steps: int, step_seconds: float) -> str:
-    """How long steps will take, as a line of the log."""
+    """Return how long steps will take, as a line of the log."""
     return f"{steps:,} steps at {step_seconds:.3f} s are {steps * step_seconds / 3600:,.2f} hours"

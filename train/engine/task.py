@@ -58,11 +58,11 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
-        """Losses of a micro-batch; `model` is the network as it is called in training."""
+        """Return the losses of a micro-batch; `model` is the network as it is called in training."""
 
     @abstractmethod
     def describe(self, positions: Tensor) -> str:
-        """Random numbers of samples whose loss is not finite, for the log."""
+        """Return random numbers of samples whose loss is not finite, for the log."""
 
     @abstractmethod
     def save_snapshot(
@@ -101,7 +101,7 @@ class Task(ABC):
         return {}
 
     def extra_state(self) -> Parts:
-        """Whole tensors, besides the network and its optimizer, that a checkpoint must hold; by part and name."""
+        """Return the whole tensors, besides network and optimizer, that a checkpoint must hold; by part and name."""
         return {}
 
     def load_extra_state(self, parts: Parts) -> None:  # noqa: B027 - most tasks have none
@@ -109,5 +109,5 @@ class Task(ABC):
 
 
 def sum_and_count(values: Tensor) -> Tensor:
-    """Sum of values [b] and their number, float32 [2]; the host does not wait for the device."""
+    """Return the sum of values [b] and their number, float32 [2]; the host does not wait for the device."""
     return torch.stack([values.sum(), values.new_full((), len(values))])

@@ -26,7 +26,7 @@ class MicroBatchLosses:
 
 
 def stack_metrics(names: Sequence[str], metrics: Mapping[str, Tensor], like: Tensor) -> Tensor:
-    """Metrics in the order of `names`, float32 [K, 2]: sum and weight, both 0 where a metric is left out.
+    """Return metrics in the order of `names`, float32 [K, 2]: sum and weight, both 0 where a metric is left out.
 
     Args:
         names: all metrics.
@@ -101,7 +101,7 @@ class StepTotals:
         )
 
     def suspects(self) -> tuple[list[int], Tensor]:
-        """Rows and positions of this process's samples with a non-finite loss, or of all where none has one."""
+        """Return rows and positions of this process's samples with a non-finite loss, or of all where none has one."""
         rows = np.concatenate([found.rows for found in self.losses])
         positions = torch.cat([found.positions for found in self.losses])
         broken = ~torch.isfinite(torch.cat([found.losses for found in self.losses]))
@@ -164,7 +164,7 @@ class Window:
         self._timed_steps += 1
 
     def means(self) -> dict[str, float | None]:
-        """Mean of each metric over the window; one that no sample belonged to is left out, the loss is None."""
+        """Return each metric's mean over the window; one without samples is left out, the loss is then None."""
         means: dict[str, float | None] = {"loss": None}
         means.update((name, total / weight) for name, (total, weight) in self._sums.items() if weight > 0)
         if self._steps:
@@ -172,7 +172,7 @@ class Window:
         return means
 
     def rates(self, waited: float, global_batch_size: int) -> dict[str, float]:
-        """Images a second, seconds a step and the share of time spent waiting for data, since `start`."""
+        """Return images a second, seconds a step and the share of time spent waiting for data, since `start`."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         steps = max(self._timed_steps, 1)
         return {

@@ -34,7 +34,7 @@ def unguided(model: Model, y: Tensor) -> Velocity:
 def classifier_free(
     model: Model, y: Tensor, scale: float, *, null_label: int, interval: tuple[float, float] = ALWAYS
 ) -> Velocity:
-    """Classifier-free guidance: the worse prediction is the model's own without a class.
+    """Return classifier-free guidance: the worse prediction is the model's own without a class.
 
     Source: arXiv 2207.12598; the interval: arXiv 2404.07724; DiTwDDTHead.forward_with_cfg in
     github:bytetriper/RAE src/stage2/models/DDT.py at a4d18c4.

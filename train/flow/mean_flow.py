@@ -47,7 +47,7 @@ def draw_times(
     sigma: float = 1.0,
     shift: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Pairs of times for training: t is the later of two draws, r the earlier where there is to be a jump, else t.
+    """Return pairs of times for training: t is the later of two draws, r the earlier for a jump, else t.
 
     Source: Transport.sample_mf.
 
@@ -68,12 +68,12 @@ def draw_times(
 
 
 def random_jumps(u: Tensor, share: float) -> Tensor:
-    """Which samples learn a jump where each is drawn by itself, as published: bool [B] of uniform draws u [B]."""
+    """Return which samples learn a jump, each drawn independently, as published: bool [B] of uniform draws u [B]."""
     return u >= 1 - share
 
 
 def spread_jumps(positions: Tensor, share: float) -> Tensor:
-    """Which samples learn a jump where they are spread evenly over the stream of samples.
+    """Return which samples learn a jump, spread evenly over the stream of samples.
 
     Of any b consecutive positions ⌊b · share⌋ or ⌈b · share⌉ are jumps (see `most_jumps`), so that what is computed for
     jumps alone has one size. Integer arithmetic: the same on every device.
@@ -93,13 +93,13 @@ def spread_jumps(positions: Tensor, share: float) -> Tensor:
 
 
 def most_jumps(batch: int, share: float) -> int:
-    """Most jumps among `batch` consecutive positions of `spread_jumps`."""
+    """Return most jumps among `batch` consecutive positions of `spread_jumps`."""
     parts = Fraction(round(share * _SHARE_DENOMINATOR), _SHARE_DENOMINATOR)
     return -(-batch * parts.numerator // parts.denominator)
 
 
 def rows_first(jumps: Tensor, count: int) -> Tensor:
-    """Numbers int64 [count] of rows, those of jumps bool [B] first, then others to fill up."""
+    """Return numbers int64 [count] of rows, those of jumps bool [B] first, then others to fill up."""
     return torch.argsort(jumps, descending=True, stable=True)[:count]
 
 
@@ -112,7 +112,7 @@ def difference_quotient(
     labels: tuple[Tensor, Tensor],
     delta: float,
 ) -> Tensor:
-    """du/dt along the path: state and time move together, the end r stays.
+    """Return du/dt along the path: state and time move together, the end r stays.
 
     The central difference (u(x + δv, t + δ, r) − u(x − δv, t − δ, r)) / 2δ. Times are not clamped: t + δ may pass 1,
     t − δ may be negative or below r. Both sides are one batch, because the quotient multiplies by 1 / 2δ whatever two
@@ -171,7 +171,7 @@ def adaptive_loss(
 
 
 def trajectory(velocity: Velocity, noise: Tensor, grid: Tensor, method: str = "euler") -> Tensor:
-    """States of a teacher's trajectory at the times of a grid, without gradient.
+    """Return the states of a teacher's trajectory at the times of a grid, without gradient.
 
     Args:
         velocity: the teacher's field.
@@ -188,7 +188,7 @@ def trajectory(velocity: Velocity, noise: Tensor, grid: Tensor, method: str = "e
 
 
 def trajectory_pairs(points: int) -> Tensor:
-    """All pairs (i, j), i > j, of a trajectory's states, counted from the clean end.
+    """Return all pairs (i, j), i > j, of a trajectory's states, counted from the clean end.
 
     Source: Transport.training_losses_cmt_v2, whose order this is: j runs faster.
 
@@ -241,7 +241,7 @@ def average_between(states: Tensor, times: Tensor, pairs: Tensor, rows: Tensor) 
 def jump(
     u: AverageVelocity, noise: Tensor, y: Tensor, grid: Tensor, *, on_step: OnStep | None = None
 ) -> Tensor:
-    """From noise to data in as many evaluations as the grid has steps: x ← x − (t − r) · u(x, t, r).
+    """Jump from noise to data in as many evaluations as the grid has steps: x ← x − (t − r) · u(x, t, r).
 
     Source: the few-step branch of src/sample_ddp_mf_512.py in github:sony/mf-rae at fffc544, whose grids are those of
     `train.flow.integrators.time_grid` without shift, "to-zero".
@@ -272,5 +272,5 @@ def jump(
 
 
 def _like(values: Tensor, tensor: Tensor) -> Tensor:
-    """Values [B] shaped to multiply a tensor [B, ...]."""
+    """Return values [B] shaped to multiply a tensor [B, ...]."""
     return values.to(tensor.dtype).reshape(-1, *[1] * (tensor.ndim - 1))

@@ -34,7 +34,7 @@ Condition = Tensor | Frames | None
 
 
 def learnable_tokens(number: int, width: int) -> nn.Parameter:
-    """Tokens [number, width] drawn from N(0, 1 / width). Source: as the module."""
+    """Return tokens [number, width] drawn from N(0, 1 / width). Source: as the module."""
     return nn.Parameter(torch.randn(number, width) * width**-0.5)
 
 
@@ -46,7 +46,7 @@ class ScalarTokens(TimeEmbedding):
         self.learnable_tokens = learnable_tokens(number, width)
 
     def tokens(self, embedded: Tensor) -> Tensor:
-        """Embeddings [B, width], which calling the module gives, → tokens [B, number, width]."""
+        """Return embeddings [B, width], which calling the module gives, → tokens [B, number, width]."""
         return embedded[:, None] + self.learnable_tokens
 
 
@@ -60,7 +60,7 @@ class LabelTokens(nn.Module):
         self.learnable_tokens = learnable_tokens(number, width)
 
     def forward(self, y: Tensor) -> Tensor:
-        """Classes int64 [B] in [0, num_classes] → [B, number, width]."""
+        """Return classes int64 [B] in [0, num_classes] → [B, number, width]."""
         rows: Tensor = self.embedding_table(y)
         return rows[:, None] + self.learnable_tokens
 

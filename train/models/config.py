@@ -136,7 +136,7 @@ class ModulatedDiTConfig(LatentTransformerConfig):
         _check_stack("width", self.width, self.depth, self.num_heads, axes=self.axes if self.rope else 0)
 
     def mlp_hidden(self, width: int) -> int:
-        """Hidden width of the MLPs of blocks of a width."""
+        """Return hidden width of the MLPs of blocks of a width."""
         return swiglu_width(width, self.mlp_ratio) if self.swiglu else int(width * self.mlp_ratio)
 
 
@@ -160,7 +160,7 @@ class DiTConfig(ModulatedDiTConfig):
         _check_table_width(self.width, self.axes)
 
     def mlp_hidden(self, width: int) -> int:
-        """Hidden width of the MLPs."""
+        """Return hidden width of the MLPs."""
         return self.mlp_width or super().mlp_hidden(width)
 
 
@@ -337,12 +337,12 @@ ModelConfig = GeneratorConfig | ViTDecoderConfig | FlatConfig
 
 
 def has_base_output(config: ModelConfig) -> bool:
-    """Whether a network has the second output that internal guidance needs."""
+    """Return whether a network has the second output that internal guidance needs."""
     return isinstance(config, InContextDiTConfig) and config.base_depth is not None
 
 
 def dit_config(size: str, *, token_width: int, grid: tuple[int, int], num_classes: int) -> DiTConfig:
-    """Plain DiT of a published size: "s", "b", "l" or "xl"."""
+    """Return plain DiT of a published size: "s", "b", "l" or "xl"."""
     stack = DIT_SIZES[size]
     return DiTConfig(token_width=token_width, grid=grid, num_classes=num_classes, **stack._asdict())
 
@@ -370,7 +370,7 @@ def raev2_config(
 def decoder_config(
     size: str, *, token_width: int, grid: tuple[int, int], patch_size: int = 16
 ) -> ViTDecoderConfig:
-    """ViT decoder of a published size: "b", "l" or "xl"."""
+    """Return ViT decoder of a published size: "b", "l" or "xl"."""
     stack = DECODER_SIZES[size]
     return ViTDecoderConfig(
         token_width=token_width,
@@ -417,7 +417,7 @@ def config_from_dict(values: dict[str, Any]) -> ModelConfig:
 
 
 def swiglu_width(width: int, mlp_ratio: float) -> int:
-    """Hidden width of a SwiGLU MLP: two thirds of the nominal one, so that its size stays a plain MLP's.
+    """Return hidden width of a SwiGLU MLP: two thirds of the nominal one, so that its size stays a plain MLP's.
 
     2048 gives the odd 5461. Source: github:bytetriper/RAE src/stage2/models/lightningDiT.py at a4d18c4.
     """

@@ -43,17 +43,17 @@ class _Linear(NamedTuple):
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Parameters of a network, its position tables and time frequencies among them."""
+    """Return the parameters of a network, its position tables and time frequencies among them."""
     return sum(linear.parameters for linear in _linears(config)) + _other_parameters(config)
 
 
 def forward_flops(config: ModelConfig) -> int:
-    """FLOPs of one forward pass for one image; a training step takes about three times that."""
+    """Return the FLOPs of one forward pass for one image; a training step takes about three times that."""
     return _flops(_linears(config), _attentions(config))
 
 
 def flat_half_flops(shape: FlatHalfShape) -> int:
-    """FLOPs of one forward pass of one half of a flat compressor, for one image."""
+    """Return the FLOPs of one forward pass of one half of a flat compressor, for one image."""
     return _flops(_flat_linears(shape), _flat_attentions(shape))
 
 
@@ -147,13 +147,13 @@ def _alignment_linears(config: InContextDiTConfig) -> Iterator[_Linear]:
 
 
 def _scalar_linears(width: int) -> Iterator[_Linear]:
-    """Of the embedding of a time or of another scalar."""
+    """Return the linear layers of the embedding of a time or of another scalar."""
     yield _Linear(2 * NUM_FREQUENCIES, width, 1)
     yield _Linear(width, width, 1)
 
 
 def _plain_block_linears(width: int, mlp_ratio: float, tokens: int) -> Iterator[_Linear]:
-    """Of a block without modulation."""
+    """Return the linear layers of a block without modulation."""
     hidden = swiglu_width(width, mlp_ratio)
     yield _Linear(width, 4 * width, tokens)
     yield _Linear(width, 2 * hidden, tokens)
@@ -189,7 +189,7 @@ def _attentions(config: ModelConfig) -> list[tuple[int, int]]:
 
 
 def _other_parameters(config: ModelConfig) -> int:
-    """Norms, tables and what else is no linear layer."""
+    """Return norms, tables and what else is no linear layer."""
     if isinstance(config, ViTDecoderConfig):
         norms = (2 * config.depth + 1) * 2 * config.width
         return norms + (config.num_patches + 1) * config.width + config.width

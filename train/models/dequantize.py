@@ -35,12 +35,12 @@ class Dequantizer(nn.Module):
 
     @classmethod
     def of(cls, store: Store) -> Dequantizer:
-        """Of a store's tokens."""
+        """Return the dequantizer of a store's tokens."""
         code = store.code
         return cls(None if code is None else torch.from_numpy(code.table.copy()))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [b, N, D] as stored → float32."""
+        """Return tokens [b, N, D] as stored → float32."""
         if self.levels is None or self.first is None:
             return tokens.float()
         entries = tokens + self.first
@@ -48,7 +48,7 @@ class Dequantizer(nn.Module):
 
 
 def latents_of(dequantizer: Dequantizer, normalizer: LatentNormalizer) -> Callable[[Tensor], Tensor]:
-    """From tokens [b, N, D] as stored to normalised latents float32 [b, D, h, w].
+    """Convert tokens [b, N, D] as stored to normalised latents float32 [b, D, h, w].
 
     On CUDA decoding and normalising are compiled into one pass over the tokens, which reads each stored number once
     and writes each latent once.

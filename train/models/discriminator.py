@@ -106,7 +106,7 @@ class DinoFeatures(nn.Module):
         return super().train(mode=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of images.
+        """Return feature maps of images.
 
         Args:
             images: [B, 3, H, W] in [-1, 1].

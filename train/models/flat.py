@@ -141,7 +141,7 @@ class FlatVAE(nn.Module):
         return Posterior(mean, log_variance)
 
     def latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
-        """Latents [B, K, F]: a draw with standard normal `noise` [B, K, F], or the mean without."""
+        """Return latents [B, K, F]: a draw with standard normal `noise` [B, K, F], or the mean without."""
         z = posterior.mean
         if noise is not None:
             z = z + noise * torch.exp(posterior.log_variance / 2)
@@ -152,12 +152,12 @@ class FlatVAE(nn.Module):
         return self.latents(self.posterior(tokens))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, K, F] → tokens [B, N, C]."""
+        """Return latents [B, K, F] → tokens [B, N, C]."""
         out: Tensor = self.decoder(latents)[..., : self.config.token_width]
         return out
 
     def forward(self, tokens: Tensor, noise: Tensor) -> tuple[Posterior, Tensor]:
-        """Everything the loss compares.
+        """Return everything the loss compares.
 
         Args:
             tokens: [B, N, C].

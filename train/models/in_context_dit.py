@@ -149,7 +149,7 @@ class ModulatedFinalLayer(nn.Module):
 
 
 def alignment_projection(width: int, hidden: int, out_width: int) -> nn.Sequential:
-    """From image tokens to another encoder's: three layers with SiLU between. Source: arXiv 2410.06940 (REPA)."""
+    """Build the projection of image tokens to another encoder's: three layers. Source: arXiv 2410.06940 (REPA)."""
     widths = (width, hidden, hidden, out_width)
     layers = [nn.Linear(*pair) for pair in itertools.pairwise(widths)]
     return nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
@@ -267,7 +267,7 @@ class InContextDiT(_InContext):
         *,
         align: bool = False,
     ) -> Outputs:
-        """As `InContextDiTDH.forward`."""
+        """See `InContextDiTDH.forward`."""
         time = embed_times(self.t_embedder, self.r_embedder, t, r)
         deep = self._deep(self.x_embedder(x_t), time, self.rope, condition, mask, scale)
         outputs = [self._image(self.final_layer(deep[self.config.depth]))]

@@ -58,7 +58,7 @@ def plain_head_norm(head_width: int) -> nn.Module:
 
 
 def head_norm_of(config: ModulatedDiTConfig) -> HeadNorm | None:
-    """How a transformer normalises queries and keys, if it does."""
+    """Return how a transformer normalises queries and keys, if it does."""
     if not config.qk_norm:
         return None
     if config.rms_norm:

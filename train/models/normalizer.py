@@ -61,7 +61,7 @@ class LatentNormalizer(nn.Module):
         return self.variance.shape[1], self.variance.shape[2]
 
     def same_as(self, other: LatentNormalizer) -> bool:
-        """Whether both normalise by exactly the same numbers."""
+        """Return whether both normalise by exactly the same numbers."""
         ours, theirs = self.state_dict(), other.state_dict()
         return (
             self.eps == other.eps
@@ -70,14 +70,14 @@ class LatentNormalizer(nn.Module):
         )
 
     def to_latents(self, tokens: Tensor) -> Tensor:
-        """Raw tokens [B, h·w, D] of any float type → normalised latents float32 [B, D, h, w]."""
+        """Return raw tokens [B, h·w, D] of any float type → normalised latents float32 [B, D, h, w]."""
         latents = tokens.float().transpose(1, 2).reshape(len(tokens), *self.variance.shape)
         if self.mean is not None:
             latents = latents - self.mean
         return latents / self.std
 
     def to_tokens(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, D, h, w] → raw tokens float32 [B, h·w, D]."""
+        """Return normalised latents [B, D, h, w] → raw tokens float32 [B, h·w, D]."""
         tokens: Tensor = latents.float() * self.std
         if self.mean is not None:
             tokens = tokens + self.mean

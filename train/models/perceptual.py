@@ -60,7 +60,7 @@ class Perceptual(nn.Module):
         self.requires_grad_(requires_grad=False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Distance of each pair of images.
+        """Return the distance of each pair of images.
 
         Args:
             images: [B, 3, H, W] in [-1, 1].
@@ -79,7 +79,7 @@ class Perceptual(nn.Module):
         return torch.stack(distances).sum(dim=0)
 
     def _maps(self, images: Tensor) -> Iterator[Tensor]:
-        """Feature maps [B, C, h, w] of the five stages, each place's vector of length 1."""
+        """Yield feature maps [B, C, h, w] of the five stages, each place's vector of length 1."""
         x = (images - self.shift) / self.scale
         for index, layer in enumerate(self.features):
             x = layer(x)

@@ -66,14 +66,14 @@ class TokenPool(nn.Module):
             self.map.bias.zero_()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens float [B, N, D], row by row → latents [B, n, D], row by row."""
+        """Return tokens float [B, N, D], row by row → latents [B, n, D], row by row."""
         (rows, columns), (high, wide) = self.config.latent_grid, self.config.window
         windows = tokens.reshape(len(tokens), rows, high, columns, wide, -1).permute(0, 1, 3, 2, 4, 5)
         latents: Tensor = self.map(windows.reshape(len(tokens), rows * columns, -1))
         return latents
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """As `forward`."""
+        """See `forward`."""
         latents: Tensor = self(tokens)
         return latents
 

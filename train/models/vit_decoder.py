@@ -47,7 +47,7 @@ class _SelfAttention(nn.Module):
 
 
 def _named(**modules: nn.Module) -> nn.Sequential:
-    """Modules applied one after another under the names the published weights give them."""
+    """Return modules applied one after another under the names the published weights give them."""
     return nn.Sequential(OrderedDict(modules))
 
 
@@ -128,7 +128,7 @@ class ViTDecoder(nn.Module):
         return unpatchify(self.patches(tokens), self.config.grid, self.config.patch_size)
 
     def patches(self, tokens: Tensor) -> Tensor:
-        """Values of each patch before they are laid out: [B, N, D] → [B, num_patches, p·p·3]."""
+        """Return the values of each patch before they are laid out: [B, N, D] → [B, num_patches, p·p·3]."""
         out: Tensor = self.decoder_pred(self.features(tokens))
         return out
 

@@ -61,7 +61,7 @@ class Axis(NamedTuple):
     log: bool = False
 
     def position(self, value: float) -> float:
-        """Where a value lies."""
+        """Return where a value lies."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -103,7 +103,7 @@ def _points(metrics: Sequence[dict[str, Any]], name: str) -> list[tuple[int, flo
 
 
 def _figure(panel: Panel, series: dict[str, list[tuple[int, float]]]) -> str:
-    """One panel: axes with round numbers, a line a metric, and their names with the last values."""
+    """Return one panel: axes with round numbers, a line a metric, and their names with the last values."""
     steps = [step for points in series.values() for step, _ in points]
     values = [value for points in series.values() for _, value in points]
     low, high = min(values), max(values)
@@ -129,7 +129,7 @@ def _figure(panel: Panel, series: dict[str, list[tuple[int, float]]]) -> str:
 
 
 def _grid(across: Axis, up: Axis) -> str:
-    """Lines at round numbers, and the numbers."""
+    """Return lines at round numbers, and the numbers."""
     parts = [
         f'<rect x="{_LEFT}" y="{_TOP}" width="{_RIGHT - _LEFT}" height="{_BOTTOM - _TOP}" class="area"/>'
     ]

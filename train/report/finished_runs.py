@@ -50,11 +50,11 @@ class Run:
         return max((line["step"] for line in self.metrics), default=0)
 
     def curve(self, metric: str) -> list[tuple[float, float]]:
-        """Step and value of a metric, wherever it was logged."""
+        """Return the step and value of a metric, wherever it was logged."""
         return [(line["step"], line[metric]) for line in self.metrics if line.get(metric) is not None]
 
     def progress(self) -> list[tuple[int, float, float, float]]:
-        """Step, images, hours of training and FLOPs at each line that training logged."""
+        """Return step, images, hours of training and FLOPs at each line that training logged."""
         rows, hours, before = [], 0.0, 0
         for line in self.metrics:
             if "step_seconds" not in line:
@@ -87,7 +87,7 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def _step_flops(path: Path) -> float | None:
-    """FLOPs of a training step for one sample, by the network that the newest snapshot holds."""
+    """Return the FLOPs of a training step for one sample, by the network that the newest snapshot holds."""
     from train.models.config import config_from_dict
     from train.models.cost import forward_flops
     from train.weights.tensor_files import open_tensors
@@ -223,6 +223,6 @@ def _digest(path: Path) -> str:
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
-    """Names of the settings that are not the same in all runs, in the order of the settings."""
+    """Return the names of the settings that are not the same in all runs, in the order of the settings."""
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]

@@ -36,7 +36,7 @@ def resolve_tracker(asked: str) -> str:
 
 
 def wandb_run(out: Path) -> dict[str, str]:
-    """By what W&B recognises a continued run, and where it keeps its files."""
+    """Return the arguments by which W&B recognises a continued run, and the place of its files."""
     kept = out / "wandb-id"
     if not kept.is_file():
         replace_atomically(kept, uuid.uuid4().hex.encode())
@@ -93,7 +93,7 @@ class Journal:
         )
 
     def advance(self) -> None:
-        """One more step was taken."""
+        """Count one more step."""
         self._bar.update()
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:

@@ -178,7 +178,7 @@ def flat_config(network: CompressorNetwork, store: Store) -> FlatConfig:
 
 
 def widest_layer(config: GeneratorConfig) -> int:
-    """Width of the part that predicts the velocity; below the token width it cannot (arXiv 2510.11690 section 4)."""
+    """Return the width of the layers that predict the velocity (at least the token's: arXiv 2510.11690 section 4)."""
     return config.width if isinstance(config, DiTConfig) else config.head_width or config.width
 
 
@@ -215,7 +215,7 @@ def published_output(encoder: EncoderIdentity) -> Literal["normalised", "image"]
 def pixel_statistics(
     encoder: EncoderIdentity, output: Literal["normalised", "image"]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation (RGB) that turn what a decoder puts out into the image.
+    """Return mean and standard deviation (RGB) that turn what a decoder puts out into the image.
 
     Args:
         encoder: The encoder; pixels are ImageNet's unless it names others.

@@ -42,7 +42,7 @@ _RENAMED = {
 
 
 def trainer_of(settings: Settings) -> str:
-    """Name of the script, without its ending, that settings are for."""
+    """Return the name of the script, without its ending, that settings are for."""
     return next(name for name, kind in _TRAINERS.items() if isinstance(settings, kind))
 
 
@@ -154,7 +154,7 @@ def flat_values(settings: Settings) -> dict[str, bool | int | float | str]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dataclasses and dictionaries as one dictionary with dotted names."""
+    """Return nested dataclasses and dictionaries as one dictionary with dotted names."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if not isinstance(value, dict):

@@ -111,7 +111,7 @@ class AdversarialTask(ReconstructionTask):
         self._shared_weight: Tensor | None = None
 
     def before_step(self, batches: Sequence[MicroBatch], scale: float, autocast: Autocast) -> None:
-        """Where the step has several micro-batches, find the λ they share."""
+        """Find the λ that a step's micro-batches share, if it has several."""
         self._shared_weight = None
         if batches[0].step < self._adversarial_start or len(batches) == 1:
             return
@@ -123,7 +123,7 @@ class AdversarialTask(ReconstructionTask):
         self._shared_weight = self._adaptive_weight(totals)
 
     def backward(self, model: nn.Module, batch: MicroBatch, scale: float, autocast: Autocast) -> Losses:
-        """Gradients of the reconstruction, and from its epoch on of the adversarial loss balanced with it."""
+        """Compute gradients of the reconstruction loss and, from its epoch on, the balanced adversarial loss."""
         if batch.step < self._adversarial_start:
             return super().backward(model, batch, scale, autocast)
         found = self._pixel_gradients(model, batch, scale, autocast)
@@ -200,7 +200,7 @@ class AdversarialTask(ReconstructionTask):
         )
 
     def _adaptive_weight(self, gradients: Sequence[Tensor]) -> Tensor:
-        """λ of the gradients' mean over processes, and so the same on each."""
+        """Return the λ of the gradients' mean over processes, and so the same on each."""
         return adaptive_weight(*(self._mean(gradient) for gradient in gradients))
 
     def _discriminate(self, batch: MicroBatch, scale: float, autocast: Autocast) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ def _moved(images: Tensor, row_draw: Tensor, column_draw: Tensor) -> Tensor:
 
 
 def _recoloured(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Brightness by −0.5…0.5, saturation by 0…2 about each pixel's grey, contrast by 0.5…1.5 about the mean."""
+    """Return brightness by −0.5…0.5, saturation by 0…2 about each pixel's grey, contrast by 0.5…1.5 about the mean."""
     images = images + (brightness - 0.5)
     grey = images.mean(dim=1, keepdim=True)
     images = (images - grey) * (2 * saturation) + grey

@@ -19,7 +19,7 @@ def band_names(prefix: str) -> tuple[str, ...]:
 def sums_by_band(
     names: Sequence[str], values: Tensor, places: Tensor, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Sum and weight, float32 [2], of values [b] at places [b] in [0, 1] in each band, by the metric's name.
+    """Return sum and weight, float32 [2], of values [b] at places [b] in [0, 1] in each band, by the metric's name.
 
     Args:
         names: what `band_names` gives.

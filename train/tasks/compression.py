@@ -59,7 +59,7 @@ class CompressionTask(Task):
         return self.model.config
 
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
-        """Huber distance of the tokens and weighted KL of the latents, per sample."""
+        """Return Huber distance of the tokens and weighted KL of the latents, per sample."""
         tokens = self._dequantizer(batch.fields["tokens"])
         posterior, made = model(tokens, self.latent_noise(batch.positions))
         terms = flat_terms(posterior, made, tokens, config=self.config, weights=self._weights)

@@ -35,7 +35,7 @@ class FlatLoss:
     """Weight of an inner layer's tokens beside the tokens."""
 
     def weight_of_kl(self, config: FlatConfig) -> float:
-        """Weight of the summed KL."""
+        """Return the weight of the summed KL."""
         if self.kl_weight is not None:
             return self.kl_weight
         return MEAN_KL_WEIGHT / (config.num_latents * config.latent_width)
@@ -105,7 +105,7 @@ def huber_distance(made: Tensor, wanted: Tensor) -> Tensor:
 
 
 def divergence(posterior: Posterior) -> Tensor:
-    """KL of each number's normal from the standard one in nats: ½ (σ² + μ² − 1 − log σ²), float32 [B, K, F].
+    """Return the KL of each number's normal from the standard one in nats: ½ (σ² + μ² − 1 − log σ²), float32 [B, K, F].
 
     Source: arXiv 1312.6114 appendix B.
     """

@@ -33,7 +33,7 @@ class HeldOutTokens:
 
     @torch.no_grad()
     def scores(self) -> dict[str, float]:
-        """Of mean latents, without noise: `held_out_huber`, `held_out_mse` of the tokens, and `collapsed_latents`.
+        """Measure mean latents, without noise: `held_out_huber`, `held_out_mse` of the tokens, and `collapsed_latents`.
 
         The last is the share of a latent's numbers that hardly vary over the images, as published: below 1e-3 of the
         median variance.

@@ -20,18 +20,18 @@ MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 def to_symmetric(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1] to [-1, 1], the scale of the perceptual distance and the discriminator."""
+    """Return pixels in [0, 1] to [-1, 1], the scale of the perceptual distance and the discriminator."""
     return pixels * 2 - 1
 
 
 def to_8_bit(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as they would look from a file: clamped and rounded to 256 levels. No gradient."""
+    """Return images in [-1, 1] as they would look from a file: clamped and rounded to 256 levels. No gradient."""
     levels: Tensor = torch.round((images.clamp(-1, 1) + 1) * 127.5)
     return levels / 127.5 - 1
 
 
 def pixel_loss(pixels: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference, [B, 3, H, W] in [0, 1] twice → float32 [B]. The prediction is not clamped."""
+    """Return mean absolute difference, [B, 3, H, W] in [0, 1] twice → float32 [B]. The prediction is not clamped."""
     return (pixels.float() - target.float()).abs().flatten(1).mean(dim=1)
 
 
@@ -58,7 +58,7 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
-    """λ that makes both losses pull on the last layer equally hard: |∇ rec| / (|∇ adv| + 1e-6), at most 1e4.
+    """Return λ that makes both losses pull on the last layer equally hard: |∇ rec| / (|∇ adv| + 1e-6), at most 1e4.
 
     Source: calculate_adaptive_weight in src/train_stage1.py; arXiv 2012.09841 equation 7.
 

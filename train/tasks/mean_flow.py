@@ -94,7 +94,7 @@ class MeanFlowTask(VelocityTask):
         return ", ".join(f"t {t:.4f} r {r:.4f}" for t, r in spans)
 
     def _num_jumps(self, jumps: Tensor) -> int:
-        """Rows whose derivative is computed: one number, or a few, so that the compiler meets few sizes."""
+        """Return rows whose derivative is computed: one number, or a few, so that the compiler meets few sizes."""
         batch, settings = len(jumps), self._mean_flow
         if settings.jumps == "spread":
             return most_jumps(batch, settings.share)
@@ -102,7 +102,7 @@ class MeanFlowTask(VelocityTask):
         return min(batch, -(-int(jumps.sum()) // part) * part)
 
     def _derivative(self, x_t: Tensor, t: Tensor, r: Tensor, velocity: Tensor, y: Tensor) -> Tensor:
-        """du/dt in an arithmetic of its own, by the network itself: what wraps it is for calls with gradient."""
+        """Return du/dt in an arithmetic of its own, by the network itself: what wraps it is for calls with gradient."""
         with torch.no_grad(), whole_float32(x_t.device, tf32=self._mean_flow.derivative == "tf32"):
             return difference_quotient(
                 self._average_velocity, x_t, t, r, velocity, labels=(y, y), delta=self._mean_flow.delta
@@ -126,5 +126,5 @@ class MeanFlowTask(VelocityTask):
 
 
 def _rms(values: Tensor) -> Tensor:
-    """Root of the mean square of each row, [b, ...] → [b]."""
+    """Return the root of the mean square of each row, [b, ...] → [b]."""
     return values.square().flatten(1).mean(dim=1).sqrt()

@@ -43,7 +43,7 @@ class MidTrainingTask(VelocityTask):
         self._all_pairs = trajectory_pairs(settings.points).to(device)
 
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
-        """Mean squared error over each trajectory's pairs."""
+        """Return mean squared error over each trajectory's pairs."""
         settings, seed = self._settings.mid_training, self._settings.seed
         config = self.model.config
         noise = normal(seed, "noise", batch.positions, (config.token_width, *config.grid))
@@ -66,7 +66,7 @@ class MidTrainingTask(VelocityTask):
         return Losses(error.view(len(noise), settings.pairs).mean(dim=1), metrics)
 
     def pair_numbers(self, positions: Tensor) -> Tensor:
-        """Which of all pairs were drawn for each trajectory, with replacement: int64 [b, pairs]."""
+        """Return which of all pairs were drawn for each trajectory, with replacement: int64 [b, pairs]."""
         u = uniform(self._settings.seed, "pair", positions, (self._settings.mid_training.pairs,))
         return (u * len(self._all_pairs)).long()
 

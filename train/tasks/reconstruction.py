@@ -60,11 +60,11 @@ class ReconstructionTask(Task):
         return self.model.config
 
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
-        """L1 of the pixels on the [0, 1] scale and the perceptual distance, per sample."""
+        """Return the L1 of the pixels on the [0, 1] scale and the perceptual distance, per sample."""
         return self.compare(self.decode(model, batch), batch)
 
     def decode(self, model: nn.Module, batch: MicroBatch) -> Tensor:
-        """Pixels [b, 3, H, W] of noisy tokens, nominally in [0, 1], not clamped."""
+        """Return pixels [b, 3, H, W] of noisy tokens, nominally in [0, 1], not clamped."""
         noise, seed = self._settings.noise, self._settings.seed
         tokens, pool = self.tokens(batch), self.model.pool
         if pool is None:
@@ -76,7 +76,7 @@ class ReconstructionTask(Task):
         return pixels
 
     def compare(self, pixels: Tensor, batch: MicroBatch) -> Losses:
-        """How far pixels are from the stored images.
+        """Return how far pixels are from the stored images.
 
         Source: github:bytetriper/RAE src/train_stage1.py at a4d18c4 (the reconstruction is not clamped).
         """
@@ -92,7 +92,7 @@ class ReconstructionTask(Task):
         return Losses(loss, {name: sum_and_count(values.detach()) for name, values in measured.items()})
 
     def tokens(self, batch: MicroBatch) -> Tensor:
-        """Raw tokens float32 [b, N, D]."""
+        """Return raw tokens float32 [b, N, D]."""
         found: Tensor = self._dequantizer(batch.fields["tokens"])
         return found
 
@@ -140,7 +140,7 @@ def noise_scale(positions: Tensor, noise: TokenNoise, seed: int) -> Tensor:
 
 
 def noisy(tokens: Tensor, positions: Tensor, noise: TokenNoise, seed: int) -> Tensor:
-    """Raw tokens [b, N, D] plus normal noise of each sample's own standard deviation."""
+    """Return raw tokens [b, N, D] plus normal noise of each sample's own standard deviation."""
     if noise.tau == 0:
         return tokens
     scale = noise_scale(positions, noise, seed)

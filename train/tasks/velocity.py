@@ -56,7 +56,7 @@ class VelocityTask(Task):
         return self.model.config
 
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:
-        """Squared error of the velocity, per sample, and its sums by band of t; the base output's too, if any."""
+        """Return the velocity's squared error a sample and its sums by band of t; also the base output's, if any."""
         flow = self._settings.flow
         data = self._latents(batch.fields["tokens"])
         noise = normal(self._settings.seed, "noise", batch.positions, tuple(data.shape[1:]))
@@ -99,7 +99,7 @@ class VelocityTask(Task):
         )
 
     def labels(self, batch: MicroBatch) -> Tensor:
-        """Labels int64 [b]; the null label where there is none, or where it is withheld."""
+        """Return labels int64 [b]; the null label where there is none, or where it is withheld."""
         u = uniform(self._settings.seed, "label dropout", batch.positions)
         withheld = (batch.labels < 0) | (u < self._settings.flow.label_dropout)
         return torch.where(withheld, self._null_label, batch.labels)
@@ -127,5 +127,5 @@ class VelocityTask(Task):
             self._parts.render(self.model, self.normalizer, path)
 
     def evaluate(self) -> dict[str, float]:
-        """FID of a few samples."""
+        """Return the FID of a few samples."""
         return {} if self._parts.fid is None else {"fid": self._parts.fid(self.model, self.normalizer)}

@@ -47,11 +47,11 @@ class Compressor:
         return EncoderIdentity.from_dict(self.snapshot.meta.encoder)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Latents float [B, K, F] of tokens float [B, N, C]."""
+        """Return latents float [B, K, F] of tokens float [B, N, C]."""
         return self.network.encode(tokens)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Tokens float [B, N, C] of latents float [B, K, F]."""
+        """Return tokens float [B, N, C] of latents float [B, K, F]."""
         assert isinstance(self.network, FlatVAE), "pooled latents are decoded by their own decoder"
         return self.network.decode(latents)
 
@@ -174,7 +174,7 @@ def require_compressor(latents: EncoderIdentity, compressor: Path | None, *, wha
 
 
 def weights_digest(network: nn.Module) -> str:
-    """SHA-256 in hexadecimal digits over names, shapes and float32 values of a network's state, in order of name."""
+    """Return the SHA-256 over names, shapes and float32 values of a network's state, in order of name."""
     sha = hashlib.sha256()
     state: Mapping[str, Any] = network.state_dict()
     for name in sorted(state):

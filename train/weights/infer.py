@@ -158,7 +158,7 @@ def _shared_config(state: Mapping[str, Tensor], width: int, num_tokens: int) -> 
 
 
 def _block_widths(state: Mapping[str, Tensor], pattern: str) -> list[int]:
-    """Widths of the blocks in order, each from the key `pattern` names."""
+    """Return the widths of the blocks in order, each from the key `pattern` names."""
     widths: list[int] = []
     while (key := pattern.format(len(widths))) in state:
         widths.append(len(state[key]))

@@ -18,7 +18,7 @@ _PUBLISHED_BASE_DEPTHS = {(RAEV2_SIZES["xl"].width, RAEV2_SIZES["xl"].depth): RA
 
 
 def is_in_context(state: Mapping[str, Tensor]) -> bool:
-    """Whether keys are those of a transformer with conditions as tokens."""
+    """Return whether keys are those of a transformer with conditions as tokens."""
     return "t_embedder.learnable_tokens" in state
 
 
@@ -101,7 +101,7 @@ def _base_depth(
 
 
 def _numbers(state: Mapping[str, Tensor]) -> list[int]:
-    """Numbers of the blocks."""
+    """Return the numbers of the blocks."""
     numbers: list[int] = []
     while f"blocks.{len(numbers)}.norm1.weight" in state:
         numbers.append(len(numbers))

@@ -103,7 +103,7 @@ def load_decoder(
 
 
 def load_statistics(path: Path) -> LatentNormalizer:
-    """Latent statistics from a published `stat.pt`, or a file of the same names as .npz or .safetensors.
+    """Return latent statistics from a published `stat.pt`, or a file of the same names as .npz or .safetensors.
 
     Raises:
         UsageError: the file cannot be read or holds something else.
@@ -225,6 +225,6 @@ def _unwrapped(key: str) -> str:
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:
-    """Names with commas between, the first few where there are many."""
+    """Return names with commas between, the first few where there are many."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

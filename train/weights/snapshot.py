@@ -136,7 +136,7 @@ def save_snapshot(
 
 
 def is_snapshot(path: Path) -> bool:
-    """Whether a file says in its header that it is a snapshot, of this version or another; a folder is none.
+    """Return whether a file says in its header that it is a snapshot, of this version or another; a folder is none.
 
     Raises:
         UsageError: it is a checkpoint, or a file of one, from which only its own run goes on.
@@ -228,7 +228,7 @@ def _require_fit(config: ModelConfig, weights: dict[str, Tensor], path: Path) ->
 
 
 def _depths(values: dict[str, Any]) -> Iterator[int]:
-    """Every number of blocks in a configuration."""
+    """Yield every number of blocks in a configuration."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _depths(value)

@@ -45,7 +45,7 @@ _FLUSH_EVERY = 1 << 26
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal.
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
 
     Raises:
         UserError: there is no such file.
