@@ -7,7 +7,6 @@ rows. Run the same command again to continue. `python train/compressor.py --help
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.settings.commandline import parse_runs, run
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from train.models.flat import FlatVAE
     from train.settings.config import CompressorSettings
     from train.tasks.compression import CompressionTask
-
-SHEET_IMAGES = 8
-"""Images of a sheet of reconstructions."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,30 +42,26 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_task(settings: CompressorSettings, store: Store, team: Team) -> CompressionTask:
     """Return the network and its loss, on the process's device."""
-    from train.engine.fine_tuning import start_from
+    from eval.reconstruct.pairs import sheet_writer
+    from train.engine.fine_tuning import prepare_network
     from train.engine.held_out import split_rows
-    from train.engine.launch import begun, snapshot_meta
+    from train.engine.launch import snapshot_meta
     from train.models.build import build_model
     from train.models.dequantize import Dequantizer
     from train.settings.networks import flat_config
     from train.tasks.compression import CompressionTask
 
-    assert settings.out is not None
     model = build_model(flat_config(settings.model, store))
-    if settings.init_from is not None and not begun(settings.out, team):
-        start_from(model, settings.init_from)
-    model.recompute_activations = settings.activation_checkpointing
-    model.to(team.device)
-    if settings.compile:
-        model.compile()
+    prepare_network(model, settings, team, start=settings.init_from)
     _, left_out = split_rows(store.valid_rows, settings.held_out, seed=settings.seed)
     pairs = chain_pairs(settings, store, model, team)
+    shown = left_out if len(left_out) else store.valid_rows
     return CompressionTask(
         model,
         settings,
         snapshot_meta(settings, store),
         dequantizer=Dequantizer.of(store).to(team.device),
-        render=reconstruction_grid(settings, pairs, left_out if len(left_out) else store.valid_rows, team),
+        render=None if settings.sample_every is None or pairs is None else sheet_writer(pairs, shown, team),
         held_out=held_out_scores(settings, store, model, pairs, left_out, team),
     )
 
@@ -90,29 +82,6 @@ def chain_pairs(settings: CompressorSettings, store: Store, model: FlatVAE, team
     require_decoder_of(store, snapshot, settings.decoder)
     decoder = decoder_of(snapshot, settings.precision or "fp32")
     return Pairs(store, decoder, team.device, recode=lambda tokens: model.decode(model.encode(tokens)))
-
-
-def reconstruction_grid(
-    settings: CompressorSettings, pairs: Pairs | None, rows: NDArray[np.int64], team: Team
-) -> Callable[[Path], None] | None:
-    """Return what writes a sheet of fixed images beside what is left of them; None without --sample-every."""
-    if settings.sample_every is None or pairs is None:
-        return None
-    import torch
-
-    from eval.images.sheets import grid, save_png, side_by_side
-    from shards import even_spread
-
-    rows = rows[even_spread(SHEET_IMAGES, len(rows))]
-
-    @torch.no_grad()
-    def render(path: Path) -> None:
-        originals, made = (side.permute(0, 2, 3, 1).cpu().numpy() for side in pairs.read(rows))
-        if team.is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_png(grid(side_by_side(originals, made), SHEET_IMAGES // 2), path)
-
-    return render
 
 
 def held_out_scores(

@@ -8,7 +8,6 @@ Run the same command again to continue. `python train/decoder.py --help` lists t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.settings.commandline import parse_runs, run
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from train.settings.config import DecoderSettings
     from train.tasks.reconstruction import ReconstructionTask
     from train.weights.compressor import Compressor
-
-SHEET_IMAGES = 8
-"""Images of a sheet of reconstructions."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,11 +45,11 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     """Return the network and its loss, on the process's device."""
     from eval.networks.chain import through
     from eval.networks.load import Decoder
-    from eval.reconstruct.pairs import Pairs
+    from eval.reconstruct.pairs import Pairs, sheet_writer
     from shards import UsageError
-    from train.engine.fine_tuning import start_from
+    from train.engine.fine_tuning import prepare_network
     from train.engine.held_out import split_rows
-    from train.engine.launch import begun, snapshot_meta
+    from train.engine.launch import snapshot_meta
     from train.engine.stores import epoch_steps
     from train.models.build import build_model
     from train.models.dequantize import Dequantizer
@@ -63,14 +59,8 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     from train.tasks.frozen_networks import load_dino_features, load_perceptual
     from train.tasks.reconstruction import ReconstructionTask
 
-    assert settings.out is not None
     model = build_model(decoder_config(settings.model, store, settings.pool))
-    if settings.init_from is not None and not begun(settings.out, team):
-        start_from(model, settings.init_from)
-    model.recompute_activations = settings.activation_checkpointing
-    model.to(team.device)
-    if settings.compile:
-        model.compile()
+    prepare_network(model, settings, team, start=settings.init_from)
     trained_rows, left_out = split_rows(store.valid_rows, settings.held_out, seed=settings.seed)
     decoder = Decoder(
         network=model, precision=settings.precision or "fp32", image_size=model.config.image_size
@@ -78,7 +68,8 @@ def build_task(settings: DecoderSettings, store: Store, team: Team) -> Reconstru
     compressor = reconstructing_compressor(settings, store, team)
     recode = through(compressor)
     pairs = Pairs(store, decoder, team.device, recode=recode)
-    sampler = reconstruction_grid(settings, pairs, left_out if len(left_out) else trained_rows, team)
+    shown = left_out if len(left_out) else trained_rows
+    sampler = None if settings.sample_every is None else sheet_writer(pairs, shown, team)
     perceptual = None
     if settings.perceptual == "lpips":
         perceptual = load_perceptual(settings.perceptual_weights).to(team.device)
@@ -126,26 +117,6 @@ def reconstructing_compressor(settings: DecoderSettings, store: Store, team: Tea
     recipe = store.recipe
     compressor.require_fits(recipe.encoder, recipe.dtype, recipe.code, what=f"the store {store}")
     return compressor
-
-
-def reconstruction_grid(
-    settings: DecoderSettings, pairs: Pairs, rows: NDArray[np.int64], team: Team
-) -> Callable[[Path], None] | None:
-    """Return what writes a sheet of fixed images beside their reconstructions; None without --sample-every."""
-    if settings.sample_every is None:
-        return None
-    from eval.images.sheets import grid, save_png, side_by_side
-    from shards import even_spread
-
-    rows = rows[even_spread(SHEET_IMAGES, len(rows))]
-
-    def render(path: Path) -> None:
-        originals, made = (side.permute(0, 2, 3, 1).cpu().numpy() for side in pairs.read(rows))
-        if team.is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_png(grid(side_by_side(originals, made), SHEET_IMAGES // 2), path)
-
-    return render
 
 
 def held_out_scores(

@@ -47,8 +47,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
     """Return the network, its normaliser and its objective, on the process's device."""
-    from train.engine.fine_tuning import start_from
-    from train.engine.launch import begun, snapshot_meta
+    from train.engine.fine_tuning import prepare_network
+    from train.engine.launch import snapshot_meta
     from train.engine.statistics_source import FILE_NAME, latent_normalizer, save_normalizer
     from train.models.build import build_model
     from train.models.dequantize import Dequantizer
@@ -62,22 +62,18 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
     model = build_model(replace(config, end_time=settings.objective != "velocity"))
     if model.r_embedder is not None and settings.end_time_init == "published":
         initialise_as_published(model.r_embedder)
-    inherited, start = None, settings.init_from or settings.teacher
-    if start is not None and not begun(settings.out, team):
-        # A teacher's prediction is compared where it is loaded.
-        inherited = start_from(model, start, settings.flow.prediction if settings.init_from else None)
+    if settings.train_tables:
+        model.requires_grad_(True)  # noqa: FBT003 - torch's own signature
+    # A teacher's prediction is compared where it is loaded.
+    prediction = settings.flow.prediction if settings.init_from else None
+    start = settings.init_from or settings.teacher
+    inherited = prepare_network(model, settings, team, start=start, prediction=prediction)
     kept = settings.out / FILE_NAME
     normalizer = latent_normalizer(
         store, settings.views or (), published=settings.statistics, inherited=inherited, kept=kept
     )
     if team.is_main_process:
         save_normalizer(kept, normalizer)
-    if settings.train_tables:
-        model.requires_grad_(True)  # noqa: FBT003 - torch's own signature
-    model.recompute_activations = settings.activation_checkpointing
-    model.to(team.device)
-    if settings.compile:
-        model.compile()
     decoder = sample_decoder(settings, store, team)
     parts = DiTParts(
         settings=settings,

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.images.sheets import to_uint8
+from eval.images.sheets import grid, save_png, side_by_side, to_uint8
 from eval.metrics.extraction import FeatureSet
 from eval.metrics.features import FeatureName, InceptionFeatures
 from eval.metrics.similarity import lpips, psnr, ssim
 from eval.networks.frozen import load_perceptual
 from eval.networks.load import Decoder
 from eval.settings import ReconstructionSettings
-from shards import Store
+from shards import Store, even_spread
+from train.distributed import Team
 from train.models.dequantize import Dequantizer, stored_tensor
 
 POOL: set[FeatureName] = {"pool"}
 """Inception features of rFID."""
+SHEET_IMAGES = 8
+"""Images of a sheet of reconstructions."""
 
 
 @dataclass
@@ -82,6 +86,26 @@ class Pairs:
         made = to_uint8(self._decoder.pixels(raw), rounding=self._rounding)
         original = torch.from_numpy(images).to(self._device)
         return original.permute(0, 3, 1, 2), made.permute(0, 3, 1, 2)
+
+
+def sheet_writer(pairs: Pairs, rows: NDArray[np.int64], team: Team) -> Callable[[Path], None]:
+    """Return what writes a sheet of the same few images beside their reconstructions; every process must call it.
+
+    Args:
+        pairs: The images.
+        rows: Rows to spread them over.
+        team: The processes; the leading one writes.
+    """
+    shown = rows[even_spread(SHEET_IMAGES, len(rows))]
+
+    @torch.no_grad()
+    def write(path: Path) -> None:
+        originals, made = (side.permute(0, 2, 3, 1).cpu().numpy() for side in pairs.read(shown))
+        if team.is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_png(grid(side_by_side(originals, made), SHEET_IMAGES // 2), path)
+
+    return write
 
 
 class PairScorer:

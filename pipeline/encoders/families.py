@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from train.models.config import IMAGENET_MEAN, IMAGENET_STD
+
 Triple = tuple[float, float, float]
 RAEV2 = "raev2"
 """Tag behind a timm name that asks for RAEv2's conventions where they differ from RAE's."""

@@ -132,7 +132,7 @@ class MixtureOrder:
     def _rows_of(
         self, phase: int, block: int, at: int, last: int, inside: int, taken: int
     ) -> NDArray[np.int64]:
-        """Return the rows of ``taken`` samples of a block, from sample ``inside`` of unit ``at`` on, before unit ``last``."""
+        """Return the rows of ``taken`` samples of a block, from sample ``inside`` of unit ``at`` on."""
         drawn = self._block(phase, block)
         before = (
             self._before[phase]

@@ -27,7 +27,7 @@ def encoded(tmp_path_factory):
         coarse = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((72, 60), Image.Resampling.BICUBIC).save(path)
     (root / "images/class 0/00.png").write_bytes(b"not an image")
-    tiny = (
+    tiny = [
         "--encoder",
         "test_vit",
         "--weights",
@@ -36,7 +36,7 @@ def encoded(tmp_path_factory):
         "32",
         "--encoder-args",
         "depth=1",
-    )
+    ]
     views = ("--views", "center,crop:1,flip")
     arguments = ("encode", root / "images", "--out", root / "store", "--shards", 3, *views, *tiny)
     assert main([str(argument) for argument in arguments]) == 0

@@ -1,4 +1,4 @@
-"""Start a run from the weights of another: a snapshot of ours or a published file."""
+"""A network at the start of a run: on its device, with the weights of a snapshot or published file if one is given."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from shards import UsageError, read_document
+from train.distributed import Team
+from train.engine.checkpoint import newest_of_all
+from train.models.build import Generator
 from train.models.config import ViTDecoderConfig
+from train.models.flat import FlatVAE
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
-from train.settings.config import Prediction
+from train.settings.config import Prediction, Settings
 from train.weights.published import differences, load_decoder, read_state_dict
 from train.weights.snapshot import Snapshot, load_snapshot
 from train.weights.tensor_files import open_tensors
@@ -20,6 +24,37 @@ from train.weights.tensor_files import open_tensors
 LABEL_TABLES = ("y_embedder.embedding_table.weight", "ctx_embedder.embedding_table.weight")
 END_TIME = "r_embedder."
 ALIGNMENT = "alignment."
+
+
+def prepare_network(
+    model: Generator | ViTDecoder | FlatVAE,
+    settings: Settings,
+    team: Team,
+    *,
+    start: Path | None,
+    prediction: Prediction | None = None,
+) -> LatentNormalizer | None:
+    """Give a fresh network its initial weights, and set it up on the process's device as the settings ask.
+
+    Args:
+        model: the fresh network.
+        settings: the run's; those of activation checkpointing and compilation are used.
+        team: the processes; every one must call this.
+        start: weights to begin with, as `start_from` takes them; None, or a run that has a checkpoint: none.
+        prediction: see `start_from`.
+
+    Returns:
+        The normaliser the weights were trained with, if the file holds one.
+    """
+    assert settings.out is not None
+    normalizer = None
+    if start is not None and newest_of_all(settings.out / "checkpoints", team) is None:
+        normalizer = start_from(model, start, prediction)
+    model.recompute_activations = settings.activation_checkpointing
+    model.to(team.device)
+    if settings.compile:
+        model.compile()
+    return normalizer
 
 
 def start_from(model: nn.Module, path: Path, prediction: Prediction | None = None) -> LatentNormalizer | None:

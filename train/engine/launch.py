@@ -247,15 +247,6 @@ def remember(settings: Settings, out: Path, team: Team) -> None:
     team.wait()
 
 
-def begun(out: Path, team: Team) -> bool:
-    """Return whether a run has a checkpoint to continue from; every process must call this.
-
-    Raises:
-        UserError: the processes find different ones.
-    """
-    return newest_of_all(out / "checkpoints", team) is not None
-
-
 def finished(out: Path, max_steps: int, team: Team) -> bool:
     """Return whether the newest checkpoint has come to `max_steps`; every process must call this.
 

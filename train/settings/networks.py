@@ -14,6 +14,7 @@ from train.models.config import (
     DiTDHConfig,
     GeneratorConfig,
     InContextDiTConfig,
+    LatentTransformerConfig,
     ViTDecoderConfig,
 )
 from train.models.flat_config import FlatConfig, FlatHalfConfig
@@ -44,47 +45,32 @@ def dit_config(network: DiTNetwork, store: Store) -> GeneratorConfig:
         if network.head_width is None
         else _width(network.head_width, LEAST_HEAD_WIDTH, store.width, network.head_num_heads)
     )
-    if network.conditioning == "tokens":
-        return InContextDiTConfig(
-            token_width=store.width,
-            grid=store.grid,
-            num_classes=num_classes,
-            width=width,
-            depth=network.depth,
-            num_heads=network.num_heads,
-            head_width=head_width,
-            head_depth=network.head_depth,
-            head_num_heads=network.head_num_heads,
-            patch_size=network.patch_size,
-            base_depth=network.base_depth,
-            positions=positions,
-        )
-    if head_width is None:
-        return DiTConfig(
-            token_width=store.width,
-            grid=store.grid,
-            num_classes=num_classes,
-            width=width,
-            depth=network.depth,
-            num_heads=network.num_heads,
-            patch_size=network.patch_size,
-            qk_norm=network.qk_norm,
-            mlp_width=network.mlp_width,
-            positions=positions,
-        )
-    return DiTDHConfig(
+    shape = LatentTransformerConfig(
         token_width=store.width,
         grid=store.grid,
         num_classes=num_classes,
         width=width,
         depth=network.depth,
         num_heads=network.num_heads,
+        patch_size=network.patch_size,
+        positions=positions,
+    )
+    if network.conditioning == "tokens":
+        return InContextDiTConfig(
+            **vars(shape),
+            head_width=head_width,
+            head_depth=network.head_depth,
+            head_num_heads=network.head_num_heads,
+            base_depth=network.base_depth,
+        )
+    if head_width is None:
+        return DiTConfig(**vars(shape), qk_norm=network.qk_norm, mlp_width=network.mlp_width)
+    return DiTDHConfig(
+        **vars(shape),
         head_width=head_width,
         head_depth=network.head_depth,
         head_num_heads=network.head_num_heads,
-        patch_size=network.patch_size,
         qk_norm=network.qk_norm,
-        positions=positions,
         # As FlatDINO's on sequences; on grids the published table is fixed.
         learned_table=positions == "sequence",
     )

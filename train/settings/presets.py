@@ -262,7 +262,7 @@ def dit_settings(name: str) -> DiTSettings:
 
 
 def _stage_settings(row: DiTRow, base: DiTSettings, stage: Stage) -> DiTSettings:
-    """Return network, what it puts out, grid and shift base are the preset's, the rest is the stage's."""
+    """Return a stage's settings with the preset's network, prediction, grid and shift base."""
     if row.size == "tiny":
         training, mid_training, mean_flow = stage.tiny, _MID_TRAINING_TINY, _MEAN_FLOW_TINY
     elif row.grid == 32:
