@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eval.networks.transfer import to_device
 from eval.settings import LabelRule
 from shards import UsageError
 from train.randomness import uniform
@@ -26,7 +27,7 @@ def labels_of(numbers: Tensor, classes: tuple[int, ...], rule: LabelRule, seed: 
     Returns:
         int64 [B], on the device of `numbers`.
     """
-    choices = torch.tensor(classes, device=numbers.device)
+    choices = to_device(torch.tensor(classes), numbers.device)
     if rule == "equal":
         return choices[numbers % len(classes)]
     drawn = (uniform(seed, "label", numbers).double() * len(classes)).long()

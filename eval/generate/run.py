@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,21 @@ from eval.metrics.scoring import compare
 from eval.networks.chain import load_chain
 from eval.networks.load import (
     load_dit,
+    make_ready,
     require_fitting_guide,
     set_precision,
 )
 from eval.protocols import PROTOCOLS
 from eval.settings import GenerationSettings, weights_by_name
-from shards import EncoderIdentity, Store, UsageError, open_store, replace_atomically, require_output_folder
+from shards import (
+    EncoderIdentity,
+    Store,
+    UsageError,
+    open_store,
+    replace_atomically,
+    require_output_folder,
+    usable_cores,
+)
 from train.distributed import Team
 from train.engine.signals import die_with_launcher
 from train.models.config import LatentTransformerConfig, has_base_output
@@ -143,11 +153,10 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         )
     labelled = bool(model.meta.class_names) or config.num_classes > 1
     classes = chosen_classes(settings.classes, config.num_classes, labelled=labelled)
-    if settings.compile:
-        model.model.compile()
-        chain.compile()
-        if guide is not None:
-            guide.model.compile()
+    chain.make_ready(settings.precision, compiled=settings.compile)
+    for network in (model, guide):
+        if network is not None:
+            make_ready(network.model, settings.precision, compiled=settings.compile)
     sampler = LatentSampler(
         model=model.model,
         guide=None if guide is None else guide.model,
@@ -169,6 +178,7 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         prediction=model.meta.prediction,
         time_floor=model.meta.time_floor,
         precision=settings.precision,
+        halves="separate" if settings.compile else "joined",
     )
     assert model.normalizer is not None
     return Producer(
@@ -238,8 +248,11 @@ def _render_grid(
     if settings.pngs:
         folder = settings.out / "png"
         folder.mkdir(exist_ok=True)
-        for number, image in enumerate(images):
-            save_png(image, folder / f"{number:06}.png")
+        paths = (folder / f"{number:06}.png" for number in range(len(images)))
+        with ThreadPoolExecutor(
+            usable_cores()
+        ) as threads:  # Pillow compresses without the interpreter's lock
+            list(threads.map(save_png, images, paths))
 
 
 def _evaluate(samples: Path, reference: Path, plan: GenerationPlan, team: Team) -> dict[str, Any]:

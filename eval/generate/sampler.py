@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eval.generate.labels import labels_of
 from eval.networks.load import autocast
 from eval.settings import GridKind, Guidance, LabelRule, Precision
-from train.flow.guidance import Model, auto_guidance, classifier_free, internal, unguided
+from train.flow.guidance import Halves, Model, auto_guidance, classifier_free, internal, unguided
 from train.flow.integrators import OnStep, Velocity, integrate, time_grid
 from train.flow.mean_flow import jump
 from train.flow.path import Prediction, as_velocities, time_shift
@@ -56,10 +56,15 @@ class LatentSampler:
     time_floor: float = 0.0
     """Least time that predicted data is divided by."""
     precision: Precision = "fp32"
+    halves: Halves = "joined"
+    """How classifier-free guidance calls the model; separate where it is compiled, so that it sees one batch size."""
 
     @torch.inference_mode()
     def latents(self, numbers: Tensor, on_step: OnStep | None = None) -> Tensor:
-        """Return normalised latents float32 [B, D, h, w] of samples `numbers`, int64 [B] on the device to use."""
+        """Return normalised latents float32 [B, D, h, w] of samples `numbers`, int64 [B] on the device to use.
+
+        The host queues all of it and waits for nothing, unless the method is one of torchdiffeq's.
+        """
         noise = normal(self.seed, "generation", numbers, self.latent_shape)
         labels = labels_of(numbers, self.classes, self.labels, self.seed)
         if self.method == "jump":
@@ -81,7 +86,12 @@ class LatentSampler:
         model = self._guided_by_itself()
         if self.guidance == "cfg":
             return classifier_free(
-                model, labels, self.scale, null_label=self.num_classes, interval=self.interval
+                model,
+                labels,
+                self.scale,
+                null_label=self.num_classes,
+                interval=self.interval,
+                halves=self.halves,
             )
         if self.guidance == "autoguidance":
             assert self.guide is not None, "autoguidance needs a guide"

@@ -21,7 +21,14 @@ from eval.metrics.moments import FeatureMoments, Gaussian
 from eval.metrics.results import device_name, versions, write_json
 from eval.metrics.set_distances import frechet_distance
 from eval.networks.chain import load_chain
-from eval.networks.load import Decoder, load_dit, require_fitting_guide, require_same_encoder, set_precision
+from eval.networks.load import (
+    Decoder,
+    load_dit,
+    make_ready,
+    require_fitting_guide,
+    require_same_encoder,
+    set_precision,
+)
 from eval.settings import FewStepSettings, GridKind
 from shards import Store, UsageError, even_spread, open_store
 from train.models.config import LatentTransformerConfig
@@ -154,9 +161,9 @@ def _checked(
         published_for=latents,
         what=what,
     )
-    if settings.compile:
-        for part in (student.model, teacher.model, chain):
-            part.compile()
+    for snapshot in (student, teacher):
+        make_ready(snapshot.model, settings.precision, compiled=settings.compile)
+    chain.make_ready(settings.precision, compiled=settings.compile)
     return chain.decoder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eval.networks.load import Decoder, decoder_of, load_decoder
+from eval.networks.load import Decoder, decoder_of, load_decoder, make_ready
 from eval.settings import DecoderOutput, Precision
 from shards import EncoderIdentity, UsageError
 from train.weights.compressor import Compressor, load_compressor, pooling_of, require_compressor
@@ -30,11 +30,11 @@ class Chain:
     compressor: Compressor | None
     """Makes tokens of the latents first; None: they are tokens, or the decoder of pixels takes them as they are."""
 
-    def compile(self) -> None:
-        """Compile the networks, block by block."""
-        self.snapshot.model.compile()
+    def make_ready(self, precision: Precision, *, compiled: bool) -> None:
+        """Make the networks ready to be called often; see `eval.networks.load.make_ready`."""
+        make_ready(self.snapshot.model, precision, compiled=compiled)
         if self.compressor is not None:
-            self.compressor.network.compile()
+            make_ready(self.compressor.network, "fp32", compiled=compiled)
 
 
 def load_chain(

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from eval.generate.producer import Producer
 from eval.generate.sampler import LatentSampler
 from eval.networks.load import Decoder
+from eval.networks.transfer import to_device
 from shards.errors import UserError
 from train.models.normalizer import LatentNormalizer
 
@@ -68,21 +70,24 @@ def test_every_number_is_handed_over_once_with_its_own_picture():
     assert len({image.tobytes() for image in one.values()}) == 5
 
 
-def test_the_next_batch_is_sampled_while_the_last_one_is_decoded():
-    sampled_again = threading.Event()
-    batches = []
-
-    def before(x):
-        batches.append(len(x))
-        if len(batches) == 2:
-            sampled_again.set()
+def test_the_next_batch_is_made_while_the_last_one_is_handed_over_and_no_further_one():
+    begun, drawn, handed = [], threading.Event(), []
 
     def draw(tokens):
-        # Would wait in vain if sampling went on only after decoding.
-        assert sampled_again.wait(20)
+        if len(begun) == 2:
+            drawn.set()
         return _draw(tokens)
 
-    assert len(_collected(_producer(Still(before), draw, batch_size=2), range(4))) == 4
+    def sink(batch, images):
+        if not handed:
+            # Would wait in vain if the next batch was begun only after this one is written.
+            assert drawn.wait(20)
+            time.sleep(0.2)
+        assert len(begun) <= len(handed) + 2
+        handed.append(batch)
+
+    _producer(Still(begun.append), draw, batch_size=2).produce(np.arange(12), sink)
+    assert [len(batch) for batch in handed] == [2] * 6
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does():
@@ -172,11 +177,61 @@ def test_all_batches_are_decoded_in_one_stream_that_is_not_the_samplers():
     assert streams[0] != torch.cuda.current_stream().cuda_stream
 
 
-def test_compiled_networks_see_one_batch_size_only():
-    sizes = []
-    producer = _producer(Still(lambda x: sizes.append(len(x))), batch_size=3, fill_batches=True)
-    assert len(_collected(producer, range(7))) == 7
-    assert sizes == [3, 3, 3]
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sampled", "decoded"),
+    [
+        (7, 3, [3, 3, 3], [3, 3, 3]),
+        (10, 8, [5, 5], [5, 5]),
+        (100, 50, [50, 50], [25, 25] * 2),
+        (34, 33, [17, 17], [17, 17]),
+        (71, 36, [36, 36], [18, 18] * 2),
+        (33, 33, [33], [17, 17]),
+    ],
+)
+def test_compiled_networks_see_one_batch_size_each(count, batch_size, sampled, decoded):
+    sizes = {"sampled": [], "decoded": []}
+
+    def draw(tokens):
+        sizes["decoded"].append(len(tokens))
+        return _draw(tokens)
+
+    model = Still(lambda x: sizes["sampled"].append(len(x)))
+    filled = _collected(_producer(model, draw, batch_size=batch_size, fill_batches=True), range(count))
+    assert sizes == {"sampled": sampled, "decoded": decoded}
+    plain = _collected(_producer(Still(), batch_size=batch_size), range(count))
+    assert list(filled) == list(plain) == list(range(count))
+    for number in range(count):
+        np.testing.assert_array_equal(filled[number], plain[number])
+
+
+def test_a_batch_makes_its_images_of_tensors_without_values():
+    # Tensors on the meta device have none: asking for one, or branching on one, raises.
+    meta = torch.device("meta")
+    guided = {"guidance": "cfg", "scale": 1.5, "interval": (0.3, 0.9), "points": 5, "labels": "random"}
+    for changes in ({}, guided, guided | {"halves": "separate"}, {"method": "heun", "points": 3}):
+        sampler = LatentSampler(
+            model=Still(), latent_shape=(3, 2, 2), num_classes=2, classes=(0, 1), **{"points": 2, **changes}
+        )
+        latents = sampler.latents(to_device(torch.arange(4), meta))
+        assert latents.shape == (4, 3, 2, 2)
+        assert latents.device == meta
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_sampling_and_decoding_a_batch_waits_for_no_device():
+    producer = _producer(Still().cuda(), batch_size=4, device=torch.device("cuda"))
+    numbers = np.arange(4)
+    producer._draw(numbers, 4)  # what is made once may wait
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        drawn = producer._draw(numbers, 4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    drawn.arrived.synchronize()
+    found = _collected(producer, numbers)
+    np.testing.assert_array_equal(drawn.images.numpy(), np.stack([found[number] for number in numbers]))
 
 
 def test_a_failing_sink_stops_the_loop():

@@ -10,6 +10,7 @@ import torch
 from shards.errors import UsageError
 from train.flow.guidance import auto_guidance, classifier_free
 from train.flow.integrators import ADAPTIVE_METHODS, METHODS, integrate, time_grid
+from train.flow.mean_flow import jump
 from train.flow.path import MAX_TIME, draw_time, shift_time
 
 
@@ -81,11 +82,50 @@ def test_guidance_costs_nothing_at_scale_one_or_outside_its_interval():
         calls.append(len(x))
         return x * y.view(-1, 1)
 
-    x, y = torch.ones(2, 1), torch.tensor([1, 2])
-    classifier_free(model, y, 1.0, null_label=3)(x, torch.tensor([0.5, 0.5]))
-    classifier_free(model, y, 2.0, null_label=3, interval=(0.0, 0.4))(x, torch.tensor([0.5, 0.5]))
-    auto_guidance(model, model, y, 2.0, interval=(0.6, 1.0))(x, torch.tensor([0.5, 0.5]))
+    x, t, y = torch.ones(2, 1), torch.tensor([0.5, 0.5]), torch.tensor([1, 2])
+    classifier_free(model, y, 1.0, null_label=3)(x, t)
+    classifier_free(model, y, 2.0, null_label=3, interval=(0.0, 0.4)).at(0.5)(x, t)
+    auto_guidance(model, model, y, 2.0, interval=(0.6, 1.0)).at(0.5)(x, t)
     assert calls == [2, 2, 2]
+
+
+@pytest.mark.parametrize("time", [0.2, 0.25, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("halves", ["joined", "separate"])
+def test_a_time_that_all_share_gives_what_times_of_their_own_give(time, halves):
+    def model(x, t, y):
+        return x.cos() * y.view(-1, 1) + t.view(-1, 1)
+
+    x, y, t = torch.randn(3, 4), torch.tensor([1, 2, 0]), torch.full((3,), time)
+    for interval in ((0.25, 0.9), (0.3, 1.0)):
+        for guided in (
+            classifier_free(model, y, 1.7, null_label=3, interval=interval, halves=halves),
+            auto_guidance(model, lambda x, t, y: model(x, t, y) / 2, y, 1.7, interval=interval),
+        ):
+            assert torch.equal(guided.at(t[0].item())(x, t), guided(x, t))
+
+
+def test_halves_are_one_call_of_twice_the_batch_or_two_of_the_batch():
+    calls = []
+
+    def model(x, t, y):
+        calls.append((len(x), y.tolist()))
+        return x
+
+    x, t, y = torch.ones(2, 1), torch.tensor([0.5, 0.5]), torch.tensor([1, 2])
+    classifier_free(model, y, 2.0, null_label=3, halves="joined")(x, t)
+    classifier_free(model, y, 2.0, null_label=3, halves="separate")(x, t)
+    assert calls == [(4, [1, 2, 3, 3]), (2, [1, 2]), (2, [3, 3])]
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_guided_steps_ask_no_device_for_a_value(method):
+    # Tensors on the meta device have none: asking for one raises.
+    x, y = torch.empty(2, 3, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
+    guided = classifier_free(lambda x, t, y: x * t.view(-1, 1), y, 2.0, null_label=3, interval=(0.2, 0.7))
+    with pytest.raises(RuntimeError, match="meta"):
+        x.sum().item()
+    assert integrate(guided, x, time_grid(5, 3.0), method).shape == (2, 3)
+    assert jump(lambda x, t, y, r: x * (t - r).view(-1, 1), x, y, time_grid(5, 3.0)).shape == (2, 3)
 
 
 def test_guidance_is_decided_for_each_sample_with_both_ends_inside():

@@ -4,11 +4,16 @@ Guided by scale w inside a closed interval of times [low, high]: v = worse + w Â
 model's own v. `classifier_free` and `auto_guidance` turn a model and a batch of labels into a velocity field for
 `train.flow.integrators.integrate`; `internal` turns a model with a base output into a guided model, which either can
 take. As the weights sum to 1, it does not matter whether velocities are combined or the data they lead to.
+
+Whether a time lies in the interval is decided on the host where all samples share it (`Guided.at`): outside, the worse
+prediction is not computed, and no step waits for a device to say where it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,8 +27,43 @@ Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 TwoOutputs = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """model(x_t [B, D, h, w], t float [B], y int64 [B]) -> velocity and the base output's velocity, [B, D, h, w] each."""
 
+Halves = Literal["joined", "separate"]
+"""How classifier-free guidance calls its model: once with a batch of twice the size, which keeps a device busy that a
+batch alone does not fill; or twice with the batch, which takes half of the memory and is one shape for the compiler,
+inside of the interval and outside."""
+
 ALWAYS = (0.0, 1.0)
 """The interval that is every time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided:
+    """A guided velocity field.
+
+    Attributes:
+        own: the model's own velocity.
+        both: that and the worse prediction's, of the same (x, t).
+        scale: w.
+        interval: times (low, high) at which to guide, ends included.
+    """
+
+    own: Velocity
+    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    scale: float
+    interval: tuple[float, float]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Guide samples that have times t float [B] of their own, [B, ...]; costs both predictions."""
+        better, worse = self.both(x, t)
+        return _extrapolate_inside(better, worse, self.scale, _inside(t, self.interval))
+
+    def at(self, time: float) -> Velocity:
+        """Return the field at a time that all samples share; outside of the interval it costs one prediction."""
+        return self._guided if bool(_inside(torch.tensor(time), self.interval)) else self.own
+
+    def _guided(self, x: Tensor, t: Tensor) -> Tensor:
+        better, worse = self.both(x, t)
+        return _extrapolate(better, worse, self.scale)
 
 
 def unguided(model: Model, y: Tensor) -> Velocity:
@@ -32,7 +72,13 @@ def unguided(model: Model, y: Tensor) -> Velocity:
 
 
 def classifier_free(
-    model: Model, y: Tensor, scale: float, *, null_label: int, interval: tuple[float, float] = ALWAYS
+    model: Model,
+    y: Tensor,
+    scale: float,
+    *,
+    null_label: int,
+    interval: tuple[float, float] = ALWAYS,
+    halves: Halves = "joined",
 ) -> Velocity:
     """Return classifier-free guidance: the worse prediction is the model's own without a class.
 
@@ -45,6 +91,7 @@ def classifier_free(
         scale: w â‰¥ 1; 1 is no guidance and costs none.
         null_label: the label that means no class, `num_classes`.
         interval: times (low, high) at which to guide, ends included.
+        halves: how the predictions with and without a class are computed.
 
     Raises:
         UsageError: scale below 1, or an interval without extent.
@@ -54,16 +101,15 @@ def classifier_free(
         return unguided(model, y)
     nothing = torch.full_like(y, null_label)
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        guided = _inside(t, interval)
-        if not guided.any():
-            return model(x, t, y)
-        # One batch of twice the size instead of two, so that the device is called once.
-        both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, nothing]))
-        conditional, unconditional = both.chunk(2)
-        return _extrapolate(conditional, unconditional, scale, guided)
+    def joined(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        with_class, without = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, nothing])).chunk(2)
+        return with_class, without
 
-    return velocity
+    def separate(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return model(x, t, y), model(x, t, nothing)
+
+    both = joined if halves == "joined" else separate
+    return Guided(own=unguided(model, y), both=both, scale=scale, interval=interval)
 
 
 def auto_guidance(
@@ -90,14 +136,10 @@ def auto_guidance(
     if scale == 1:
         return unguided(model, y)
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        guided = _inside(t, interval)
-        better = model(x, t, y)
-        if not guided.any():
-            return better
-        return _extrapolate(better, guide(x, t, y), scale, guided)
+    def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return model(x, t, y), guide(x, t, y)
 
-    return velocity
+    return Guided(own=unguided(model, y), both=both, scale=scale, interval=interval)
 
 
 def internal(
@@ -132,7 +174,7 @@ def internal(
         if unconditional_scale is not None:
             weight = torch.where(y == null_label, unconditional_scale, weight)
         weight = weight.to(full.dtype).view(-1, *[1] * (full.ndim - 1))
-        return _extrapolate(full, base, weight, _inside(t, interval))
+        return _extrapolate_inside(full, base, weight, _inside(t, interval))
 
     return guided_model
 
@@ -142,8 +184,13 @@ def _inside(t: Tensor, interval: tuple[float, float]) -> Tensor:
     return (t >= low) & (t <= high)
 
 
-def _extrapolate(better: Tensor, worse: Tensor, scale: float | Tensor, guided: Tensor) -> Tensor:
-    return torch.where(guided.view(-1, *[1] * (better.ndim - 1)), worse + scale * (better - worse), better)
+def _extrapolate(better: Tensor, worse: Tensor, scale: float | Tensor) -> Tensor:
+    return worse + scale * (better - worse)
+
+
+def _extrapolate_inside(better: Tensor, worse: Tensor, scale: float | Tensor, inside: Tensor) -> Tensor:
+    guided = _extrapolate(better, worse, scale)
+    return torch.where(inside.view(-1, *[1] * (better.ndim - 1)), guided, better)
 
 
 def _check(scale: float, interval: tuple[float, float]) -> None:

@@ -6,7 +6,7 @@ Source: github:bytetriper/RAE src/stage2/transport/integrators.py at a4d18c4.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,20 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 OnStep = Callable[[int, Tensor, Tensor], None]
 """on_step(number of steps done, t float [], x [B, ...])."""
+
+
+@runtime_checkable
+class TimedVelocity(Protocol):
+    """A velocity that costs more at some times than at others, as guidance does."""
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Compute the velocity where each sample has a time t float [B] of its own."""
+        ...
+
+    def at(self, time: float) -> Velocity:
+        """Return the velocity at a time that all samples share, which the host knows: no device is asked for it."""
+        ...
+
 
 GridKind = Literal["published", "to-zero"]
 
@@ -69,10 +83,13 @@ def integrate(
 ) -> Tensor:
     """Follow a velocity field over a grid of times.
 
+    "euler" and "heun" do not wait for the device where the grid lies on the host, so that a GPU finds the next
+    step's kernels queued whenever it ends one. torchdiffeq's methods keep times on the device and do wait.
+
     Args:
         velocity: the field.
         noise: state [B, ...] at `grid[0]`, kept in its own type throughout.
-        grid: times float [n], rising or falling.
+        grid: times float [n], rising or falling, best on the host.
         method: "euler" (one evaluation a step), "heun" (two), or a method of torchdiffeq: fixed steps on the grid
             (`FIXED_METHODS`) or steps of its own choice between the ends (`ADAPTIVE_METHODS`).
         on_step: called after each step of "euler" and "heun"; torchdiffeq's methods call it once, at the end.
@@ -87,32 +104,35 @@ def integrate(
     """
     if method not in METHODS:
         raise UsageError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    grid = grid.to(noise.device)
-
-    def field(t: Tensor, x: Tensor) -> Tensor:
-        return velocity(x, t.expand(len(x))).to(x.dtype)
-
     if method not in OWN_METHODS:
-        state = _integrate_by_library(field, noise, grid, method, atol, rtol)
+        state = _integrate_by_library(velocity, noise, grid.to(noise.device), method, atol, rtol)
         if on_step is not None:
             on_step(len(grid) - 1, grid[-1], state)
         return state
 
+    def field(time: float, x: Tensor) -> Tensor:
+        t = torch.full((len(x),), time, dtype=grid.dtype, device=x.device)
+        return _at(velocity, time)(x, t).to(x.dtype)
+
+    times, lengths = grid.tolist(), grid.diff().tolist()
     state = noise
-    for step in range(len(grid) - 1):
-        now, then = grid[step], grid[step + 1]
+    for step, (now, then, length) in enumerate(zip(times, times[1:], lengths, strict=False)):
         slope = field(now, state)
-        ahead = state + (then - now) * slope
+        ahead = state + length * slope
         if method == "heun":
-            ahead = state + (then - now) * 0.5 * (slope + field(then, ahead))
+            ahead = state + (length * 0.5) * (slope + field(then, ahead))
         state = ahead
         if on_step is not None:
-            on_step(step + 1, then, state)
+            on_step(step + 1, grid[step + 1], state)
     return state
 
 
+def _at(velocity: Velocity, time: float) -> Velocity:
+    return velocity.at(time) if isinstance(velocity, TimedVelocity) else velocity
+
+
 def _integrate_by_library(
-    field: Callable[[Tensor, Tensor], Tensor],
+    velocity: Velocity,
     noise: Tensor,
     grid: Tensor,
     method: str,
@@ -120,6 +140,10 @@ def _integrate_by_library(
     rtol: float,
 ) -> Tensor:
     from torchdiffeq import odeint
+
+    def field(t: Tensor, x: Tensor) -> Tensor:
+        shared = velocity.at(t.item()) if isinstance(velocity, TimedVelocity) else velocity
+        return shared(x, t.expand(len(x))).to(x.dtype)
 
     # Only the ends are asked for, so that the states between are not all kept.
     options = {"grid_constructor": lambda *_: grid} if method in FIXED_METHODS else {}

@@ -250,7 +250,7 @@ def jump(
         u: the network.
         noise: state [B, ...] at `grid[0]`, kept in its own type.
         y: labels int64 [B].
-        grid: times float [n + 1], falling.
+        grid: times float [n + 1], falling; on the host, so that no device is waited for.
         on_step: called after each step.
 
     Returns:
@@ -261,13 +261,17 @@ def jump(
     """
     if len(grid) < 2 or not bool((grid[1:] < grid[:-1]).all()):
         raise UsageError(f"jumps go from later to earlier times; got the grid {grid.tolist()}")
-    grid, state = grid.to(noise.device), noise
-    for step in range(len(grid) - 1):
-        t, r = grid[step], grid[step + 1]
-        average = u(state, t.expand(len(state)), y, r.expand(len(state)))
-        state = state - (t - r) * average.to(state.dtype)
+    times, lengths = grid.tolist(), (-grid.diff()).tolist()
+    state = noise
+    for step, length in enumerate(lengths):
+        t, r = (
+            torch.full((len(state),), time, dtype=grid.dtype, device=state.device)
+            for time in times[step : step + 2]
+        )
+        average = u(state, t, y, r)
+        state = state - length * average.to(state.dtype)
         if on_step is not None:
-            on_step(step + 1, r, state)
+            on_step(step + 1, grid[step + 1], state)
     return state
 
 

@@ -38,8 +38,8 @@ class MidTrainingTask(VelocityTask):
         settings, device = parts.settings.mid_training, parts.normalizer.variance.device
         self._teacher = load_teacher(parts)
         self.facts = self._teacher.facts
-        self._grid = time_grid(settings.points, self._shift, settings.grid).to(device)
-        self._state_times = state_times(self._grid, settings.labels)
+        self._grid = time_grid(settings.points, self._shift, settings.grid)
+        self._state_times = state_times(self._grid, settings.labels).to(device)
         self._all_pairs = trajectory_pairs(settings.points).to(device)
 
     def losses(self, model: nn.Module, batch: MicroBatch) -> Losses:

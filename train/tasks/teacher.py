@@ -58,7 +58,8 @@ def load_teacher(parts: DiTParts) -> Teacher:
     flow = settings.flow
 
     def velocities(network: Generator, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
-        return as_velocities(network(x, t, y), x, t, flow.prediction, flow.time_floor)
+        with torch.no_grad(), _arithmetic(settings, device):
+            return as_velocities(network(x, t, y), x, t, flow.prediction, flow.time_floor)
 
     def both(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         full, base = velocities(model, x, t, y)
@@ -70,20 +71,13 @@ def load_teacher(parts: DiTParts) -> Teacher:
     def field(y: Tensor) -> Velocity:
         scale, interval = guidance.scale, guidance.interval
         if guidance.kind == "cfg":
-            velocity = classifier_free(own(model), y, scale, null_label=null_label, interval=interval)
-        elif guidance.kind == "autoguidance":
+            return classifier_free(own(model), y, scale, null_label=null_label, interval=interval)
+        if guidance.kind == "autoguidance":
             assert guide is not None
-            velocity = auto_guidance(own(model), own(guide), y, scale, interval=interval)
-        elif guidance.kind == "internal":
-            velocity = unguided(internal(both, scale, null_label=null_label, interval=interval), y)
-        else:
-            velocity = unguided(own(model), y)
-
-        def without_gradient(x: Tensor, t: Tensor) -> Tensor:
-            with torch.no_grad(), _arithmetic(settings, device):
-                return velocity(x, t).float()
-
-        return without_gradient
+            return auto_guidance(own(model), own(guide), y, scale, interval=interval)
+        if guidance.kind == "internal":
+            return unguided(internal(both, scale, null_label=null_label, interval=interval), y)
+        return unguided(own(model), y)
 
     return Teacher(field=field, facts=facts)
 
