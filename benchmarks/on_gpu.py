@@ -75,6 +75,36 @@ PARTS = (
     ),
     Part("cost", ("benchmarks/cost.py", "--sizes", "xl", "--stages", "sample,decode", "--batch-size", "64"), 90),
     Part(
+        "sampling",
+        ("benchmarks/sampling.py", "--only", "rates", "--size", "xl", "--batch", "64", "--precisions", "bf16,tf32",
+         "--batches", "3", "--rounds", "1", "--out", "runs/on_gpu/sampling.json"),
+        170,
+    ),
+    Part(
+        "sampling-guidance",
+        ("benchmarks/sampling.py", "--only", "guidance", "--size", "xl", "--batch", "64", "--precisions", "bf16",
+         "--compile", "on", "--batches", "2", "--rounds", "1", "--out", "runs/on_gpu/sampling_guidance.json"),
+        120,
+    ),
+    Part(
+        "sampling-one-step",
+        ("benchmarks/sampling.py", "--only", "steps", "--size", "xl", "--batch", "64", "--precisions", "bf16",
+         "--batches", "1", "--out", "runs/on_gpu/sampling_one_step.json"),
+        100,
+    ),
+    Part(
+        "sampling-fp32",
+        ("benchmarks/sampling.py", "--only", "rates", "--size", "xl", "--batch", "32", "--precisions", "fp32",
+         "--batches", "1", "--rounds", "1", "--calls", "10", "--out", "runs/on_gpu/sampling_fp32.json"),
+        100,
+    ),
+    Part(
+        "sampling-pictures",
+        ("benchmarks/sampling.py", "--only", "pictures", "--size", "xl", "--batch", "16",
+         "--precisions", "fp32,tf32,bf16", "--out", "runs/on_gpu/sampling_pictures.json"),
+        150,
+    ),
+    Part(
         "mean-flow",
         ("benchmarks/step.py", "--mean-flow", "--size", "xl", "--batch", "16", "--precision", "bf16", "--compile",
          "--steps", "5"),
