@@ -236,6 +236,12 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return whole
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that may be sharded, sharing its memory."""
+    part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return part
+
+
 @torch.no_grad()
 def assign(target: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into one that may be sharded."""

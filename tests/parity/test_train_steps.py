@@ -15,6 +15,7 @@ from train.engine.feed import MicroBatch
 from train.engine.loop import Trainer
 from train.engine.signals import StopRequest
 from train.engine.task import Losses, Task
+from train.engine.update import OnePass
 from train.flow.integrators import time_grid
 from train.flow.mean_flow import (
     adaptive_loss,
@@ -174,11 +175,16 @@ def test_steps_of_few_step_stages_give_the_recorded_losses_norms_rates_and_weigh
         assert_matches(averages[name], case.tensors[f"sd_ema.{name}"], tolerance, f"average of {name}")
 
 
+@pytest.mark.parametrize("one_pass", [False, True])
 @pytest.mark.recorded("train_steps*")
-def test_steps_give_the_recorded_losses_norms_rates_weights_and_averages(case, assert_matches):
+def test_steps_give_the_recorded_losses_norms_rates_weights_and_averages(case, assert_matches, one_pass):
     task = RecordedDraws(case)
     settings = settings_of(case, global_batch_size=len(case.tensors["step0.y"]))
     trainer = Trainer(task, settings, Team(), steps_per_epoch=1, facts={})
+    if one_pass:
+        trainer.apply_gradients = OnePass(
+            task.model, trainer.optimizer, trainer.averages, settings.optimizer.clip_norm, compiled=False
+        )
     nothing = np.zeros(settings.global_batch_size, np.int64)
     for number_of_step, expected in enumerate(case.meta["steps"]):
         batch = MicroBatch(

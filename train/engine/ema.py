@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -28,10 +28,18 @@ class WeightAverages:
         self._averages = {rate: [p.clone() for p in self._parameters] for rate in rates}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move every average by one optimizer step, in a few fused kernels a rate."""
+    def update(self, *, except_for: Collection[str] = ()) -> None:
+        """Move averages by one optimizer step, in a few fused kernels a rate.
+
+        Args:
+            except_for: names of parameters whose averages have been moved already.
+        """
+        chosen = [index for index, name in enumerate(self.names) if name not in except_for]
+        if not chosen:
+            return
+        parameters = [self._parameters[index] for index in chosen]
         for rate, averages in self._averages.items():
-            torch._foreach_lerp_(averages, self._parameters, 1.0 - rate)
+            torch._foreach_lerp_([averages[index] for index in chosen], parameters, 1.0 - rate)
 
     def weights(self, rate: float) -> dict[str, Tensor]:
         """Return the average of one rate by parameter name (the live tensors, not a copy)."""

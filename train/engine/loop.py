@@ -16,15 +16,14 @@ Network and loss are the `Task`'s; state and files are the `Run`'s. The loop pro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shards import UserError
-from train.distributed import full_tensor, gradients_stay_local
+from train.distributed import gradients_stay_local
 from train.engine.feed import Feed, MicroBatch
 from train.engine.lr import learning_rate
 from train.engine.run import Run
@@ -144,17 +143,10 @@ class Trainer(Run):
         Returns:
             The gradient's norm before clipping, and 1 if the step was skipped, else 0.
         """
-        settings = self.settings.optimizer
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps_per_epoch, settings)
-        clip = math.inf if settings.clip_norm is None else settings.clip_norm
-        norm = full_tensor(nn.utils.clip_grad_norm_(self.trained, clip))
-        bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
-        # How torch.amp.GradScaler, too, tells an optimizer to skip an update.
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        self.optimizer.step()
+            group["lr"] = learning_rate(self.step, self.steps_per_epoch, self.settings.optimizer)
+        norm, bad = self.apply_gradients(loss)
         self.optimizer.zero_grad(set_to_none=True)
-        self.averages.update()
         return norm, bad
 
     def due(self, every: int | None) -> bool:

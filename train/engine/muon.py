@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
+from train.distributed import local_part
+
 Polynomial = tuple[float, float, float]
 """a, b, c of a·x + b·x³ + c·x⁵, which is applied to the singular values."""
 
@@ -194,12 +196,12 @@ class Muon(Optimizer):
 
     def _directions(self, matrices: list[Tensor], momentum: float, skipped: Tensor | None) -> list[Tensor]:
         """Nesterov's look ahead, g + μ M, after M ← μ M + g; this process's rows."""
-        gradients = [_local(cast("Tensor", p.grad)) for p in matrices]
+        gradients = [local_part(cast("Tensor", p.grad)) for p in matrices]
         buffers = []
         for p in matrices:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            buffers.append(_local(self.state[p]["momentum"]))
+            buffers.append(local_part(self.state[p]["momentum"]))
         decay: float | Tensor = momentum
         if skipped is not None:
             decay = torch.where(skipped, 1.0, momentum).to(buffers[0].dtype)
@@ -231,7 +233,7 @@ class Muon(Optimizer):
         if skipped is not None:
             update = update.masked_fill(skipped, 0)
             decay = torch.where(skipped, 1.0, decay)
-        locals_ = [_local(p) for p in matrices]
+        locals_ = [local_part(p) for p in matrices]
         if group["weight_decay"]:
             torch._foreach_mul_(locals_, decay)
         changes = (update * size).unbind()
@@ -324,8 +326,3 @@ def _alike(matrices: list[Tensor]) -> list[list[Tensor]]:
     for matrix in matrices:
         groups.setdefault(matrix.shape, []).append(matrix)
     return list(groups.values())
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return this process's part of a tensor that may be sharded, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

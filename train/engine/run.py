@@ -25,6 +25,7 @@ from train.engine.optimizer import make_optimizer
 from train.engine.state import restore_parts, state_parts
 from train.engine.task import Task
 from train.engine.totals import Window, WindowState
+from train.engine.update import OnePass, SeparatePasses
 from train.report.tracking import Journal
 from train.settings.config import Settings
 
@@ -69,7 +70,8 @@ class Run:
         self.wrapped = team.wrap(task.model)
         self.averages = WeightAverages(task.model, settings.ema_rates)
         self.optimizer = make_optimizer(task.model, settings.optimizer)
-        self.trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
+        way = OnePass if settings.one_pass else SeparatePasses
+        self.apply_gradients = way(task.model, self.optimizer, self.averages, settings.optimizer.clip_norm)
 
     @property
     def samples_seen(self) -> int:

@@ -6,14 +6,16 @@ with the number of blocks, which repeat two kinds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 _MOST_PROGRAMS = 64
 """Programs that the compiler may keep for one kind of block: one a width, batch size, precision and gradient mode."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def compile_blocks(blocks: Iterable[nn.Module], **options: Any) -> None:
@@ -26,6 +28,16 @@ def compile_blocks(blocks: Iterable[nn.Module], **options: Any) -> None:
         blocks: modules; those of one class share a program wherever their shapes are equal.
         options: what `torch.compile` takes besides.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_PROGRAMS)
     for block in blocks:
-        block.forward = torch.compile(block.forward, **{"dynamic": False, **options})
+        block.forward = compile_function(block.forward, **options)
+
+
+def compile_function(function: _Function, **options: Any) -> _Function:
+    """A function, compiled when it is first called; it has one program for each combination of shapes.
+
+    Args:
+        function: what is compiled.
+        options: what `torch.compile` takes besides.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_PROGRAMS)
+    return cast("_Function", torch.compile(function, **{"dynamic": False, **options}))

@@ -291,6 +291,9 @@ class TrainerSettings:
     """Arithmetic of the network: fp32, tf32 products, or bf16 autocast. None: bf16 on CUDA, fp32 on a CPU."""
     compile: bool | None = None
     """Compile the network. None: on CUDA only."""
+    one_pass: bool = field(default=False, metadata=FREE)
+    """Clip, step AdamW and move the averages in one compiled pass over the weights instead of three: 40 bytes of memory
+    traffic a parameter instead of 52, other rounding. Not measured on a GPU yet."""
     activation_checkpointing: bool = field(default=False, metadata=FREE)
     """Recompute each block's activations in the backward pass: less memory, about a third more computing."""
     sharding: Literal["ddp", "fsdp"] = field(default="ddp", metadata=FREE)
@@ -334,6 +337,10 @@ class TrainerSettings:
         )
         if self.held_out < 0:
             raise UsageError(f"--held-out must be 0 or more; got {self.held_out}")
+        if self.one_pass and self.optimizer.kind != "adamw":
+            raise UsageError(
+                f"--one-pass is for AdamW and --optimizer.kind is {self.optimizer.kind}; leave it out, or choose adamw"
+            )
         if not self.ema_rates or not all(0 <= rate < 1 for rate in self.ema_rates):
             raise UsageError(f"--ema-rates needs one rate or more, each in [0, 1); got {self.ema_rates}")
 
