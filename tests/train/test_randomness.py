@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from train.randomness import normal, philox, uniform
+from train.models.compilation import compile_function
+from train.randomness import compile_draws, normal, philox, uniform
 
 POSITIONS = torch.tensor([5, 0, 2**33 + 7, 12])
 
@@ -63,6 +64,33 @@ def test_samples_and_their_parts_are_uncorrelated():
     for matrix in (numbers, numbers.T):
         correlations = np.corrcoef(matrix)[np.triu_indices(len(matrix), 1)]
         assert abs(correlations).max() < 6 / np.sqrt(matrix.shape[1])
+
+
+@pytest.fixture
+def compiled_draws():
+    """Switches programs on; they are off again after the test."""
+    yield lambda compiler: compile_draws(compiler)
+    compile_draws(None)
+
+
+SHAPES = [(uniform, ()), (normal, (3,)), (normal, (5, 7)), (normal, (2, 33_000))]
+
+
+@pytest.mark.parametrize(("draw", "shape"), SHAPES)
+def test_what_is_compiled_has_the_same_bits_as_the_steps(compiled_draws, draw, shape):
+    step_by_step = draw(1, "noise", POSITIONS, shape)
+    compiled_draws(lambda function: function)
+    assert torch.equal(draw(1, "noise", POSITIONS, shape), step_by_step)
+
+
+@pytest.mark.slow  # runs the compiler
+@pytest.mark.parametrize(("draw", "shape"), SHAPES)
+def test_compiled_draws_have_the_same_bits(compiled_draws, draw, shape):
+    seeds = ((1, "noise"), (2**40, "time"))
+    step_by_step = [draw(*seed, POSITIONS, shape) for seed in seeds]
+    compiled_draws(compile_function)
+    for seed, expected in zip(seeds, step_by_step, strict=True):
+        assert torch.equal(draw(*seed, POSITIONS, shape), expected)
 
 
 def test_the_values_are_frozen():

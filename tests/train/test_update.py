@@ -71,7 +71,9 @@ def assert_same(ours, theirs):
         torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=2e-7, msg=name)
 
 
-@pytest.mark.parametrize("changes", [{}, {"clip_norm": None}, {"weight_decay": 0.1, "decay_matrices_only": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"clip_norm": None}, {"weight_decay": 0.1, "decay_matrices_only": True}]
+)
 def test_one_pass_gives_the_weights_moments_and_averages_of_separate_passes(changes):
     separate, one = both(OptimizerSettings(lr=0.01, **changes), compiled=False)
     for step in range(6):

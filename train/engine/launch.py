@@ -22,6 +22,8 @@ from train.engine.signals import StopRequest, die_with_launcher
 from train.engine.stores import additions_left_out, epoch_steps, open_training_store
 from train.engine.summary import start_summary, state_nbytes
 from train.engine.task import Task
+from train.models.compilation import compile_function
+from train.randomness import compile_draws
 from train.report.tracking import Journal, resolve_tracker
 from train.settings.config import (
     CompressorSettings,
@@ -136,6 +138,7 @@ def run(
     if left_out is not None and team.is_main_process:
         logger.info("%s", left_out)
     allow_tf32(allowed=settings.precision != "fp32")
+    compile_draws(compile_function if settings.compile else None)
     torch.manual_seed(settings.seed)
     rows, _ = split_rows(store.valid_rows, settings.held_out, seed=settings.seed)
     task = build(settings, store, team)

@@ -290,7 +290,7 @@ class TrainerSettings:
     precision: Precision | None = None
     """Arithmetic of the network: fp32, tf32 products, or bf16 autocast. None: bf16 on CUDA, fp32 on a CPU."""
     compile: bool | None = None
-    """Compile the network. None: on CUDA only."""
+    """Compile the network, and what draws the noise. None: on CUDA only."""
     one_pass: bool = field(default=False, metadata=FREE)
     """Clip, step AdamW and move the averages in one compiled pass over the weights instead of three: 40 bytes of memory
     traffic a parameter instead of 52, other rounding. Not measured on a GPU yet."""
