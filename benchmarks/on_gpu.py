@@ -45,6 +45,11 @@ PARTS = (
         100,
     ),
     Part(
+        "step-parts",
+        ("benchmarks/step_parts.py", "--size", "xl", "--batch", "64", "--out", "runs/on_gpu/step_parts.json"),
+        80,
+    ),
+    Part(
         "encode",
         ("benchmarks/encoding.py", "--device", "cuda:0", "--precision", "bfloat16", "--compile",
          "--encoder", "vit_base_patch14_reg4_dinov2", "--stand-in", "--fast"),

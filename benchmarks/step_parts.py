@@ -7,7 +7,8 @@
 update: clip, AdamW and one average, in separate passes and in one (`--one-pass`). draws: a micro-batch's noise, step by
 step and compiled. head: the wide head's blocks forward and backward in bfloat16 autocast, with a float32 and a bfloat16
 residual stream (`--head-residual`). attention: forward and backward in bfloat16 for head widths of 64 to 128 by every
-kernel that PyTorch has here. Prints seconds, bytes by arithmetic and ratios, and writes JSON.
+kernel that PyTorch has here. Prints seconds, bytes by arithmetic and ratios, and writes JSON. On a CPU one thread
+computes and seconds are its processor time, which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -52,14 +53,15 @@ def network_config(size: str) -> DiTDHConfig:
 def in_turns(ways: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
     """Median seconds of each way, called in turns after two calls of each that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     for index in range(rounds + 2):
         for name, way in ways.items():
             _wait(device)
-            begun = time.perf_counter()
+            begun = clock()
             way()
             _wait(device)
             if index >= 2:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(clock() - begun)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -73,7 +75,8 @@ def update(config: DiTDHConfig, device: torch.device, arguments: argparse.Namesp
     models, updates, optimizers, averages = {}, {}, {}, {}
     for name, way in (("separate passes", SeparatePasses), ("one pass", OnePass)):
         torch.manual_seed(0)
-        model = models[name] = build_model(config).to(device)
+        with device:
+            model = models[name] = build_model(config)
         optimizers[name] = make_optimizer(model, OptimizerSettings())
         averages[name] = WeightAverages(model, (RATE,))
         updates[name] = way(model, optimizers[name], averages[name], 1.0)
@@ -157,7 +160,8 @@ def draws(config: DiTDHConfig, device: torch.device, arguments: argparse.Namespa
 def head(config: DiTDHConfig, device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:
     """The head's blocks, compiled, with a float32 and a bfloat16 residual stream."""
     torch.manual_seed(0)
-    model = build_model(replace(config, depth=0)).to(device)
+    with device:
+        model = build_model(replace(config, depth=0))
     model.compile()
     tokens = config.token_grid[0] * config.token_grid[1]
     x = torch.randn(arguments.batch, tokens, config.head_width, device=device)
@@ -256,6 +260,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/step_parts.json"))
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     config, found = network_config(arguments.size), {}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     settings = {

@@ -64,6 +64,8 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
         initialise_as_published(model.r_embedder)
     if settings.train_tables:
         model.requires_grad_(True)  # noqa: FBT003 - torch's own signature
+    if settings.head_residual == "bfloat16":
+        model.x_embedder.keeps_type = True
     # A teacher's prediction is compared where it is loaded.
     prediction = settings.flow.prediction if settings.init_from else None
     start = settings.init_from or settings.teacher

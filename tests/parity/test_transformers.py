@@ -67,6 +67,23 @@ def test_recomputing_activations_changes_no_gradient(case, transformer):
     assert all(torch.equal(kept, again) for kept, again in zip(*gradients, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.recorded("dit_dh*")
+def test_a_bfloat16_residual_stream_in_the_head_is_as_close_to_the_recorded_output(case, transformer):
+    x, t, y = (case.tensors[name] for name in "xty")
+    model = transformer(case)
+    outputs = {}
+    for keeps_type in (False, True):
+        model.x_embedder.keeps_type = keeps_type
+        with torch.no_grad():
+            whole = model(x, t, y)
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs[keeps_type] = model(x, t, y)
+    errors = [((out.float() - whole).norm() / whole.norm()).item() for out in outputs.values()]
+    assert not torch.equal(*outputs.values())
+    assert errors[1] < 2 * errors[0] < 0.1
+
+
 @pytest.mark.recorded("dit_dh*", having="pos_embed")
 def test_the_position_table_is_the_recorded_one(case, assert_matches):
     if "plus noise" in case.meta["pos_embed"]:

@@ -44,6 +44,22 @@ def test_the_published_recipe_is_the_default_row():
     assert (settings.flow.time_distribution, settings.flow.label_dropout) == ("logit-normal", 0.1)
 
 
+def test_switches_of_the_step_are_off_in_what_earlier_versions_saved_and_may_change():
+    saved = json.loads(to_json(dit_settings("dit-dh-tiny")))
+    for name in ("one_pass", "head_residual"):
+        del saved["settings"][name]
+    settings = from_json(json.dumps(saved), name="it")
+    assert (settings.one_pass, settings.head_residual) == (False, "float32")
+    require_same_run(settings, dataclasses.replace(settings, one_pass=True, head_residual="bfloat16"))
+
+
+def test_switches_of_the_step_are_refused_where_they_have_no_meaning():
+    with pytest.raises(UsageError, match="--one-pass is for AdamW"):
+        dataclasses.replace(dit_settings("raev2-xl-256"), one_pass=True)
+    with pytest.raises(UsageError, match="networks with a wide head"):
+        dataclasses.replace(dit_settings("dit-flat-s"), head_residual="bfloat16")
+
+
 def test_an_unknown_preset_lists_those_there_are():
     with pytest.raises(UsageError, match="dit-dh-tiny"):
         dit_settings("dit-dh-huge")

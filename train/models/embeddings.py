@@ -232,20 +232,27 @@ class LabelEmbedding(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Cut a latent into square patches and project each linearly to one token."""
+    """Cut a latent into square patches and project each linearly to one token.
+
+    Attributes:
+        keeps_type: give tokens in the type the projection is computed in, bfloat16 under autocast, rather than in the
+            weights' type; the residual stream that they start has that type.
+    """
 
     def __init__(self, channels: int, width: int, patch_size: int) -> None:
         super().__init__()
+        self.keeps_type = False
         self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
         nn.init.xavier_uniform_(self.proj.weight.flatten(1))
         assert self.proj.bias is not None
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Embed latents [B, D, h, w] as tokens [B, N, width], patches row by row, of the weights' type."""
+        """Embed latents [B, D, h, w] as tokens [B, N, width], patches row by row."""
         tokens: Tensor = self.proj(latents)
-        # They start the residual stream, which stays in float32 under autocast.
-        return tokens.flatten(2).transpose(1, 2).to(self.proj.weight.dtype)
+        tokens = tokens.flatten(2).transpose(1, 2)
+        # They start the residual stream, which otherwise stays in float32 under autocast.
+        return tokens if self.keeps_type else tokens.to(self.proj.weight.dtype)
 
 
 def unpatchify(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:

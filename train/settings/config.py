@@ -379,6 +379,9 @@ class DiTSettings(TrainerSettings):
     """Alignment with another encoder."""
     statistics: Path | None = None
     """Published statistics (stat.pt or safetensors with var and, if any, mean) instead of the store's own."""
+    head_residual: Literal["float32", "bfloat16"] = field(default="float32", metadata=FREE)
+    """Residual stream of the wide head with --precision bf16. bfloat16: as the reference's; half the memory traffic of
+    a small part of the step, more rounding. Not measured on a GPU yet."""
     train_tables: bool = False
     """Train the position table and the Fourier frequencies too, as the reference's script happens to do."""
     decoder: Path | None = field(default=None, metadata=FREE)
@@ -395,8 +398,13 @@ class DiTSettings(TrainerSettings):
     """Inception weights of --fid-every: public, a file, or random:SEED."""
 
     def __post_init__(self) -> None:
-        """Refuse an FID without what it needs."""
+        """Refuse an FID without what it needs, and a residual stream for a head that is not there."""
         super().__post_init__()
+        if self.head_residual == "bfloat16" and self.model.head_width is None:
+            raise UsageError(
+                "--head-residual bfloat16 is for networks with a wide head, and this one has --model.head-width None; "
+                "leave it out"
+            )
         self._require_at_least_one("fid_every")
         if self.fid_samples < 2:
             raise UsageError(f"--fid-samples must be at least 2, for a covariance; got {self.fid_samples}")
