@@ -43,7 +43,7 @@ SEPARATE_BYTES, ONE_PASS_BYTES = 52, 40
 
 
 def network_config(size: str) -> DiTDHConfig:
-    """DiT-DH of a size, or "narrow": XL's depth at a width a CPU runs."""
+    """Return DiT-DH of a size, or "narrow": XL's depth at a width a CPU runs."""
     if size == "narrow":
         config = dit_dh_config("xl", token_width=192, grid=(16, 16), num_classes=10)
         return replace(config, width=288, num_heads=4, head_width=512, head_num_heads=4)
@@ -51,7 +51,7 @@ def network_config(size: str) -> DiTDHConfig:
 
 
 def in_turns(ways: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds of each way, called in turns after two calls of each that do not count."""
+    """Return median seconds of each way, called in turns after two calls of each that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     for index in range(rounds + 2):
@@ -71,7 +71,7 @@ def _wait(device: torch.device) -> None:
 
 
 def update(config: DiTDHConfig, device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Clip, AdamW and one average: separate passes against one, from the same weights and gradients."""
+    """Measure clip, AdamW and one average: separate passes against one, from the same weights and gradients."""
     models, updates, optimizers, averages = {}, {}, {}, {}
     for name, way in (("separate passes", SeparatePasses), ("one pass", OnePass)):
         torch.manual_seed(0)
@@ -127,7 +127,7 @@ def _ulps(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def draws(config: DiTDHConfig, device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A micro-batch's noise: step by step against compiled."""
+    """Measure a micro-batch's noise: step by step against compiled."""
     positions = torch.arange(arguments.batch, device=device)
     shape = (config.token_width, *config.grid)
 
@@ -158,7 +158,7 @@ def draws(config: DiTDHConfig, device: torch.device, arguments: argparse.Namespa
 
 
 def head(config: DiTDHConfig, device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The head's blocks, compiled, with a float32 and a bfloat16 residual stream."""
+    """Measure the head's blocks, compiled, with a float32 and a bfloat16 residual stream."""
     torch.manual_seed(0)
     with device:
         model = build_model(replace(config, depth=0))
@@ -186,7 +186,7 @@ def head(config: DiTDHConfig, device: torch.device, arguments: argparse.Namespac
 
 
 def attention(config: DiTDHConfig, device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Attention of 16 heads by width and kernel; `default` is what PyTorch chooses by itself."""
+    """Measure attention by width and kernel; `default` is what PyTorch chooses by itself."""
     del config
     found: dict[str, Any] = {}
     heads, tokens = (16, 256) if device.type == "cuda" else (4, 256)
@@ -236,7 +236,7 @@ def attention(config: DiTDHConfig, device: torch.device, arguments: argparse.Nam
 
 
 def _kernel_names(work: Callable[[], object]) -> list[str]:
-    """Names of the attention kernels that a GPU runs."""
+    """Return names of the attention kernels that a GPU runs."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         work()

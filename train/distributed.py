@@ -237,7 +237,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that may be sharded, sharing its memory."""
+    """Return this process's part of a tensor that may be sharded, sharing its memory."""
     part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return part
 

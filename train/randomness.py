@@ -142,13 +142,13 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: _Key) -> tuple[T
 
 
 def _fractions(positions: Tensor, key: _Key, blocks: int) -> Tensor:
-    """Uniform numbers in [0, 1), float32 [B, blocks, 4]."""
+    """Return uniform numbers in [0, 1), float32 [B, blocks, 4]."""
     words = torch.stack(_words(positions, key, blocks), dim=-1)
     return (words >> 8).to(torch.float32) * 2.0**-24
 
 
 def _polar(positions: Tensor, key: _Key, blocks: int) -> tuple[Tensor, Tensor]:
-    """`_square_and_angle` of both pairs of words of each block, float32 [B, 2, blocks] each."""
+    """Return `_square_and_angle` of both pairs of words of each block, float32 [B, 2, blocks] each."""
     words = _words(positions, key, blocks)
     pairs = [_square_and_angle(words[pair], words[pair + 1]) for pair in (0, 2)]
     squares, angles = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
@@ -156,13 +156,13 @@ def _polar(positions: Tensor, key: _Key, blocks: int) -> tuple[Tensor, Tensor]:
 
 
 def _square_and_angle(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Of two words: what the squared radius is -2 times the logarithm of, in (0, 1]; and the angle."""
+    """Return of two words what the squared radius is -2 times the logarithm of, in (0, 1], and the angle."""
     # The half keeps the logarithm's argument above zero.
     return (first.float() + 0.5) * 2.0**-32, second.float() * (2.0 * math.pi * 2.0**-32)
 
 
 def _key_on_device(seed: int, stream: str, positions: Tensor) -> Tensor:
-    """A stream's key, int64 [2]; filled on the device, so that the host does not wait for a copy."""
+    """Return a stream's key, int64 [2]; filled on the device, so that the host does not wait for a copy."""
     return torch.stack([positions.new_full((), word) for word in stream_key(seed, stream)])
 
 

@@ -144,7 +144,7 @@ class OnePass(SeparatePasses):
         return torch.stack([column.float() for column in columns], dim=1)
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """A parameter's state, made as AdamW makes it where there is none."""
+        """Return a parameter's state, made as AdamW makes it where there is none."""
         state: dict[str, Tensor] = self._optimizer.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
@@ -166,7 +166,7 @@ def advance(
     eps: float,
     moves: tuple[float, ...],
 ) -> None:
-    """One step of AdamW on clipped gradients and, from its result, of the averages; in place.
+    """Take one step of AdamW on clipped gradients and, from its result, of the averages; in place.
 
     Source: arXiv 1711.05101 algorithm 2, with the terms as torch.optim.AdamW's fused kernel has them.
 
@@ -201,7 +201,7 @@ def advance(
 
 
 def blocks_of(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """The parameters that are trained, in lists: those of each block of the model's module lists, then the others."""
+    """List the parameters that are trained by block of the model's module lists, then the others."""
     given: set[nn.Parameter] = set()
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     for block in [block for blocks in lists for block in blocks] + [model]:
@@ -212,7 +212,7 @@ def blocks_of(model: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 
 def not_finite(norm: Tensor, loss: Tensor) -> Tensor:
-    """1 where the gradient's norm or the loss is not finite, else 0; float32 [] on the device."""
+    """Return 1 where the gradient's norm or the loss is not finite, else 0; float32 [] on the device."""
     return (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
 
 

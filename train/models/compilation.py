@@ -33,7 +33,7 @@ def compile_blocks(blocks: Iterable[nn.Module], **options: Any) -> None:
 
 
 def compile_function(function: _Function, **options: Any) -> _Function:
-    """A function, compiled when it is first called; it has one program for each combination of shapes.
+    """Return a function that is compiled when it is first called; it has one program for each combination of shapes.
 
     Args:
         function: what is compiled.
