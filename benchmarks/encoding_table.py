@@ -1,4 +1,4 @@
-"""A device alone against encoding on it end to end, for what a store can hold and where it can lie; each line at once.
+"""A device alone against encoding on it end to end, for what a store can hold and where it can be; each line at once.
 
     python benchmarks/encoding_table.py [--device cuda:0] [--batch-size 256] [--seconds 2] [--images 6000] ...
 

@@ -208,7 +208,7 @@ def equal_steps(store: Store, variant: Variant, steps: int) -> int:
 
 
 def held_out_tokens(store: Store, held_out: int, seed: int) -> Gaussian:
-    """Return the normal distribution that stands for the tokens of the images that a run has never seen."""
+    """Return the normal distribution that represents the tokens of the images that a run has never seen."""
     _, rows = split_rows(store.valid_rows, held_out, seed=seed)
     reader = store.reader("center", "tokens")
     out = np.empty((len(rows), *reader.row_shape), reader.dtype)

@@ -63,7 +63,7 @@ def read_by_loader(store: Store, batch_size: int, batches: int) -> float:
 
 
 class PlainReads:
-    """The same rows in the same order by ranged reads alone; where they lie is found before."""
+    """The same rows in the same order by ranged reads alone; where they are is found before."""
 
     def __init__(self, store: Store) -> None:
         self.field = field_of(store.recipe, "center", "tokens")

@@ -214,7 +214,7 @@ class ReconstructionSettings:
     store: Positional[str | Path]
     """Folder or URL of a finished store with images."""
     follow_links: bool = False
-    """Read objects that lie behind links inside the store; otherwise a store with links is refused."""
+    """Read objects that are behind links inside the store; otherwise a store with links is refused."""
     decoder: Path
     """Snapshot of a decoder for the store's encoder; or a model.pt or diffusers' folder, taken to belong to it."""
     decoder_output: DecoderOutput = "auto"

@@ -1,7 +1,25 @@
 """The store of latents: what other packages and other people's trainers use of it.
 
 A name is loaded when it is first asked for, so that importing this package costs nothing; none of them loads torch.
-What is not listed here is internal.
+Names that are not listed here are internal. docs/api.md has the arguments of those that other programs need. By task:
+
+- Read a store: open_store, is_store, Store, RowReader, Manifest, Statistics, MixedStore, Phase, range_cache,
+  bad_rows, sample_stored, chosen_tokens, MIRRORED_VIEWS, NO_LABEL, Positions
+- Feed a trainer: Loader, Batch, SampleDataset, StreamBatchSampler, webdataset_pipeline
+- Write a store: StoreWriter, ShardWriter, Plan, SourceRecord, Recipe, EncoderIdentity, CompressorIdentity, Execution,
+  CommitRecord, ArchiveIdentity, continued_plan, row_codec, stale_temporaries, try_writing
+- Statistics and storage types: Moments, RowSums, moments_of_sums, collapsed_share, GivenStatistics, given_source,
+  publish_given, read_statistics_file, TOKEN_DTYPES, storage_type, to_storage, to_float64
+- int8: Int8Code, published_code, fit_and_judge, describe_error, require_within
+- Check a store: verify_store, Problem, withdraw_damaged, withdraw_repaired
+- Find and decode images: find_images, FoundImage, SourceOptions, SourceReader, SourceRoots, BadImageError,
+  answers_of, united_classes, decode_image, center_crop, random_crops, LARGEST_IMAGE
+- Folders, servers and files: Location, RemotePath, as_location, beside, refuse_credentials, publish_bytes,
+  replace_atomically, replacing, fsync_dir, FolderLock, read_document
+- Commands: run_command, require_output_folder, printable_text, usable_cores
+- Order and random draws: permutation, even_spread
+- Errors: UserError, UsageError, StoreError, StoreDamagedError, StoreIncompleteError, IdentityMismatchError,
+  SourceDamagedError, UndecodableImageError, RemoteError
 """
 
 from importlib import import_module
@@ -67,7 +85,6 @@ if TYPE_CHECKING:
     from shards.reading.token_sample import sample_stored as sample_stored
     from shards.reading.webdataset_pipeline import webdataset_pipeline as webdataset_pipeline
     from shards.sources.find import find_images as find_images
-    from shards.sources.found import Found as Found
     from shards.sources.found import FoundImage as FoundImage
     from shards.sources.found import SourceOptions as SourceOptions
     from shards.sources.reading import BadImageError as BadImageError
@@ -85,7 +102,6 @@ if TYPE_CHECKING:
     from shards.storage.remote_calls import RemoteError as RemoteError
     from shards.storage.remote_path import RemotePath as RemotePath
     from shards.storage.remote_path import refuse_credentials as refuse_credentials
-    from shards.values.code_error import Calibration as Calibration
     from shards.values.code_error import describe_error as describe_error
     from shards.values.code_error import fit_and_judge as fit_and_judge
     from shards.values.code_error import require_within as require_within
@@ -98,7 +114,6 @@ if TYPE_CHECKING:
     from shards.values.moments import moments_of_sums as moments_of_sums
     from shards.values.positions import Positions as Positions
     from shards.values.quantize import Int8Code as Int8Code
-    from shards.values.statistics_file import StatisticsFile as StatisticsFile
     from shards.values.statistics_file import read_statistics_file as read_statistics_file
     from shards.writing.shard_writer import ShardWriter as ShardWriter
     from shards.writing.store_writer import StoreWriter as StoreWriter
@@ -158,7 +173,7 @@ _MODULES = {
     "shards.reading.token_sample": ["chosen_tokens", "sample_stored"],
     "shards.reading.webdataset_pipeline": ["webdataset_pipeline"],
     "shards.sources.find": ["find_images"],
-    "shards.sources.found": ["Found", "FoundImage", "SourceOptions"],
+    "shards.sources.found": ["FoundImage", "SourceOptions"],
     "shards.sources.reading": ["BadImageError", "SourceReader"],
     "shards.sources.roots": ["SourceRoots"],
     "shards.storage.atomic": ["fsync_dir", "replacing"],
@@ -167,12 +182,12 @@ _MODULES = {
     "shards.storage.range_cache": ["range_cache"],
     "shards.storage.remote_calls": ["RemoteError"],
     "shards.storage.remote_path": ["RemotePath", "refuse_credentials"],
-    "shards.values.code_error": ["Calibration", "describe_error", "fit_and_judge", "require_within"],
+    "shards.values.code_error": ["describe_error", "fit_and_judge", "require_within"],
     "shards.values.dtypes": ["TOKEN_DTYPES", "storage_type", "to_float64", "to_storage"],
     "shards.values.moments": ["Moments", "RowSums", "moments_of_sums"],
     "shards.values.positions": ["Positions"],
     "shards.values.quantize": ["Int8Code"],
-    "shards.values.statistics_file": ["StatisticsFile", "read_statistics_file"],
+    "shards.values.statistics_file": ["read_statistics_file"],
     "shards.writing.shard_writer": ["ShardWriter"],
     "shards.writing.store_writer": ["StoreWriter", "stale_temporaries"],
     "shards.writing.trial": ["try_writing"],

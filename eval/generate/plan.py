@@ -108,7 +108,7 @@ def with_sampler_of(
 ) -> GenerationPlan:
     """Return the plan with the default sampler of a model.
 
-    One that is told the end of a jump jumps, unless guidance or a method is asked for; one that predicts the data is
+    A model that takes the end of a jump jumps, unless guidance or a method is asked for; one that predicts the data is
     followed to the data.
     """
     settings = plan.settings

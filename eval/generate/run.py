@@ -148,7 +148,7 @@ def _producer(plan: GenerationPlan, model: Snapshot, store: Store | None, team: 
         )
     if plan.method == "jump" and not _knows_end_time(model):
         raise UsageError(
-            f"a jump needs a model that is told where it ends, as the stages -cmt, -mfd and -mft train; "
+            f"a jump needs a model that takes its end, as the stages -cmt, -mfd and -mft train; "
             f"{settings.snapshot} is none: give --sampler euler-50"
         )
     labelled = bool(model.meta.class_names) or config.num_classes > 1

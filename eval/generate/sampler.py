@@ -40,7 +40,7 @@ class LatentSampler:
     kind: GridKind = "published"
     points: int = 50
     method: str = "euler"
-    """euler, heun, a torchdiffeq solver, or jump, which needs a model that is told the end of a jump."""
+    """euler, heun, a torchdiffeq solver, or jump, which needs a model that takes the end of a jump."""
     shift_base: int = 4096
     """Numbers in a latent for which times are not shifted; as in training."""
     guidance: Guidance = "none"

@@ -1,7 +1,7 @@
 """`samples.npz`, written in any order by any number of processes, interrupted and continued.
 
 The finished file is what the published evaluators read: one array `arr_0`, uint8 [n, H, W, 3], stored without
-compression. Until then the images lie in `samples.npz.partial` at their final offsets, and
+compression. Until then the images are in `samples.npz.partial` at their final offsets, and
 `samples.npz.written` holds one byte an image that says whether it is there. Sample i never depends on who
 made it, so a continued run may share the rest out differently.
 """

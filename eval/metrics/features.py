@@ -46,7 +46,7 @@ class FeatureNetwork(Protocol):
 
     @property
     def main(self) -> FeatureName:
-        """The feature that stands for an image where single images are compared."""
+        """The feature that represents an image where single images are compared."""
         ...
 
     def features(self, images: Tensor) -> dict[FeatureName, Tensor]:

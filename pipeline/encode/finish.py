@@ -30,7 +30,7 @@ def finish_once(config: EncodeConfig, writer: StoreWriter) -> None:
         if not writer.finished():  # else somebody was done between the look and the lease
             finish(config, writer)
             return
-    remove_if_empty(writer.path / WORK_DIR)  # this one's lease made it anew
+    remove_if_empty(writer.path / WORK_DIR)  # this one's lease made it again
 
 
 def finish(config: EncodeConfig, writer: StoreWriter) -> None:

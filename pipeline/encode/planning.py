@@ -83,7 +83,7 @@ def _store_plan(config: EncodeConfig) -> Plan:
         raise UsageError(f"--labels are for files; the store {config.source_path()} names its own classes")
     source = open_store(as_location(config.source_path()))
     if source.recipe.earlier and config.store.out == field_path(source.path, config.store.out.name):
-        return source.plan.with_repaired(source.repaired)  # no deal of its images puts them where they are
+        return source.plan.with_repaired(source.repaired)  # its images and seed do not give this order
     part = Part(source, np.arange(source.plan.num_images))
     plan = Plan.build(
         part.records(), source.class_names, config.store.shards, config.store.seed, source.plan.archives
@@ -94,11 +94,11 @@ def _store_plan(config: EncodeConfig) -> Plan:
 def require_readable(config: EncodeConfig, recipe: Recipe, plan: Plan, views: Collection[str]) -> None:
     """Refuse, before anything is written, a plan whose images are all outside the places that may be read.
 
-    Of a plan some of whose images lie elsewhere, those become rows that are unusable, each with the reason.
+    Of a plan some of whose images are elsewhere, those become rows that are unusable, each with the reason.
 
     Raises:
-        UsageError: Naming where they lie, and the option that allows it.
-        UserError: If a parquet file was written anew since it was listed.
+        UsageError: Naming where they are, and the option that allows it.
+        UserError: If a parquet file was rewritten since it was listed.
     """
     if config.compressor is not None or not is_store(config.source_path()):
         return
@@ -112,7 +112,7 @@ def require_readable(config: EncodeConfig, recipe: Recipe, plan: Plan, views: Co
     if not any(roots.hold(place) for place in places):
         folder = places[0].rpartition("/")[0]
         raise UsageError(
-            f"{config.source_path()} was not made on this machine, and its plan says that its images lie "
+            f"{config.source_path()} was not made on this machine, and its plan says that its images are "
             "elsewhere, such as "
             f"in {folder}; name where they may be read with --source PLACE"
         )

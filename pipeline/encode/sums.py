@@ -112,7 +112,7 @@ class DeviceSums(TorchSums):
 
     @torch.inference_mode()
     def add(self, rows: Tensor, slots: Sequence[int]) -> None:
-        """Add some of the rows float16 [k, *row_shape], which lie on the sums' device, one after another."""
+        """Add some of the rows float16 [k, *row_shape], which are on the sums' device, one after another."""
         flat = rows.reshape(len(rows), -1)
         chosen = flat if len(slots) == len(flat) else flat[torch.tensor(slots, device=flat.device)]
         total, squares = self._sums

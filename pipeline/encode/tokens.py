@@ -67,7 +67,7 @@ class TokenStorage:
 
     Args:
         dtype: Storage type.
-        code: What int8 numbers stand for.
+        code: What int8 numbers encode.
     """
 
     def __init__(self, dtype: str, code: Int8Code | None) -> None:

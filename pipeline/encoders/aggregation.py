@@ -74,7 +74,7 @@ def check_within(layers: Sequence[int], depth: int, option: str, name: str) -> N
     """
     if layers[-1] >= depth:
         raise UsageError(
-            f"{option} must lie within the {depth} blocks of {name}, 0 to {depth - 1}, got {layers[-1]}; "
+            f"{option} must be within the {depth} blocks of {name}, 0 to {depth - 1}, got {layers[-1]}; "
             f"the last block is {depth - 1}"
         )
 

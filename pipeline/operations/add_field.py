@@ -48,8 +48,8 @@ def add_field(config: AddFieldConfig, arguments: Sequence[str]) -> None:
         raise IdentityMismatchError(str(error).replace("another --out", "another --name")) from error
     if writer.plan != store.plan:
         raise IdentityMismatchError(
-            f"the rows of {store.path} are not where a deal of its images puts them, so {config.name} cannot have the "
-            "same; make a `pipeline reshard` of it first"
+            f"the rows of {store.path} are not in the order that its images and seed give, so {config.name} cannot "
+            "have the same; make a `pipeline reshard` of it first"
         )
     shared = writer.recipe.image_size > 0 and share_images(store, field)
     names = ("tokens", "cls") if shared else ("tokens", "cls", "image")

@@ -30,7 +30,7 @@ def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
     if before.recipe.encoder.compressor is not None:
         raise UsageError(
             f"{config.store} holds latents made of another store's tokens; add the views to that store, then make the "
-            "field anew with `pipeline add-field` under another --name"
+            "field again with `pipeline add-field` under another --name"
         )
     missing = tuple(view for view in config.view_names() if view not in before.views)
     if not missing:

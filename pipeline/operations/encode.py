@@ -107,7 +107,7 @@ def _retry(config: EncodeConfig, world: World) -> None:
         for target in targets:
             withdraw_quarantined(config, StoreWriter.open(target.writer.path))
         run(config, StoreWriter.open(path), encoder, world)
-    remove_if_empty(path / WORK_DIR)  # the lease made it anew
+    remove_if_empty(path / WORK_DIR)  # the lease made it again
 
 
 def begin_or_await(config: EncodeConfig, world: World) -> tuple[StoreWriter, RowEncoder | None]:

@@ -183,7 +183,7 @@ def _new_images(config: ExtendConfig, plan: Plan, listing: Listing) -> Listing:
     """Return the images that the store lacks; print what else differs between it and its source.
 
     Raises:
-        UsageError: If an archive that holds new images was packed anew, so that old ones lie elsewhere in it.
+        UsageError: If an archive that holds new images was packed again, so that old ones are elsewhere in it.
     """
     found = {record.key: record for record in listing.records}
     listed = dict(zip(plan.keys, plan.table["nbytes"].to_pylist(), strict=True))
@@ -204,7 +204,7 @@ def _new_images(config: ExtendConfig, plan: Plan, listing: Listing) -> Listing:
     for was, now in both:
         if was.uri in grown and (was.uri, was.offset) != (now.uri, now.offset):
             raise UsageError(
-                f"{was.uri} was packed anew since {config.store} was made, {was.key} lies elsewhere in it now; put "
+                f"{was.uri} was packed again since {config.store} was made, {was.key} is elsewhere in it now; put "
                 "new images into further files, and bring the old one back"
             )
     return dataclasses.replace(listing, records=new)

@@ -57,7 +57,7 @@ def _require_alike(first: Store, other: Store, *, recode: bool) -> None:
     if first.recipe.code != other.recipe.code and not recode:
         raise IdentityMismatchError(
             f"{first.path} and {other.path} hold int8 tokens of different codes; add --recode to code those of the "
-            "latter anew, with more loss, or merge the stores both were made from"
+            "latter again, with more loss, or merge the stores both were made from"
         )
 
 

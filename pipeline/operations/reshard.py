@@ -10,7 +10,7 @@ from shards.writing.selection import Part, reshuffled
 
 
 def reshard(config: ReshardConfig) -> None:
-    """Deal a store's rows to shards anew, with the store's own seed.
+    """Deal a store's rows to shards again, with the store's own seed.
 
     Raises:
         UserError: If the store has that many shards already, or cannot have them.

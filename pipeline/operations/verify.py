@@ -15,7 +15,7 @@ def _withdraw(config: VerifyConfig, problems: list[Problem]) -> None:
     shards = withdraw_damaged(config.store, problems)
     log(
         f"{config.store}: {len(shards)} damaged shards are taken out and the store is unfinished; "
-        "run the command that wrote it again to make them anew"
+        "run the command that wrote it again to make them again"
     )
 
 
@@ -44,7 +44,7 @@ def verify(config: VerifyConfig) -> None:
     if problems:
         raise StoreDamagedError(
             f"{config.store} is damaged: {len(problems)} problems, named above; restore the objects, or add "
-            "--withdraw and run the command that wrote the store again: it makes the damaged shards anew"
+            "--withdraw and run the command that wrote the store again: it makes the damaged shards again"
         )
     manifest = Manifest.read(config.store)
     size = sum(record.nbytes for record in manifest.objects)

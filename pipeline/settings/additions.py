@@ -39,7 +39,7 @@ class AddViewConfig:
     allow_error: float = ALLOWED_ERROR
     """int8: see `pipeline encode`."""
     roots: SourceRootsArgument = ()
-    """Folder or URL that the images lie in, if the store was not made on this machine. May be given several times."""
+    """Folder or URL that the images are in, if the store was not made on this machine. May be given several times."""
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
 
     def view_names(self) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ class AddFieldConfig:
     allow_error: float = ALLOWED_ERROR
     """int8: see `pipeline encode`."""
     roots: SourceRootsArgument = ()
-    """Folder or URL that the images lie in, if the store was not made on this machine. May be given several times."""
+    """Folder or URL that the images are in, if the store was not made on this machine. May be given several times."""
     work: tyro.conf.OmitArgPrefixes[WorkConfig] = field(default_factory=WorkConfig)
 
 
@@ -89,9 +89,9 @@ class AddFieldConfig:
 class ExtendConfig:
     """Encode the images that a source has gained into further shards of a finished store, as a revision of it.
 
-    Images are told by their keys. Rows, labels and shards that are there keep number and bytes; images that changed or
-    are gone are named, and stay as they were stored. Whoever has the store open reads on undisturbed. Run again, it
-    continues.
+    Images are compared by their keys. Rows, labels and shards of the store keep their number and bytes; images that
+    changed or are gone are named, and stay as they were stored. Readers that have the store open are not disturbed. Run
+    again, it continues.
     """
 
     store: tyro.conf.Positional[LocationArgument]

@@ -240,9 +240,9 @@ class SourceConfig:
     """How a source is read that can be read in several ways."""
 
     source_kind: Literal["images", "tar", "parquet", "csv"] | None = None
-    """Take files of one kind, where several lie side by side."""
+    """Take files of one kind, where several are side by side."""
     split: str | None = None
-    """Take one split, such as train, where several lie side by side."""
+    """Take one split, such as train, where several are side by side."""
     label_column: str | None = None
     """Column of a table, or key of .json files, that says the class. Default: label, or the only other name of one."""
     first_label: bool = False
@@ -252,7 +252,7 @@ class SourceConfig:
     take_readable: bool = False
     """Take what can be read of damaged tars; the store records how much was left out."""
     roots: SourceRootsArgument = ()
-    """Further folder or URL that images may lie in, such as those that a table names outside of its own folder. May be
+    """Further folder or URL that images may be in, such as those that a table names outside of its own folder. May be
     given several times."""
 
     def options(self) -> SourceOptions:

@@ -15,7 +15,7 @@ class ReadsStores:
     """What the commands that read stores have in common."""
 
     follow_links: bool = False
-    """Read objects that lie behind links inside the store; otherwise a store with links is refused."""
+    """Read objects that are behind links inside the store; otherwise a store with links is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class VerifyConfig(ReadsStores):
     """Folder or URL of the store."""
     withdraw: bool = False
     """Take damaged shards out of a store that nobody reads or writes; the command that wrote it, run again, makes them
-    anew and finishes the store. Exit code 0 if that can be done."""
+    again and finishes the store. Exit code 0 if that can be done."""
     wait: float = 12.0
     """Seconds to watch leases of other machines for a sign of life, before anything is taken out."""
 
@@ -105,7 +105,7 @@ class SubsetConfig(ReadsStores):
     seed: int = 0
     """Seed of the draw; the same keys and seed give the same sample, however they are sharded."""
     relabel: bool = False
-    """Number the classes that are left anew, from 0. Default: every label and class name stays."""
+    """Number the classes that are left again, from 0. Default: every label and class name stays."""
     shards: int | None = None
     """Exact number of shards. Default: as many as give shards of the old size."""
 
@@ -174,7 +174,7 @@ class ProbeConfig(ReadsStores):
     rows: int = 50_000
     """Rows to use, at most, drawn by --seed."""
     features: Literal["pooled", "cls"] = "pooled"
-    """What stands for a row: its tokens averaged over positions, or its class token."""
+    """What represents a row: its tokens averaged over positions, or its class token."""
     view: str | None = None
     """View whose tokens are used. Default: the store's first."""
     seed: int = 0
@@ -196,7 +196,7 @@ class NeighboursConfig(ReadsStores):
     rows: int = 50_000
     """Rows to search, at most, spread evenly over the store."""
     features: Literal["pooled", "cls"] = "pooled"
-    """What stands for a row: its tokens averaged over positions, or its class token."""
+    """What represents a row: its tokens averaged over positions, or its class token."""
     view: str | None = None
     """View whose tokens are compared. Default: the store's first."""
     out: Path | None = None

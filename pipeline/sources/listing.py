@@ -27,7 +27,7 @@ class Listing:
         records: One for each image, sorted by key; keys are unique.
         class_names: Name of each label; empty where the source has no classes.
         archives: What each tar and parquet file was when it was listed, by address.
-        roots: Folders, files and URLs at or below which the images lie.
+        roots: Folders, files and URLs at or below which the images are.
     """
 
     records: list[SourceRecord]

@@ -42,7 +42,7 @@ def array_documents(recipe: Recipe) -> dict[str, bytes]:
 def grown_documents(recipe: Recipe) -> dict[str, bytes]:
     """Return content by path of those documents that an extension changes; none of a store that was not extended.
 
-    They describe whole arrays for zarr readers in general, so they are replaced where they lie, and no manifest lists
+    They describe whole arrays for zarr readers in general, so they are replaced where they are, and no manifest lists
     them: their content follows from the recipe, and readers of this package do not need them.
     """
     if not recipe.earlier:
@@ -82,7 +82,7 @@ class RowLocator:
         self._offsets = offsets
 
     def __call__(self, source: ObjectReader, shard: int) -> Extents:
-        """Where the rows lie in an open object.
+        """Where the rows are in an open object.
 
         Raises:
             StoreDamagedError: If its own index is damaged.

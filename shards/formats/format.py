@@ -28,7 +28,7 @@ It is given the open object, the row's slot, the row by field, and the first byt
 
 @dataclass(frozen=True)
 class Extents:
-    """Where the rows of one field lie in one object.
+    """Where the rows of one field are in one object.
 
     Attributes:
         offsets: First byte by slot, int64[capacity]; -1 where there is no row.
@@ -79,7 +79,7 @@ class Format(Protocol):
     """
 
     shares_objects: bool
-    """Whether the fields of a view lie in one object a shard; else each field has an object of its own."""
+    """Whether the fields of a view are in one object a shard; else each field has an object of its own."""
     has_row_index: bool
     """Whether an object says itself where its rows are; else commit records and ``index.parquet`` keep it."""
 

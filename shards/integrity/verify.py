@@ -2,7 +2,7 @@
 
 The manifest covers itself and every object by a digest. Where a digest differs, the index's row checksums tell
 which rows are hurt; where every digest agrees, the objects are compared with each other, so that a manifest
-made anew over edited files does not pass.
+made again over edited files does not pass.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def verify_store(
         path: The store.
         threads: Objects read at once.
         progress: Told how far it is.
-        follow_links: Read what lies behind links; otherwise each is a problem, and nothing else is looked at.
+        follow_links: Read what is behind links; otherwise each is a problem, and nothing else is looked at.
 
     Returns:
         One entry a problem, sorted by object and row; empty if every byte is right.

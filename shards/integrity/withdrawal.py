@@ -40,10 +40,10 @@ def withdraw_damaged(path: Location, problems: Sequence[Problem]) -> list[tuple[
         problems: What `verify_store` has found.
 
     Returns:
-        View and number of each shard that has to be made anew, sorted.
+        View and number of each shard that has to be made again, sorted.
 
     Raises:
-        StoreDamagedError: Naming what nothing can be made anew from; the store is then as it was.
+        StoreDamagedError: Naming what nothing can be made again from; the store is then as it was.
     """
     require_own_files(path)
     revision = newest_revision(path)

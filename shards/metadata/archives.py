@@ -1,4 +1,4 @@
-"""Which tar or parquet file a plan's offsets belong to: a file of the same name may be packed anew in another order."""
+"""Which tar or parquet file a plan's offsets belong to: a file of the same name may be packed again in other order."""
 
 from __future__ import annotations
 

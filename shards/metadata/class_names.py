@@ -27,7 +27,7 @@ def united_classes(
     """Return the classes of all stores: the first's with their ids, then those that others add, in their order.
 
     Args:
-        stores: Of each store, where it lies, the names of its classes, and its labels, -1 for none.
+        stores: Of each store, where it is, the names of its classes, and its labels, -1 for none.
 
     Returns:
         The names, and for each store the new label of each of its old ones.

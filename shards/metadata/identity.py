@@ -51,7 +51,7 @@ LARGEST_LATENT = 1 << 27
 """Numbers of the largest latent of an image: 512 MiB as float32. A store that claims larger ones is refused unread."""
 
 SEQUENCE_COMPRESSORS = ("flat-vae",)
-"""Compressors whose latents lie on no grid; those of every other one lie on a coarser grid."""
+"""Compressors whose latents are on no grid; those of every other one are on a coarser grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class EncoderIdentity:
 
     @property
     def positions(self) -> Positions:
-        """How the tokens of an image lie."""
+        """How the tokens of an image are arranged."""
         flat = self.compressor is not None and self.compressor.name in SEQUENCE_COMPRESSORS
         return "sequence" if flat else "grid"
 

@@ -29,7 +29,7 @@ class Manifest:
         num_bad: Images without, each with its reason in the index; both together are all images.
         provenance: Versions and hosts that made it; recorded, never compared.
         objects: Every object but the manifest, sorted by path.
-        revision: How often the small objects that follow from the shards have been made anew since the store was
+        revision: How often the small objects that follow from the shards have been made again since the store was
             first finished.
         fields: Identity of the encoder of each field that was added, by name; see `shards.writing.added_fields`.
     """
@@ -123,7 +123,7 @@ class Manifest:
         return manifest
 
     def _require_possible(self, path: object) -> None:
-        """Refuse counts that the objects cannot bear out, before anybody makes room for them."""
+        """Refuse counts that contradict the objects, before memory is allocated for them."""
         recipe = self.recipe
         if len(recipe.views) * recipe.num_shards > len(self.objects):
             raise StoreDamagedError(

@@ -1,10 +1,10 @@
 """Which image goes where: the table that is written before anything else.
 
-The images, sorted by key, are shuffled by a seed and dealt to exactly N shards, whose sizes differ by at
+The images, sorted by key, are shuffled by a seed and assigned to exactly N shards, whose sizes differ by at
 most one. Every shard has room for ``capacity`` = ⌈n / N⌉ rows, so row = shard · capacity + slot is an index
 on axis 0 of every array; the spare rows at the end of the smaller shards hold nothing.
 
-A plan is only ever appended to: `Plan.extended` deals further images, shuffled among themselves, to further shards of
+A plan is only ever appended to: `Plan.extended` assigns further images, shuffled among themselves, to further shards of
 the same capacity, and leaves every row that was there as it was.
 """
 
@@ -49,7 +49,7 @@ class SourceRecord:
     """One source image.
 
     Attributes:
-        key: Name that is unique in the source and does not depend on where the source lies.
+        key: Name that is unique in the source and does not depend on where the source is.
         label: Class, or -1 where there is none.
         uri: Where the bytes are: a path or an fsspec address.
         offset: First byte inside ``uri`` (0 unless the image is a member of a larger file).
@@ -69,7 +69,7 @@ class Plan:
     Attributes:
         class_names: Name of each label.
         num_shards: Exact number of shards, those of extensions included.
-        seed: Seed of the deal.
+        seed: Seed of the shuffle.
         earlier: What it was before each of its extensions, the first one first.
         repaired: Size in bytes by key of each image whose file was repaired after it was listed, and has another size
             now (`shards.metadata.repaired`). Records and `nbytes` have it; equality, bytes and digest of a plan do not.
@@ -110,7 +110,7 @@ class Plan:
             records: The source images, in any order.
             class_names: Name of each label, by label.
             num_shards: Exact number of shards.
-            seed: Seed of the deal; the same records and seed always give the same plan.
+            seed: Seed of the shuffle; the same records and seed always give the same plan.
             archives: What each tar or parquet file was when it was listed, by address; of more than the records name.
 
         Raises:
@@ -373,13 +373,13 @@ class Plan:
             table = read_table(read_object(path), _COLUMNS)
             text = (table.schema.metadata or {})[b"shards.plan"]
         except FileNotFoundError:
-            raise StoreDamagedError(f"{path} is missing; restore it or encode anew") from None
+            raise StoreDamagedError(f"{path} is missing; restore it or encode again") from None
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
             raise StoreDamagedError(
-                f"{path} is not a readable plan ({error}); restore it or encode anew"
+                f"{path} is not a readable plan ({error}); restore it or encode again"
             ) from error
         settings = read_document(
-            text, _Settings, name=path, error=StoreDamagedError, remedy="restore it or encode anew"
+            text, _Settings, name=path, error=StoreDamagedError, remedy="restore it or encode again"
         )
         version = settings.version
         try:
@@ -393,11 +393,11 @@ class Plan:
             )
         if not 1 <= settings.num_shards <= table.num_rows:
             raise StoreDamagedError(
-                f"{path} deals {table.num_rows} images to {settings.num_shards} shards; restore it or encode anew"
+                f"{path} has {table.num_rows} images in {settings.num_shards} shards; restore it or encode again"
             )
         for name, least in (("label", NO_LABEL), ("offset", 0), ("nbytes", 0)):
             if int(table[name].to_numpy().min()) < least:
-                raise StoreDamagedError(f"{path} has a negative {name}; restore it or encode anew")
+                raise StoreDamagedError(f"{path} has a negative {name}; restore it or encode again")
         return cls(
             table.replace_schema_metadata(None),
             settings.class_names,
@@ -424,13 +424,13 @@ def _dealt(listing: Sequence[SourceRecord], seed: int, *, stream: str) -> pa.Tab
     """Shuffle records, sorted by key, by a stream of random words."""
     import pyarrow as pa
 
-    dealt = [listing[i] for i in permutation(len(listing), seed=seed, stream=stream).tolist()]
+    shuffled = [listing[i] for i in permutation(len(listing), seed=seed, stream=stream).tolist()]
     return pa.table(
         {
-            "key": pa.array([r.key for r in dealt], pa.string()),
-            "label": pa.array([r.label for r in dealt], pa.int32()),
-            "uri": pa.array([r.uri for r in dealt], pa.string()),
-            "offset": pa.array([r.offset for r in dealt], pa.int64()),
-            "nbytes": pa.array([r.nbytes for r in dealt], pa.int64()),
+            "key": pa.array([r.key for r in shuffled], pa.string()),
+            "label": pa.array([r.label for r in shuffled], pa.int32()),
+            "uri": pa.array([r.uri for r in shuffled], pa.string()),
+            "offset": pa.array([r.offset for r in shuffled], pa.int64()),
+            "nbytes": pa.array([r.nbytes for r in shuffled], pa.int64()),
         }
     )

@@ -35,7 +35,7 @@ def read_plan(root: Location, recipe: Recipe) -> Plan:
 
 
 def require_planned(recipe: Recipe, plan: Plan, *, path: object) -> None:
-    """Refuse a recipe of other counts than the plan's, whose rows bear out what they say.
+    """Refuse a recipe of other counts than the plan's, whose rows show what is right.
 
     Raises:
         StoreDamagedError: Naming ``path``.

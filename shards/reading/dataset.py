@@ -2,7 +2,7 @@
 
 `SampleDataset` is map-style: its index is a position of the stream, so that whoever asks for a position, in
 whatever process, gets the same row and view. `StreamBatchSampler` hands out consecutive positions; Accelerate
-deals its batches to the ranks in turn, so that the ranks together read the stream's global batches. Both are
+gives its batches to the ranks in turn, so that the ranks together read the stream's global batches. Both are
 plain objects that ``DataLoader`` takes as they are; see examples/accelerate_loader.py.
 
 An iterable dataset would not do: ``prepare`` lets rank 0 read everything, or every rank read everything.
@@ -36,7 +36,7 @@ class SampleDataset:
         group: How far rows are mixed; see `RowOrder`.
         mode: How bytes are read; see `shards.reading.shard_file`.
         verify: When a row's checksum is compared; see `shards.reading.reader.Verify`.
-        follow_links: Read objects that lie behind links inside the store.
+        follow_links: Read objects that are behind links inside the store.
     """
 
     def __init__(

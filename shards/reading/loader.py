@@ -39,7 +39,7 @@ class Batch:
         rows: Row of each sample, int64[b].
         views: Index of each sample's view in the loader's ``views``, int8[b].
         labels: Class of each sample, int32[b]; -1 where there is none.
-        arrays: By field, the stored rows [b, *row_shape]. They lie in a reused buffer and must not be touched
+        arrays: By field, the stored rows [b, *row_shape]. They are in a reused buffer and must not be touched
             after `release`.
         last_of_step: Whether the rank's share of the global batch ends here.
     """

@@ -120,7 +120,7 @@ class MixedStore(Store):
 
     @property
     def is_remote(self) -> bool:
-        """Whether one of them lies on a server."""
+        """Whether one of them is on a server."""
         return any(store.is_remote for store in self.stores)
 
     @property
@@ -156,7 +156,7 @@ class MixedStore(Store):
 
     @property
     def code(self) -> Int8Code | None:
-        """What the int8 numbers of the tokens stand for; None for other storage types."""
+        """What the int8 numbers of the tokens encode; None for other storage types."""
         return self.stores[0].code
 
     def statistics(self, views: Iterable[str] | None = None, *, exact: bool = False) -> Statistics:

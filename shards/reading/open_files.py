@@ -1,4 +1,4 @@
-"""How many shards a process keeps open: what its limit of open files bears, in equal shares for its readers.
+"""How many shards a process keeps open: as its limit of open files allows, in equal shares for its readers.
 
 A full shuffle comes back to a shard at every few hundred rows, and opening one costs several times what a row does. The
 usual limit of 1024 files is a precaution for programs that use ``select``; a process may raise it up to its hard limit.

@@ -32,7 +32,7 @@ class RowOrder:
         valid_rows: Rows of an epoch, ascending, int64[n].
         seed: Names the order.
         group: How far rows are mixed. None: over the whole store. k ≥ 1: within groups of k shards, which are
-            chosen anew each epoch and read one group after another. 0: not at all, rows come as they are
+            chosen again each epoch and read one group after another. 0: not at all, rows come as they are
             stored.
         capacity: Rows of a shard; needed for a group.
     """

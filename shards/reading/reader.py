@@ -66,7 +66,7 @@ def listed(numbers: Numbers) -> Sequence[int]:
 
 
 class CheckedReader(ABC):
-    """What reading a stored field has in common, wherever it lies; safe to be used by several threads at once.
+    """What reading a stored field has in common, wherever it is; safe to be used by several threads at once.
 
     Args:
         field: The field.
@@ -94,7 +94,7 @@ class CheckedReader(ABC):
 
     @abstractmethod
     def _where(self, shard: int) -> str:
-        """Return the object that a shard lies in, in brackets, as far as it is known."""
+        """Return the object that a shard is in, in brackets, as far as it is known."""
 
     def read(self, rows: Numbers, out: NDArray[Any], at: Numbers | None = None) -> None:
         """See `RowReader.read`."""
@@ -133,7 +133,7 @@ class CheckedReader(ABC):
 
 
 class ShardOpener:
-    """Opens a field's shards that lie on this machine.
+    """Opens a field's shards that are on this machine.
 
     Args:
         root: The store.

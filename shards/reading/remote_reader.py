@@ -39,7 +39,7 @@ class RemoteShard:
     Attributes:
         source: The object.
         digest: Its digest.
-        extents: Where the rows lie in it.
+        extents: Where the rows are in it.
     """
 
     source: ObjectReader
@@ -49,7 +49,7 @@ class RemoteShard:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A row that is to be fetched, and where it lies and goes."""
+    """A row that is to be fetched, and where it is and goes."""
 
     row: int
     shard: RemoteShard

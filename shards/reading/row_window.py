@@ -1,7 +1,7 @@
 """The shards of a field as one array of rows, so that a whole batch is gathered in one call.
 
 Row by row, Python spends some 5 µs a row, which limits compact latents of a few kilobytes. Here every shard is mapped
-at its own offset of one range of addresses. Where all rows have one size and lie at multiples of it, as in uncompressed
+at its own offset of one range of addresses. Where all rows have one size and are at multiples of it, as in uncompressed
 shards of the zarr format, a row of the store is then a row of one two-dimensional array, and numpy gathers a batch
 without the interpreter's lock.
 """
@@ -74,7 +74,7 @@ class RowWindow:
         return sys.platform == "linux"
 
     def entries(self, rows: NDArray[np.int64], open_shard: OpenShard) -> NDArray[np.int64] | None:
-        """Return where rows lie in the array, int64[b]; None where one of them cannot be taken from it.
+        """Return where rows are in the array, int64[b]; None where one of them cannot be taken from it.
 
         Maps the shards that have not been mapped yet, and looks up the sizes of those looked up over a millisecond ago:
         touching a mapped page behind the end of a file that was shortened would end the process.

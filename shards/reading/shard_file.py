@@ -49,7 +49,7 @@ class ShardFile(LocalObject):
     """An object of a store, open for reading; closed when the last reference to it goes.
 
     Attributes:
-        extents: Where the rows of one field lie in it.
+        extents: Where the rows of one field are in it.
     """
 
     def __init__(self, path: Path, locate: Callable[[ObjectReader], Extents], mode: ReadMode) -> None:
@@ -79,7 +79,7 @@ class ShardFile(LocalObject):
         return self._offsets[slot], self._sizes[slot]
 
     def run_length(self, slot: int, most: int) -> int:
-        """Return how many rows from ``slot`` on, at most ``most``, lie one behind another without a gap."""
+        """Return how many rows from ``slot`` on, at most ``most``, are one behind another without a gap."""
         offsets, sizes = self._offsets, self._sizes
         length = 1
         while (

@@ -60,17 +60,17 @@ def open_store(path: str | Location, cache: RangeCache | None = None, *, follow_
     Args:
         path: Its folder or URL.
         cache: Where rows from a server are kept on this machine.
-        follow_links: Read objects that lie behind links inside the store. The folder itself may always be a link.
+        follow_links: Read objects that are behind links inside the store. The folder itself may always be a link.
 
     Raises:
-        UsageError: If there is no store at ``path``, a cache is given for one of this machine, or an object lies behind
+        UsageError: If there is no store at ``path``, a cache is given for one of this machine, or an object is behind
             a link that is not to be followed.
         StoreIncompleteError: If it has no manifest yet.
         StoreDamagedError: If an object is missing or of another size than the manifest says.
     """
     path = as_location(path)
     if cache is not None and not storage_of(path).is_remote:
-        raise UsageError(f"--cache is for stores on a server, and {path} lies on this machine; leave it out")
+        raise UsageError(f"--cache is for stores on a server, and {path} is on this machine; leave it out")
     begun = read_recipe(path)
     manifest = Manifest.read(path)
     own = read_recipe(path, manifest.revision)
@@ -94,7 +94,7 @@ class Store:
     Attributes:
         path: Its folder.
         manifest: What it consists of.
-        follow_links: Whether what lies behind links inside it is read.
+        follow_links: Whether what is behind links inside it is read.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Store:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it lies on a server, so that each request takes a round trip."""
+        """Whether it is on a server, so that each request takes a round trip."""
         return storage_of(self.path).is_remote
 
     @property
@@ -302,11 +302,11 @@ class Store:
 
     @cached_property
     def code(self) -> Int8Code | None:
-        """What the int8 numbers of the tokens stand for; None for other storage types."""
+        """What the int8 numbers of the tokens encode; None for other storage types."""
         return read_code(self.object_bytes, self.recipe) if self.recipe.dtype == "int8" else None
 
     def decode(self, tokens: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the numbers that tokens as a reader delivers them stand for, exactly.
+        """Return the numbers that tokens as a reader delivers them encode, exactly.
 
         Args:
             tokens: [..., D] of the storage type.

@@ -43,7 +43,7 @@ def webdataset_pipeline(
         fields: ``tokens``, and ``image`` uint8 [P, P, 3] where the view stores it.
         shuffle: Rows in the buffer that mixes them; the order of the shards is shuffled too. 0 reads as stored.
         seed: Names the order; each iteration of the pipeline has another.
-        decode: Give tokens as the numbers they stand for, float32 [N, D]; False gives them as they are stored.
+        decode: Give tokens as the numbers they encode, float32 [N, D]; False gives them as they are stored.
 
     Raises:
         UsageError: If the store has another format, no such view or no such field.
@@ -84,7 +84,7 @@ def webdataset_pipeline(
 
 
 class _Opener:
-    """Opens tars of a store one after another, wherever it lies."""
+    """Opens tars of a store one after another, wherever it is."""
 
     def __init__(self, root: Location) -> None:
         self._root = root

@@ -1,1 +1,1 @@
-"""Image files wherever they lie: finding them in folders, tars and tables, and reading their bytes."""
+"""Image files wherever they are: finding them in folders, tars and tables, and reading their bytes."""

@@ -72,7 +72,7 @@ def _find_in_files(source: str, paths: list[Location], options: SourceOptions, k
     packed = [path for path in paths if path.suffix.lower() in _COMPRESSED]
     if packed:
         raise UsageError(
-            f"images are read where they lie, which a compressed file does not allow: {packed[0]}; unpack "
+            f"images are read where they are, which a compressed file does not allow: {packed[0]}; unpack "
             "it first, such as "
             "with `gunzip -k` a .tar.gz"
         )
@@ -139,7 +139,7 @@ def expanded(pattern: str) -> Iterator[str]:
             step = 1 if first <= last else -1
             if abs(last - first) > 1_000_000:
                 raise UsageError(
-                    f"a pattern in braces must stand for at most a million files, got {{{text}}}"
+                    f"a pattern in braces must represent at most a million files, got {{{text}}}"
                 )
             pieces.append([f"{number:0{width}d}" for number in range(first, last + step, step)])
         else:

@@ -32,11 +32,11 @@ class FolderListing:
     def find(self, root: Location) -> Found:
         """Find every image file below `root`; its class is the first folder of its path below `root`, if there is one.
 
-        Names that begin with a dot are left out. Links are followed, but not to a folder that they lie in. A link that
+        Names that begin with a dot are left out. Links are followed, but not to a folder that they are in. A link that
         leads to no file is listed with 0 bytes, so that it counts as an image that is missing.
 
         Raises:
-            UsageError: If some images lie in class folders and some beside them.
+            UsageError: If some images are in class folders and some beside them.
         """
         images = []
         loose = classed = None
@@ -48,14 +48,14 @@ class FolderListing:
                 classed = classed or name
             if loose and classed:
                 raise UsageError(
-                    "images must lie either all in class sub-folders or all in the folder itself, "
+                    "images must be either all in class sub-folders or all in the folder itself, "
                     f"got {printable(loose)} beside {printable(classed)}; move or remove one kind"
                 )
             class_name = printable(parts[0]) if len(parts) > 1 else None
             images.append(FoundImage(printable(name), class_name, address, 0, nbytes))
         source = "the first folder of each path" if classed else None
         notes = self._empty_classes(images) if classed else ()
-        return Found(images, classes_from=source, instead="images lie in the folder itself", notes=notes)
+        return Found(images, classes_from=source, instead="images are in the folder itself", notes=notes)
 
     def files(self, root: Location) -> Iterator[_File]:
         """Yield address, path below the folder and bytes of every image file."""

@@ -25,8 +25,8 @@ class SourceOptions:
     """What to take of a source that can be read in several ways.
 
     Attributes:
-        kind: Files of one kind, where several lie side by side.
-        split: One of the splits that lie side by side, such as `train`.
+        kind: Files of one kind, where several are side by side.
+        split: One of the splits that are side by side, such as `train`.
         label_column: The column of a table, or key of `.json` files, that says the class.
         first_label: Of a list of labels, take the first.
         image_column: The column of a parquet file that holds the images.
@@ -50,7 +50,7 @@ class FoundImage:
     Attributes:
         key: Its name, unique in the source once `shards.sources.find.unique_keys` has seen it.
         class_name: Its class as the source writes it; None for none.
-        uri: The file or archive it lies in.
+        uri: The file or archive it is in.
         offset: Its first byte in a tar, its row in a parquet file, else 0.
         nbytes: Its size in bytes.
         parts: Of a sparse file in a tar, its pieces.
@@ -72,7 +72,7 @@ class LeftOut:
 
     Attributes:
         endings: Number of files by ending, in lower case; "" for none.
-        hidden: Files and folders whose name begins with a dot, and what lies in such folders of a tar.
+        hidden: Files and folders whose name begins with a dot, and what is in such folders of a tar.
         special: Pipes, sockets and devices.
         outside: Links that lead out of the source; they are followed.
     """
@@ -109,7 +109,7 @@ class Found:
         instead: What there is where labels could have been, such as `columns are image, caption`.
         notes: Lines for the user: what was left out, and what looks odd.
         archives: What each tar and parquet file was when it was listed, by `FoundImage.uri`.
-        roots: Where the images lie: folders, files or URLs.
+        roots: Where the images are: folders, files or URLs.
     """
 
     images: list[FoundImage]

@@ -1,4 +1,4 @@
-"""Reading parquet columns in steps that memory bears, whatever the file says of itself."""
+"""Reading parquet columns in steps that fit into memory, whatever the file claims."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _page_sizes(path: Location, group: int, chunks: list[Any]) -> list[PageSizes
             return [page_sizes(content.read, chunk) for chunk in chunks]
         except ValueError as error:
             raise SourceDamagedError(
-                f"{path} is not a readable parquet file (row group {group}: {error}); download it anew"
+                f"{path} is not a readable parquet file (row group {group}: {error}); download it again"
             ) from error
 
 

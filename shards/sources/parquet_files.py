@@ -364,5 +364,5 @@ def undamaged(path: Location) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())
         raise SourceDamagedError(
-            f"{path} is not a readable parquet file ({reason}); download it anew"
+            f"{path} is not a readable parquet file ({reason}); download it again"
         ) from error

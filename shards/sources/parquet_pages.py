@@ -102,7 +102,7 @@ class _CompactReader:
         """Return an integer or a struct; None of what is passed over."""
         if depth > _DEEPEST:
             raise ValueError("a page's header is nested too deeply")
-        if kind in (1, 2):  # a field's truth lies in its kind, a list's entries have a byte each
+        if kind in (1, 2):  # a field's truth is in its kind, a list's entries have a byte each
             self._pass(in_list)
         elif kind == 3:
             self._pass(1)

@@ -26,7 +26,7 @@ _CACHED_GROUPS = 4
 
 
 class SourceChangedError(UserError):
-    """An archive is not the one that was listed, and its images cannot be told apart."""
+    """An archive is not the one that was listed, and its images cannot be identified."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _require_same_rows(
             digest.add(value.as_buffer() if value.is_valid else None)
     if digest.hex() != listed.rows:
         raise SourceChangedError(
-            f"{path} is not the file that was listed: it was written anew ({listed.nbytes} bytes then, "
+            f"{path} is not the file that was listed: it was rewritten ({listed.nbytes} bytes then, "
             f"{identity_now(path).nbytes} now), and its rows are other images; bring the old file back, or "
             "encode this one "
             "into a new store"

@@ -36,7 +36,7 @@ class ImagePlace(Protocol):
 
     @property
     def uri(self) -> str:
-        """The file or archive it lies in."""
+        """The file or archive it is in."""
 
     @property
     def offset(self) -> int:
@@ -55,7 +55,7 @@ class SourceReader:
 
     Args:
         archives: What each archive was when it was listed, by address: offsets into another file are not trusted.
-        roots: Where images may lie; None where the user has named the source, and the listing has followed it.
+        roots: Where images may be; None where the user has named the source, and the listing has followed it.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class SourceReader:
         """Compare the parquet files, whose rows have no names, with what they were when they were listed.
 
         Raises:
-            SourceChangedError: If one was written anew.
+            SourceChangedError: If one was rewritten.
         """
         for uri, archive in self._archives.items():
             if archive.rows and (self._roots is None or self._roots.hold(uri)):

@@ -34,7 +34,7 @@ class SourceRoots:
         return cls.of([table.absolute().parent, *options.roots])
 
     def hold(self, address: str) -> bool:
-        """Return whether an address lies at or below one of them."""
+        """Return whether an address is at or below one of them."""
         place = _normal(_absolute(address))
         return any(place == root or place.startswith(root.rstrip("/") + "/") for root in self.places)
 

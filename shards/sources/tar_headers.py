@@ -129,7 +129,7 @@ def walk(
                 raise SourceDamagedError(
                     f"{what} is not a whole uncompressed tar: {fault} at byte {fault.offset - start}; "
                     "download or pack "
-                    "it anew, or take what is readable with --take-readable"
+                    "it again, or take what is readable with --take-readable"
                 ) from fault
             position = _next_header(source, fault.resume, end)
             lost.places.append(f"{what}: {fault} at byte {fault.offset - start}")

@@ -1,4 +1,4 @@
-"""Images out of tars that may have been packed anew since they were listed.
+"""Images out of tars that may have been packed again since they were listed.
 
 By offset where the tar's identity and the member's header agree with the listing, else by name.
 """

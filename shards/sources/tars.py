@@ -37,7 +37,7 @@ class _Tar:
     """A tar that was walked once.
 
     Attributes:
-        path: Where it lies.
+        path: Where it is.
         files: Its files, links that lead to one of them included, that are not hidden, in order.
         identity: What it is now.
     """
@@ -77,7 +77,7 @@ class TarListing:
         """Return every image of some tars; keys need not be unique yet.
 
         Raises:
-            UsageError: If a tar is damaged, or tars of several kinds lie side by side.
+            UsageError: If a tar is damaged, or tars of several kinds are side by side.
         """
         tars = [self._walked(path) for path in paths]
         archives = {whole_address(tar.path): tar.identity for tar in tars}
@@ -150,8 +150,8 @@ class TarListing:
             for tar in outer.inner:
                 if tar.parts is not None or tar.problem is not None:
                     raise UsageError(
-                        f"{outer.path}: the inner tar {tar.name} cannot be read where it lies "
-                        f"({tar.problem or 'it is stored sparse'}); pack the outer one anew"
+                        f"{outer.path}: the inner tar {tar.name} cannot be read where it is "
+                        f"({tar.problem or 'it is stored sparse'}); pack the outer one again"
                     )
                 class_name = PurePosixPath(tar.name).stem
                 what = f"the inner tar {tar.name} of {outer.path}"
@@ -198,7 +198,7 @@ class TarListing:
                 "--source-kind images"
             )
         raise UsageError(
-            f"a tar of tars and a tar of images lie side by side: {nested[0].path} holds tars such as "
+            f"a tar of tars and a tar of images are side by side: {nested[0].path} holds tars such as "
             f"{nested[0].inner[0].name}, {flat[0].path} holds images such as {flat[0].images[0].name}; name "
             "one of them"
         )

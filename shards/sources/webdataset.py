@@ -22,10 +22,10 @@ _LARGEST_JSON = 1 << 22
 
 @dataclass(frozen=True)
 class FlatTar:
-    """A tar whose images lie in it directly.
+    """A tar whose images are in it directly.
 
     Attributes:
-        path: Where it lies.
+        path: Where it is.
         uri: Its whole address.
         files: Its files that are not hidden, in order.
     """
@@ -45,7 +45,7 @@ class FoundInTars:
         instead: What could have given them and did not.
         notes: Lines about other images that were left out.
         only_images: Whether the tars hold nothing beside images.
-        in_folders: Whether some images lie in folders of their tar.
+        in_folders: Whether some images are in folders of their tar.
     """
 
     images: list[FoundImage] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""Where bytes lie: a folder or a server. Listing, reading ranges, publishing atomically, caching."""
+"""Where bytes are: a folder or a server. Listing, reading ranges, publishing atomically, caching."""

@@ -1,4 +1,4 @@
-"""What may lie in a folder that others made: folders and regular files, and no links unless they are asked for.
+"""What may be in a folder that others made: folders and regular files, and no links unless they are asked for.
 
 A store or run folder may come from a stranger. A link in it would lead what is written, removed or read to another
 place of this machine; a device or a pipe would never end. Whoever writes looks through the folder first and refuses
@@ -57,7 +57,7 @@ def foreign_entries(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def require_plain(root: Path, names: Iterable[str], *, follow_links: bool) -> None:
-    """Refuse objects of a folder that lie behind a link or are no regular files; those that are missing pass.
+    """Refuse objects of a folder that are behind a link or are no regular files; those that are missing pass.
 
     Args:
         root: The folder; it may be a link itself.

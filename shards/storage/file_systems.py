@@ -50,5 +50,5 @@ def file_system(scheme: str, process: int) -> Any:
 
 
 def forget_connections() -> None:
-    """Connect anew, with the endpoint and credentials that are in the environment then."""
+    """Connect again, with the endpoint and credentials that are in the environment then."""
     file_system.cache_clear()

@@ -66,7 +66,7 @@ class Storage(Protocol[L]):
         """See `children`."""
 
     def walk(self, root: L) -> Iterator[WalkedEntry]:
-        """Yield what lies in a folder at any depth, by name; a folder that begins with a dot need not be entered."""
+        """Yield what is in a folder at any depth, by name; a folder that begins with a dot need not be entered."""
 
     def sizes(self, root: L, names: Sequence[str]) -> dict[str, int]:
         """Return the bytes of each of these objects that is there, by name."""
@@ -78,7 +78,7 @@ class Storage(Protocol[L]):
         """See `object_names`."""
 
     def entries(self, root: L) -> Iterator[str]:
-        """Return the last parts of the names of what lies in a folder; nothing if it is not there."""
+        """Return the last parts of the names of what is in a folder; nothing if it is not there."""
 
     def read(self, path: L) -> bytes:
         """See `read_object`."""
@@ -214,7 +214,7 @@ def file_size(path: Location) -> int:
 
 
 def object_version(path: Location) -> tuple[int, str]:
-    """Return the bytes of an object, and a text that is another once it is written anew: a time, or the server's tag.
+    """Return the bytes of an object, and a text that is another once it is rewritten: a time, or the server's tag.
 
     The text is empty where a server says nothing.
 
@@ -265,7 +265,7 @@ def foreign_entries(root: Location) -> Iterator[tuple[str, str]]:
 
 
 def require_plain(root: Location, names: Iterable[str], *, follow_links: bool) -> None:
-    """Refuse objects to read that lie behind links; see `shards.storage.entries.require_plain`."""
+    """Refuse objects to read that are behind links; see `shards.storage.entries.require_plain`."""
     storage_of(root).require_plain(root, names, follow_links=follow_links)
 
 

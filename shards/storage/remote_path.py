@@ -101,7 +101,7 @@ class RemotePath:
 
     @property
     def parent(self) -> Self:
-        """The folder it lies in."""
+        """The folder it is in."""
         return type(self)(self.scheme, self.path.rpartition("/")[0])
 
     def absolute(self) -> Self:
@@ -257,7 +257,7 @@ class RemotePath:
     def create(self, content: bytes) -> bool:
         """Write a small object unless the name is taken; says whether it was free.
 
-        An attempt whose answer was lost may have been the first itself; callers read what lies there.
+        An attempt whose answer was lost may have been the first itself; callers read what is there.
         """
         self._require_writable()
         try:

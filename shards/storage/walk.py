@@ -1,6 +1,6 @@
 """Every file below a folder of this machine, links followed: what a source of images is listed by.
 
-Links to folders that they lie in are left out, so that the walk ends.
+Links to folders that they are in are left out, so that the walk ends.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class WalkedEntry(Protocol):
 
 
 def walk_folder(root: Path) -> Iterator[WalkedEntry]:
-    """Yield what lies in a folder at any depth, by name; a folder that begins with a dot is not entered."""
+    """Yield what is in a folder at any depth, by name; a folder that begins with a dot is not entered."""
     top = str(root.absolute())
     return _walked(top, (), os.path.realpath(top), frozenset())
 
@@ -53,7 +53,7 @@ def walk_folder(root: Path) -> Iterator[WalkedEntry]:
 def _walked(
     folder: str, above: tuple[str, ...], root: str, outer: frozenset[tuple[int, int]]
 ) -> Iterator[WalkedEntry]:
-    """Yield a folder's entries; `outer` has the device and inode of the folders it lies in."""
+    """Yield a folder's entries; `outer` has the device and inode of the folders it is in."""
     inside = outer | {_identity(folder)}
     with os.scandir(folder) as entries:
         listing = sorted(entries, key=lambda entry: entry.name)

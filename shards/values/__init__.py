@@ -1,1 +1,1 @@
-"""What a stored number stands for: storage types, int8 codes, exact moments. Pure arithmetic."""
+"""What a stored number means: storage types, int8 codes, exact moments. Pure arithmetic."""

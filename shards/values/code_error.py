@@ -21,7 +21,7 @@ class Calibration:
     """A fitted code and what it costs.
 
     Attributes:
-        code: What the int8 numbers will stand for.
+        code: What the int8 numbers will encode.
         error: RMS error of each channel on images the code was not fitted to, as a share of the channel's standard
             deviation, float64[D].
     """

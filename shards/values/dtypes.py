@@ -1,4 +1,4 @@
-"""How numbers lie in a store: storage types, what they mean, and what stands where no row was written.
+"""How numbers are in a store: storage types, what they mean, and what stands where no row was written.
 
 numpy, zarr and npy know no bfloat16, so its bits are stored as ``uint16``. The fill of each type is a value
 that no written row consists of, so that an absent row can never pass for data.

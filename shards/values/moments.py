@@ -139,7 +139,7 @@ class RowSums:
     Args:
         row_shape: Shape of a row.
         dtype: How its numbers are stored.
-        code: What int8 numbers stand for.
+        code: What int8 numbers encode.
     """
 
     def __init__(self, row_shape: tuple[int, ...], dtype: StorageType, code: Int8Code | None = None) -> None:

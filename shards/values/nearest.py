@@ -1,6 +1,6 @@
 """Which interval of its channel each of many values falls into, several times faster than a binary search each.
 
-A channel's values are spread over small equal cells, each of which knows how many boundaries lie before it; from
+A channel's values are spread over small equal cells, each of which knows how many boundaries are before it; from
 there it is mostly one comparison, sometimes two. Only values far out, where many boundaries share the outermost
 cell, need more.
 """
@@ -19,7 +19,7 @@ _CHUNK = 1 << 16  # values worked on at a time: the temporaries stay in the seco
 
 
 class Intervals:
-    """Counts the boundaries of its channel that lie below each value.
+    """Counts the boundaries of its channel that are below each value.
 
     Args:
         boundaries: float32[D, K], ascending in each channel; K at most 255.

@@ -1,8 +1,8 @@
-"""How the tokens of an image lie. Imports nothing, so that settings can name it before a command does anything."""
+"""How the tokens of an image are arranged. Imports nothing, so that settings can use it before a command starts."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Positions = Literal["grid", "sequence"]
-"""How the tokens of an image lie: in rows and columns, or one after another without a grid."""
+"""How the tokens of an image are arranged: in rows and columns, or one after another without a grid."""

@@ -45,7 +45,7 @@ _SPARE_GROWTH = 1.1
 
 @dataclass(frozen=True, eq=False)
 class Int8Code:
-    """What each int8 number of each channel stands for.
+    """What each int8 number of each channel encodes.
 
     Attributes:
         table: float32[D, 256]; ascending along a channel's entries 1 to 255, NaN in entry 0.
@@ -106,7 +106,7 @@ class Int8Code:
         """
         codes = np.empty(rows.shape, np.int8)
         square_error = np.empty((len(rows), self.width))
-        # Row by row, so that what lies between the steps stays in the cache.
+        # Row by row, so that what is between the steps stays in the cache.
         for index, row in enumerate(rows):
             codes[index] = self.encode(row)
             lost = self.decode(codes[index])

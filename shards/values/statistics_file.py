@@ -181,7 +181,7 @@ def _tensor(
     count = math.prod(list(shape))
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if count > len(storage) or (count and last >= len(storage)):
-        raise ValueError(f"a tensor of shape {list(shape)} does not lie in {len(storage)} stored numbers")
+        raise ValueError(f"a tensor of shape {list(shape)} does not be in {len(storage)} stored numbers")
     steps = tuple(step * storage.itemsize for step in stride)
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
 

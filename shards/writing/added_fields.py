@@ -26,7 +26,7 @@ def open_field(store: Store, name: str) -> Store:
     """Open a finished field of a store.
 
     Raises:
-        UsageError: If it lies behind a link, and the store was opened without following those.
+        UsageError: If it is behind a link, and the store was opened without following those.
     """
     path = field_path(store.path, name)
     require_plain(store.path, [f"{FIELDS}/{name}/{MANIFEST}"], follow_links=store.follow_links)

@@ -1,7 +1,7 @@
 """Adding to a finished store without disturbing whoever has it open.
 
 Shards, commit records and rows never move; what is added are views, or, in further shards, images. The small objects
-that follow from them – index, labels, statistics – are made anew for each revision, in a folder of its own, and the
+that follow from them – index, labels, statistics – are made again for each revision, in a folder of its own, and the
 manifest, replaced last, says which revision holds. A revision is begun by its ``zarr.json``, which names the recipe it
 is made with, and finished by the manifest.
 """
@@ -44,7 +44,7 @@ _DERIVED = (INDEX, "label", "valid", "stats")
 _OWN = re.compile(
     rf"({REVISIONS}/\d+/)?(zarr\.json|index\.parquet|(label|valid|stats)/([\w-]+/)*(zarr\.json|c(/\d+)+))"
 )
-"""Names of the objects that each revision makes anew."""
+"""Names of the objects that each revision makes again."""
 _EXTENDED_PLAN = re.compile(r"plan-[0-9a-f]{32}\.parquet")
 """Name of the plan of an extended store; the manifest lists that of the published revision."""
 _OF_VIEW = re.compile(

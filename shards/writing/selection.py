@@ -64,13 +64,13 @@ def every_row(store: Store) -> Selection:
 
 
 def reshuffled(parts: Sequence[Part], class_names: Sequence[str], num_shards: int, seed: int) -> Selection:
-    """Return images dealt to shards as an encode of the same images, shards and seed would deal them.
+    """Return images assigned to shards as an encode with the same images, shards and seed assigns them.
 
     Args:
         parts: Images, with no key twice.
         class_names: Name of each new label.
         num_shards: Exact number of shards.
-        seed: Seed of the deal.
+        seed: Seed of the shuffle.
 
     Raises:
         UsageError: If there are no images, or more shards than images.

@@ -49,7 +49,7 @@ class StoreWriter:
 
     @cached_property
     def code(self) -> Int8Code | None:
-        """What the store's int8 numbers stand for; None for other storage types."""
+        """What the store's int8 numbers encode; None for other storage types."""
         return published_code(self.path, self.recipe)
 
     @classmethod
@@ -226,7 +226,7 @@ def _moved(begun: Plan, plan: Plan) -> str:
         )
     first = np.flatnonzero(begun.offsets != plan.offsets)[0]
     return (
-        f"at other places inside {plan.uris[first]}, which was packed anew since ({begun.keys[first]} began "
+        f"at other places inside {plan.uris[first]}, which was packed again since ({begun.keys[first]} began "
         "at "
         f"{begun.offsets[first]}, now at {plan.offsets[first]}); bring the old file back, or name a new "
         "folder"
@@ -234,7 +234,7 @@ def _moved(begun: Plan, plan: Plan) -> str:
 
 
 def _same_deal(one: Plan, other: Plan) -> bool:
-    """Return whether two plans differ in nothing but where the images lie."""
+    """Return whether two plans differ in nothing but where the images are."""
     settings = ("num_shards", "seed", "class_names", "earlier")
     same = all(getattr(one, name) == getattr(other, name) for name in settings)
     columns = ["key", "label", "nbytes"]

@@ -89,7 +89,7 @@ PLACES = {
     "NEW": "new-{number}",
     "DIR": "new-{number}",
 }
-"""What the words of the reference pages stand for."""
+"""What the words of the reference pages represent."""
 
 NOT_RUN = {
     "make": "the demo has a slow test of its own, and the tests are what is running",

@@ -153,7 +153,7 @@ def test_class_tokens_are_read_by_loader_and_dataset(folder, tmp_path, pipeline)
             ["--class-token", "--encoder", "vit_base_patch16_siglip_256.v2_webli"],
             "has no class token; leave it out",
         ),
-        (["--also", "k9=9"], "--also k9 must lie within the 4 blocks of"),
+        (["--also", "k9=9"], "--also k9 must be within the 4 blocks of"),
         (["--also", "k2=3,1"], "--also k2 must name each block once, in ascending order, got 3,1; use 1,3"),
         (["--also", "k=1", "k=2"], "--also must give each field a name of its own, got k=1 k=2"),
         (["--also", "1,2"], "--also takes NAME=LAYERS, NAME a plain word, got '1,2'; such as k23=1-23"),

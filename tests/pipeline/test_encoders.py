@@ -231,7 +231,7 @@ def test_settings_that_no_encoder_can_have_are_refused_in_one_line(arguments, co
     [
         (
             {"layers": (1, 12)},
-            "--layers must lie within the 12 blocks of --encoder test_vit3, 0 to 11, got 12",
+            "--layers must be within the 12 blocks of --encoder test_vit3, 0 to 11, got 12",
         ),
         ({"layers": (5, 2)}, "--layers must name each block once, in ascending order, got 5,2; use 2,5"),
         ({"layers": (2, 2)}, "got 2,2; use 2$"),

@@ -43,7 +43,7 @@ def store(tmp_path, built):
 
 
 def outside(path, folder):
-    """Move what lies at a path of a store elsewhere, and put a link in its place."""
+    """Move what is at a path of a store elsewhere, and put a link in its place."""
     path.rename(folder / path.name)
     path.symlink_to(folder / path.name)
 

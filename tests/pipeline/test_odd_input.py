@@ -437,7 +437,7 @@ CASES = [
         "a tar of tars beside a tar of images",
         REFUSED + "both are named",
         tars_of(classes=[("n01.tar", packed(("0.png", 0)))], flat=[("1.png", 1)]),
-        error="a tar of tars and a tar of images lie side by side",
+        error="a tar of tars and a tar of images are side by side",
     ),
     Case(
         "tars beside class folders",

@@ -122,7 +122,7 @@ def test_a_copied_parquet_file_is_the_same_and_one_written_anew_is_refused(tmp_p
     os.utime(tmp_path / "x.parquet", (1, 1))
     assert list(read_all(listing).values()) == IMAGES
     write_rows(tmp_path / "x.parquet", reversed(range(6)))
-    with pytest.raises(UserError, match=r"x\.parquet is not the file that was listed: it was written anew"):
+    with pytest.raises(UserError, match=r"x\.parquet is not the file that was listed: it was rewritten"):
         read_all(listing)
     with pytest.raises(UserError, match="bring the old file back"):
         SourceReader(listing.archives).require_same_rows()
@@ -280,7 +280,7 @@ def test_a_view_is_made_of_the_encoded_images_alone_and_where_the_user_says(
         Image.fromarray(draw(number)).save(folder / f"{number}.bmp")
     code, _, err = pipeline("encode", folder, "--out", store, "--shards", 1, "--views", "center", *tiny)
     assert code == 0, err
-    assert "4 images, no labels; images lie in the folder itself" in err
+    assert "4 images, no labels; images are in the folder itself" in err
     for name, other in (("0.bmp", "swap"), ("1.bmp", "0.bmp"), ("swap", "1.bmp")):
         (folder / name).rename(folder / other)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))

@@ -1,4 +1,4 @@
-"""What is damaged is taken out of a store, and the command that wrote it makes it anew."""
+"""What is damaged is taken out of a store, and the command that wrote it makes it again."""
 
 import os
 

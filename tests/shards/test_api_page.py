@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import shards
@@ -19,6 +20,12 @@ def test_every_name_on_it_is_offered_once_and_documented():
     assert len(names) == len(set(names))
     assert set(names) <= set(shards.__all__)
     assert all(getattr(shards, name).__doc__ for name in names)
+
+
+def test_the_package_s_docstring_lists_every_name_once_by_task():
+    by_task = shards.__doc__.partition("By task:")[2]
+    names = re.findall(r"[^\s,]+", re.sub(r"- [^:]+:", "", by_task))
+    assert sorted(names) == shards.__all__
 
 
 def test_every_name_that_is_offered_can_be_loaded():

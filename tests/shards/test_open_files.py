@@ -1,4 +1,4 @@
-"""Readers keep as many shards open as the process's limit of files bears, and never need more."""
+"""Readers keep as many shards open as the process's limit of files allows, and never need more."""
 
 from __future__ import annotations
 

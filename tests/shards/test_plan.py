@@ -1,4 +1,4 @@
-"""The plan deals every image to one place of one shard, and says so again when it is read back."""
+"""The plan assigns every image to one slot of one shard, and is the same when it is read back."""
 
 from __future__ import annotations
 

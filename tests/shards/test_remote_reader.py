@@ -105,7 +105,7 @@ def test_neighbours_are_one_request_and_nothing_beyond_a_quarter_is_asked_for(s3
         faulty_s3.requests.clear()
         reader.read([3, 1, 2, 9, 22, 20], out)
         asked = sorted(last - first + 1 for _, first, last in faulty_s3.requests)
-        # Rows 1 to 3 lie side by side in a zarr shard; in a tar there are images between them.
+        # Rows 1 to 3 are side by side in a zarr shard; in a tar there are images between them.
         assert asked == ([nbytes] * 3 + [3 * nbytes] if kind is KIND else [nbytes] * 6)
 
 

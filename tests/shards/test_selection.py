@@ -1,4 +1,4 @@
-"""Every row that is asked for is in the new store once, under its key, wherever the deal has put it."""
+"""Every row that is asked for is in the new store once, under its key, whichever shard it is in."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """int8 on features of a network that really was trained; random weights give nothing but near-Gaussian channels.
 
-Network and ImageNet weights lie in two small packages on the public index.
+Network and ImageNet weights are in two small packages on the public index.
 """
 
 from pathlib import Path

@@ -132,7 +132,7 @@ def test_new_classes_need_a_run_of_their_own_where_the_network_has_a_label_for_e
         train_here("dit", run, "--max-steps 3 --allow-change store", store=str(grown))
     assert str(refused.value) == f"--allow-change store: the network has {message}"
     started = f"--max-steps 1 --init-from {run}/snapshots/latest.safetensors"
-    assert train_here("dit", tmp_path / "anew", started, store=str(grown)) == 0
+    assert train_here("dit", tmp_path / "again", started, store=str(grown)) == 0
     # a decoder knows no classes
     decoder = "--max-steps 2 --allow-change store"
     assert train_here("decoder", tmp_path / "decoder", decoder, store=str(grown)) == 0

@@ -5,7 +5,7 @@
         model.safetensors     one file a part; whole tensors, whatever the number of processes
 
 The directory is written under a hidden name, flushed, and renamed at the end, so a killed write leaves the previous
-checkpoint as the newest. Nothing in it depends on how many processes wrote it. Every process reads it, so RUN must lie
+checkpoint as the newest. Nothing in it depends on how many processes wrote it. Every process reads it, so RUN must be
 where all of them see it.
 """
 
@@ -102,7 +102,7 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def _own_files(checkpoint: Path) -> list[Path]:
-    """Return the files of a checkpoint's folder that a checkpoint may have; none of what lies behind a link."""
+    """Return the files of a checkpoint's folder that a checkpoint may have; none of what is behind a link."""
     if checkpoint.is_symlink() or not checkpoint.is_dir():
         return []
     return [path for path in checkpoint.iterdir() if _OWN.fullmatch(path.name)]

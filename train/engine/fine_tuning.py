@@ -61,7 +61,7 @@ def start_from(model: nn.Module, path: Path, prediction: Prediction | None = Non
     """Copy weights into a fresh model of the same shape.
 
     With another number of classes the label table is not copied, except for its last row, which means no class. A model
-    that is told the end time of a jump, or is aligned, keeps its own weights for it where the file has none of them.
+    that takes the end time of a jump, or is aligned, keeps its own weights for it where the file has none of them.
 
     Args:
         model: the fresh model.

@@ -41,7 +41,7 @@ UPDATE_FACTOR = 0.2
 """Root mean square of AdamW's typical update. Source: arXiv 2502.16982 section 2.2."""
 
 BEFORE_RESTART = 2
-"""Iterations after which a Gram matrix is computed anew. Source: as `orthogonalize_by_gram`."""
+"""Iterations after which a Gram matrix is computed again. Source: as `orthogonalize_by_gram`."""
 
 LARGEST_BATCH = 1 << 26
 """Most numbers of matrices that are orthogonalized at once; 128 MiB in float16, a few times that while it computes."""

@@ -33,7 +33,7 @@ AverageVelocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """u(x_t [B, D, h, w], t float [B], y int64 [B], r float [B]) -> average velocity from t to r, [B, D, h, w]."""
 
 PairLabels = Literal["true", "published"]
-"""Which times the states of a trajectory are said to lie at; see `state_times`."""
+"""Which times the states of a trajectory are said to be at; see `state_times`."""
 
 _SHARE_DENOMINATOR = 1 << 16
 
@@ -202,14 +202,14 @@ def trajectory_pairs(points: int) -> Tensor:
 
 
 def state_times(grid: Tensor, labels: PairLabels) -> Tensor:
-    """Return the times the states of a trajectory are said to lie at, counted from the clean end.
+    """Return the times the states of a trajectory are said to be at, counted from the clean end.
 
     Source: Transport.training_losses_cmt_v2 labels states at shifted times with unshifted ones, from 0 to 1; up to 0.45
     (256 pixels) or 0.58 (512 pixels) beside the time at which a state lies.
 
     Args:
         grid: times of the trajectory, float [n], falling.
-        labels: "true", where they lie; "published", evenly spread over [0, 1].
+        labels: "true", where they are; "published", evenly spread over [0, 1].
 
     Returns:
         float64 [n], rising.

@@ -29,7 +29,7 @@ Source: Transport.check_interval in github:bytetriper/RAE src/stage2/transport/t
 def time_shift(dim: int, base: int = 4096) -> float:
     """Return how far to move times toward noise for a latent of `dim` numbers: √(dim / base).
 
-    A latent with more numbers keeps more of its signal at the same t, so the same difficulty lies at later
+    A latent with more numbers keeps more of its signal at the same t, so the same difficulty is at later
     times. 768 channels on 16×16 give √48 = 6.928, on 32×32 √192 = 13.856.
 
     Source: arXiv 2510.11690 section 4 (dimension-dependent schedule shift); arXiv 2403.03206 section 5.3.2.
@@ -140,7 +140,7 @@ def velocity_loss(
     prediction: Prediction = "velocity",
     floor: float = 0.0,
 ) -> Tensor:
-    """Return squared error of the velocity a network's output stands for, a sample: float32 [B].
+    """Return squared error of the velocity a network's output represents, a sample: float32 [B].
 
     The target is (x_t − data) / max(t, floor): noise − data wherever t is not below the floor, and less below it. So
     for predicted data the error is that of the data, divided by max(t, floor)².

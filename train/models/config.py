@@ -1,7 +1,7 @@
 """Shapes of the networks: one frozen dataclass a network, and the published sizes. Needs no torch.
 
 A configuration says everything that decides the keys and shapes of a state dict and what the network
-computes. `kind` tells the networks apart where a configuration is stored as JSON.
+computes. `kind` names the network where a configuration is stored as JSON.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ DECODER_MLP_WIDTHS = {"b": 3072, "l": 4096, "xl": 4096}
 
 @dataclass(frozen=True, kw_only=True)
 class LatentTransformerConfig:
-    """What every transformer on latents is told."""
+    """Shape of every transformer on latents."""
 
     token_width: int
     """Channels D of a latent; the encoder's token width."""
@@ -83,9 +83,9 @@ class LatentTransformerConfig:
     mlp_ratio: float = 4.0
     """Nominal MLP width over width; SwiGLU takes two thirds of it."""
     positions: Positions = "grid"
-    """What places are told by: row and column of a grid, or the number in a sequence."""
+    """How positions are encoded: by row and column of a grid, or by the number in a sequence."""
     end_time: bool = False
-    """The network is also told the time r at which a jump ends and predicts the average velocity from t to r."""
+    """The network also takes the time r at which a jump ends and predicts the average velocity from t to r."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -96,7 +96,7 @@ class LatentTransformerConfig:
 
     @property
     def axes(self) -> int:
-        """Axes along which places are told apart."""
+        """Axes of the position encoding."""
         return 1 if self.positions == "sequence" else 2
 
     @property
@@ -112,7 +112,7 @@ class LatentTransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModulatedDiTConfig(LatentTransformerConfig):
-    """What transformers are told whose blocks time and class modulate (adaLN); their class says which it is."""
+    """Shape of transformers whose blocks are modulated by time and class (adaLN); the subclass names the network."""
 
     qk_norm: bool = False
     """Normalise queries and keys a head; steadies training in bfloat16."""
@@ -448,7 +448,7 @@ def _check_positions(positions: Positions, grid: tuple[int, int], patch_size: in
         )
     if positions == "grid" and min(grid) == 1 < max(grid):
         raise UsageError(
-            f"the position tables of a grid say nothing sensible on {grid[0]}×{grid[1]}: latents in one row are a "
+            f"the position tables of a grid are wrong on {grid[0]}×{grid[1]}: latents in one row are a "
             'sequence; choose positions="sequence"'
         )
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from train.models.config import (
     DiTConfig,
     DiTDHConfig,
+    GeneratorConfig,
     InContextDiTConfig,
     ModelConfig,
     ModulatedDiTConfig,
@@ -49,6 +50,8 @@ def num_parameters(config: ModelConfig) -> int:
 
 def forward_flops(config: ModelConfig) -> int:
     """Return the FLOPs of one forward pass for one image; a training step takes about three times that."""
+    if isinstance(config, FlatConfig):
+        return flat_half_flops(config.encoder_shape) + flat_half_flops(config.decoder_shape)
     return _flops(_linears(config), _attentions(config))
 
 
@@ -174,12 +177,10 @@ def _decoder_linears(config: ViTDecoderConfig) -> Iterator[_Linear]:
     yield _Linear(width, 3 * config.patch_size**2, config.num_patches)
 
 
-def _attentions(config: ModelConfig) -> list[tuple[int, int]]:
+def _attentions(config: GeneratorConfig | ViTDecoderConfig) -> list[tuple[int, int]]:
     """Return number of tokens and width of each attention."""
     if isinstance(config, ViTDecoderConfig):
         return [(config.num_patches + 1, config.width)] * config.depth
-    if isinstance(config, FlatConfig):
-        return _flat_attentions(config.encoder_shape) + _flat_attentions(config.decoder_shape)
     tokens = config.token_grid[0] * config.token_grid[1]
     sequence = config.sequence_length if isinstance(config, InContextDiTConfig) else tokens
     deep = [(sequence, config.width)] * config.depth

@@ -16,7 +16,7 @@ from train.models.normalizer import LatentNormalizer
 class Dequantizer(nn.Module):
     """Makes float32 of a store's tokens, whatever it stores them as.
 
-    Only int8 is more than a cast: each channel has a table of what its 255 codes stand for.
+    Only int8 is more than a cast: each channel has a table of what its 255 codes encode.
 
     Attributes:
         levels: float32 [D · 256], entry 256 d + code + 128; None for the floating types.

@@ -92,7 +92,7 @@ class RotaryEncoding(nn.Module):
         Args:
             head_width: channels of an attention head, a multiple of 4; in a sequence of 2.
             grid: rows and columns.
-            positions: what places are told by.
+            positions: how positions are encoded.
             num_others: tokens behind the grid's that have no position and are not turned.
         """
         super().__init__()

@@ -136,7 +136,7 @@ class FlatConfig:
 
     @property
     def encoder_shape(self) -> FlatHalfShape:
-        """The half that makes latents; mean and log variance lie side by side in its channels."""
+        """The half that makes latents; mean and log variance are side by side in its channels."""
         return FlatHalfShape(
             config=self.encoder,
             num_inputs=self.num_tokens,

@@ -61,7 +61,7 @@ class Axis(NamedTuple):
     log: bool = False
 
     def position(self, value: float) -> float:
-        """Return where a value lies."""
+        """Return where a value is."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(value)

@@ -100,7 +100,7 @@ def _step_flops(path: Path) -> float | None:
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
-    """Read runs; those that cannot be read are told of and do not hold up the others.
+    """Read runs; those that cannot be read are reported and left out.
 
     Args:
         paths: Their folders, or folders of such folders.

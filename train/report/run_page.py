@@ -26,7 +26,7 @@ figcaption,small{color:#666;font-size:12px} code{background:#f3f3f3;padding:2px 
 
 
 def write_run_page(out: Path, *, title: str, facts: Sequence[str]) -> None:
-    """Write the page from what lies in a run's directory.
+    """Write the page from what is in a run's directory.
 
     Args:
         out: the run's directory, with metrics.jsonl, config.json and samples/.

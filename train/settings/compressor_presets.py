@@ -20,7 +20,7 @@ DECAY_START = 320_297
 
 
 class CompressorRow(NamedTuple):
-    """A preset: latents K × F, sizes of the two halves, how it is trained, and who says so."""
+    """A preset: latents K × F, sizes of the two halves, how it is trained, and its source."""
 
     num_latents: int
     latent_width: int

@@ -59,7 +59,7 @@ class DiTNetwork:
     grid: tuple[int, int] | None = None
     """Token grid the store must have; None: whatever it has."""
     positions: Literal["grid", "sequence"] | None = None
-    """How the store's latents must lie: on a grid, or in a sequence as a flat compressor's; None: however they do."""
+    """How the store's latents must be: on a grid, or in a sequence as a flat compressor's; None: however they do."""
 
     def __post_init__(self) -> None:
         """Refuse a base output where no network has one."""
@@ -243,12 +243,12 @@ class AdversarySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """What both trainers are told."""
+    """Settings that all trainers share."""
 
     store: str | Path | tuple[str, ...] = field(default="data/store", metadata=FREE)
     """Store to train from: a folder or a URL; several stores of one encoder are mixed."""
     follow_links: bool = field(default=False, metadata=FREE)
-    """Read objects that lie behind links inside the store; otherwise a store with links is refused."""
+    """Read objects that are behind links inside the store; otherwise a store with links is refused."""
     store_weights: tuple[float, ...] = field(default=(), metadata=FREE)
     """Shares of several stores in the stream of samples, one a store; their sum need not be 1. None given: equal."""
     store_schedule: tuple[str, ...] = field(default=(), metadata=FREE)

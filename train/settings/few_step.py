@@ -109,7 +109,7 @@ class MidTrainingSettings:
     pairs: int = 64
     """Pairs of states drawn of each trajectory, with replacement."""
     labels: Literal["true", "published"] = "true"
-    """Times the states are said to lie at: where they lie, or evenly spread over [0, 1] as published."""
+    """Times the states are said to be at: where they are, or evenly spread over [0, 1] as published."""
 
     def __post_init__(self) -> None:
         """Refuse trajectories without a pair."""

@@ -34,7 +34,7 @@ def dit_config(network: DiTNetwork, store: Store) -> GeneratorConfig:
     positions = store.recipe.encoder.positions
     if network.positions not in (None, positions):
         raise UsageError(
-            f"the preset is for latents on a {network.positions} and those of {store} lie on a {positions}; choose "
+            f"the preset is for latents on a {network.positions} and those of {store} are on a {positions}; choose "
             "another preset, or --model.positions None to take the store's"
         )
     width = _width(network.width, LEAST_WIDTH, store.width, network.num_heads)

@@ -48,7 +48,7 @@ class Training(NamedTuple):
 
 
 class DiTRow(NamedTuple):
-    """A preset of train/dit.py: network, side of its token grid, how it is trained, and who says so."""
+    """A preset of train/dit.py: network, side of its token grid, how it is trained, and its source."""
 
     kind: Literal["dit", "dit-dh", "raev2", "flat"]
     size: str
@@ -69,7 +69,7 @@ class Stage(NamedTuple):
 
 
 class DecoderRow(NamedTuple):
-    """A preset of train/decoder.py: size, side of the grid, patch, training, who says so, output, mixing of stores."""
+    """A preset of train/decoder.py: size, side of the grid, patch, training, its source, output, mixing of stores."""
 
     size: str
     grid: int | None
@@ -315,7 +315,7 @@ class HasSource(Protocol):
 
     @property
     def source(self) -> str:
-        """Who says so."""
+        """Its source."""
 
 
 def preset_list(rows: Mapping[str, HasSource]) -> str:

@@ -13,7 +13,7 @@ from train.settings.config import CompressorSettings, DecoderSettings, DiTSettin
 
 VERSION = 1
 ORIGIN = frozenset({"out", "varies", "varies_in", "allow_change"})
-"""Settings that say where a run lies and how it came about, and are no difference between runs."""
+"""Settings that say where a run is and how it came about, and are no difference between runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def changed_settings(before: Settings, now: Settings) -> dict[str, str]:
 
 
 def differing_settings(before: Settings, now: Settings) -> tuple[str, ...]:
-    """List all settings that differ, but for where a run lies and how it came about, each as "NAME: BEFORE → NOW"."""
+    """List all settings that differ, but for where a run is and how it came about, each as "NAME: BEFORE → NOW"."""
     names = [f.name for f in dataclasses.fields(now) if f.name not in ORIGIN]
     return tuple(f"{name}: {change}" for name, change in _changes(before, now, names).items())
 

@@ -168,7 +168,7 @@ def require_compressor(latents: EncoderIdentity, compressor: Path | None, *, wha
     """
     if compressor is None and latents.positions == "sequence":
         raise UsageError(
-            f"{what} belongs to the latents of a compressor, which lie on no grid: a decoder of pixels takes them from "
+            f"{what} belongs to the latents of a compressor, which are on no grid: a decoder of pixels takes them from "
             "the tokens that the compressor makes of them; decode through it: --compressor SNAPSHOT"
         )
 

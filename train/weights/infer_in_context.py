@@ -30,7 +30,7 @@ def infer_in_context_config(
     Args:
         state: the weights.
         source: what to call them in an error.
-        base_depth: deep blocks after which the base output is read, which no key tells; None: the published network's.
+        base_depth: deep blocks after which the base output is read, which no key shows; None: the published network's.
 
     Raises:
         KeyError: a key is missing.
@@ -94,7 +94,7 @@ def _base_depth(
     depth = given or _PUBLISHED_BASE_DEPTHS.get(stack)
     if depth is None:
         raise UsageError(
-            f"{source} has a base output, and no key tells after which of its {stack[1]} blocks it is read: "
+            f"{source} has a base output, and no key shows after which of its {stack[1]} blocks it is read: "
             "give --base-depth"
         )
     return depth

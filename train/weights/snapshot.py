@@ -152,7 +152,7 @@ def is_snapshot(path: Path) -> bool:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if not path.stat().st_size:
-        raise UserError(f"{path} is an empty file; copy it anew, or give RUN/snapshots/latest.safetensors")
+        raise UserError(f"{path} is an empty file; copy it again, or give RUN/snapshots/latest.safetensors")
     with path.open("rb") as start:
         # A safetensors file is the length of its header, 8 bytes, then the header as a JSON object.
         safetensors = start.read(9)[8:] == b"{"
