@@ -16,6 +16,9 @@ DECODER_STEPS ?= 800
 DIT_PRESET ?= dit-dh-tiny
 DIT_STEPS ?= 1500
 COMPRESSOR_STEPS ?= 1000
+# Images that are reconstructed or compared, and images that are generated.
+COMPARED ?= 280
+SAMPLES ?= 112
 # Of `make demo-few-step`, the two stages after the demo's DiT.
 CMT_STEPS ?= 100
 MFD_STEPS ?= 1500
@@ -44,9 +47,9 @@ demo: $(VENV)/.installed-demo
 	$(LAUNCH) train/decoder.py decoder-tiny --store $(DEMO)/store --out $(DEMO)/decoder --max-steps $(DECODER_STEPS)
 	$(LAUNCH) train/dit.py $(DIT_PRESET) --store $(DEMO)/store --out $(DEMO)/dit --max-steps $(DIT_STEPS)
 	$(LAUNCH) eval/reconstruction.py $(DEMO)/store --decoder $(DEMO)/decoder/snapshots/latest.safetensors \
-		--num 280 --out $(DEMO)/reconstruction
+		--num $(COMPARED) --out $(DEMO)/reconstruction
 	$(LAUNCH) eval/generation.py $(DEMO)/dit/snapshots/latest.safetensors \
-		--decoder $(DEMO)/decoder/snapshots/latest.safetensors --num 112 --seed 0 \
+		--decoder $(DEMO)/decoder/snapshots/latest.safetensors --num $(SAMPLES) --seed 0 \
 		--guidance cfg --guidance-scale 2 --out $(DEMO)/generation
 	$(BIN)/python -m pipeline.demo page --store $(DEMO)/store --decoder $(DEMO)/decoder --dit $(DEMO)/dit \
 		--reconstruction $(DEMO)/reconstruction --generation $(DEMO)/generation --out $(DEMO)
@@ -58,7 +61,7 @@ demo-few-step: $(VENV)/.installed-demo
 	$(LAUNCH) train/dit.py $(DIT_PRESET)-mfd --store $(DEMO)/store --out $(DEMO)/mfd --max-steps $(MFD_STEPS) \
 		--teacher $(DEMO)/dit/snapshots/latest.safetensors --init-from $(DEMO)/cmt/snapshots/latest.safetensors
 	$(BIN)/python eval/few_step.py $(DEMO)/mfd/snapshots/latest.safetensors --out $(DEMO)/few-step \
-		--teacher $(DEMO)/dit/snapshots/latest.safetensors --store $(DEMO)/store --num-samples 280 \
+		--teacher $(DEMO)/dit/snapshots/latest.safetensors --store $(DEMO)/store --num-samples $(COMPARED) \
 		--decoder $(DEMO)/decoder/snapshots/latest.safetensors
 	$(BIN)/python -m pipeline.demo page --store $(DEMO)/store --decoder $(DEMO)/decoder --dit $(DEMO)/dit \
 		--reconstruction $(DEMO)/reconstruction --generation $(DEMO)/generation --out $(DEMO) \
@@ -72,10 +75,10 @@ demo-compact: $(VENV)/.installed-demo
 		--compressor $(DEMO)/compact/compressor/snapshots/latest.safetensors
 	$(BIN)/pipeline verify $(DEMO)/store
 	$(LAUNCH) train/dit.py dit-tiny --store $(DEMO)/store/fields/flat --out $(DEMO)/compact/dit --max-steps $(DIT_STEPS)
-	$(LAUNCH) eval/reconstruction.py $(DEMO)/store/fields/flat --num 280 --out $(DEMO)/compact/reconstruction \
+	$(LAUNCH) eval/reconstruction.py $(DEMO)/store/fields/flat --num $(COMPARED) --out $(DEMO)/compact/reconstruction \
 		--compressor $(DEMO)/compact/compressor/snapshots/latest.safetensors \
 		--decoder $(DEMO)/decoder/snapshots/latest.safetensors
-	$(LAUNCH) eval/generation.py $(DEMO)/compact/dit/snapshots/latest.safetensors --num 112 --seed 0 \
+	$(LAUNCH) eval/generation.py $(DEMO)/compact/dit/snapshots/latest.safetensors --num $(SAMPLES) --seed 0 \
 		--compressor $(DEMO)/compact/compressor/snapshots/latest.safetensors \
 		--decoder $(DEMO)/decoder/snapshots/latest.safetensors \
 		--guidance cfg --guidance-scale 2 --out $(DEMO)/compact/generation
