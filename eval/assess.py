@@ -1,4 +1,4 @@
-"""Say what another storage type would do to a finished store, before anything is converted.
+"""Measure what another storage type would change in a finished store, before anything is converted.
 
 python eval/assess.py STORE [--dtype int8] [--decoder SNAPSHOT]
 

@@ -278,7 +278,7 @@ class ReferenceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AssessSettings:
-    """Say what another storage type would do to a finished store: error by channel, bytes, images of a decoder."""
+    """Measure what another storage type would change in a finished store: error by channel, bytes, decoded images."""
 
     store: Positional[str | Path]
     """Folder or URL of the finished store."""

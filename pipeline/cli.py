@@ -101,7 +101,7 @@ def parse(arguments: Sequence[str]) -> Any:
     return tyro.cli(
         subcommands,
         prog="pipeline",
-        description="Encode an image set once into a store of encoder tokens, and look after the store.",
+        description="Encode an image set once into a store of encoder tokens, and check, change and describe stores.",
         args=arguments,
     )
 

@@ -1,4 +1,4 @@
-"""`pipeline probe`: how well the classes of a store can be told from its stored representation."""
+"""`pipeline probe`: how well a store's representation predicts its classes."""
 
 import json
 import sys

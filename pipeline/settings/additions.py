@@ -21,7 +21,7 @@ from pipeline.settings.location_argument import LocationArgument
 class AddViewConfig:
     """Encode further views of a finished store's images into it, with the same encoder.
 
-    Whoever has the store open reads on undisturbed. Run again, it continues.
+    Readers that have the store open are not disturbed. Run again, it continues.
     """
 
     store: tyro.conf.Positional[LocationArgument]
@@ -57,7 +57,7 @@ class AddFieldConfig:
 
     With --compressor the field is derived: compact latents made of the tokens that are stored, without the images.
 
-    Whoever has the store open reads on undisturbed. Run again, it continues.
+    Readers that have the store open are not disturbed. Run again, it continues.
     """
 
     store: tyro.conf.Positional[LocationArgument]
@@ -66,9 +66,9 @@ class AddFieldConfig:
     """Name of the field: a plain word, such as siglip2."""
     compressor: Path | None = None
     """Snapshot of a compressor (train/compressor.py, or a decoder trained with --pool): makes latents of the stored
-    tokens, in the place of an encoder. Its arithmetic is float32 unless --precision says bfloat16."""
+    tokens, instead of an encoder. Its arithmetic is float32 unless --precision is bfloat16."""
     untrained: bool = False
-    """Take a compressor that has not been trained, for trying things out."""
+    """Accept an untrained compressor, to try things out."""
     encoder: tyro.conf.OmitArgPrefixes[EncoderConfig] = field(default_factory=EncoderConfig)
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     """Storage type of the tokens."""

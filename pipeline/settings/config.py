@@ -38,8 +38,8 @@ class EncoderConfig:
     layers: str | None = None
     """Blocks whose tokens are combined, counted from 0: 5,8,11, or 1-23 for all from 1 to 23. Default: the last."""
     combination: Literal["mean", "mean+spatial-mean"] | None = None
-    """How: the mean of each block's last norm, or the same with the spatial mean of the highest block's added to every
-    token. Default for several blocks: the latter for DINOv3, else the former."""
+    """How blocks are combined: the mean of their normalised tokens, or this plus the spatial mean of the highest
+    block's. Default for several blocks: the latter for DINOv3, else the former."""
     encoder_args: str = ""
     """Further arguments of the timm model, comma-separated KEY=VALUE: embed_dim=64,depth=4."""
     precision: Literal["auto", "fp32", "bf16", "float32", "bfloat16"] = "auto"
@@ -161,7 +161,7 @@ class StoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkConfig:
-    """Who does the work, and how it is shown."""
+    """Workers, their devices and threads, and progress."""
 
     engine: Literal["local", "ray", "slurm", "static"] = "local"
     """Who takes which shard: local (a process a device), ray, slurm (array job), static (RANK and WORLD_SIZE)."""
@@ -169,12 +169,12 @@ class WorkConfig:
     """Devices of this machine, comma-separated: cpu, cuda:0, cuda:1, mps; `cpu,cpu` is two processes. auto is
     every visible GPU, or one process on the CPU."""
     batch_size: int | None = None
-    """Images the encoder sees at once, at most; a shard is cut into equal batches of no more than this. Default: 64 on
-    a CPU, what a GPU is fastest with; a store keeps what it was begun with."""
+    """Largest batch of the encoder; a shard is cut into equal batches of no more than this. Default: 64 on a CPU, the
+    fastest size on a GPU; a store keeps what it was begun with."""
     decode_threads: int | None = None
     """Threads that decode images in each process. Default: the cores divided among the processes."""
     max_attempts: int = 3
-    """After so many failures a shard is set aside, and named at the end."""
+    """Failures after which a shard is set aside, and named at the end."""
     max_bad: str = "100%"
     """Share (0.1%) or number of images that may be undecodable; more of them fail the run at its end."""
     max_pixels: int = 100_000_000
@@ -237,14 +237,15 @@ SourceRootsArgument = Annotated[tuple[str, ...], tyro.conf.arg(name="source"), t
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """How a source is read that can be read in several ways."""
+    """Choices for sources that can be read in several ways."""
 
     source_kind: Literal["images", "tar", "parquet", "csv"] | None = None
     """Take files of one kind, where several are side by side."""
     split: str | None = None
     """Take one split, such as train, where several are side by side."""
     label_column: str | None = None
-    """Column of a table, or key of .json files, that says the class. Default: label, or the only other name of one."""
+    """Column of a table, or key of .json files, that holds the class. Default: label, or the only column with a similar
+    name."""
     first_label: bool = False
     """Where labels are lists, take the first of each; by default lists are refused."""
     image_column: str | None = None
@@ -284,11 +285,11 @@ class EncodeConfig:
     STORE/fields/NAME: NAME=LAYERS, such as k1=23 k23=1-23; behind a colon its --combination, if not the default."""
     retry_quarantined: bool = False
     """Try the unusable images of a store again, once they are repaired: the shards of those that can be decoded now are
-    removed and encoded again. For a store that nobody has open."""
+    removed and encoded again. For a store that no process has open."""
     dry_run: bool = False
-    """Count, sample and time, and write nothing."""
+    """Count images, sample and time them, and write nothing."""
     compressor: tyro.conf.Suppress[Path | None] = None
-    """Of a derived field: snapshot of what makes its latents of the source's tokens, in the place of an encoder."""
+    """Of a derived field: snapshot of the compressor that makes its latents from the source's tokens."""
     labels: Path | None = None
     """File that fixes class names and their ids, or a store to take them from."""
 

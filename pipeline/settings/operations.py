@@ -1,4 +1,4 @@
-"""Settings of the commands on stores that are there already: frozen dataclasses, free of heavy imports."""
+"""Settings of the commands on existing stores: frozen dataclasses, free of heavy imports."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +25,15 @@ class VerifyConfig(ReadsStores):
     store: tyro.conf.Positional[LocationArgument]
     """Folder or URL of the store."""
     withdraw: bool = False
-    """Take damaged shards out of a store that nobody reads or writes; the command that wrote it, run again, makes them
-    again and finishes the store. Exit code 0 if that can be done."""
+    """Remove damaged shards from a store that no process reads or writes; the command that wrote it, run again, writes
+    them again and finishes the store. Exit code 0 if that can be done."""
     wait: float = 12.0
-    """Seconds to watch leases of other machines for a sign of life, before anything is taken out."""
+    """Seconds to watch leases of other machines for a sign of life, before anything is removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig(ReadsStores):
-    """Say what a store holds: recipe, counts, sizes, statistics, unusable images."""
+    """Show what a store holds: recipe, counts, sizes, statistics, unusable images."""
 
     store: tyro.conf.Positional[LocationArgument]
     """Folder or URL of the store."""
@@ -85,7 +85,7 @@ class ReshardConfig(ReadsStores):
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetConfig(ReadsStores):
-    """Write some of a finished store's rows into a new store; what is asked for together must all hold.
+    """Write some of a finished store's rows into a new store; a row must meet all conditions given.
 
     Run again, it continues.
     """
@@ -99,13 +99,13 @@ class SubsetConfig(ReadsStores):
     keys: Path | None = None
     """Keep the images named in this file, a key a line."""
     every: int | None = None
-    """Of what is left, in order of key, keep the first and every N-th after it."""
+    """Of the rows that meet the other conditions, in order of key, keep the first and every N-th after it."""
     sample: int | None = None
-    """Of what is left, keep so many drawn at random."""
+    """Of the rows that meet the other conditions, keep this many at random."""
     seed: int = 0
     """Seed of the draw; the same keys and seed give the same sample, however they are sharded."""
     relabel: bool = False
-    """Number the classes that are left again, from 0. Default: every label and class name stays."""
+    """Number the remaining classes again, from 0. Default: every label and class name stays."""
     shards: int | None = None
     """Exact number of shards. Default: as many as give shards of the old size."""
 
@@ -131,7 +131,7 @@ class MergeConfig(ReadsStores):
 
 @dataclass(frozen=True, kw_only=True)
 class AssessConfig:
-    """Say what another storage type would do to a finished store: error by channel, bytes, images.
+    """Measure what another storage type would change in a finished store: error by channel, bytes, images.
 
     Another name for `python -m eval.assess`; `pipeline assess --help` lists its options.
     """
@@ -149,7 +149,7 @@ class CleanConfig:
     wait: float = 12.0
     """Seconds to watch leases of other machines for a sign of life."""
     give_up: bool = False
-    """Remove also what there is of a view that is only partly added."""
+    """Also remove a view that is only partly added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ class ReportConfig(ReadsStores):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(ReadsStores):
-    """Measure how well a finished store's classes can be told from its tokens.
+    """Measure how well a finished store's tokens predict its classes.
 
     Top-1 of a linear probe and of nearest neighbours, on a held-out fifth of the rows.
     """
@@ -222,7 +222,7 @@ class StatsConfig(ReadsStores):
 
 @dataclass(frozen=True, kw_only=True)
 class DiffConfig(ReadsStores):
-    """Say in what two stores differ: recipe, images, bytes, tokens; exit code 0 if in nothing, 1 otherwise.
+    """Compare two stores: recipe, images, bytes, tokens; exit code 0 if they are equal, 1 otherwise.
 
     Rows are compared as the stores' indexes record them, by checksum; `pipeline verify` re-reads the bytes.
     """
@@ -239,10 +239,10 @@ class DiffConfig(ReadsStores):
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateConfig:
-    """Say how many bytes and hours a planned store or training run takes, with the formulas."""
+    """Estimate bytes and hours of a planned store or training run, and show the formulas."""
 
     store: tyro.conf.Positional[LocationArgument | None] = None
-    """Store, finished or not, to take everything from that is not given. Default: everything is given."""
+    """Store, finished or not, that gives every value without an option. Default: all values come from options."""
     rows: int | None = None
     """Images."""
     encoder: str | None = None
@@ -272,6 +272,6 @@ class EstimateConfig:
     batch_size: int = 1024
     """Global batch of the training run."""
     samples_per_second: float | None = None
-    """Samples a device trains on a second: what the trainer's progress line says."""
+    """Samples a device trains on a second, as the trainer's progress line shows."""
     json: bool = False
     """Print JSON instead of text."""

@@ -1,7 +1,7 @@
 """Reading a whole store again and comparing every byte with what was written.
 
 The manifest covers itself and every object by a digest. Where a digest differs, the index's row checksums tell
-which rows are hurt; where every digest agrees, the objects are compared with each other, so that a manifest
+which rows are damaged; where every digest agrees, the objects are compared with each other, so that a manifest
 made again over edited files does not pass.
 """
 

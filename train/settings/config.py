@@ -1,4 +1,4 @@
-"""Settings of the two trainers: frozen dataclasses whose field docstrings are the command line's help.
+"""Settings of the three trainers: frozen dataclasses whose field docstrings are the command line's help.
 
 A *free* setting may change whenever a run is continued; every other one is *fixed*, because another value
 would make another run (`train.settings.saved_settings` compares them). `None` stands for "decided when the run starts"
@@ -59,7 +59,7 @@ class DiTNetwork:
     grid: tuple[int, int] | None = None
     """Token grid the store must have; None: whatever it has."""
     positions: Literal["grid", "sequence"] | None = None
-    """How the store's latents must be: on a grid, or in a sequence as a flat compressor's; None: however they do."""
+    """Positions that the store's latents must have: on a grid, or in a sequence as a flat compressor's; None: any."""
 
     def __post_init__(self) -> None:
         """Refuse a base output where no network has one."""
@@ -86,7 +86,7 @@ class DecoderNetwork:
     grid: tuple[int, int] | None = None
     """Token grid the store must have; None: whatever it has."""
     output: Literal["normalised", "image"] = "normalised"
-    """What the last layer puts out: pixels normalised by the encoder's mean and deviation, as in RAE, or the image
+    """What the last layer puts out: pixels normalised by the encoder's mean and std, as in RAE, or the image
     itself, as in RAEv2."""
 
 

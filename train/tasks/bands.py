@@ -31,6 +31,6 @@ def sums_by_band(
     member = torch.nn.functional.one_hot(band, NUM_BANDS).to(values.dtype)
     if weights is not None:
         member = member * weights[:, None]
-    # Where a loss is not finite, 0 · inf would spoil every band; the whole step is left out anyway.
+    # Where a loss is not finite, 0 · inf would make every band NaN; the whole step is left out anyway.
     sums_and_weights = torch.stack([member.T @ values, member.sum(dim=0)], dim=1)
     return dict(zip(names, sums_and_weights, strict=True))
