@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ from eval.generate.plan import GenerationPlan
 from eval.generate.sampler import LatentSampler
 from eval.metrics.results import write_json
 from eval.networks.load import path_digest
-from shards import Store, UserError
+from shards import Store, UserError, read_document
 
 FILE_NAME = "generation.json"
 
 _LATER: dict[str, Any] = {"internal_interval": [0.0, 1.0]}
 """What older records do not say and what was so then; whatever else they do not say was nothing."""
+
+
+_MOST_NAMED = 8
+"""Differences that an error names."""
 
 
 def generation_record(plan: GenerationPlan, sampler: LatentSampler, store: Store | None) -> dict[str, Any]:
@@ -66,13 +71,14 @@ def open_folder(out: Path, record: dict[str, Any]) -> None:
             raise UserError(f"{out}/samples.npz was not made by this command; give another --out")
         write_json(path, record)
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    found = _LATER | found
+    found = _LATER | read_document(path.read_bytes(), dict[str, Any], name=path, remedy="give another --out")
     differences = [
-        f"{name} was {found.get(name)!r} and is {record.get(name)!r}"
+        f"{name:.60} was {reprlib.repr(found.get(name))} and is {reprlib.repr(record.get(name))}"
         for name in sorted(found.keys() | record.keys())
         if found.get(name) != record.get(name)
     ]
+    if len(differences) > _MOST_NAMED:
+        differences[_MOST_NAMED:] = [f"and {len(differences) - _MOST_NAMED} more"]
     if differences:
         raise UserError(
             f"{out} holds samples of other settings ({'; '.join(differences)}); give another --out or remove it"

@@ -14,11 +14,12 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.images.npz import open_npz, read_array, read_header
 from shards import UserError, replacing
 
 _MEMBER = "arr_0.npy"
@@ -144,18 +145,12 @@ def map_samples(path: Path, array: str = "arr_0") -> NDArray[np.uint8]:
         UserError: The file is truncated, is no .npz, or holds no such images.
     """
     member = f"{array}.npy"
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            if member not in archive.namelist():
-                raise UserError(f"samples must be in the array {array}, {path} holds {archive.namelist()}")
-            entry = archive.getinfo(member)
-            if entry.compress_type == zipfile.ZIP_STORED:
-                images = _map_stored(path, file.fileno(), entry)
-            else:
-                with archive.open(member) as stream:
-                    images = np.lib.format.read_array(stream, allow_pickle=False)
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a whole .npz ({error}); write or download it again") from error
+    with open_npz(path) as archive:
+        if member not in archive.namelist():
+            raise UserError(f"samples must be in the array {array}, {path} holds {archive.namelist()[:8]}")
+        entry = archive.getinfo(member)
+        stored = entry.compress_type == zipfile.ZIP_STORED
+        images = _map_stored(path, entry) if stored else read_array(archive, array)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise UserError(
             f"samples must be uint8 [n, H, W, 3], {path} holds {images.dtype} {list(images.shape)}"
@@ -163,25 +158,17 @@ def map_samples(path: Path, array: str = "arr_0") -> NDArray[np.uint8]:
     return images
 
 
-def _map_stored(path: Path, file: int, entry: zipfile.ZipInfo) -> NDArray[np.uint8]:
-    # Local file header: 30 fixed bytes, the last four being the lengths of name and extra field.
-    # Source: PKWARE APPNOTE 6.3.9, section 4.3.7.
-    name_length, extra_length = struct.unpack("<HH", os.pread(file, 4, entry.header_offset + 26))
-    start = entry.header_offset + 30 + name_length + extra_length
-    with os.fdopen(os.dup(file), "rb") as stream:
-        stream.seek(start)
-        version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise UserError(f"samples must be in .npy format 1.0 or 2.0, {path} has {version}")
-        shape, fortran_order, dtype = read_header(stream)
-        offset = stream.tell()
-    if dtype.hasobject:
-        raise UserError(f"samples must be uint8 images, {path} holds Python objects")
-    if offset - start + int(np.prod(shape)) * dtype.itemsize > entry.file_size:
-        raise UserError(f"{path} is shorter than its header says; write or download it again")
-    order: Literal["C", "F"] = "F" if fortran_order else "C"
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order=order)
+def _map_stored(path: Path, entry: zipfile.ZipInfo) -> NDArray[np.uint8]:
+    with path.open("rb") as file:
+        # Local file header: 30 fixed bytes, the last four being the lengths of name and extra field.
+        # Source: PKWARE APPNOTE 6.3.9, section 4.3.7.
+        file.seek(entry.header_offset + 26)
+        name_length, extra_length = struct.unpack("<HH", file.read(4))
+        start = entry.header_offset + 30 + name_length + extra_length
+        file.seek(start)
+        # What is mapped must lie in the file.
+        header = read_header(file, min(start + entry.file_size, path.stat().st_size))
+        offset = file.tell()
+    return np.memmap(
+        path, dtype=header.dtype, mode="r", offset=offset, shape=header.shape, order=header.order
+    )

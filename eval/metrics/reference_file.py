@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.images.npz import open_npz, read_array
 from eval.metrics.features import FeatureName
 from eval.metrics.moments import Gaussian
 from eval.settings import NetworkName
-from shards import UsageError, UserError, replacing
+from shards import UsageError, replacing
 
 ARRAYS: dict[FeatureName, tuple[str, str]] = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 """Names of the mean and covariance of Inception's features."""
@@ -70,11 +71,8 @@ def holds_statistics(path: Path) -> bool:
     """
     if path.suffix != ".npz" or not path.is_file():
         return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.startswith("mu") for name in archive.namelist())
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is not a whole .npz ({error}); download or write it again") from error
+    with open_npz(path) as archive:
+        return any(name.startswith("mu") for name in archive.namelist())
 
 
 def read_statistics(
@@ -87,29 +85,61 @@ def read_statistics(
         UserError: The file is damaged.
     """
     gaussians = {}
-    try:
-        with np.load(path) as archive:
-            for name in features:
-                keys = arrays_of(section, name)
-                if keys is None or not set(keys) <= set(archive.files):
-                    raise UsageError(
-                        f"{path} holds {', '.join(archive.files)}, no {name} statistics of {section}; leave out "
-                        "their metric or give images as --reference"
-                    )
-                mean, covariance = (archive[key].astype(np.float64) for key in keys)
-                gaussians[name] = Gaussian(mean=mean, covariance=covariance, count=None)
-            network = _suffixed("network", section)
-            ours = network in archive.files
-            return SavedStatistics(
-                gaussians=gaussians,
-                has_images="arr_0" in archive.files,
-                manifold=archive[_suffixed("manifold", section)] if ours else None,
-                network=str(archive[network]) if ours else None,
-                kind=str(archive["kind"]) if ours else None,
-                count=int(archive["count"]) if ours else None,
-            )
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{path} is not a whole .npz ({error}); download or write it again") from error
+    with open_npz(path) as archive:
+        held = {name.removesuffix(".npy") for name in archive.namelist()}
+        for name in features:
+            keys = arrays_of(section, name)
+            if keys is None or not set(keys) <= held:
+                raise UsageError(
+                    f"{path} holds {', '.join(sorted(held)[:12])}, no {name} statistics of {section}; leave out "
+                    "their metric or give images as --reference"
+                )
+            gaussians[name] = _gaussian(archive, *keys)
+        network = _suffixed("network", section)
+        if network not in held:
+            return SavedStatistics(gaussians=gaussians, has_images="arr_0" in held)
+        return SavedStatistics(
+            gaussians=gaussians,
+            has_images="arr_0" in held,
+            manifold=_features(archive, _suffixed("manifold", section)),
+            network=str(_single(archive, network, "U")),
+            kind=str(_single(archive, "kind", "U")),
+            count=int(_single(archive, "count", "iu")),
+        )
+
+
+def _gaussian(archive: zipfile.ZipFile, mean_name: str, covariance_name: str) -> Gaussian:
+    mean, covariance = _numbers(archive, mean_name), _numbers(archive, covariance_name)
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"{mean_name} has shape {list(mean.shape)} and {covariance_name} {list(covariance.shape)}; they must be "
+            "[n] and [n, n]"
+        )
+    if (covariance.diagonal() < 0).any():
+        raise ValueError(f"{covariance_name} has a negative variance")
+    return Gaussian(mean=mean.astype(np.float64), covariance=covariance.astype(np.float64), count=None)
+
+
+def _features(archive: zipfile.ZipFile, name: str) -> NDArray[np.float32]:
+    features = _numbers(archive, name)
+    if features.ndim != 2:
+        raise ValueError(f"{name} has shape {list(features.shape)}; it must be [n, width]")
+    return features.astype(np.float32, copy=False)
+
+
+def _numbers(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    values = read_array(archive, name)
+    if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise ValueError(f"{name} holds what is no finite number")
+    return values
+
+
+def _single(archive: zipfile.ZipFile, name: str, kinds: str) -> Any:
+    """Read a single value of one of some kinds of types, as `numpy.dtype.kind` names them."""
+    values = read_array(archive, name)
+    if values.shape != () or values.dtype.kind not in kinds:
+        raise ValueError(f"{name} is {values.dtype} {list(values.shape)}, and must be a single value")
+    return values.item()
 
 
 def write_statistics(path: Path, saved: Mapping[NetworkName, SavedStatistics]) -> None:

@@ -29,7 +29,7 @@ from eval.networks.diffusers_decoder import (
     is_computed_table,
 )
 from eval.networks.diffusers_encoder import read_encoder
-from shards import UserError, replace_atomically
+from shards import UserError, read_document, replace_atomically
 from train.models.config import ViTDecoderConfig
 from train.models.normalizer import LatentNormalizer
 from train.models.vit_decoder import ViTDecoder
@@ -182,11 +182,10 @@ def _require_own_positions(weights: StateDict, config: ViTDecoderConfig, folder:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise PublishedFileError(f"{path} is not JSON ({error}); download it again") from error
-    found = values.get("_class_name") if isinstance(values, dict) else None
+    values = read_document(
+        path.read_bytes(), dict[str, Any], name=path, error=PublishedFileError, remedy="download it again"
+    )
+    found = values.get("_class_name")
     if found != CLASS_NAME:
         raise PublishedFileError(
             f"a folder in diffusers' layout must hold an {CLASS_NAME}; {path} says {found!r}"

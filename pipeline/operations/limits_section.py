@@ -43,6 +43,6 @@ def _told(log: Path) -> list[tuple[float, dict[str, float]]]:
                     stage: float(rate) for stage, rate in values["images_per_second"].items() if rate > 0
                 }
                 told.append((float(values["time"]), rates))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue
     return told

@@ -1,6 +1,5 @@
 """Class ids that stay the same from one source to the next."""
 
-import json
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from shards import UsageError, answers_of
+from shards import UsageError, answers_of, read_document
 
 _LARGEST_LABEL = 100_000
 
@@ -83,17 +82,13 @@ class LabelTable:
         elif not path.is_file():
             raise UsageError(f"--labels must be a file or a store, got {path}: no such file")
         elif path.suffix == ".json":
-            try:
-                content = json.loads(_text_of(path))
-            except json.JSONDecodeError as error:
-                raise UsageError(
-                    f"--labels {path} must be JSON, got {error}; correct it or write it again"
-                ) from error
-            if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-                raise UsageError(
-                    f"--labels {path} must be a JSON list of class names in the order of their ids"
-                )
-            names = content
+            names = read_document(
+                _text_of(path),
+                list[str],
+                name=f"--labels {path}",
+                error=UsageError,
+                remedy="it must be a JSON list of class names in the order of their ids",
+            )
         else:
             names = [line.strip() for line in _text_of(path).splitlines() if line.strip()]
         if not names:

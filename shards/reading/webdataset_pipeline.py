@@ -6,13 +6,15 @@ same store in an exact order instead, with the same batches for any number of ra
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from shards.documents import read_document
 from shards.errors import StoreDamagedError, UsageError
 from shards.formats import object_path
 from shards.metadata.layout import field_of
@@ -83,6 +85,13 @@ def webdataset_pipeline(
     return wds.DataPipeline(*stages)
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What the .json of a sample says."""
+
+    key: str
+
+
 class _Opener:
     """Opens tars of a store one after another, wherever it is."""
 
@@ -104,24 +113,49 @@ class _Rows:
         self._decode = decode
         self._valid = np.zeros(store.num_rows, np.bool_)
         self._valid[store.valid_rows] = True
+        self._labels = store.labels
+        readers = {name: store.reader(view, name) for name in fields}
+        self._forms = {name: (reader.row_shape, np.dtype(reader.dtype)) for name, reader in readers.items()}
         self._checksums = {name: store.index.checksums(f"{view}/{name}") for name in fields}
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for sample in samples:
-            row = int(sample["__key__"])
-            if not self._valid[row]:
-                continue
-            facts = json.loads(sample["json"])
-            found = {
-                "__key__": sample["__key__"],
-                "row": row,
-                "key": facts["key"],
-                "label": int(sample["cls"]),
-            }
-            for name, checksums in self._checksums.items():
-                array = np.lib.format.read_array(io.BytesIO(sample[f"{name}.npy"]), allow_pickle=False)
-                if crc32c(array) != checksums[row]:
-                    where = f"row {row} of {self._view}/{name} in {sample['__url__']} of {self._store.path}"
-                    raise StoreDamagedError(f"{where} fails its checksum; run `pipeline verify`")
-                found[name] = self._store.decode(array) if name == "tokens" and self._decode else array
-            yield found
+        try:
+            for sample in samples:
+                row = self._row_of(sample)
+                if self._valid[row]:
+                    yield self._read(sample, row)
+        except tarfile.TarError as error:
+            raise StoreDamagedError(
+                f"a tar of {self._store.path} is damaged: {error}; run `pipeline verify`"
+            ) from error
+
+    def _row_of(self, sample: Mapping[str, Any]) -> int:
+        key = str(sample["__key__"])
+        if not key.isdecimal() or int(key[:20]) >= len(self._valid):
+            raise StoreDamagedError(
+                f"{sample['__url__']} of {self._store.path} holds {key[:40]!r}, which is no row; run `pipeline verify`"
+            )
+        return int(key)
+
+    def _read(self, sample: Mapping[str, Any], row: int) -> dict[str, Any]:
+        where = f"in {sample['__url__']} of {self._store.path}"
+        facts = read_document(
+            sample.get("json", b""), _Facts, name=f"the .json of row {row} {where}", error=StoreDamagedError
+        )
+        # The label of the tar is not covered by a checksum, that of the index is.
+        found = {
+            "__key__": sample["__key__"],
+            "row": row,
+            "key": facts.key,
+            "label": int(self._labels[row]),
+        }
+        for name, (shape, dtype) in self._forms.items():
+            # Behind a header that nobody needs, whose numbers are not believed.
+            content = sample.get(f"{name}.npy", b"")[-math.prod(shape) * dtype.itemsize :]
+            if crc32c(content) != self._checksums[name][row]:
+                raise StoreDamagedError(
+                    f"row {row} of {self._view}/{name} {where} fails its checksum; run `pipeline verify`"
+                )
+            array = np.frombuffer(content, dtype).reshape(shape).copy()
+            found[name] = self._store.decode(array) if name == "tokens" and self._decode else array
+        return found

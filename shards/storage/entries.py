@@ -7,6 +7,7 @@ one that holds any of these; whoever reads a finished store looks at the objects
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -109,6 +110,8 @@ def open_if_regular(path: Path) -> tuple[int, int] | None:
     Raises:
         OSError: If it cannot be opened.
     """
+    if "\0" in str(path):  # no name of a file, but of what a list or plan may say
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     # Without O_NONBLOCK, opening a pipe waits for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     found = os.fstat(descriptor)

@@ -15,7 +15,9 @@ import io
 import math
 import pickle
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,7 +42,15 @@ _STORAGES: dict[object, np.dtype[Any]] = {
 
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RecursionError),
-    *(MemoryError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError),
+    *(
+        MemoryError,
+        struct.error,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+    ),
+    *(zlib.error, SyntaxError, tokenize.TokenError),
 )
 """What reading a file that is not as it must be can raise."""
 

@@ -1,7 +1,7 @@
-"""Stores, sources and run folders with one file spoiled, against every command that reads them.
+"""Stores, sources, runs, snapshots and samples with one file spoiled, against every command that reads them.
 
 Each case runs in a child of its own, with a limit of memory and of time: it ends with 0 and right data, or with 1 or 2
-and one line. Never with a traceback, and never with a touch of the folder beside the one that is read.
+and one line. Never with a traceback, and never with a touch of what lies beside the folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import resource
 import shutil
 import signal
 import sys
-import tarfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,111 +24,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from fuzz_commands import BEGUN, STORES, Command, commands_of
+from fuzz_corpus import build_corpus
 
-from shards import StoreWriter, decode_image, find_images, open_store, printable_text
+from shards import printable_text
 from shards.command_line import run_command
-from shards.formats import FORMATS
 from shards.metadata.commit import ObjectRecord
 from shards.metadata.layout import MANIFEST
-from shards.testing.contract import StoreKind, build_store, make_code, make_plan, make_recipe, write_shard
-from shards.writing.added_fields import publish_fields
 
 MEMORY = 3 << 30
 """Bytes a case may allocate beyond what the libraries hold when it begins."""
 SECONDS = 60
-"""A case that takes longer hangs; one takes under a second on an idle machine."""
-RUN = Path(__file__).parent.parent / "fixtures" / "runs" / "decoder"
-
-KINDS = {
-    "zarr": StoreKind(
-        num_images=7, num_shards=2, compression="blosc", image_compression="zstd", class_token=True
-    ),
-    "webdataset": StoreKind(num_images=7, num_shards=2, format="webdataset", bad={3: "not an image"}),
-    "int8": StoreKind(num_images=7, num_shards=2, dtype="int8", image_size=0),
-    "unfinished": StoreKind(num_images=7, num_shards=3, dtype="int8", views=("center",)),
-}
-assert {kind.format for kind in KINDS.values()} == set(FORMATS)
+"""A case that takes longer hangs; one takes a second or two on an idle machine."""
 
 
 class _NotRightError(AssertionError):
     """A command has ended well with wrong data."""
-
-
-# What is spoiled
-
-
-def build_corpus(root: Path) -> None:
-    """One folder of each kind of thing that commands read."""
-    for name, kind in KINDS.items():
-        if name != "unfinished":
-            build_store(root / name, kind)
-    build_store(root / "int8/fields/other", StoreKind(num_images=7, num_shards=2, width=3, image_size=0))
-    publish_fields(root / "int8")
-    _unfinished(root / "unfinished", KINDS["unfinished"])
-    shutil.copytree(RUN, root / "run")  # of an earlier version, without digests
-    _checkpoint(root / "run")
-    _sources(root)
-
-
-def _checkpoint(run: Path) -> None:
-    """A checkpoint of this version, with digests, beside the earlier one."""
-    import torch
-
-    from train.engine.checkpoint import save_checkpoint
-
-    save_checkpoint(run / "checkpoints", 5, {"model": {"weights": torch.arange(1000.0)}}, {"epoch": 1})
-
-
-def _unfinished(path: Path, kind: StoreKind) -> None:
-    plan = make_plan(kind)
-    writer = StoreWriter.create_or_continue(path, make_recipe(kind, plan), plan, make_code(kind))
-    write_shard(writer, "center", 0)
-    owner = {"host": "elsewhere", "pid": 7, "born": "1", "name": "worker 0"}
-    lease = {"owner": owner, "token": "abc", "beat": 3}
-    for name, content in (
-        (".work/leases/shard-00001.json", lease),
-        (".work/failures/00001.json", ["OSError: no"]),
-        ("repaired.json", {"nbytes": {}}),
-    ):
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(json.dumps(content))
-
-
-def _sources(root: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    contents = {}
-    for number in range(6):
-        buffer = io.BytesIO()
-        pixels = np.random.default_rng(number).integers(0, 255, (12, 9, 3), np.uint8)
-        Image.fromarray(pixels).save(buffer, ("PNG", "JPEG")[number % 2])
-        contents[f"class {number % 2}/{number}.{('png', 'jpg')[number % 2]}"] = buffer.getvalue()
-    for name, content in contents.items():
-        (root / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "folder" / name).write_bytes(content)
-    for folder in ("tar", "webdataset source", "parquet", "table"):
-        (root / folder).mkdir()
-    with tarfile.open(root / "tar/images.tar", "w") as archive:
-        for name, content in contents.items():
-            _add(archive, name, content)
-    with tarfile.open(root / "webdataset source/0.tar", "w") as archive:
-        for number, content in enumerate(contents.values()):
-            _add(archive, f"{number}.png", content)
-            _add(archive, f"{number}.cls", b"%d" % (number % 2))
-    rows = [{"image": {"bytes": content, "path": name}, "label": 0} for name, content in contents.items()]
-    pq.write_table(pa.Table.from_pylist(rows), root / "parquet/0.parquet")
-    lines = "".join(f"../folder/{name},{number % 2}\n" for number, name in enumerate(contents))
-    (root / "table/images.csv").write_text(f"path,label\n{lines}")
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
 
 
 # How it is spoiled
@@ -307,104 +218,6 @@ def sign_again(store: Path, spoiled: Path) -> bool:
     return True
 
 
-# What reads it
-
-
-def read_rows(store: Path) -> dict[str, bytes]:
-    """Every number that a trainer takes from a store."""
-    opened = open_store(store)
-    found: dict[str, Any] = {"labels": opened.labels, "valid": opened.valid_rows}
-    for view in opened.views:
-        for field in opened.recipe.fields(view):
-            reader = opened.reader(view, field)
-            rows = np.zeros((len(opened.valid_rows), *reader.row_shape), reader.dtype)
-            reader.read(opened.valid_rows, rows)
-            found[f"{view}/{field}"] = rows
-    statistics = opened.statistics()
-    found |= {"mean": statistics.mean, "variance": statistics.variance}
-    if opened.code is not None:
-        found["code"] = opened.code.table
-    return {name: np.ascontiguousarray(values).tobytes() for name, values in found.items()}
-
-
-def _main(*arguments: object) -> int:
-    from pipeline.cli import main
-
-    return main([str(argument) for argument in arguments])
-
-
-def commands_of(name: str, path: Path, out: Path) -> dict[str, Callable[[], Any]]:
-    """Everything that reads a folder of the corpus."""
-    if name == "run":
-        return _run_commands(path)
-    if name not in KINDS:
-        return {"list and read": lambda: _read_source(path)}
-    commands: dict[str, Callable[[], Any]] = {
-        "verify": lambda: _main("verify", path),
-        "inspect": lambda: _main("inspect", path, "--json"),
-        "clean": lambda: _main("clean", path, "--wait", 0),
-        "withdraw": lambda: _main("verify", path, "--withdraw", "--wait", 0),
-        "give up": lambda: _main("clean", path, "--wait", 0, "--give-up"),
-        "report": lambda: _main("report", path, "--out", out / "page.html"),
-        "continue": lambda: _continue(path, KINDS[name]),
-    }
-    if name != "unfinished":
-        commands |= {
-            "read": lambda: read_rows(path) and None,
-            "follow": lambda: _main("verify", path, "--follow-links"),
-            "stats": lambda: _main("stats", path),
-            "convert": lambda: _main("convert", path, "--out", out / "copy", "--format", "webdataset"),
-            "diff": lambda: _main("diff", path, path),
-            "subset": lambda: _main("subset", path, "--out", out / "subset", "--sample", 3, "--shards", 1),
-        }
-    return commands
-
-
-def _continue(path: Path, kind: StoreKind) -> None:
-    plan = make_plan(kind)
-    writer = StoreWriter.create_or_continue(path, make_recipe(kind, plan), plan, make_code(kind))
-    for view, shard in writer.pending():
-        write_shard(writer, view, shard, bad=kind.bad)
-    writer.finalize()
-
-
-def _run_commands(path: Path) -> dict[str, Callable[[], Any]]:
-    from train.engine.checkpoint import checkpoints, prune, read_part, read_state, require_intact
-    from train.report.finished_runs import read_runs
-    from train.report.metrics_file import read_metrics
-    from train.settings.saved_settings import load_settings
-    from train.verify import main as verify
-    from train.weights.snapshot import load_snapshot
-
-    def resume() -> None:
-        load_settings(path / "config.json")
-        read_metrics(path / "metrics.jsonl")
-        for checkpoint in checkpoints(path / "checkpoints"):
-            state = read_state(checkpoint)
-            require_intact(checkpoint, state)
-            parts = {part: read_part(checkpoint, part.removesuffix(".safetensors")) for part in state.files}
-            if state.step == 5 and parts["model.safetensors"]["weights"].tolist() != list(range(1000)):
-                raise _NotRightError("the weights are others than were written")
-
-    return {
-        "verify": lambda: verify([str(path)]),
-        "resume": resume,
-        "load": lambda: load_snapshot(path / "snapshots/latest.safetensors") and None,
-        "compare": lambda: read_runs([path]) and None,
-        "prune": lambda: prune(path / "checkpoints", 1),
-    }
-
-
-def _read_source(path: Path) -> None:
-    from shards import BadImageError, SourceReader, SourceRoots, UndecodableImageError
-
-    found = find_images(str(path))
-    with SourceReader(found.archives, SourceRoots.of([str(path), str(path.parent / "folder")])) as reader:
-        for image in found.images:
-            with contextlib.suppress(BadImageError, UndecodableImageError):
-                decode_image(reader.read(image, any_size=True))
-
-
 # One case
 
 
@@ -440,64 +253,107 @@ def in_child(work: Callable[[], None], log: Path) -> int | None:
     return None
 
 
-def judge(name: str, case: Path, signed: bool, original: Path, draw: random.Random) -> None:
-    """Run some of the commands on a spoiled folder, each on what the one before has left; raises what is wrong."""
-    commands = commands_of(name, case / "spoiled", case / "out")
-    for command in draw.sample(sorted(commands), min(len(commands), 3)):
-        text = io.StringIO()
-        sys.stdout.write(f"--- {command}\n")
-        with contextlib.redirect_stderr(text), contextlib.redirect_stdout(io.StringIO()):
-            code = run_command(commands[command], on_interrupt=lambda: "")
-        err = text.getvalue()
-        sys.stdout.write(f"{err}\n")
+def judge(
+    name: str, case: Path, corpus: Path, choose: Callable[[list[str]], list[str]], *, comparable: bool
+) -> None:
+    """Run some of the commands on a folder, each on what the one before has left; raises what is wrong.
+
+    Args:
+        name: The kind of the folder, which is `case`/spoiled.
+        case: Where the commands may write.
+        corpus: What is whole.
+        choose: Picks some of the commands.
+        comparable: Whether a command that ends well must give what it gives for the whole.
+    """
+    commands = commands_of(name, case / "spoiled", corpus, case / "out")
+    for command in choose(sorted(commands)):
+        code, err = _run(command, commands[command])
         assert code in (0, 1, 2), f"{command} ended with {code}"
         if code:
             last = err.strip().split("\n")[-1].split("\r")[-1]
             assert last.startswith("error: ") or command in ("verify", "diff"), f"{command} says {last!r}"
             assert printable_text(last) == last
             assert len(last) < 2000, f"{command} says {len(last)} characters"
-        elif command == "read" and not signed and read_rows(case / "spoiled") != read_rows(original):
-            raise _NotRightError("the rows are others than were written")
+        elif comparable:
+            result, wanted = commands[command].result(), expected_of(name, command, corpus)
+            if None not in (result, wanted) and result != wanted:
+                raise _NotRightError(f"{command} has given something else than of what is whole")
+        comparable &= not commands[command].writes
+
+
+def _run(name: str, command: Command) -> tuple[int, str]:
+    """Exit code of a command, and what it says."""
+    text = io.StringIO()
+    began = time.monotonic()
+    sys.stdout.write(f"--- {name}\n")
+    with contextlib.redirect_stderr(text), contextlib.redirect_stdout(io.StringIO()):
+        code = run_command(command.run, on_interrupt=lambda: "")
+    sys.stdout.write(f"{text.getvalue()}\nended with {code} after {time.monotonic() - began:.1f} s\n")
+    return code, text.getvalue()
+
+
+def expected_of(name: str, command: str, corpus: Path) -> str | None:
+    """What a command, which must end well, gives for a whole folder; found out once."""
+    kept = corpus.parent / "expected" / f"{name} {command}.json"
+    if not kept.exists():
+        case = _case(corpus.parent / f"whole {name} {command}", name, corpus)
+        found = commands_of(name, case / "spoiled", corpus, case / "out")[command]
+        code, _ = _run(f"{command} on what is whole", found)
+        assert code == found.ends, f"{command} ended with {code} on what is whole"
+        result = found.result() if code == 0 else None
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(result))
+        shutil.rmtree(case)
+    whole: str | None = json.loads(kept.read_text())
+    return whole
+
+
+def _case(case: Path, name: str, corpus: Path) -> Path:
+    """A folder with a copy of a part of the corpus, and one to write into."""
+    shutil.copytree(corpus / name, case / "spoiled")
+    if name == "table":
+        shutil.copytree(corpus / "folder", case / "folder")
+    (case / "out").mkdir()
+    return case
 
 
 def fuzz(root: Path, corpus: Path, cases: range) -> list[str]:
     """Spoil and read; gives a line a case that went wrong."""
     files = {
-        name: sorted(path for path in (corpus / name).rglob("*") if path.is_file())
+        name: sorted(path for path in (corpus / name).rglob("*") if path.is_file() and path.name != ".lock")
         for name in sorted(path.name for path in corpus.iterdir())
     }
     precious = root / "precious"
     for name in ("00000.json", "shard-00001.json", "c/0/0/0", "zarr.json", "step-00000001/state.json"):
         (precious / name).parent.mkdir(parents=True, exist_ok=True)
         (precious / name).write_text("mine")
-    before = _listing(precious)
+    before, whole = _listing(precious), _listing(corpus)
     wrong = []
     for number in cases:
         draw = random.Random(number)
         name = draw.choice(sorted(files))
         chosen = draw.choice(files[name]).relative_to(corpus / name)
-        case = root / f"case {number}"
-        how: list[str] = []
+        case = _case(root / f"case {number}", name, corpus)
         log = root / f"{number}.log"
-        shutil.copytree(corpus / name, case / "spoiled")
-        if name == "table":
-            shutil.copytree(corpus / "folder", case / "folder")
-        (case / "out").mkdir()
-        how.append(spoil(case / "spoiled" / chosen, precious, draw))
-        signed = name in KINDS and name != "unfinished" and draw.random() < 0.5 and _signed(case, chosen)
-        work = partial(judge, name, case, signed, corpus / name, draw)
+        how = spoil(case / "spoiled" / chosen, precious, draw)
+        finished = name in STORES and name not in BEGUN
+        signed = finished and draw.random() < 0.5 and _signed(case, chosen)
+        choose = partial(_some, draw)
+        work = partial(judge, name, case, corpus, choose, comparable=not signed)
         code = in_child(work, log)
         text = log.read_text(errors="replace")
         if code != 0 or "Traceback" in text:
             ended = "hung" if code is None else f"ended with {code}"
-            wrong.append(
-                f"case {number}: {name}/{chosen}, {how[0]}, signed {signed}: {ended}\n{text[-2500:]}"
-            )
-        if _listing(precious) != before:
-            wrong.append(f"case {number}: {name}/{chosen}, {how[0]}: files outside were touched")
+            wrong.append(f"case {number}: {name}/{chosen}, {how}, signed {signed}: {ended}\n{text[-2500:]}")
+        if _listing(precious) != before or _listing(corpus) != whole:
+            wrong.append(f"case {number}: {name}/{chosen}, {how}: files outside were touched")
             break
         shutil.rmtree(case)
     return wrong
+
+
+def _some(draw: random.Random, names: list[str]) -> list[str]:
+    return draw.sample(names, min(len(names), 2))
 
 
 def _signed(case: Path, chosen: Path) -> bool:
@@ -506,42 +362,64 @@ def _signed(case: Path, chosen: Path) -> bool:
     return False
 
 
-def _listing(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def _listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Length and time of every file."""
+    found = {str(path.relative_to(folder)): path.lstat() for path in folder.rglob("*") if not path.is_dir()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 def _import_everything() -> None:
     """Import what commands import when they begin, so that every child has it."""
     for name in (
-        "zarr",
-        "numcodecs",
-        "pyarrow.parquet",
-        "pyarrow.compute",
-        "pydantic",
-        "torch",
-        "pipeline.cli",
+        *(
+            "zarr",
+            "numcodecs",
+            "pyarrow.parquet",
+            "pyarrow.compute",
+            "pydantic",
+            "torch",
+            "timm",
+            "pipeline.cli",
+        ),
+        *("train.dit", "train.decoder", "train.compressor", "train.compare", "train.verify"),
+        *("eval.generation", "eval.reconstruction", "eval.assess", "eval.export"),
     ):
         importlib.import_module(name)
-    for package in ("pipeline.operations", "train.report", "train.engine"):
+    for package in (
+        *("pipeline.operations", "pipeline.encode", "pipeline.encoders", "pipeline.engines"),
+        *("train.report", "train.engine", "train.tasks", "train.weights"),
+        *("eval.generate", "eval.reconstruct", "eval.metrics", "eval.networks"),
+    ):
         folder = Path(importlib.import_module(package).__path__[0])
         for module in sorted(folder.glob("[a-z]*.py")):
-            importlib.import_module(f"{package}.{module.stem}")
-    _run_commands(RUN)
+            if (package, module.stem) != ("pipeline.engines", "ray"):
+                importlib.import_module(f"{package}.{module.stem}")
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus, in a folder of its own beside which more is kept."""
     _import_everything()
-    root = tmp_path_factory.mktemp("corpus")
-    log = root.parent / "corpus.log"
+    root = tmp_path_factory.mktemp("fuzz")
+    (root / "corpus").mkdir()
     # In a child, so that no thread of a library runs where children are forked.
-    assert in_child(lambda: build_corpus(root), log) == 0, log.read_text()
-    return root
+    code = in_child(lambda: build_corpus(root / "corpus"), root / "corpus.log")
+    assert code == 0, (root / "corpus.log").read_text()
+    return root / "corpus"
 
 
 def test_a_few_spoiled_files_are_refused_in_one_line(tmp_path, corpus):
     wrong = fuzz(tmp_path, corpus, range(20))
     assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.slow
+def test_every_command_ends_well_on_what_is_whole(corpus):
+    for name in sorted(path.name for path in corpus.iterdir()):
+        log = corpus.parent / f"{name}.log"
+        commands = sorted(commands_of(name, corpus / name, corpus, corpus.parent))
+        for command in commands:
+            assert in_child(partial(expected_of, name, command, corpus), log) == 0, log.read_text()
 
 
 @pytest.mark.slow

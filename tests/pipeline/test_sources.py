@@ -311,7 +311,7 @@ def test_a_damaged_parquet_file_is_refused(tmp_path, damage):
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("labels.json", b'["zebra",', "must be JSON"),
+        ("labels.json", b'["zebra",', "Invalid JSON"),
         ("labels.json", b'["caf\xe9"]', "must be UTF-8"),
         ("labels.txt", b"caf\xe9\n", "must be UTF-8"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tarfile
 
 import numpy as np
 import pytest
@@ -67,6 +68,34 @@ def test_a_data_loader_with_worker_processes_reads_every_row(tmp_path):
     assert sorted(sample["row"] for sample in samples) == store.valid_rows.tolist()
     assert {tuple(sample["image"].shape) for sample in samples} == {(store.image_size, store.image_size, 3)}
     gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("member", "name", "content", "message"),
+    [
+        ("000000000.json", None, b"[", "json of row 0 in .* does not hold what it must"),
+        ("000000000.json", None, b'{"key": 3}', "json of row 0 in .* does not hold what it must: key"),
+        ("000000000.tokens.npy", "-00000001.tokens.npy", None, "holds '-00000001', which is no row"),
+        ("000000000.tokens.npy", "99999999999999999999999.tokens.npy", None, "which is no row"),
+        ("000000000.tokens.npy", None, b"\x93NUMPY\x01\x00\xff\xff", "tokens in .* fails its checksum"),
+        ("000000000.tokens.npy", "000000000.other.npy", None, "tokens in .* fails its checksum"),
+    ],
+)
+def test_a_tar_that_was_edited_is_damage_in_one_line(tmp_path, member, name, content, message):
+    store = build_store(tmp_path / "store", StoreKind(format="webdataset", num_images=1, num_shards=1))
+    path = tmp_path / "store" / next(o.path for o in store.manifest.objects if o.path.endswith(".tar"))
+    with tarfile.open(path) as archive:
+        found = archive.getmember(member)
+    edited = bytearray(path.read_bytes())
+    if name is not None:
+        found.name = name
+        edited[found.offset_data - 512 : found.offset_data] = found.tobuf(tarfile.GNU_FORMAT)[:512]
+    if content is not None:
+        edited[found.offset_data : found.offset_data + found.size] = content.ljust(found.size)
+    path.write_bytes(edited)
+    with pytest.raises(StoreDamagedError, match=message) as refused:
+        list(webdataset_pipeline(tmp_path / "store", shuffle=0))
+    assert "\n" not in str(refused.value)
 
 
 def test_what_it_cannot_read_is_refused(tmp_path):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards import UserError
+from shards import UserError, read_document
 from train.report.metrics_file import read_metrics
 from train.settings.saved_settings import ORIGIN, flat_values, load_settings
 
+_SHEET = re.compile(r"step-(\d{1,18})\.png", re.ASCII)
 TRAINING_PASSES = 3
 """FLOPs of a training step in forward passes: one forward, two backward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SnapshotHeader:
+    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,6 @@ def read_run(path: Path, name: str) -> Run:
         UserError: It holds no run, or one that cannot be read; the message says which file.
     """
     settings = load_settings(path / "config.json")
-    samples = {int(p.stem.removeprefix("step-")): p for p in sorted((path / "samples").glob("step-*.png"))}
     return Run(
         path=path,
         name=name,
@@ -81,9 +86,18 @@ def read_run(path: Path, name: str) -> Run:
         varies=settings.varies,
         varies_in=settings.varies_in,
         metrics=read_metrics(path / "metrics.jsonl"),
-        samples=samples,
+        samples=sample_sheets(path),
         flops=_step_flops(path),
     )
+
+
+def sample_sheets(path: Path) -> dict[int, Path]:
+    """Return the sheets of samples in a run's folder by step, ascending; other files there are passed over."""
+    found = {}
+    for sheet in (path / "samples").glob("step-*.png"):
+        if (name := _SHEET.fullmatch(sheet.name)) and sheet.is_file() and not sheet.is_symlink():
+            found[int(name[1])] = sheet
+    return dict(sorted(found.items()))
 
 
 def _step_flops(path: Path) -> float | None:
@@ -96,7 +110,8 @@ def _step_flops(path: Path) -> float | None:
     if not latest.is_file():
         return None
     with open_tensors(latest) as (_, header):
-        return float(TRAINING_PASSES * forward_flops(config_from_dict(json.loads(header)["config"])))
+        about = read_document(header, _SnapshotHeader, name=f"the header of {latest}")
+        return float(TRAINING_PASSES * forward_flops(config_from_dict(about.config)))
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
@@ -113,7 +128,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
     for path, name in zip(paths, _short_names(paths), strict=True):
         try:
             runs.append(read_run(path, name))
-        except (UserError, OSError, ValueError, KeyError) as error:
+        except (UserError, OSError) as error:
             unreadable[path] = str(error)
     return runs, unreadable
 
@@ -190,15 +205,13 @@ def add_scores(runs: Iterable[Run], results: Iterable[Path]) -> list[str]:
     for given in results:
         path = given / "results.json" if given.is_dir() else given
         try:
-            digest = json.loads(path.read_text()).get("snapshot_sha256")
-        except (OSError, ValueError) as error:
+            digest = _read_results(path).get("snapshot_sha256")
+        except (UserError, OSError) as error:
             problems.append(f"{path} cannot be read: {error}")
             continue
         if digests is None:
-            digests = {
-                _digest(p): run for run in runs for p in (run.path / "snapshots").glob("*.safetensors")
-            }
-        if digest in digests:
+            digests = {_digest(p): run for run in runs for p in _snapshots(run.path)}
+        if isinstance(digest, str) and digest in digests:
             problems += _add(digests[digest], path)
         else:
             problems.append(f"{path} is about a snapshot of none of these runs")
@@ -207,14 +220,28 @@ def add_scores(runs: Iterable[Run], results: Iterable[Path]) -> list[str]:
 
 def _add(run: Run, path: Path) -> list[str]:
     try:
-        content = json.loads(path.read_text())
-        metrics = content.get("metrics", content)
-        run.scores[path.parent.name] = {
-            name: float(value) for name, value in metrics.items() if isinstance(value, int | float)
-        }
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        content = _read_results(path)
+    except (UserError, OSError) as error:
         return [f"{path} holds no metrics: {error}"]
+    metrics = content.get("metrics", content)
+    if not isinstance(metrics, dict):
+        return [f"{path} holds no metrics, but {metrics!s:.40}"]
+    run.scores[path.parent.name] = {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    }
     return []
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    return read_document(path.read_bytes(), dict[str, Any], name=path)
+
+
+def _snapshots(path: Path) -> list[Path]:
+    return [found for found in (path / "snapshots").glob("*.safetensors") if found.is_file()]
 
 
 def _digest(path: Path) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shards import even_spread, replace_atomically
 from train.report.curves import render_curves
+from train.report.finished_runs import sample_sheets
 from train.report.metrics_file import read_metrics
 from train.settings.saved_settings import flat_values, load_settings, trainer_of
 
@@ -35,8 +36,8 @@ def write_run_page(out: Path, *, title: str, facts: Sequence[str]) -> None:
     """
     metrics = read_metrics(out / "metrics.jsonl")
     last = {name: value for line in metrics for name, value in line.items()}
-    found = sorted((out / "samples").glob("*.png"))
-    images = [found[i] for i in even_spread(_MOST_IMAGES, len(found))]
+    found = list(sample_sheets(out).items())
+    images = dict(found[i] for i in even_spread(_MOST_IMAGES, len(found)))
     sections = {
         f"Curves to step {last.get('step', 0):,}": render_curves(metrics),
         "Images over time": _images(images),
@@ -60,11 +61,11 @@ def _settings(path: Path) -> str:
     return f'<p>To repeat the run: <code>{command}</code></p><div class="beside">{table}</div>'
 
 
-def _images(paths: Sequence[Path]) -> str:
+def _images(sheets: Mapping[int, Path]) -> str:
     figures = [
         f'<figure><img alt="{html.escape(path.stem)}" src="{_embedded(path.read_bytes())}">'
-        f"<figcaption>step {int(path.stem.removeprefix('step-')):,}</figcaption></figure>"
-        for path in paths
+        f"<figcaption>step {step:,}</figcaption></figure>"
+        for step, path in sheets.items()
     ]
     return f'<div class="images">{"".join(figures)}</div>' if figures else ""
 
