@@ -13,8 +13,15 @@ from typing import Self
 
 import numpy as np
 
-from shards.errors import IdentityMismatchError, StoreError, StoreIncompleteError, UsageError
-from shards.formats import array_documents
+from shards.errors import (
+    IdentityMismatchError,
+    StoreDamagedError,
+    StoreError,
+    StoreIncompleteError,
+    UsageError,
+)
+from shards.formats import array_documents, grown_documents
+from shards.metadata.arrays import describe_the_same
 from shards.metadata.code_table import code_objects, published_code
 from shards.metadata.identity import Recipe
 from shards.metadata.layout import FIELDS, MANIFEST, PLAN, ROOT, commit_path, plan_path
@@ -23,7 +30,14 @@ from shards.metadata.plan import Plan
 from shards.metadata.repaired import read_plan, record_repaired, require_planned
 from shards.metadata.root import read_recipe, root_document
 from shards.storage.atomic import is_temporary
-from shards.storage.location import Location, object_names, publish_bytes, require_own_files, storage_of
+from shards.storage.location import (
+    Location,
+    object_names,
+    publish_bytes,
+    read_object,
+    require_own_files,
+    storage_of,
+)
 from shards.values.moments import TokenSums
 from shards.values.quantize import Int8Code
 from shards.writing.finalize import finalize_store
@@ -103,9 +117,10 @@ class StoreWriter:
                 raise IdentityMismatchError(
                     f"{path} was begun with another recipe: {differences}; name a new folder"
                 )
-            for name, content in array_documents(present).items():
-                publish_bytes(path / name, content)
             finished = (path / MANIFEST).exists()
+            for name, content in array_documents(present).items():
+                if not publish_bytes(path / name, content) and not finished:
+                    _require_same_document(path, name, content, present)
             plan = read_plan(path, present) if finished else record_repaired(path, plan)
         except OSError as error:
             raise StoreError(
@@ -199,6 +214,16 @@ def _with_published_code(path: Location, recipe: Recipe, code: Int8Code) -> Reci
     kept = published_code(path, dataclasses.replace(recipe, code=None))
     assert kept is not None
     return dataclasses.replace(recipe, code=kept.digest)
+
+
+def _require_same_document(path: Location, name: str, content: bytes, recipe: Recipe) -> None:
+    """Refuse to continue a store with a document of another array than its recipe's: no manifest covers it yet."""
+    if name in grown_documents(recipe) or not name.endswith(ROOT):
+        return
+    if not describe_the_same(read_object(path / name), content):
+        raise StoreDamagedError(
+            f"{path / name} does not describe the array of the store's recipe; remove it and run the same command again"
+        )
 
 
 def _publish_plan(path: Location, recipe: Recipe, plan: Plan) -> None:

@@ -349,7 +349,7 @@ def _of_published(path: Path, corpus: Path, out: Path) -> dict[str, Command]:
     store = corpus / "encoded"
 
     def statistics() -> None:
-        assert holds_statistics(path / "reference.npz")
+        holds_statistics(path / "reference.npz")
         read_statistics(path / "reference.npz", {"pool", "spatial"})
 
     def begin(trainer: str, *more: object) -> int:

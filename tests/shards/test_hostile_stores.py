@@ -26,7 +26,7 @@ from shards.reading.store import open_store
 from shards.storage.checksum import crc32c
 from shards.storage.folder import LocalObject
 from shards.storage.remote_calls import RemoteError
-from shards.testing.contract import StoreKind, build_store
+from shards.testing.contract import StoreKind, build_store, make_plan, make_recipe
 from shards.values.moments import Moments
 from shards.writing.finalize import found_commits
 from shards.writing.store_writer import StoreWriter
@@ -213,6 +213,22 @@ def test_documents_that_are_none_are_named_in_one_line(stores, tmp_path, name, c
         read()
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("content", [b"null", b"[]", b"{}", b"[" * 1000, b'{"zarr_format": 3}', b"\xff"])
+def test_an_unfinished_store_whose_array_documents_say_something_else_is_not_finished_with_them(
+    tmp_path, content
+):
+    kind = StoreKind(num_images=4, num_shards=2, views=("center",))
+    plan = make_plan(kind)
+    StoreWriter.create_or_continue(tmp_path / "store", make_recipe(kind, plan), plan)
+    document = tmp_path / "store/center/tokens/zarr.json"
+    document.write_bytes(content)
+    with pytest.raises(StoreDamagedError, match=f"{document} does not describe the array"):
+        StoreWriter.create_or_continue(tmp_path / "store", make_recipe(kind, plan), plan)
+    document.unlink()
+    build_store(tmp_path / "store", kind)
+    assert verify_store(tmp_path / "store") == []
 
 
 def test_a_plan_of_more_rows_than_bytes_is_refused(tmp_path):
