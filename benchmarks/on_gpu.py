@@ -104,9 +104,9 @@ PARTS = (
         100,
     ),
     Part(
-        "sampling-pictures",
-        ("benchmarks/sampling.py", "--only", "pictures", "--size", "xl", "--batch", "16",
-         "--precisions", "fp32,tf32,bf16", "--out", "runs/on_gpu/sampling_pictures.json"),
+        "sampling-images",
+        ("benchmarks/sampling.py", "--only", "images", "--size", "xl", "--batch", "16",
+         "--precisions", "fp32,tf32,bf16", "--out", "runs/on_gpu/sampling_images.json"),
         150,
     ),
     Part(

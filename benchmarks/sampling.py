@@ -1,6 +1,6 @@
 """The whole program that makes samples against what its networks alone could do.
 
-    python benchmarks/sampling.py --only rates,pictures                                    # on a CPU: narrow networks
+    python benchmarks/sampling.py --only rates,images                                    # on a CPU: narrow networks
     python benchmarks/sampling.py --size xl --batch 64 --precisions fp32,tf32,bf16         # on a GPU
 
 `rates`: images a second of `eval.generate.producer` with a file to write to, in 49 evaluations, over what the network's
@@ -8,10 +8,10 @@ forward passes alone allow, for each precision, eager and compiled; hours for 50
 `guidance`: AutoGuidance, over the same networks called as the reference calls them: model and guide on a batch doubled
 with labels of no class, whose half is dropped at the end; then the decoder, then the copy (src/sample_ddp.py in
 github:bytetriper/RAE at a4d18c4). `steps`: one jump against fifty steps, and the share of the time that decoding takes.
-`pictures`: how far the images of each precision lie from those of eager float32.
+`images`: how far the images of each precision lie from those of eager float32.
 
 Both sides of a ratio run in turns in one process. Weights are random unless `--snapshot` and `--decoder` name some;
-they change no speed, but they change how far pictures differ. Writes JSON and prints tables.
+they change no speed, but they change how far images differ. Writes JSON and prints tables.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def measured_steps(networks: Networks, way: Way, device: torch.device, options: 
     )
     decoding = statistics.median(program.decoding_rate(8) for _ in range(options.rounds))
     evaluating = statistics.median(program.forward_rate(8, 1) for _ in range(options.rounds))
-    drawn, evaluated = forward_flops(program.decoder.config), forward_flops(program.config)
+    decoded, evaluated = forward_flops(program.decoder.config), forward_flops(program.config)
     return {
         "way": str(way),
         "images_per_second": {"jump-1": ours, "euler-50-to-zero": theirs},
@@ -122,8 +122,8 @@ def measured_steps(networks: Networks, way: Way, device: torch.device, options: 
         "decoder_alone_images_per_second": decoding,
         "decoder_share_of_seconds": {"jump-1": ours / decoding, "euler-50-to-zero": theirs / decoding},
         "decoder_share_of_flops": {
-            "jump-1": drawn / (drawn + evaluated),
-            "euler-50-to-zero": drawn / (drawn + 50 * evaluated),
+            "jump-1": decoded / (decoded + evaluated),
+            "euler-50-to-zero": decoded / (decoded + 50 * evaluated),
         },
     }
 
@@ -148,21 +148,21 @@ def difference(images: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     }
 
 
-def measured_pictures(
+def measured_images(
     networks: Networks, ways: list[Way], device: torch.device, options: Any
 ) -> list[dict[str, Any]]:
-    """Compare every way's pictures with those of eager float32, and eager ones with their own in smaller batches."""
+    """Compare every way's images with those of eager float32, and eager ones with their own in smaller batches."""
     exact: np.ndarray | None = None
     rows = []
     reference = Way("fp32", compiled=False)
     for way in [reference, *(way for way in ways if way != reference)]:
-        images = images_of(Program(networks, way, device, options.batch), options.pictures)
+        images = images_of(Program(networks, way, device, options.batch), options.images)
         if exact is None:
             exact = images
         else:
             rows.append({"way": str(way), **difference(images, exact)})
         if not way.compiled:
-            halved = images_of(Program(networks, way, device, max(1, options.batch // 2)), options.pictures)
+            halved = images_of(Program(networks, way, device, max(1, options.batch // 2)), options.images)
             rows.append({"way": f"{way}, against half the batch", **difference(halved, images)})
         release(device)
     rows[0]["std_of_reference_levels"] = float(exact.std())
@@ -195,7 +195,7 @@ def table(section: str, rows: list[dict[str, Any]]) -> str:
             "ratio",
             "decoder's share of seconds",
         ),
-        "pictures": ("largest, levels", "rms, levels", "PSNR", "more than one level apart"),
+        "images": ("largest, levels", "rms, levels", "PSNR", "more than one level apart"),
     }[section]
     lines = [f"| way | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for row in rows:
@@ -231,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="rates,guidance,steps,pictures")
+    parser.add_argument("--only", default="rates,guidance,steps,images")
     parser.add_argument("--size", default="narrow", choices=["narrow", "s", "b", "l", "xl"])
     parser.add_argument("--snapshot", type=Path, help="a DiT in place of one with random weights")
     parser.add_argument("--decoder", type=Path, help="its decoder")
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=POINTS, help="of guidance")
     parser.add_argument("--precisions", default="fp32,bf16")
     parser.add_argument("--compile", default="off,on", help="off, on, or both")
-    parser.add_argument("--pictures", type=int, default=16, help="pictures that are compared")
+    parser.add_argument("--images", type=int, default=16, help="images that are compared")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/sampling.json"))
     options = parser.parse_args()
@@ -265,8 +265,8 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for section in options.only.split(","):
         rows = []
-        if section == "pictures":
-            rows = measured_pictures(networks, ways, device, options)
+        if section == "images":
+            rows = measured_images(networks, ways, device, options)
         else:
             for way in ways:
                 rows.append(SECTIONS[section](networks, way, device, options))

@@ -94,8 +94,8 @@ def random_networks(size: str, device: torch.device) -> Networks:
             if parameter.ndim > 1 and not parameter.any():
                 parameter.normal_(0, 0.02)
     with torch.inference_mode():
-        drawn = built[2](torch.randn(4, decoder.num_patches, decoder.token_width, device=device))
-    built[2].decoder_pred.weight.mul_(CONTRAST / drawn.std())
+        pixels = built[2](torch.randn(4, decoder.num_patches, decoder.token_width, device=device))
+    built[2].decoder_pred.weight.mul_(CONTRAST / pixels.std())
     shape = (dit.token_width, *dit.grid)
     return Networks(
         dit=built[0],
@@ -132,10 +132,10 @@ class Program:
             make_ready(network, way.precision, compiled=way.compiled)
         self.config = self.dit.config
         assert isinstance(self.config, LatentTransformerConfig)
-        drawing = self.decoder.config
-        assert isinstance(drawing, ViTDecoderConfig)
+        decoding = self.decoder.config
+        assert isinstance(decoding, ViTDecoderConfig)
         self._networks = networks
-        self._drawer = Decoder(network=self.decoder, precision=way.precision, image_size=drawing.image_size)
+        self._decoder = Decoder(network=self.decoder, precision=way.precision, image_size=decoding.image_size)
         self._made = 0
 
     def producer(self, **changes: Any) -> Producer:
@@ -153,7 +153,7 @@ class Program:
         return Producer(
             sampler=sampler,
             normalizer=self._networks.normalizer,
-            decoder=self._drawer,
+            decoder=self._decoder,
             device=self.device,
             batch_size=self.batch,
             fill_batches=self.way.compiled,
@@ -165,7 +165,7 @@ class Program:
         numbers = np.arange(self._made, self._made + count)
         self._made += count
         with tempfile.TemporaryDirectory() as folder:
-            file = SamplesFile(Path(folder) / "samples.npz", self._made, self._drawer.image_size)
+            file = SamplesFile(Path(folder) / "samples.npz", self._made, self._decoder.image_size)
             file.create()
             begun = time.perf_counter()
             with file:
@@ -193,7 +193,7 @@ class Program:
             return guided
 
         latents = integrate(velocity, torch.cat([noise, noise]), sampler.grid).chunk(2)[0]
-        return to_uint8(self._drawer.pixels(self._networks.normalizer.to_tokens(latents)))
+        return to_uint8(self._decoder.pixels(self._networks.normalizer.to_tokens(latents)))
 
     def forward_rate(self, calls: int, evaluations: int = POINTS - 1) -> float:
         """Images a second that the model's forward passes alone allow, in so many evaluations an image."""
@@ -206,13 +206,13 @@ class Program:
         return self.batch * calls / evaluations / seconds[0]
 
     def decoding_rate(self, calls: int) -> float:
-        """Images a second that the decoder alone draws, in the batches that the loop gives it."""
+        """Images a second of the decoder alone, in the batches that the loop gives it."""
         config = self.config
         size = min(self.batch, 32)
         tokens = torch.randn(size, config.grid[0] * config.grid[1], config.token_width, device=self.device)
         with self._timed() as seconds:
             for _ in range(calls):
-                self._drawer.pixels(tokens)
+                self._decoder.pixels(tokens)
         return size * calls / seconds[0]
 
     @contextmanager

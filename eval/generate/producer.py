@@ -69,24 +69,24 @@ class Producer:
         with ThreadPoolExecutor(max_workers=1) as second:
             while done < len(numbers):
                 batch = numbers[queued : queued + size]
-                drawn: _Drawn | None = None
+                images: _Images | None = None
                 if len(batch):
                     try:
-                        drawn = self._draw(batch, size)
+                        images = self._queued(batch, size)
                     except torch.OutOfMemoryError as error:
                         size = self._smaller(size, error)
                         continue
                 if handing is not None:
                     shortage, handing = handing.result(), None
                     if shortage is not None:
-                        drawn = None
+                        images = None
                         size, queued = self._smaller(size, shortage), done
                         continue
                     if progress is not None:
                         progress.update(queued - done)
                     done = queued
-                if drawn is not None:
-                    handing = second.submit(_hand_over, batch, drawn, sink)
+                if images is not None:
+                    handing = second.submit(_hand_over, batch, images, sink)
                     queued += len(batch)
 
     def _first_size(self, count: int) -> int:
@@ -104,7 +104,7 @@ class Producer:
         return size // 2
 
     @torch.inference_mode()
-    def _draw(self, batch: NDArray[np.int64], size: int) -> _Drawn:
+    def _queued(self, batch: NDArray[np.int64], size: int) -> _Images:
         """Queue a batch's sampling and decoding, in parts of one size, and the copies of its images to the host."""
         latents = self.sampler.latents(to_device(self._filled(torch.from_numpy(batch), size), self.device))
         part_size = -(-size // -(-size // _DECODED_AT_ONCE))
@@ -115,9 +115,9 @@ class Producer:
                 torch.split(images, part_size), torch.split(latents, part_size), strict=False
             ):
                 tokens = self.normalizer.to_tokens(self._filled(part, part_size))
-                drawn = to_uint8(self.decoder.pixels(tokens), rounding=self.rounding)
-                target.copy_(drawn[: len(target)], non_blocking=True)
-            return _Drawn(images, mark(self.device))
+                decoded = to_uint8(self.decoder.pixels(tokens), rounding=self.rounding)
+                target.copy_(decoded[: len(target)], non_blocking=True)
+            return _Images(images, mark(self.device))
 
     def _filled(self, rows: Tensor, size: int) -> Tensor:
         if not self.fill_batches or len(rows) == size:
@@ -145,19 +145,19 @@ class Producer:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Images:
     """Images uint8 [b, H, W, 3] on the host, which are there when the device has come to the mark."""
 
-    images: Tensor
+    pixels: Tensor
     arrived: torch.cuda.Event | None
 
 
-def _hand_over(batch: NDArray[np.int64], drawn: _Drawn, sink: Sink) -> torch.OutOfMemoryError | None:
+def _hand_over(batch: NDArray[np.int64], images: _Images, sink: Sink) -> torch.OutOfMemoryError | None:
     """Wait for the images and hand them over; what is returned is the error of a sink without room for them."""
     try:
-        if drawn.arrived is not None:
-            drawn.arrived.synchronize()
-        sink(batch, drawn.images.numpy())
+        if images.arrived is not None:
+            images.arrived.synchronize()
+        sink(batch, images.pixels.numpy())
     except torch.OutOfMemoryError as error:
         # Without the frames it came through, which hold the tensors that did not leave room.
         return error.with_traceback(None)

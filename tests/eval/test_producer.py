@@ -32,19 +32,19 @@ class Still(nn.Module):
         return torch.zeros_like(x)
 
 
-def _draw(tokens):
+def _decode(tokens):
     """Pixels [B, 3, 2, 2] of tokens [B, 4, 3]."""
     return tokens.transpose(1, 2).unflatten(2, (2, 2)) * 0.2 + 0.5
 
 
-def _producer(model, draw=_draw, device=CPU, **changes):
+def _producer(model, decode=_decode, device=CPU, **changes):
     sampler = LatentSampler(
         model=model, latent_shape=(3, 2, 2), num_classes=1, classes=(0,), points=2, seed=0
     )
     return Producer(
         sampler=sampler,
         normalizer=LatentNormalizer(None, torch.ones(3, 2, 2)).to(device),
-        decoder=Decoder(network=draw, precision="fp32", image_size=(2, 2)),
+        decoder=Decoder(network=decode, precision="fp32", image_size=(2, 2)),
         device=device,
         **changes,
     )
@@ -60,7 +60,7 @@ def _collected(producer, numbers):
     return found
 
 
-def test_every_number_is_handed_over_once_with_its_own_picture():
+def test_every_number_is_handed_over_once_with_its_own_image():
     numbers = [8, 3, 5, 1, 9]
     one, other = (_collected(_producer(Still(), batch_size=size), numbers) for size in (2, 5))
     assert list(one) == numbers
@@ -71,22 +71,22 @@ def test_every_number_is_handed_over_once_with_its_own_picture():
 
 
 def test_the_next_batch_is_made_while_the_last_one_is_handed_over_and_no_further_one():
-    begun, drawn, handed = [], threading.Event(), []
+    begun, decoded, handed = [], threading.Event(), []
 
-    def draw(tokens):
+    def decode(tokens):
         if len(begun) == 2:
-            drawn.set()
-        return _draw(tokens)
+            decoded.set()
+        return _decode(tokens)
 
     def sink(batch, images):
         if not handed:
             # Would wait in vain if the next batch was begun only after this one is written.
-            assert drawn.wait(20)
+            assert decoded.wait(20)
             time.sleep(0.2)
         assert len(begun) <= len(handed) + 2
         handed.append(batch)
 
-    _producer(Still(begun.append), draw, batch_size=2).produce(np.arange(12), sink)
+    _producer(Still(begun.append), decode, batch_size=2).produce(np.arange(12), sink)
     assert [len(batch) for batch in handed] == [2] * 6
 
 
@@ -112,12 +112,12 @@ def test_a_batch_size_that_was_asked_for_and_does_not_fit_is_refused():
 def _too_many(limit):
     """A decoder that has room for so many."""
 
-    def draw(tokens):
+    def decode(tokens):
         if len(tokens) > limit:
             raise torch.OutOfMemoryError("too large")
-        return _draw(tokens)
+        return _decode(tokens)
 
-    return draw
+    return decode
 
 
 def test_a_batch_that_cannot_be_decoded_is_halved_until_it_can():
@@ -166,11 +166,11 @@ def test_progress_counts_what_was_handed_over():
 def test_all_batches_are_decoded_in_one_stream_that_is_not_the_samplers():
     streams = []
 
-    def draw(tokens):
+    def decode(tokens):
         streams.append(torch.cuda.current_stream().cuda_stream)
-        return _draw(tokens)
+        return _decode(tokens)
 
-    producer = _producer(Still().cuda(), draw, batch_size=1, device=torch.device("cuda"))
+    producer = _producer(Still().cuda(), decode, batch_size=1, device=torch.device("cuda"))
     _collected(producer, range(3))
     assert len(streams) == 3
     assert len(set(streams)) == 1
@@ -191,12 +191,12 @@ def test_all_batches_are_decoded_in_one_stream_that_is_not_the_samplers():
 def test_compiled_networks_see_one_batch_size_each(count, batch_size, sampled, decoded):
     sizes = {"sampled": [], "decoded": []}
 
-    def draw(tokens):
+    def decode(tokens):
         sizes["decoded"].append(len(tokens))
-        return _draw(tokens)
+        return _decode(tokens)
 
     model = Still(lambda x: sizes["sampled"].append(len(x)))
-    filled = _collected(_producer(model, draw, batch_size=batch_size, fill_batches=True), range(count))
+    filled = _collected(_producer(model, decode, batch_size=batch_size, fill_batches=True), range(count))
     assert sizes == {"sampled": sampled, "decoded": decoded}
     plain = _collected(_producer(Still(), batch_size=batch_size), range(count))
     assert list(filled) == list(plain) == list(range(count))
@@ -222,16 +222,16 @@ def test_a_batch_makes_its_images_of_tensors_without_values():
 def test_sampling_and_decoding_a_batch_waits_for_no_device():
     producer = _producer(Still().cuda(), batch_size=4, device=torch.device("cuda"))
     numbers = np.arange(4)
-    producer._draw(numbers, 4)  # what is made once may wait
+    producer._queued(numbers, 4)  # what is made once may wait
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        drawn = producer._draw(numbers, 4)
+        queued = producer._queued(numbers, 4)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    drawn.arrived.synchronize()
+    queued.arrived.synchronize()
     found = _collected(producer, numbers)
-    np.testing.assert_array_equal(drawn.images.numpy(), np.stack([found[number] for number in numbers]))
+    np.testing.assert_array_equal(queued.pixels.numpy(), np.stack([found[number] for number in numbers]))
 
 
 def test_a_failing_sink_stops_the_loop():
