@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from pipeline.console import log
+from pipeline.encode.execution import execution_of
 from pipeline.encode.job import build_encoder
 from pipeline.encode.planning import require_readable
 from pipeline.encode.space import missing_nbytes, require_space
@@ -42,6 +43,7 @@ def add_view(config: AddViewConfig, arguments: Sequence[str]) -> None:
     recipe = dataclasses.replace(before.recipe, views=(*before.views, *missing))
     settings = _encode_settings(config, before.recipe)
     settings.check()
+    execution_of(before.recipe, settings)
     encoder = build_encoder(settings)
     before.recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
     require_readable(settings, recipe, before.plan, missing)

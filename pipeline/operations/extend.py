@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from pipeline.console import log
+from pipeline.encode.execution import execution_of
 from pipeline.encode.job import build_encoder
 from pipeline.encode.planning import require_readable
 from pipeline.encode.space import missing_nbytes, require_space
@@ -52,6 +53,7 @@ def extend(config: ExtendConfig, arguments: Sequence[str]) -> None:
     begun = _begun(config)
     settings = _encode_settings(config, begun.recipe)
     settings.check()
+    execution_of(begun.recipe, settings)
     world = find_world(config.work, arguments)
     if world is None:
         return
@@ -148,6 +150,8 @@ def _encode_settings(config: ExtendConfig, recipe: Recipe) -> EncodeConfig:
 
 def _extended_plan(config: ExtendConfig, plan: Plan) -> Plan:
     """Return the plan with what is new in the source; the plan itself if nothing is."""
+    if config.store.parent.name == FIELDS:
+        _require_outer_store(config)
     if is_store(config.source):
         return _plan_of_outer_store(config, plan)
     labels = None if config.labels is None else LabelTable.read(config.labels)
@@ -162,6 +166,20 @@ def _extended_plan(config: ExtendConfig, plan: Plan) -> Plan:
         + (f" and {len(further)} new classes: {_few(further)}" if further else "")
     )
     return plan.extended(new.records, class_names, new.archives)
+
+
+def _require_outer_store(config: ExtendConfig) -> None:
+    """Refuse to give a field other rows than the store it is a field of has.
+
+    Raises:
+        UsageError: The source is not that store, nor a copy of its rows.
+    """
+    outer = config.store.parent.parent
+    if not is_store(config.source) or open_store(config.source).plan != open_store(outer).plan:
+        raise UsageError(
+            f"{config.store} is a field of {outer} and has its rows; extend {outer} by new images, and the field by "
+            f"{outer}: `{open_store(config.store).catch_up_command}`"
+        )
 
 
 def _plan_of_outer_store(config: ExtendConfig, plan: Plan) -> Plan:
@@ -194,10 +212,11 @@ def _new_images(config: ExtendConfig, plan: Plan, listing: Listing) -> Listing:
         for was, now in both
         if now.nbytes not in (was.nbytes, listed[now.key]) or now.label != was.label
     ]
-    _name(
-        f"images of {config.store} are gone from the source, and stay in the store",
-        kept.keys() - found.keys(),
-    )
+    if both:
+        gone = kept.keys() - found.keys()
+        _name(f"images of {config.store} are gone from the source, and stay in the store", gone)
+    else:
+        log(f"{config.source} holds new images alone; the {len(kept)} that {config.store} has stay")
     _name("images have another size or class than before; the store keeps them as they were encoded", changed)
     new = [record for record in listing.records if record.key not in kept]
     grown = {record.uri for record in new} & plan.archives.keys()
@@ -223,10 +242,7 @@ def _name_fields_behind(config: ExtendConfig) -> None:
     """Print which fields lack rows of the store, and the commands that add them."""
     store = open_store(config.store)
     for name in store.manifest.fields:
-        field = config.store / FIELDS / name
-        recipe = open_store(field).recipe
-        lacking = store.recipe.num_images - recipe.num_images
+        field = open_store(config.store / FIELDS / name)
+        lacking = store.recipe.num_images - field.recipe.num_images
         if lacking > 0:
-            derived = " --compressor SNAPSHOT" if recipe.encoder.compressor is not None else ""
-            command = f"pipeline extend {field} {config.store}{derived}"
-            log(f"field {name} is behind by {lacking} images; `{command}` catches up")
+            log(f"field {name} is behind by {lacking} images; `{field.catch_up_command}` catches up")

@@ -401,9 +401,15 @@ class Store:
             lacking = self.recipe.num_images - found.recipe.num_images
             raise UsageError(
                 f"field {name} of {self.path} is behind by {lacking} images; "
-                f"`pipeline extend {found.path} {self.path}` catches up"
+                f"`{found.catch_up_command}` catches up"
             )
         return found.at_stage(self._stage)
+
+    @property
+    def catch_up_command(self) -> str:
+        """The command that gives this store, if it is an added field, the rows that its own store was extended by."""
+        derived = " --compressor SNAPSHOT" if self.recipe.encoder.compressor is not None else ""
+        return f"pipeline extend {self.path} {self.path.parent.parent}{derived}"
 
     def reader(
         self, view: str, field: str, *, mode: ReadMode = "auto", verify: Verify = "first"

@@ -227,9 +227,7 @@ def test_every_engine_extends_a_store_to_the_same_bytes(extension, tmp_path, eng
 @pytest.mark.slow
 def test_a_killed_process_of_two_that_extend_is_made_up_for_by_the_other(extension):
     store, build, alone = extension
-    with subprocess.Popen(
-        build(store, "--devices", "cpu,cpu", "--batch-size", "1"), stderr=subprocess.PIPE, text=True
-    ) as parent:
+    with subprocess.Popen(build(store, "--devices", "cpu,cpu"), stderr=subprocess.PIPE, text=True) as parent:
         name = kill_first_worker(store, lambda owner: owner["pid"])
         output = parent.communicate(timeout=300)[1]
     assert parent.returncode == 0, output

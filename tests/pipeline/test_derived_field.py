@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from shards.errors import StoreError
+from shards.errors import StoreError, UsageError
 from shards.reading.store import Store, open_store
 from shards.writing.store_writer import StoreWriter
 from train.weights.compressor import load_compressor
@@ -16,8 +17,6 @@ from train.weights.compressor import load_compressor
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
     """A finished store of 21 pictures of which one cannot be decoded, and its compressor's folder."""
-    from PIL import Image
-
     from pipeline.cli import main
 
     root = tmp_path_factory.mktemp("encoded")
@@ -297,3 +296,31 @@ def test_latents_are_not_compressed_again_nor_given_views_of_their_own(store, co
     assert (code, "holds latents of a compressor already" in err) == (2, True), err
     code, _, err = pipeline("add-view", field.path, "--views", "crop:2")
     assert (code, "add the views to that store" in err) == (2, True), err
+
+
+def test_a_derived_field_catches_up_with_its_store_by_the_command_that_is_printed(
+    store, compressor, pipeline, draw, tmp_path
+):
+    derive(pipeline, store, compressor)
+    more = tmp_path / "more"
+    (more / "class 1").mkdir(parents=True)
+    for number in range(50, 54):
+        Image.fromarray(draw(number)).save(more / "class 1" / f"{number}.png")
+    code, _, err = pipeline("extend", store.path, more)
+    assert code == 0, err
+    command = f"pipeline extend {store.path}/fields/flat {store.path} --compressor SNAPSHOT"
+    assert f"field flat is behind by 4 images; `{command}` catches up" in err
+    with pytest.raises(UsageError, match=f"is behind by 4 images; `{command}` catches up"):
+        open_store(store.path).field("flat")
+    words = command.replace("SNAPSHOT", str(compressor)).split()[1:]
+    assert pipeline(*words[:3])[0] == 2  # without the compressor
+    code, _, err = pipeline(*words)
+    assert code == 0, err
+    found = open_store(store.path).field("flat")
+    assert found.plan == open_store(store.path).plan
+    with torch.no_grad():
+        tokens = torch.from_numpy(read_all(open_store(store.path), "crop0")).float()
+        wanted = load_compressor(compressor).network.encode(tokens)
+    assert len(wanted) == 24
+    np.testing.assert_allclose(read_all(found, "crop0"), wanted.numpy(), atol=2e-3)
+    assert pipeline("verify", store.path)[0] == 0

@@ -238,6 +238,7 @@ def test_new_images_may_come_alone_and_labels_may_name_their_classes(store, fold
     labels.write_text("class 0\nclass 1\nclass 2\nyak\nzebra\n")
     code, _, err = pipeline("extend", path, more.parent, "--labels", labels)
     assert code == 0, err
+    assert f"{more.parent} holds new images alone; the 21 that {path} has stay" in err
     after = open_store(path)
     assert after.class_names == ("class 0", "class 1", "class 2", "yak", "zebra")
     assert after.labels[after.valid_rows[-1]] == 4
@@ -286,6 +287,7 @@ def test_what_cannot_be_extended_is_refused_in_one_line(store, grow, folder, tmp
         ((path, tmp_path / "none"), 2, "none"),
         ((path, other), 2, "`pipeline merge` puts the rows of two stores into one"),
         ((path, folder, "--weights", "random:1"), 1, "belongs to another encoder: weights_digest"),
+        ((path, folder, "--batch-size", 3), 2, "was begun with --batch-size 64, not 3"),
         ((path, folder, "--compressor", "x"), 2, "is not a derived field; leave out --compressor"),
     ):
         found, _, err = pipeline("extend", *arguments)
@@ -345,6 +347,9 @@ def test_fields_are_named_as_behind_and_catch_up_with_the_rows_of_their_store(
     with pytest.raises(UsageError, match="is behind by 10 images; `pipeline extend"):
         open_store(path).reader("center", "other")
     assert open_store(path).at_stage(0).field("other").recipe.num_images == 21
+    code, _, err = pipeline("extend", field, folder)
+    message = f"has its rows; extend {path} by new images, and the field by {path}: `pipeline extend {field} {path}`"
+    assert (code, message in err) == (2, True), err
     code, _, err = pipeline("extend", field, path)
     assert code == 0, err
     assert open_store(path).at_stage(0).field("other").recipe.num_images == 21
