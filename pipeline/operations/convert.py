@@ -1,4 +1,4 @@
-"""`pipeline convert`: the same rows in another form, compression or storage type."""
+"""`pipeline convert`: the same rows in another format, compression or storage type."""
 
 import dataclasses
 

@@ -13,7 +13,7 @@ from shards.metadata.root import read_recipe
 from shards.writing.revisions import newest_revision
 
 _DEFAULT_SHARDS = 1024
-_INDEX_ENTRY, _INDEX_CHECKSUM = 16, 4  # bytes a row and a shard of the zarr form's index
+_INDEX_ENTRY, _INDEX_CHECKSUM = 16, 4  # bytes a row and a shard of the zarr format's index
 
 
 @dataclass(frozen=True)

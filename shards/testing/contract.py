@@ -212,7 +212,7 @@ def build_store(path: Location, kind: StoreKind, *, block: int = 3) -> Store:
 
 
 def copy_store(store: Store, out: Path, **changes: Any) -> Store:
-    """Return all rows of a store in another form, compression or storage type, opened."""
+    """Return all rows of a store in another format, compression or storage type, opened."""
     selection = every_row(store)
     writer, _ = begin_copy(selection, out, copied_recipe(selection, **changes), store.code)
     copy_rows(selection, writer, {"made by": "a test"})
@@ -232,7 +232,7 @@ def flip_bit(path: Location, bit: int) -> None:
 
 
 def store_kinds() -> st.SearchStrategy[StoreKind]:
-    """Return small stores of every form, storage type, size and set of views."""
+    """Return small stores of every format, storage type, size and set of views."""
 
     def fill_in(kind: StoreKind) -> st.SearchStrategy[StoreKind]:
         choices = compressions(kind.format)
