@@ -40,7 +40,7 @@ def _pread(descriptor: int, out: memoryview, offset: int) -> int:
 
 # macOS before 11 and some other systems have no preadv; pread costs one more copy.
 read_at: Callable[[int, memoryview, int], int] = _preadv if hasattr(os, "preadv") else _pread
-_NOWAIT = getattr(os, "RWF_NOWAIT", None)
+NOWAIT = getattr(os, "RWF_NOWAIT", None)
 _STREAK = 16  # rows found cached one after another before one answer counts for more than one row
 _STREAK_NS = 1_000_000
 
@@ -116,10 +116,10 @@ class ShardFile(LocalObject):
         now = time.monotonic_ns()
         if now < self._cached_until:
             return True
-        if _NOWAIT is None:
+        if NOWAIT is None:
             return False
         try:
-            hit = os.preadv(self.descriptor, self._probe, offset + nbytes - 1, _NOWAIT) == 1
+            hit = os.preadv(self.descriptor, self._probe, offset + nbytes - 1, NOWAIT) == 1
         except OSError:  # not cached, or a file system that cannot say
             hit = False
         self._hits = self._hits + 1 if hit else 0

@@ -54,7 +54,7 @@ def test_systems_without_preadv_or_nowait_read_the_same(store, monkeypatch, repl
     if replacement == "pread instead of preadv":
         monkeypatch.setattr(shards.reading.shard_file, "read_at", shards.reading.shard_file._pread)
         monkeypatch.delattr(os, "preadv")
-    monkeypatch.setattr(shards.reading.shard_file, "_NOWAIT", None)
+    monkeypatch.setattr(shards.reading.shard_file, "NOWAIT", None)
     for mode in ("auto", "pread"):
         reader = store.reader("center", "tokens", mode=mode, verify="always")
         out = np.zeros((len(store.valid_rows), *reader.row_shape), reader.dtype)
