@@ -1,11 +1,23 @@
-"""Names of a folder's objects: all of them, cheaply, and whatever others do there meanwhile."""
+"""Folders and servers behind one protocol: names, walks, sizes and reads, and whatever others do there meanwhile."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
-from shards.storage.location import children, object_names, object_version
+import numpy as np
+import pytest
+
+from shards.storage.location import (
+    as_location,
+    children,
+    object_names,
+    object_sizes,
+    object_version,
+    open_object,
+    storage_of,
+)
 
 
 def make(root, *names):
@@ -92,3 +104,51 @@ def test_the_version_of_a_file_is_another_once_it_is_written_anew(tmp_path):
     assert object_version(tmp_path / "a") == (1, "1")
     os.utime(tmp_path / "a", ns=(0, 2))
     assert object_version(tmp_path / "a") == (1, "2")
+
+
+@pytest.fixture(params=["folder", "server"])
+def root(request, tmp_path):
+    """An empty folder, and one of a server that is memory of this process."""
+    return as_location(tmp_path if request.param == "folder" else f"memory://{tmp_path.name}")
+
+
+@pytest.mark.parametrize("read_ahead", [True, False])
+def test_several_threads_read_one_object_at_once(root, read_ahead):
+    content = np.random.default_rng(0).bytes(20 << 20)
+    storage_of(root).replace(root / "object", content)
+    with open_object(root / "object", read_ahead=read_ahead) as source, ThreadPoolExecutor(8) as pool:
+
+        def is_right(offset):
+            return source.read(1000, offset) == content[offset : offset + 1000]
+
+        assert all(pool.map(is_right, np.random.default_rng(1).integers(0, len(content), 400).tolist()))
+        assert source.read(10, len(content) + 5) == b""
+
+
+def test_a_walk_meets_every_file_by_name(root):
+    for name in ("b/2.png", "b/10.png", "a.txt", "b.d/x"):
+        storage_of(root).replace(root / name, name.encode())
+    met = [entry for entry in storage_of(root).walk(root) if not entry.is_folder]
+    assert ["/".join(entry.parts) for entry in met] == ["a.txt", "b/10.png", "b/2.png", "b.d/x"]
+    assert [entry.size() for entry in met] == [5, 8, 7, 5]
+    assert [entry.path for entry in met] == [str(root / "/".join(entry.parts)) for entry in met]
+    assert not any(entry.is_outside for entry in met)
+
+
+def test_a_walk_of_a_folder_names_links_that_lead_out_or_nowhere_and_enters_no_circle(tmp_path):
+    make(tmp_path, "root/a/1", "out/2", "root/.hidden/3")
+    for link, target in (("circle", "root"), ("a/out", "out"), ("nowhere", "missing")):
+        (tmp_path / "root" / link).symlink_to(tmp_path / target)
+    os.mkfifo(tmp_path / "root" / "pipe")
+    met = {"/".join(entry.parts): entry for entry in storage_of(tmp_path).walk(tmp_path / "root")}
+    assert list(met) == [".hidden", "a", "a/1", "a/out", "a/out/2", "nowhere", "pipe"]
+    assert {name for name, entry in met.items() if entry.is_folder} == {"a", "a/out"}
+    assert {name for name, entry in met.items() if entry.is_outside} == {"a/out", "nowhere"}
+    assert (met["a/1"].size(), met["nowhere"].size(), met["pipe"].size()) == (1, 0, None)
+    assert (met["a/1"].head(4), met["pipe"].head(4)) == (b"x", b"")
+
+
+def test_what_is_no_file_has_no_size_as_an_object(tmp_path):
+    make(tmp_path, "file", "folder/inside")
+    os.mkfifo(tmp_path / "pipe")
+    assert object_sizes(tmp_path, ["file", "folder", "pipe", "missing"]) == {"file": 1}
