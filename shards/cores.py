@@ -6,6 +6,6 @@ import os
 
 
 def usable_cores() -> int:
-    """Return cores this process may run on."""
+    """Return the number of cores this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

@@ -222,7 +222,7 @@ def _decoded(decoder: Decoder, tokens: NDArray[np.float32], device: torch.device
 def _decoding_rate(
     decoder: Decoder, snapshot: Snapshot, settings: FewStepSettings, device: torch.device
 ) -> float:
-    """Return images a second of the decoder alone."""
+    """Measure images a second of the decoder alone."""
     assert snapshot.normalizer is not None
     shape = (settings.batch_size, *snapshot.normalizer.variance.shape)
     tokens = snapshot.normalizer.to_tokens(torch.zeros(shape, device=device))

@@ -172,7 +172,7 @@ class NpzImages:
 
 
 def decoding_threads() -> int:
-    """Return threads a process decodes with: its share of the cores this machine's processes may use, at most 16."""
+    """Return the number of threads a process decodes with: its share of this machine's usable cores, at most 16."""
     return max(1, min(_MOST_THREADS, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 

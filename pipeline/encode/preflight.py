@@ -110,7 +110,7 @@ def _decode(
 def _encode_rate(
     encoder: Encoder, aggregations: Sequence[Aggregation], images: Tensor, recipe: Recipe
 ) -> float:
-    """Return images a second through the encoder in all views, on batches that are ready."""
+    """Measure images a second through the encoder in all views, on batches that are ready."""
     pixels = images.permute(0, 3, 1, 2).to(encoder.device)
 
     def encode() -> None:

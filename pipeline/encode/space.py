@@ -28,7 +28,7 @@ def require_space(path: Location, nbytes: int) -> None:
 def missing_nbytes(
     path: Location, recipe: Recipe, plan: Plan, names: Collection[str] = ("tokens", "cls", "image")
 ) -> int:
-    """Return the bytes of the rows of a store that nobody has written yet; of compressed ones nobody can know before.
+    """Return the bytes that a store's missing rows will take; 0 for compressed rows, whose size is not known before.
 
     Args:
         path: The store, begun or not.

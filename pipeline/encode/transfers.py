@@ -67,7 +67,7 @@ class Transfers:
 
 
 def seconds_between(begun: Mark, done: Mark) -> float:
-    """Return seconds from one moment to another, both past."""
+    """Return the seconds from one moment to another, both past."""
     if isinstance(begun, torch.cuda.Event) and isinstance(done, torch.cuda.Event):
         milliseconds: float = begun.elapsed_time(done)
         return milliseconds / 1000

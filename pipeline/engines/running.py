@@ -113,7 +113,7 @@ def _encode_pending(
 
 
 def _rows_done(writers: Sequence[StoreWriter]) -> int:
-    """Return the images of the shards that are finished in every view of every store."""
+    """Return the number of images in shards that are finished in every view of every store."""
     plan = writers[0].plan
     unfinished = {shard for _, shard in pending_in_any(writers)}
     return plan.num_images - sum(plan.shard_size(shard) for shard in unfinished)

@@ -38,7 +38,7 @@ class CropSource(Protocol):
         """The crops of all views."""
 
     def current_size(self, record: SourceRecord) -> int:
-        """Return bytes that an image has now; others than the record says if its file was repaired meanwhile.
+        """Return an image's size in bytes now; another than in the record if its file was repaired meanwhile.
 
         Raises:
             BadImageError: If there is nothing to be read.

@@ -181,7 +181,7 @@ class EncoderIdentity:
         return deciding
 
     def diff(self, other: EncoderIdentity) -> list[str]:
-        """Return one line for each field that decides about tokens in which ``other`` differs from this one."""
+        """Return a line for each field that decides about tokens in which ``other`` differs from this one."""
         return _diff(self._deciding(), other._deciding())
 
     def require_same(self, other: EncoderIdentity, *, what: str) -> None:
@@ -354,7 +354,7 @@ class Recipe:
                     yield stage, num_views
 
     def fields(self, view: str) -> tuple[str, ...]:
-        """Return fields stored for a view; a mirrored view keeps no image."""
+        """Return the fields stored for a view; a mirrored view keeps no image."""
         has_image = self.image_size > 0 and view not in MIRRORED_VIEWS
         return "tokens", *["image"] * has_image, *["cls"] * self.class_token
 
@@ -399,7 +399,7 @@ class Recipe:
         return dataclasses.replace(self.at_stage(stage), views=begun.views).id == begun.id
 
     def diff(self, other: Recipe) -> list[str]:
-        """Return one line for each field that decides about bytes in which ``other`` differs from this one."""
+        """Return a line for each field that decides about bytes in which ``other`` differs from this one."""
         own, others = ({**recipe._deciding(), "encoder": None} for recipe in (self, other))
         return [f"encoder.{line}" for line in self.encoder.diff(other.encoder)] + _diff(own, others)
 

@@ -147,7 +147,7 @@ class Plan:
         return self.capacity * self.num_shards
 
     def shard_size(self, shard: int) -> int:
-        """Return images in a shard."""
+        """Return the number of images in a shard."""
         return self._sizes[shard]
 
     @cached_property
@@ -322,7 +322,7 @@ class Plan:
         return asked == given and bool(self._by_key().equals(extended._by_key()))
 
     def source_digest(self) -> str:
-        """Return the digest of what was encoded: sorted keys with size and label, and class names."""
+        """Return the digest of the source: sorted keys with size and label, and class names."""
         listing = self._by_key()
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         columns = (listing[name].to_pylist() for name in ("key", "nbytes", "label"))

@@ -60,7 +60,7 @@ def check_stages(num_images: int, num_shards: int, earlier: Sequence[Stage]) -> 
 
 
 def shard_capacity(num_images: int, num_shards: int, earlier: Sequence[Stage] = ()) -> int:
-    """Return the rows of every shard, spare ones included: ⌈n / N⌉ of what the store began with."""
+    """Return the number of rows of every shard, spare ones included: ⌈n / N⌉ of what the store began with."""
     if earlier:
         num_images, num_shards = earlier[0].num_images, earlier[0].num_shards
     return -(-num_images // num_shards)

@@ -41,13 +41,13 @@ class OpenFiles:
             other.keep(self.share())
 
     def share(self) -> int:
-        """Return shards each reader may keep open now: half of the process's files are left for all else."""
+        """Return how many shards each reader may keep open now: half of the process's files are left for all else."""
         shards = file_limit() // 2 // _FILES_PER_SHARD
         return max(1, shards // max(1, len(self._readers)))
 
 
 def file_limit() -> int:
-    """Return files this process may have open at once, as far as we would use them."""
+    """Return how many files this process may have open at once, as far as we would use them."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _WANTED if soft == resource.RLIM_INFINITY else min(soft, _WANTED)
 

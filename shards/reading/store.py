@@ -360,7 +360,7 @@ class Store:
         return read_given(self.object_bytes, (self.width, *self.grid))
 
     def statistics(self, views: Iterable[str] | None = None, *, exact: bool = False) -> Statistics:
-        """Return mean and variance to normalise the tokens of some views by, by default of all views together.
+        """Return the mean and variance that normalise the tokens of some views, by default of all views together.
 
         Args:
             views: Some of `views`. Statistics that a file gave are one for all of them.

@@ -53,7 +53,7 @@ class Storage(Protocol[L]):
         """See `open_seekable`."""
 
     def size(self, path: L) -> int:
-        """Return the bytes of an object.
+        """Return the size of an object in bytes.
 
         Raises:
             FileNotFoundError: If it is not there.
@@ -105,7 +105,7 @@ class Storage(Protocol[L]):
         """Give an object a second name unless that is taken; False where that cannot be done."""
 
     def free_bytes(self, path: L) -> int | None:
-        """Return bytes that can still be written where ``path`` is, or will be; None where that is not known."""
+        """Return how many bytes can still be written where ``path`` is, or will be; None where that is not known."""
 
     def beside(self, path: L, name: str) -> Path:
         """Return a path of this machine for what belongs to a store and is no part of it, such as logs."""
@@ -205,7 +205,7 @@ def lists_objects(root: Location) -> bool:
 
 
 def file_size(path: Location) -> int:
-    """Return the bytes of an object.
+    """Return the size of an object in bytes.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -299,5 +299,5 @@ def beside(path: Location, name: str) -> Path:
 
 
 def free_bytes(path: Location) -> int | None:
-    """Return bytes that can still be written where ``path`` is, or will be; None on a server, which does not say."""
+    """Return how many bytes can still be written where ``path`` is, or will be; None on a server, which does not say."""
     return storage_of(path).free_bytes(path)

@@ -141,7 +141,7 @@ class RemotePath:
         return self.can_list and next(self.iterdir(), None) is not None
 
     def size(self) -> int:
-        """Return the bytes of the object.
+        """Return the size of the object in bytes.
 
         Raises:
             FileNotFoundError: If it is not there.

@@ -143,7 +143,7 @@ class ListedObject:
     is_outside = False
 
     def size(self) -> int:
-        """Return the bytes of the object."""
+        """Return the size of the object in bytes."""
         return self.nbytes
 
     def head(self, nbytes: int) -> bytes:

@@ -38,7 +38,7 @@ class WalkedEntry(Protocol):
         """Whether it is a link that leads out of the folder that is walked."""
 
     def size(self) -> int | None:
-        """Return the bytes of the file; 0 of a link that leads nowhere, None of a pipe, socket or device."""
+        """Return the file's size in bytes; 0 of a link that leads nowhere, None of a pipe, socket or device."""
 
     def head(self, nbytes: int) -> bytes:
         """Return the first bytes of the file; nothing where they cannot be read, or only by a request to a server."""

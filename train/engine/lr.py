@@ -48,7 +48,7 @@ def _warmup_stable_decay(step: int, steps_per_epoch: int, settings: OptimizerSet
 
 
 def steps_per_epoch(num_rows: int, global_batch_size: int) -> int:
-    """Return the steps in an epoch of a schedule: floor(rows / batch), at least 1.
+    """Return the number of steps in an epoch of a schedule: floor(rows / batch), at least 1.
 
     Source: github:bytetriper/RAE src/train.py at a4d18c4 drops an epoch's tail; 1,281,167 images at 1024 are
     1251 steps.

@@ -62,7 +62,7 @@ class ResidentTokens:
 
 
 def tokens_nbytes(store: Store, num_views: int, num_rows: int) -> int:
-    """Return the bytes of the tokens of some rows in some views."""
+    """Return how many bytes the tokens of some rows take in some views."""
     values = store.num_tokens * store.width
     return num_views * num_rows * values * storage_type(store.recipe.dtype).numpy.itemsize
 
@@ -105,7 +105,7 @@ def hold_tokens(
 
 
 def free_nbytes(device: torch.device) -> int:
-    """Return bytes that are free in a device's memory; of a CPU, in the machine's."""
+    """Return how many bytes are free in a device's memory; for a CPU, in the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -96,7 +96,7 @@ def later_phase(text: str) -> Phase:
 
 
 def epoch_steps(settings: Settings, store: Store, training_images: int) -> int:
-    """Return the steps in an epoch of the schedules, at least 1.
+    """Return the number of steps in an epoch of the schedules, at least 1.
 
     Source of the mean for stores mixed by step: RAEv2's "general" decoders, arXiv 2605.18324.
     """

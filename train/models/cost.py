@@ -44,7 +44,7 @@ class _Linear(NamedTuple):
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Return the parameters of a network, its position tables and time frequencies among them."""
+    """Return the number of parameters of a network, with its position tables and time frequencies."""
     return sum(linear.parameters for linear in _linears(config)) + _other_parameters(config)
 
 
@@ -190,7 +190,7 @@ def _attentions(config: GeneratorConfig | ViTDecoderConfig) -> list[tuple[int, i
 
 
 def _other_parameters(config: ModelConfig) -> int:
-    """Return norms, tables and what else is no linear layer."""
+    """Return the number of parameters of norms, tables and all else that is no linear layer."""
     if isinstance(config, ViTDecoderConfig):
         norms = (2 * config.depth + 1) * 2 * config.width
         return norms + (config.num_patches + 1) * config.width + config.width

@@ -94,7 +94,7 @@ class MeanFlowTask(VelocityTask):
         return ", ".join(f"t {t:.4f} r {r:.4f}" for t, r in spans)
 
     def _num_jumps(self, jumps: Tensor) -> int:
-        """Return rows whose derivative is computed: one number, or a few, so that the compiler meets few sizes."""
+        """Return how many rows' derivative is computed: one number, or a few, so that the compiler meets few sizes."""
         batch, settings = len(jumps), self._mean_flow
         if settings.jumps == "spread":
             return most_jumps(batch, settings.share)
