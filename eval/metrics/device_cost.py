@@ -60,7 +60,7 @@ def measure(
 
 
 def energy_counter(device: torch.device) -> float | None:
-    """Return the joules the device has used since some fixed moment; None where it does not say, or may not be asked."""
+    """Return the joules the device has used since a fixed moment; None where it does not say, or may not be asked."""
     return _gpu_energy(device) if device.type == "cuda" else _cpu_energy()
 
 

@@ -46,7 +46,7 @@ def copy(
 
 
 def expected_nbytes(selection: Selection, recipe: Recipe) -> int:
-    """Return how many bytes the new store's rows take; compressed rows count as those of the first store, if it has any."""
+    """Return the bytes that the new store's rows take; compressed rows count as the first store's, if it has any."""
     store = selection.stores[0]
     alike = {field for view in store.views for field in fields_of(store.recipe, view)}
     nbytes = 0

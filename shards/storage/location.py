@@ -299,5 +299,5 @@ def beside(path: Location, name: str) -> Path:
 
 
 def free_bytes(path: Location) -> int | None:
-    """Return how many bytes can still be written where ``path`` is, or will be; None on a server, which does not say."""
+    """Return how many bytes can still be written where ``path`` is, or will be; None on a server (not known)."""
     return storage_of(path).free_bytes(path)
