@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from train.engine.loop import Trainer
 from train.models.discriminator import DINO_SIZES, DinoConfig, DinoFeatures
+from train.randomness import compile_draws
 
 # 22 images in batches of 8 are 2 steps an epoch: the adversary learns from the first step, and plays from the third.
 ADVERSARIAL = (
@@ -79,6 +80,23 @@ def test_no_step_asks_a_tensor_for_a_number(trained, request, monkeypatch):
     assert watched == [4, 5]
 
 
+def test_neither_the_one_pass_nor_draws_as_they_are_compiled_ask_for_a_number(
+    tmp_path, train_here, monkeypatch
+):
+    def not_compiled(function):
+        return function
+
+    # What is compiled is run as it is written.
+    monkeypatch.setattr("train.engine.update.compile_function", not_compiled)
+    monkeypatch.setattr("train.engine.launch.compile_draws", lambda compiler: compile_draws(not_compiled))
+    watched = watch(monkeypatch, lambda: Refused(ASKING))
+    try:
+        assert train_here("dit", tmp_path / "run", f"{QUIET} --compile False --one-pass True") == 0
+    finally:
+        compile_draws(None)
+    assert watched == [4, 5]
+
+
 @contextmanager
 def waiting_is_an_error():
     """torch raises where the host waits for the device."""
@@ -91,7 +109,11 @@ def waiting_is_an_error():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("more", ["", "--activation-checkpointing True"], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    "more",
+    ["", "--activation-checkpointing True", "--one-pass True"],
+    ids=["kept", "recomputed", "one pass"],
+)
 def test_no_step_waits_for_the_device(trained, more, monkeypatch):
     watched = watch(monkeypatch, waiting_is_an_error)
     assert trained(more) == 0
