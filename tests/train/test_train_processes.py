@@ -230,17 +230,17 @@ def test_muon_with_sharded_weights_trains_what_one_device_does_and_it_continues_
 
 
 @pytest.mark.slow  # runs the compiler
-def test_one_pass_over_sharded_weights_trains_the_same_and_is_continued_in_separate_passes(
-    tmp_path, train_here, arguments, losses
+@pytest.mark.parametrize("script", ["train/dit.py", "tests/train/sharded_run.py"], ids=["ddp", "fsdp"])
+def test_one_pass_in_two_processes_trains_the_same_and_is_continued_in_separate_passes(
+    script, tmp_path, train_here, arguments, losses
 ):
     train_here("dit", tmp_path / "one", f"--max-steps 5 {EXACT}")
-    sharded = arguments("dit", tmp_path / "sharded", f"--max-steps 3 --one-pass True {EXACT}")
-    torchrun(2, sharded, "tests/train/sharded_run.py")
-    train_here("dit", tmp_path / "sharded", f"--max-steps 5 {EXACT}")
-    one, sharded = losses(tmp_path / "one"), losses(tmp_path / "sharded")
-    assert sharded.keys() == one.keys()
+    torchrun(2, arguments("dit", tmp_path / "two", f"--max-steps 3 --one-pass True {EXACT}"), script)
+    train_here("dit", tmp_path / "two", f"--max-steps 5 {EXACT}")
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert two.keys() == one.keys()
     for step, loss in one.items():
-        assert sharded[step] == pytest.approx(loss, rel=1e-5)
+        assert two[step] == pytest.approx(loss, rel=1e-5)
 
 
 def test_asking_for_fsdp_without_cuda_is_refused(tmp_path, train_here, monkeypatch):
