@@ -166,7 +166,7 @@ def _map_stored(path: Path, entry: zipfile.ZipInfo) -> NDArray[np.uint8]:
         name_length, extra_length = struct.unpack("<HH", file.read(4))
         start = entry.header_offset + 30 + name_length + extra_length
         file.seek(start)
-        # What is mapped must lie in the file.
+        # What is mapped must be in the file.
         header = read_header(file, min(start + entry.file_size, path.stat().st_size))
         offset = file.tell()
     return np.memmap(

@@ -1,7 +1,7 @@
 """Stores, sources, runs, snapshots and samples with one file spoiled, against every command that reads them.
 
 Each case runs in a child of its own, with a limit of memory and of time: it ends with 0 and right data, or with 1 or 2
-and one line. Never with a traceback, and never with a touch of what lies beside the folder.
+and one line. Never with a traceback, and never with a touch of what is beside the folder.
 """
 
 from __future__ import annotations

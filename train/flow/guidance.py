@@ -5,7 +5,7 @@ model's own v. `classifier_free` and `auto_guidance` turn a model and a batch of
 `train.flow.integrators.integrate`; `internal` turns a model with a base output into a guided model, which either can
 take. As the weights sum to 1, it does not matter whether velocities are combined or the data they lead to.
 
-Whether a time lies in the interval is decided on the host where all samples share it (`Guided.at`): outside, the worse
+Whether a time is in the interval is decided on the host where all samples share it (`Guided.at`): outside, the worse
 prediction is not computed, and no step waits for a device to say where it is.
 """
 

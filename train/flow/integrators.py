@@ -83,7 +83,7 @@ def integrate(
 ) -> Tensor:
     """Follow a velocity field over a grid of times.
 
-    "euler" and "heun" do not wait for the device where the grid lies on the host, so that a GPU finds the next
+    "euler" and "heun" do not wait for the device where the grid is on the host, so that a GPU finds the next
     step's kernels queued whenever it ends one. torchdiffeq's methods keep times on the device and do wait.
 
     Args:
