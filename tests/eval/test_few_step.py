@@ -111,7 +111,7 @@ def test_guidance_of_jumps_is_refused_with_the_reason(settings):
 
 
 def test_a_network_without_end_time_is_not_asked_to_jump(settings, dit):
-    with pytest.raises(UsageError, match="told where it ends"):
+    with pytest.raises(UsageError, match="takes its end"):
         generate(dataclasses.replace(settings, snapshot=dit, sampler="jump-1"))
 
 
