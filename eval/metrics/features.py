@@ -46,7 +46,7 @@ class FeatureNetwork(Protocol):
 
     @property
     def main(self) -> FeatureName:
-        """The feature that represents an image where single images are compared."""
+        """The feature by which single images are compared."""
         ...
 
     def features(self, images: Tensor) -> dict[FeatureName, Tensor]:

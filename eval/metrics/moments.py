@@ -19,7 +19,7 @@ from shards import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """The normal distribution that represents a set of features in a Fréchet distance."""
+    """The normal distribution fitted to a set of features, for a Fréchet distance."""
 
     mean: NDArray[np.float64]
     """float64 [D]."""

@@ -9,7 +9,7 @@ from shards import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class NamedRecipe:
-    """What a name represents.
+    """The encoder that a name selects.
 
     Attributes:
         model: timm name, with the tag `.raev2` where RAEv2's conventions are not RAE's.

@@ -174,7 +174,7 @@ class ProbeConfig(ReadsStores):
     rows: int = 50_000
     """Rows to use, at most, drawn by --seed."""
     features: Literal["pooled", "cls"] = "pooled"
-    """What represents a row: its tokens averaged over positions, or its class token."""
+    """The feature of a row: its tokens averaged over positions, or its class token."""
     view: str | None = None
     """View whose tokens are used. Default: the store's first."""
     seed: int = 0
@@ -196,7 +196,7 @@ class NeighboursConfig(ReadsStores):
     rows: int = 50_000
     """Rows to search, at most, spread evenly over the store."""
     features: Literal["pooled", "cls"] = "pooled"
-    """What represents a row: its tokens averaged over positions, or its class token."""
+    """The feature of a row: its tokens averaged over positions, or its class token."""
     view: str | None = None
     """View whose tokens are compared. Default: the store's first."""
     out: Path | None = None

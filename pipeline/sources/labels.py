@@ -120,7 +120,7 @@ def _ids(answers: Iterable[tuple[str, int]]) -> dict[str, int]:
     for answer, label in answers:
         if ids.setdefault(answer, label) != label:
             raise UsageError(
-                f"class names must differ, {answer!r} represents labels {ids[answer]} and {label}; rename "
+                f"class names must differ, {answer!r} is the name of labels {ids[answer]} and {label}; rename "
                 "one of them"
             )
     return ids

@@ -28,7 +28,7 @@ def address_of(path: str) -> str:
 
 
 def location_of(uri: str) -> Location:
-    """Return the place that an address of a plan represents."""
+    """Return the location that an address of a plan names."""
     if is_url(uri):
         return RemotePath.of_url(uri)
     if uri.startswith("file://"):

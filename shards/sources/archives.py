@@ -15,7 +15,7 @@ from shards.storage.object_reader import ObjectReader
 
 
 class NotAFileError(OSError):
-    """A name represents a pipe, a socket, a device or a folder, where a file was expected."""
+    """A pipe, a socket, a device or a folder was found where a file was expected."""
 
 
 def open_source(path: Location, *, read_ahead: bool = True) -> ObjectReader:

@@ -103,7 +103,7 @@ def odd_numbering(names: Collection[str]) -> list[str]:
         return []
     numbers = sorted(int(name) for name in names)
     if numbers[0] == 1 and len(numbers) == numbers[-1]:
-        return [f"classes are numbered from 1 to {numbers[-1]}: label 0 represents no image"]
+        return [f"classes are numbered from 1 to {numbers[-1]}: no image has label 0"]
     missing = numbers[-1] + 1 - len(numbers)
     return (
         [f"classes are numbered up to {numbers[-1]}, and {missing} numbers have no image"]

@@ -140,7 +140,7 @@ def velocity_loss(
     prediction: Prediction = "velocity",
     floor: float = 0.0,
 ) -> Tensor:
-    """Return squared error of the velocity a network's output represents, a sample: float32 [B].
+    """Return the squared error of the velocity that follows from a network's output, a sample: float32 [B].
 
     The target is (x_t − data) / max(t, floor): noise − data wherever t is not below the floor, and less below it. So
     for predicted data the error is that of the data, divided by max(t, floor)².
