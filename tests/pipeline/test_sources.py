@@ -348,7 +348,7 @@ def test_a_source_s_classes_may_begin_alike_and_those_of_a_file_of_labels_may_no
     ids = LabelTable.of_source(names[1:]).ids
     assert ids == {"2012 Audi A5": 0, "2012 BMW M3": 1, "2013 BMW M3": 2, "2013": 2}
     (tmp_path / "labels.txt").write_text("\n".join(names[1:]))
-    with pytest.raises(UsageError, match="'2012' represents labels 0 and 1"):
+    with pytest.raises(UsageError, match="'2012' is the name of labels 0 and 1"):
         LabelTable.read(tmp_path / "labels.txt")
 
 
