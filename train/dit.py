@@ -59,7 +59,7 @@ def build_task(settings: DiTSettings, store: Store, team: Team) -> Task:
 
     assert settings.out is not None
     config = with_alignment(dit_config(settings.model, store), settings.repa, store)
-    model = build_model(replace(config, end_time=settings.objective != "velocity"))
+    model = build_model(replace(config, end_time=settings.learns_jumps))
     if model.r_embedder is not None and settings.end_time_init == "published":
         initialise_as_published(model.r_embedder)
     if settings.train_tables:
@@ -182,7 +182,7 @@ def latent_sampler(settings: DiTSettings, model: Generator, classes: tuple[int, 
 
 def _steps_of(settings: DiTSettings) -> dict[str, Any]:
     """Return how a network is sampled while it trains: in one jump, if it learns to jump."""
-    if settings.objective != "velocity":
+    if settings.learns_jumps:
         return {"kind": "uniform", "points": 2, "method": "jump"}
     return {"kind": "to-zero" if settings.flow.prediction == "x" else "published"}
 

@@ -23,6 +23,8 @@ Precision = Literal["fp32", "tf32", "bf16"]
 Prediction = Literal["velocity", "x"]
 Objective = Literal["velocity", "mid-training", "mean-flow"]
 """Names of `train.tasks.objectives.OBJECTIVES`."""
+JUMPING: frozenset[Objective] = frozenset({"mid-training", "mean-flow"})
+"""Objectives of a network with an end time beside t, which is sampled in jumps."""
 OptimizerName = Literal["adamw", "muon"]
 """Names of `train.engine.optimizer.OPTIMIZERS`."""
 
@@ -396,6 +398,11 @@ class DiTSettings(TrainerSettings):
     """What --fid-every compares with: image folder, store, .npz of images, or published statistics."""
     fid_weights: str = field(default="public", metadata=FREE)
     """Inception weights of --fid-every: public, a file, or random:SEED."""
+
+    @property
+    def learns_jumps(self) -> bool:
+        """Whether the network has an end time and is sampled in jumps."""
+        return self.objective in JUMPING
 
     def __post_init__(self) -> None:
         """Refuse an FID without what it needs, and a residual stream for a head that is not there."""

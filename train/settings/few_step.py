@@ -144,25 +144,23 @@ def require_start(settings: DiTSettings) -> None:
     Raises:
         UsageError: a teacher or initial weights are missing, or a teacher is given to an objective without one.
     """
-    if settings.objective == "velocity":
-        if settings.teacher is not None:
-            raise UsageError(
-                "--teacher is for --objective mid-training and mean-flow; --objective velocity learns from the data "
-                "alone, and --init-from SNAPSHOT gives it initial weights"
-            )
-    elif settings.objective == "mid-training":
-        if settings.teacher is None:
-            raise UsageError(
-                "--objective mid-training learns from a teacher's trajectories; give --teacher SNAPSHOT"
-            )
-    elif settings.teacher is None and settings.init_from is None:
+    if not settings.learns_jumps and settings.teacher is not None:
+        raise UsageError(
+            f"--teacher is for --objective mid-training and mean-flow; --objective {settings.objective} learns from "
+            "the data alone, and --init-from SNAPSHOT gives it initial weights"
+        )
+    if settings.objective == "mid-training" and settings.teacher is None:
+        raise UsageError(
+            "--objective mid-training learns from a teacher's trajectories; give --teacher SNAPSHOT"
+        )
+    if settings.objective == "mean-flow" and settings.teacher is None and settings.init_from is None:
         raise UsageError(
             "--objective mean-flow without a teacher fine-tunes a network that can jump already; give --init-from "
             "SNAPSHOT of an earlier stage, or distil with --teacher SNAPSHOT"
         )
-    if settings.objective != "velocity" and settings.repa.field is not None:
+    if settings.learns_jumps and settings.repa.field is not None:
         raise UsageError(
-            f"--repa.field aligns the network of --objective velocity alone; leave it out of {settings.objective}"
+            f"--repa.field does not align a network that learns jumps; leave it out of {settings.objective}"
         )
     if settings.teacher is None and settings.teacher_guidance != TeacherGuidance():
         raise UsageError("--teacher-guidance needs a teacher to guide; give --teacher SNAPSHOT")
