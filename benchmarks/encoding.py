@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from measuring import Result, benchmark_plan, report
 from PIL import Image
 
 from pipeline.encode.claims import Claims, Failures, Task
-from pipeline.encode.decoding import BatchDecoder, DecodedBatch, DecodedRow, batch_length
+from pipeline.encode.decoding import BatchDecoder, DecodedBatch, DecodedRow, RowBatches, batch_length
 from pipeline.encode.leases import Leases, Owner
 from pipeline.encode.targets import Target
 from pipeline.encode.worker import Worker
@@ -140,30 +141,44 @@ def end_to_end(case: Case) -> float:
     """Images a second from files to a committed shard, in all views."""
     with tempfile.TemporaryDirectory(dir=case.place) as folder:
         writer = StoreWriter.create_or_continue(Path(folder) / "store", case.recipe, case.plan, case.code)
-        length = batch_length(case.recipe.capacity, case.batch_size)
         source = ImageFiles(SourceReader(), Crops(case.recipe))
         rows = (ReadyImages if case.ready else BatchDecoder)(
-            source, length=length, threads=case.threads, pin_memory=case.encoder.device.type == "cuda"
+            source,
+            length=batch_length(case.recipe.capacity, case.batch_size),
+            threads=case.threads,
+            pin_memory=case.device.type == "cuda",
         )
-        with Leases(writer.path, Owner.this_process("benchmark")) as leases:
-            claims = Claims(writer.pending, leases, Failures(writer.path, 1))
-            with Worker(
-                case.encoder,
-                [Target(writer)],
-                rows,
-                claims,
-                lambda event: None,
-                name="benchmark",
-                length=length,
-                most_shards=max(1, min(4, usable_cores() // len(case.recipe.views))),
-            ) as worker:
-                if case.device.type == "cuda":
-                    worker.try_out(Execution(batch_size=case.batch_size, compiled=False))
-                began = time.perf_counter()
-                worker.run()
-                seconds = time.perf_counter() - began
-        assert not writer.pending()
-    return case.plan.num_images / seconds
+        return case.plan.num_images / seconds_to_write(writer, case.encoder, rows, case.batch_size)
+
+
+def seconds_to_write(writer: StoreWriter, encoder: Any, rows: RowBatches, batch_size: int) -> float:
+    """Return the seconds in which a worker writes all shards of a store that has been begun.
+
+    Args:
+        writer: The store.
+        encoder: What makes its tokens, on its device.
+        rows: Gives what they are made of; closed afterwards.
+        batch_size: Most rows of a batch.
+    """
+    with Leases(writer.path, Owner.this_process("benchmark")) as leases:
+        claims = Claims(writer.pending, leases, Failures(writer.path, 1))
+        with Worker(
+            encoder,
+            [Target(writer)],
+            rows,
+            claims,
+            lambda event: None,
+            name="benchmark",
+            length=batch_length(writer.recipe.capacity, batch_size),
+            most_shards=max(1, min(4, usable_cores() // len(writer.recipe.views))),
+        ) as worker:
+            if encoder.device.type == "cuda":
+                worker.try_out(Execution(batch_size=batch_size, compiled=False))
+            began = time.perf_counter()
+            worker.run()
+            seconds = time.perf_counter() - began
+    assert not writer.pending()
+    return seconds
 
 
 def encoder_alone(case: Case) -> float:
@@ -188,19 +203,25 @@ def decoding_alone(case: Case) -> float:
         length=case.batch_size,
         threads=case.threads,
     )
+    return case.plan.num_images / seconds_to_read(decoder, case.plan, case.recipe.views)
+
+
+def seconds_to_read(rows: RowBatches, plan: Plan, views: tuple[str, ...]) -> float:
+    """Return the seconds in which the rows of a plan are there to be encoded, one batch after another; closes `rows`."""
     began = time.perf_counter()
-    for shard in range(case.plan.num_shards):
+    for shard in range(plan.num_shards):
         window = []
-        for batch in decoder.batches(Task(shard, case.recipe.views), case.plan.records_of(shard)):
+        for batch in rows.batches(Task(shard, views), plan.records_of(shard)):
             window.append(batch)
             if len(window) == 3:
                 window[0].rows()
-                decoder.recycle(window.pop(0))
+                rows.recycle(window.pop(0))
         for batch in window:
             batch.rows()
+            rows.recycle(batch)
     seconds = time.perf_counter() - began
-    decoder.close()
-    return case.plan.num_images / seconds
+    rows.close()
+    return seconds
 
 
 def main() -> None:

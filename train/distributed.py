@@ -71,6 +71,7 @@ class Team:
     Attributes:
         rank: number of this process.
         world_size: number of processes.
+        local_world_size: number of them on this machine.
         device: where this process computes.
     """
 
@@ -105,6 +106,8 @@ class Team:
         )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
+        # Torchrun and Accelerate say it; who starts processes otherwise is taken to have one machine.
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
         # Among several CPU processes Accelerate calls its device cpu:0, a name that safetensors refuses.
         self.device: torch.device = self.accelerator.device if cuda else torch.device("cpu")
         launched = int(os.environ.get("WORLD_SIZE", "1"))

@@ -109,10 +109,15 @@ TINY = {
 
 @pytest.fixture
 def arguments(store_path):
-    """Command line of a trainer: `arguments("dit", out, "--max-steps 4")`, batches of 8, every step logged."""
+    """Command line of a trainer: `arguments("dit", out, "--max-steps 4")`, batches of 8, every step logged.
+
+    Tokens are read as they are needed; stores as small as these would otherwise be held in memory.
+    """
 
     def build(trainer: str, out: Path, more: str = "", store: Path = store_path) -> list[str]:
-        common = "--global-batch-size 8 --seed 3 --log-every 1 --tracker none --ema-rates 0.9 0.5"
+        common = (
+            "--global-batch-size 8 --seed 3 --log-every 1 --tracker none --ema-rates 0.9 0.5 --resident False"
+        )
         return [*f"{TINY[trainer]} --store {store} --out {out} {common}".split(), *more.split()]
 
     return build

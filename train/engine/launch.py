@@ -157,9 +157,10 @@ def run(
             store,
             settings.views or (),
             rows,
-            team.device,
+            team,
             asked=settings.resident,
             network_nbytes=state_nbytes(task.config, settings),
+            num_samples=(settings.max_steps - trainer.step) * settings.global_batch_size,
         )
     feed = Feed(
         store,
@@ -181,7 +182,14 @@ def run(
         max_steps=settings.max_steps,
         settings=flat_values(settings),
         tracker=tracker,
-        facts=start_summary(task.config, settings, store, world_size=team.world_size, step=trainer.step),
+        facts=[
+            *start_summary(task.config, settings, store, world_size=team.world_size, step=trainer.step),
+            *(
+                []
+                if resident is None
+                else [f"{resident.nbytes / 1e9:,.2f} GB of tokens are held on {team.device}"]
+            ),
+        ],
     )
     try:
         trainer.train(feed, journal, stop)

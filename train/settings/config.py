@@ -318,7 +318,8 @@ class TrainerSettings:
     """Reading threads a process."""
     resident: bool | None = field(default=None, metadata=FREE)
     """Hold all tokens that are trained on in the device's memory, on a CPU in the machine's, in every process: compact
-    latents then cost no feeding. None: on CUDA, where they leave half of what is free beside the network."""
+    latents then cost no feeding. None: where they leave half of what is free beside the network, on a CPU three
+    quarters, and the run takes as many samples as are held."""
     tracker: Literal["auto", "tensorboard", "wandb", "none"] = field(default="auto", metadata=FREE)
     """Where curves go besides metrics.jsonl. auto: TensorBoard if it is installed."""
     allow_change: tuple[str, ...] = field(default=(), metadata=FREE)
