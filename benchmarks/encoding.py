@@ -207,7 +207,7 @@ def decoding_alone(case: Case) -> float:
 
 
 def seconds_to_read(rows: RowBatches, plan: Plan, views: tuple[str, ...]) -> float:
-    """Return the seconds in which the rows of a plan are there to be encoded, one batch after another; closes `rows`."""
+    """Return the seconds in which a plan's rows are there to be encoded, batch after batch; closes `rows`."""
     began = time.perf_counter()
     for shard in range(plan.num_shards):
         window = []

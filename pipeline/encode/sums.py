@@ -18,6 +18,9 @@ from shards import Moments, Recipe, moments_of_sums
 _TILE = 32768
 """Columns worked on at a time on a processor: three tiles of float64 stay in the second-level cache."""
 
+_SMALL_ROWS = range(256, 16384)
+"""Numbers of a row, such as compact latents, whose blocks are added up in a few calls: a call a row would cost more."""
+
 _FUSED_ROWS = 16
 """Rows that one compiled call adds up, which reads and writes the sums once for all of them."""
 
@@ -39,6 +42,22 @@ def compiled_add_rows() -> Callable[[Tensor, Tensor, Tensor], None]:
     return torch.compile(add_rows, dynamic=False)
 
 
+def add_small_rows(sums: NDArray[np.float64], rows: Tensor) -> None:
+    """Add rows float16 [k, n] and their squares to sums [2, n] a block at a time, still one row after another.
+
+    numpy adds up the first axis of several columns row by row; a single column it would add in pairs.
+    """
+    work = torch.empty((len(rows) + 1, rows.shape[1]), dtype=torch.float64)
+    work[1:].copy_(rows.float())
+    block = work.numpy()
+    with np.errstate(invalid="ignore"):  # infinities are for `finite` to find
+        block[0] = sums[0]
+        np.add.reduce(block, axis=0, out=sums[0])
+        np.square(block[1:], out=block[1:])
+        block[0] = sums[1]
+        np.add.reduce(block, axis=0, out=sums[1])
+
+
 class TorchSums:
     """Sums of the rows of one shard; see `shards.values.moments.TokenSums`.
 
@@ -58,6 +77,10 @@ class TorchSums:
     def update(self, rows: NDArray[Any]) -> None:
         """Add rows float16 [k, *row_shape] in order of slot."""
         flat = torch.from_numpy(rows).reshape(len(rows), -1)
+        self._count += len(rows)
+        if flat.shape[1] in _SMALL_ROWS:
+            add_small_rows(self._sums.numpy(), flat)
+            return
         for start in range(0, flat.shape[1], _TILE):
             total, squares = self._sums[:, start : start + _TILE]
             columns = flat[:, start : start + _TILE]
@@ -68,7 +91,6 @@ class TorchSums:
                 values.copy_(single.copy_(row))
                 total.add_(values)
                 squares.addcmul_(values, values)
-        self._count += len(rows)
 
     @property
     def finite(self) -> bool:

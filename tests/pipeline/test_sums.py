@@ -46,6 +46,21 @@ def test_sums_by_torch_have_the_bits_of_numpys(count):
     assert bits(sums) == bits(by_numpy(rows))
 
 
+@pytest.mark.parametrize("shape", [(32, 128), (2, 128), (1, 255), (1, 1), (64, 255)])
+def test_sums_of_small_rows_have_the_bits_of_numpys_in_blocks_of_any_size(shape):
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((130, *shape), np.float32) * 10.0 ** generator.uniform(-6, 3, shape)
+    rows = rows.astype(np.float16)
+    wanted, sums = RowSums(shape, storage_type("float16")), TorchSums(shape, torch.device("cpu"))
+    wanted.update(rows)
+    for start, end in ((0, 1), (1, 65), (65, 128), (128, 130)):
+        sums.update(rows[start:end])
+    assert bits(sums) == bits(wanted)
+    rows[3, 0, 0], rows[4, 0, 0] = np.inf, -np.inf
+    sums.update(rows)
+    assert not sums.finite
+
+
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sums_on_the_device_leave_out_unusable_rows(compiled):
     rows, good = rows_of(21), [0, 1, *range(4, 20)]  # one compiled call, and two rows more

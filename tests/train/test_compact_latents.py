@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,8 @@ from shards.reading.store import open_store
 from train.report.metrics_file import read_metrics
 from train.settings.presets import dit_settings
 from train.weights.snapshot import load_snapshot
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -65,6 +71,112 @@ def test_every_generator_trains_on_a_derived_field_and_takes_its_positions_from_
     if snapshot.config.kind == "dit-dh":
         # Learned, as FlatDINO's, and trained: no table of a grid.
         assert snapshot.model.pos_embed.requires_grad
+
+
+def test_a_derived_field_is_fed_in_the_order_and_views_of_its_store(made):
+    from train.distributed import Team
+    from train.engine.feed import Feed
+    from train.weights.compressor import load_compressor
+
+    compressor = load_compressor(made / COMPRESSOR)
+    tokens, latents = (
+        iter(
+            Feed(
+                open_store(made / path),
+                Team(),
+                fields=("tokens",),
+                views=("center", "flip"),
+                seed=5,
+                global_batch_size=8,
+                micro_batch_size=None,
+                start_sample=0,
+                threads=1,
+            )
+        )
+        for path in ("store", "store/fields/flat")
+    )
+    for _ in range(6):
+        batch, derived = next(tokens), next(latents)
+        assert np.array_equal(batch.rows, derived.rows)
+        assert torch.equal(batch.labels, derived.labels)
+        with torch.no_grad():
+            wanted = compressor.encode(batch.fields["tokens"].float())
+        # The tokens of flipped views are other tokens, so that a row in the wrong view would show.
+        assert torch.allclose(derived.fields["tokens"].float(), wanted, atol=4e-3)
+
+
+def train_on_field(made, out, more):
+    from train import dit
+
+    assert dit.main(field_arguments(made, out, more)) == 0
+    return out
+
+
+def field_arguments(made, out, more):
+    common = f"--store {made}/store/fields/flat --out {out} --global-batch-size 8 --seed 3 --log-every 1"
+    return f"{TINY_DIT} {common} --tracker none --ema-rates 0.9 {more}".split()
+
+
+def require_same_bits(checkpoint_tensors, one, other):
+    one, other = checkpoint_tensors(one), checkpoint_tensors(other)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_run_on_a_derived_field_is_continued_to_the_same_bits(made, checkpoint_tensors, resident):
+    whole = train_on_field(made, made / "whole", "--max-steps 6 --resident False")
+    for steps in (3, 6):
+        halves = train_on_field(made, made / "halves", f"--max-steps {steps} --resident {resident}")
+    require_same_bits(checkpoint_tensors, whole, halves)
+
+
+@pytest.mark.slow  # starts a process for each kill
+def test_a_run_on_a_derived_field_that_is_killed_ends_as_one_that_was_not(made, checkpoint_tensors):
+    whole = train_on_field(made, made / "whole", "--max-steps 30")
+    killed = made / "killed"
+    command = [
+        sys.executable,
+        "train/dit.py",
+        *field_arguments(made, killed, "--max-steps 30 --checkpoint-every 2"),
+    ]
+    for number in (1, 2):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(list(killed.glob("checkpoints/step-*"))) < number:
+            assert time.monotonic() < deadline
+            assert process.poll() is None or process.returncode == 0
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240).returncode == 0
+    require_same_bits(checkpoint_tensors, whole, killed)
+
+
+@pytest.mark.slow  # starts two processes
+def test_two_processes_train_on_a_derived_field_as_one_does(made, losses):
+    one = losses(train_on_field(made, made / "one", "--max-steps 4"))
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
+    command = [*torchrun, "train/dit.py", *field_arguments(made, made / "two", "--max-steps 4")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=240)
+    two = losses(made / "two")
+    assert one.keys() == two.keys()
+    assert all(two[step] == pytest.approx(loss, rel=1e-5) for step, loss in one.items())
+
+
+def test_fid_while_training_is_of_images_made_through_the_compressor(made):
+    rng = np.random.default_rng(0)
+    np.savez(made / "real.npz", rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8))
+    fid = (
+        f"--fid-every 2 --fid-samples 6 --fid-reference {made / 'real.npz'} --fid-weights random:0 "
+        f"--decoder {made / DECODER}"
+    )
+    train_dit(made, TINY_DIT, f"{fid} --compressor {made / COMPRESSOR}")
+    found = [line["fid"] for line in read_metrics(made / "dit/metrics.jsonl") if "fid" in line]
+    assert len(found) == 1
+    assert found[0] > 0
+    with pytest.raises(UsageError, match="decode through it: --compressor SNAPSHOT"):
+        train_dit(made, TINY_DIT, f"{fid} --out {made}/without")
 
 
 def test_presets_of_flat_generators_want_a_sequence(made):

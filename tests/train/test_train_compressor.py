@@ -58,12 +58,16 @@ def test_held_out_images_are_measured_and_a_collapsed_latent_is_counted(train_he
 def test_pictures_through_the_chain_are_measured_and_drawn(train_here, tmp_path):
     train_here("decoder", tmp_path / "decoder", "--max-steps 1")
     decoder = tmp_path / "decoder/snapshots/latest.safetensors"
-    more = f"--max-steps 2 --held-out 6 --evaluate-every 2 --decoder {decoder} --sample-every 2"
+    more = f"--max-steps 2 --held-out 6 --evaluate-every 2 --decoder {decoder} --sample-every 2 --rfid-weights random:0"
     train_here("compressor", tmp_path / "flat", more)
     scores = {k: v for line in read_metrics(tmp_path / "flat/metrics.jsonl") for k, v in line.items()}
     assert 0 < scores["held_out_psnr"] < 60
     assert -1 <= scores["held_out_ssim"] <= 1
+    assert scores["held_out_rfid"] > 0
     assert (tmp_path / "flat/samples/step-00000002.png").is_file()
+    page = (tmp_path / "flat/index.html").read_text()
+    for name in ("held_out_huber", "held_out_mse", "collapsed_latents", "held_out_psnr", "held_out_rfid"):
+        assert name in page
 
 
 def test_the_published_presets_are_as_published_and_survive_json():

@@ -89,7 +89,7 @@ def hold_tokens(
     network_nbytes: int,
     num_samples: int,
 ) -> ResidentTokens | None:
-    """Return the tokens of a run in the memory of each process's device, or None where they are read as they are needed.
+    """Return the tokens of a run in the memory of each process's device; None where they are read as needed.
 
     All processes of a run decide alike.
 
