@@ -35,6 +35,8 @@ from train.flow.integrators import integrate, time_grid
 from train.flow.path import interpolate, per_sample_loss, time_shift, velocity_target
 from train.models.build import build_model
 from train.models.config import (
+    DIT_SIZES,
+    DiTConfig,
     ModelConfig,
     ViTDecoderConfig,
     decoder_config,
@@ -42,13 +44,17 @@ from train.models.config import (
     dit_dh_config,
     raev2_config,
 )
-from train.models.cost import forward_flops, num_parameters
+from train.models.cost import flat_half_flops, forward_flops, num_parameters
+from train.models.flat import FlatHalf
+from train.models.flat_config import FLAT_SIZES, FlatConfig, FlatHalfConfig, FlatHalfShape
 from train.settings.config import OptimizerName, OptimizerSettings
+from train.settings.presets import FLAT_MLP_WIDTHS
+from train.tasks.flat_loss import FlatLoss, flat_terms
 
 Work = Callable[[torch.device, int, Precision], tuple[Callable[[], object], float]]
 """(device, batch size, precision) → a call to time, and how many such calls make the stage."""
 
-STAGES = ("encode", "train-dit", "train-decoder", "sample", "decode")
+STAGES = ("encode", "train-dit", "train-decoder", "train-compressor", "sample", "decode")
 ENCODERS = {
     "s": "vit_small_patch14_reg4_dinov2",
     "b": "vit_base_patch14_reg4_dinov2",
@@ -74,6 +80,10 @@ TRANSFORMERS = (
     Transformer("raev2", raev2_config, 1024, 100, "muon"),
 )
 DECODED_WIDTH = 768
+FLAT = (32, 128)
+"""Number and width of flat latents."""
+_FLAT_EVALUATIONS = 50
+"""Updates of FlatDINO's sampler."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,8 @@ def cases(stages: list[str], sizes: list[str], image_sizes: list[int]) -> list[C
                 if "sample" in stages:
                     cost, work = kind.evaluations * flops, _sample(config, kind.evaluations)
                     found.append(Case("sample", name, image_size, parameters, cost, work))
+            if image_size == 256:
+                found += _flat_cases(stages, size)
             if size in ("b", "l", "xl"):
                 decoder = decoder_config(size, token_width=DECODED_WIDTH, grid=(side, side))
                 flops, parameters = forward_flops(decoder), num_parameters(decoder)
@@ -118,6 +130,50 @@ def cases(stages: list[str], sizes: list[str], image_sizes: list[int]) -> list[C
                     work = _train_decoder(decoder)
                     found.append(Case("train-decoder", name, image_size, parameters, 3 * flops, work))
     return sorted(found, key=lambda case: (STAGES.index(case.stage), case.image_size, case.flops))
+
+
+def _flat_cases(stages: list[str], size: str) -> list[Case]:
+    """Return the rows of compact latents 32×128 of tokens 256×768: DiT on them, and with size s their compressor.
+
+    Encoder of size s and decoder of size b are FlatDINO's `long-32-sb-128`; a step of the compressor is that of both.
+    """
+    latents, width = FLAT
+    config = DiTConfig(
+        token_width=width,
+        grid=(1, latents),
+        num_classes=CLASSES,
+        positions="sequence",
+        mlp_width=FLAT_MLP_WIDTHS.get(size),
+        **DIT_SIZES[size]._asdict(),
+    )
+    name, parameters, flops = f"dit-flat-{size}", num_parameters(config), forward_flops(config)
+    found = []
+    if "train-dit" in stages:
+        found.append(Case("train-dit", name, 256, parameters, 3 * flops, _train_dit(config, "adamw")))
+    if "sample" in stages:
+        work = _sample(config, _FLAT_EVALUATIONS)
+        found.append(Case("sample", name, 256, parameters, _FLAT_EVALUATIONS * flops, work))
+    if size != "s":
+        return found
+    compressor = FlatConfig(
+        num_tokens=256,
+        token_width=DECODED_WIDTH,
+        num_latents=latents,
+        latent_width=width,
+        encoder=FlatHalfConfig(**FLAT_SIZES["s"]._asdict()),
+        decoder=FlatHalfConfig(**FLAT_SIZES["b"]._asdict()),
+    )
+    for stage, half in (("encode", compressor.encoder_shape), ("decode", compressor.decoder_shape)):
+        if stage in stages:
+            with torch.device("meta"):
+                parameters = sum(parameter.numel() for parameter in FlatHalf(half).parameters())
+            flops = flat_half_flops(half)
+            found.append(Case(stage, "flat-32x128", 256, parameters, flops, _flat_half(half)))
+    if "train-compressor" in stages:
+        flops = 3 * forward_flops(compressor)
+        work = _train_compressor(compressor)
+        found.append(Case("train-compressor", "flat-32x128", 256, num_parameters(compressor), flops, work))
+    return found
 
 
 def _encode_case(size: str, image_size: int) -> Case:
@@ -189,6 +245,42 @@ def _train_decoder(
             with autocast(device, precision):
                 pixels = model(tokens)
             (pixels.float() - images).abs().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return call, 1
+
+    return work
+
+
+def _flat_half(shape: FlatHalfShape) -> Work:
+    def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
+        with torch.device(device):
+            half = FlatHalf(shape).eval()
+        inputs = torch.randn(batch, shape.num_inputs, shape.inputs, device=device)
+
+        def call() -> Tensor:
+            with torch.inference_mode(), autocast(device, precision):
+                outputs: Tensor = half(inputs)
+            return outputs
+
+        return call, 1
+
+    return work
+
+
+def _train_compressor(config: FlatConfig) -> Work:
+    def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
+        model = _network(config, device)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=device.type == "cuda")
+        tokens = torch.randn(batch, config.num_tokens, config.token_width, device=device)
+        noise = torch.randn(batch, config.num_latents, config.latent_width, device=device)
+
+        def call() -> None:
+            with autocast(device, precision):
+                posterior, made = model(tokens, noise)
+            terms = flat_terms(posterior, made, tokens, config=config, weights=FlatLoss())
+            terms.loss.mean().backward()
             optimizer.step()
             optimizer.zero_grad()
 
