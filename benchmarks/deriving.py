@@ -2,10 +2,11 @@
 
     python benchmarks/deriving.py [--device cuda:0] [--precision bfloat16] [--rows N] [--rounds N]
 
-Ours reads the stored tokens [256, 768] of the views center and flip out of the page cache, makes latents of them and
-writes and commits the shards of the field. Reading alone fills the same buffers by the same threads; the network alone
-computes on tokens that lie on its device. Rounds take turns. On a CPU network and reading share the cores; a stand-in,
-which takes its time for each row and no core, shows what the pipeline would do beside a device of that speed.
+Ours reads the stored tokens [256, 768] of the views center and flip, makes latents of them and writes and commits the
+shards of the field. Reading alone fills the same buffers by the same threads; the network alone computes on tokens that
+lie on its device. Rounds take turns. A stand-in takes its time for each row and no core, as a device does.
+Out of the page cache reading takes every core it is given, so that on few of them nothing is left for writing; a store
+that is larger than the memory is read from its disk.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Case:
     encoder: LatentEncoder | StandIn
     store: Store
     batch_size: int
+    cold: bool = False
+    """Whether the page cache has forgotten the tokens at the beginning of a round."""
 
     @property
     def rows(self) -> int:
@@ -77,6 +80,8 @@ class Case:
 
     def batches(self) -> StoredBatches:
         """Return the store's tokens, read anew with all their checksums."""
+        if self.cold:
+            forget(self.store)
         return StoredBatches(
             open_store(self.store.path),
             images=False,
@@ -113,16 +118,27 @@ class Case:
         return batches * length / (time.perf_counter() - began)
 
 
+def forget(store: Store) -> None:
+    """Have the page cache forget a store's tokens."""
+    for view in VIEWS:
+        for shard in range(store.plan.num_shards):
+            path = store.path / object_path(store.recipe, field_of(store.recipe, view, "tokens"), shard)
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
 def synchronized(device: torch.device) -> None:
     """Wait until a device has done all it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def token_store(path: Path, num_rows: int, num_shards: int) -> Store:
-    """Make a store of random float16 tokens [256, 768] in two views, whose full shards are names of one file.
+def token_store(path: Path, num_rows: int, num_shards: int, *, linked: bool) -> Store:
+    """Make a store of random float16 tokens [256, 768] in two views.
 
-    All of it is then in the page cache, and still too large for a processor's own caches.
+    Where it is `linked` its full shards are names of one file: all of it is then in the page cache, and still too large
+    for a processor's own caches.
     """
     plan = benchmark_plan(num_rows, num_shards)
     recipe = benchmark_recipe(plan, views=VIEWS)
@@ -139,7 +155,7 @@ def token_store(path: Path, num_rows: int, num_shards: int) -> Store:
             for first in range(0, length, 16):
                 output.write_block(first, {"tokens": block[: length - first]})
             output.publish()
-        if length == recipe.capacity and file != first_file:
+        if linked and length == recipe.capacity and file != first_file:
             file.unlink()
             file.hardlink_to(first_file)
     writer.finalize()
@@ -190,16 +206,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default=None, choices=["float32", "bfloat16"])
-    parser.add_argument("--rows", type=int, default=2048, help="rows of the stored tokens, each in two views")
-    parser.add_argument("--few", type=int, default=128, help="rows of a round of networks on a CPU")
+    parser.add_argument("--rows", type=int, default=5008, help="rows of the stored tokens, each in two views")
+    parser.add_argument("--few", type=int, default=256, help="rows of a round of networks on a CPU")
+    parser.add_argument("--cold", type=int, default=1024, help="rows of a round that reads from the disk")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument(
-        "--stand-in", type=float, nargs="*", default=[1000, 4000, float("inf")], help="rows/s of stand-ins"
-    )
+    parser.add_argument("--stand-in", type=float, nargs="*", default=[1000, 2000], help="rows/s of stand-ins")
     parser.add_argument(
         "--data", type=Path, default=Path(tempfile.gettempdir()), help="folder on the disk to measure"
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/deriving.json"))
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -207,23 +222,25 @@ def main() -> None:
     results = []
     load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory(dir=options.data) as place:
-        folder = Path(place)
-        many = token_store(folder / "many", options.rows, 2)
-        few = many if device.type == "cuda" else token_store(folder / "few", options.few, 2)
+        folder, batch = Path(place), options.batch_size
+        many = token_store(folder / "many", options.rows, 4, linked=True)
+        few = many if device.type == "cuda" else token_store(folder / "few", options.few, 2, linked=True)
         for name in SIZES if device.type == "cuda" else list(SIZES)[:2]:
             encoder = latent_encoder(SIZES[name], few, folder, precision).to_device(device, precision)
-            results.append(
-                measured(Case(f"{name}, {device}", encoder, few, options.batch_size), options.rounds)
-            )
+            results.append(measured(Case(f"{name}, {device}", encoder, few, batch), options.rounds))
         identity = latent_encoder(SIZES["flat-tiny"], many, folder, precision).identity
+        torch.set_num_threads(1)  # a device beside the processor leaves it copies alone
         for rate in options.stand_in:
-            stand_in = StandIn(identity, options.batch_size, rate)
-            what = (
-                "a stand-in that takes no time"
-                if rate == float("inf")
-                else f"a stand-in of {rate:g} rows/s of a view"
+            case = Case(
+                f"a stand-in of {rate:g} rows/s of a view", StandIn(identity, batch, rate), many, batch
             )
-            results.append(measured(Case(what, stand_in, many, options.batch_size), options.rounds))
+            results.append(measured(case, options.rounds))
+        at_once = StandIn(identity, batch, float("inf"))
+        case = Case("a stand-in that takes no time, page cache", at_once, many, batch)
+        results.append(measured(case, options.rounds))
+        cold = token_store(folder / "cold", options.cold, 2, linked=False)
+        case = Case("a stand-in that takes no time, cold disk", at_once, cold, batch, cold=True)
+        results.append(measured(case, options.rounds))
     load.append(os.getloadavg()[0])
     facts = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -123,6 +123,18 @@ PARTS = (
          "--recipes", "raev2-dinov3-l-k1", "raev2-dinov3-l-k7", "raev2-dinov3-l-k23"),
         60,
     ),
+    Part(
+        "derive",
+        ("benchmarks/deriving.py", "--batch-size", "256", "--stand-in", "--cold", "512", "--rounds", "2",
+         "--out", "runs/on_gpu/deriving.json"),
+        90,
+    ),
+    Part(
+        "step-flat-latents",
+        ("benchmarks/step.py", "--with-encoder", "--latents", "flat", "--batch", "64", "--precision", "bf16",
+         "--compile", "--seconds", "15", "--out", "runs/on_gpu/step_flat_latents.json"),
+        120,
+    ),
     Part("tests", ("-m", "pytest", "-m", "gpu", "-q", "-x"), 180),
 )  # fmt: skip
 """In order of importance."""

@@ -22,6 +22,9 @@ from shards.metadata.root import read_recipe
 DEFAULT_BATCH = 64
 """Images a call on a processor, and in stores whose recipe says nothing."""
 
+_LATENT_BATCH = 256
+"""Rows a call of a compressor on a GPU: it is small, and a call has to be worth its launches."""
+
 _BATCHES = (64, 128, 256, 512)
 _WORTH_MORE = 1.02  # a larger batch must be so much faster: it takes memory, and longer to fill
 _TIMED_SECONDS = 0.3
@@ -71,7 +74,8 @@ def choose_execution(config: EncodeConfig, recipe: Recipe, encoder: RowEncoder) 
     device = named_devices(config.work.devices)[0]
     batch_size, compiled = config.work.batch_size, config.encoder.compile
     if device.type != "cuda" or not isinstance(encoder, Encoder) or (batch_size and compiled != "auto"):
-        return Execution(batch_size=batch_size or DEFAULT_BATCH, compiled=compiled == "on")
+        usual = DEFAULT_BATCH if device.type != "cuda" or isinstance(encoder, Encoder) else _LATENT_BATCH
+        return Execution(batch_size=batch_size or usual, compiled=compiled == "on")
     encoder.to_device(device, recipe.precision)
     batches = _BATCHES if batch_size is None else (batch_size,)
     found, rate = fastest_batch(batches, lambda size: _measured_rate(encoder, recipe, size))
