@@ -284,6 +284,11 @@ class Recipe:
     def _check_storage(self) -> None:
         if self.dtype not in TOKEN_DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(TOKEN_DTYPES)}, not {self.dtype!r}")
+        if self.dtype == "int8" and self.encoder.positions == "sequence":
+            raise UsageError(
+                "latents in a sequence are not stored as int8, whose code has one table a channel for all places: a "
+                "channel means another thing in each latent; store them as float16, bfloat16 or float32"
+            )
         if self.format not in FORMATS:
             raise UsageError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         for codec in filter(None, (self.compression, self.image_compression)):

@@ -246,6 +246,13 @@ def test_options_that_cannot_go_with_a_compressor_are_refused(store, compressor,
     assert not (store.path / "fields").exists()
 
 
+def test_a_sequence_is_not_converted_to_int8(store, compressor, tmp_path, pipeline):
+    field, _ = derive(pipeline, store, compressor)
+    code, _, err = pipeline("convert", field.path, "--out", tmp_path / "codes", "--dtype", "int8")
+    assert (code, "latents in a sequence are not stored as int8" in err) == (2, True), err
+    assert not (tmp_path / "codes").exists()
+
+
 def test_a_compressor_of_other_tokens_is_refused_with_the_difference(
     store, tmp_path, pipeline, make_compressor
 ):

@@ -146,7 +146,8 @@ def load_compressor(path: Path, device: torch.device | str = "cpu", *, decoders:
         )
     if not isinstance(snapshot.model, FlatVAE):
         raise UsageError(
-            f"--compressor must be the snapshot of a compressor (train/compressor.py); {path} is a {snapshot.kind}'s"
+            "--compressor must be the snapshot of a compressor (train/compressor.py)"
+            f"{', or of a decoder that pools' * decoders}; {path} is a {snapshot.kind}'s"
         )
     if snapshot.meta.dtype is None:
         raise UsageError(f"{path} does not say how the tokens it was trained on are stored; train it again")
