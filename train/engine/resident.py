@@ -155,7 +155,7 @@ def free_nbytes(device: torch.device) -> int:
 
 
 def _cgroup_nbytes() -> int:
-    """Return how many bytes are left of the cgroup's memory limit (version 2); without a limit, more than any machine has."""
+    """Return how many bytes are left of the cgroup's memory limit (version 2); without one, more than there can be."""
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         current = int((_CGROUP / "memory.current").read_text())
