@@ -175,6 +175,9 @@ def run(
         threads=settings.threads,
         resident=resident,
     )
+    facts = start_summary(task.config, settings, store, world_size=team.world_size, step=trainer.step)
+    if resident is not None:
+        facts.append(f"{resident.nbytes / 1e9:,.2f} GB of tokens are held on {team.device}")
     journal = Journal(
         team,
         settings.out,
@@ -182,14 +185,7 @@ def run(
         max_steps=settings.max_steps,
         settings=flat_values(settings),
         tracker=tracker,
-        facts=[
-            *start_summary(task.config, settings, store, world_size=team.world_size, step=trainer.step),
-            *(
-                []
-                if resident is None
-                else [f"{resident.nbytes / 1e9:,.2f} GB of tokens are held on {team.device}"]
-            ),
-        ],
+        facts=facts,
     )
     try:
         trainer.train(feed, journal, stop)
