@@ -71,11 +71,11 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token: [..., width] → [..., width]."""
         if x.is_cuda and self.hidden % 8:
-            return self._padded(x, -self.hidden % SWIGLU_MULTIPLE)
+            return self.padded(x, -self.hidden % SWIGLU_MULTIPLE)
         out: Tensor = self.w3(F.silu(self.w1(x)) * self.w2(x))
         return out
 
-    def _padded(self, x: Tensor, padding: int) -> Tensor:
+    def padded(self, x: Tensor, padding: int) -> Tensor:
         """Return the same function with hidden channels added that are zero: silu(0) · 0 = 0."""
         gate, value = (
             F.linear(x, F.pad(linear.weight, (0, 0, 0, padding)), F.pad(linear.bias, (0, padding)))
