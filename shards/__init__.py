@@ -12,8 +12,8 @@ Names that are not listed here are internal. docs/api.md has the arguments of th
   publish_given, read_statistics_file, TOKEN_DTYPES, storage_type, to_storage, to_float64
 - int8: Int8Code, published_code, fit_and_judge, describe_error, require_within
 - Check a store: verify_store, Problem, withdraw_damaged, withdraw_repaired
-- Find and decode images: find_images, FoundImage, SourceOptions, SourceReader, SourceRoots, BadImageError,
-  answers_of, united_classes, decode_image, center_crop, random_crops, LARGEST_IMAGE
+- Find and decode images: find_images, FoundImage, SourceKind, SourceOptions, SourceReader, SourceRoots,
+  BadImageError, answers_of, united_classes, decode_image, center_crop, random_crops, LARGEST_IMAGE
 - Folders, servers and files: Location, RemotePath, as_location, beside, refuse_credentials, publish_bytes,
   replace_atomically, replacing, fsync_dir, FolderLock, read_document
 - Commands: run_command, require_output_folder, printable_text, usable_cores
@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from shards.reading.webdataset_pipeline import webdataset_pipeline as webdataset_pipeline
     from shards.sources.find import find_images as find_images
     from shards.sources.found import FoundImage as FoundImage
+    from shards.sources.found import SourceKind as SourceKind
     from shards.sources.found import SourceOptions as SourceOptions
     from shards.sources.reading import BadImageError as BadImageError
     from shards.sources.reading import SourceReader as SourceReader
@@ -173,7 +174,7 @@ _MODULES = {
     "shards.reading.token_sample": ["chosen_tokens", "sample_stored"],
     "shards.reading.webdataset_pipeline": ["webdataset_pipeline"],
     "shards.sources.find": ["find_images"],
-    "shards.sources.found": ["FoundImage", "SourceOptions"],
+    "shards.sources.found": ["FoundImage", "SourceKind", "SourceOptions"],
     "shards.sources.reading": ["BadImageError", "SourceReader"],
     "shards.sources.roots": ["SourceRoots"],
     "shards.storage.atomic": ["fsync_dir", "replacing"],

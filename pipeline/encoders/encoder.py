@@ -167,7 +167,7 @@ def _build(name: str, weights: str, input_size: int | None, model_args: Mapping[
     if input_size is not None and input_size < 1:
         raise UsageError(f"--input-size must be at least 1, got {input_size}; such as 224")
     size = input_size or family.input_size(name) or _timm_config(name).input_size[-1]
-    given, model_args = model_args, {**family.model_args, **model_args}
+    model_args = {**family.model_args, **model_args}
     architecture = name.partition(".")[0]
     seed = 0
     if weights.startswith("random:"):
@@ -188,7 +188,9 @@ def _build(name: str, weights: str, input_size: int | None, model_args: Mapping[
             # Convolutional networks take inputs of any size, and are not told one.
             if "unexpected keyword argument 'img_size'" in str(error):
                 raise UsageError(_not_plain(name)) from error
-            what = " and ".join([f"inputs of {size}", *(f"{key}={value}" for key, value in given.items())])
+            what = " and ".join(
+                [f"inputs of {size}", *(f"{key}={value}" for key, value in model_args.items())]
+            )
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(
                 f"--encoder {name} cannot be built for {what}: {reason}; "

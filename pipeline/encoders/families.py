@@ -17,7 +17,8 @@ class Family:
     """What a kind of encoder computes beyond its architecture, so that timm gives the reference's numbers."""
 
     grid: int | None
-    """Rows and columns of tokens by default, whatever the patch size; None takes timm's input size."""
+    """Rows and columns of tokens by default, whatever the patch size and the size in timm's name; None takes timm's
+    input size."""
     norm_eps: float | None
     """Epsilon of every LayerNorm; None keeps timm's."""
     final_eps: float | None = None

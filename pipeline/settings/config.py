@@ -9,7 +9,7 @@ import tyro
 
 from pipeline.settings.layers import parse_companion, parse_layers
 from pipeline.settings.location_argument import LocationArgument
-from shards import SourceOptions, UsageError, beside, refuse_credentials
+from shards import SourceKind, SourceOptions, UsageError, beside, refuse_credentials
 
 DEFAULT_SOURCE = "data/imagenet/train"
 DEFAULT_ENCODER = "vit_base_patch14_reg4_dinov2"
@@ -239,7 +239,7 @@ SourceRootsArgument = Annotated[tuple[str, ...], tyro.conf.arg(name="source"), t
 class SourceConfig:
     """Choices for sources that can be read in several ways."""
 
-    source_kind: Literal["images", "tar", "parquet", "csv"] | None = None
+    source_kind: SourceKind | None = None
     """Take files of one kind, where several are side by side."""
     split: str | None = None
     """Take one split, such as train, where several are side by side."""

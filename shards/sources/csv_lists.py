@@ -68,7 +68,9 @@ def find_listed(
     label_column = chosen_column([name for name in names if name != path_column], options, str(table))
     labels: list[str | None] = [None] * len(rows)
     if label_column is not None:
-        labels = as_numbers([class_of(row[label_column], options, f"line {n} of {table}") for n, row in rows])
+        labels = as_numbers(
+            [class_of(row.get(label_column), options, f"line {n} of {table}") for n, row in rows]
+        )
     images = list(_images(table, path_column, rows, labels, options))
     _require_one_class(table, images)
     instead = f"columns are {some(names, 20)}; name one with --label-column"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import PurePosixPath
+from typing import get_args
 
 from shards.errors import UsageError
 from shards.metadata.plan import Plan
@@ -13,13 +14,14 @@ from shards.sources.addresses import printable, whole_address
 from shards.sources.class_labels import odd_numbering
 from shards.sources.csv_lists import find_in_csv
 from shards.sources.folder import FolderListing
-from shards.sources.found import IMAGE_SUFFIXES, Found, FoundImage, SourceOptions, is_hidden, some
+from shards.sources.found import IMAGE_SUFFIXES, Found, FoundImage, SourceKind, SourceOptions, is_hidden, some
 from shards.sources.parquet_files import KnownRows, find_in_parquet
 from shards.sources.roots import SourceRoots
 from shards.sources.tars import TarListing
 from shards.storage.location import Location, as_location, children
 
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".lz4")
+"""Endings of files that have to be unpacked first."""
 _SPLITS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "test": "test", "testing": "test",
@@ -154,7 +156,10 @@ def _archives_in(folder: Location, files: list[str], options: SourceOptions) -> 
         UsageError: If there are several kinds, and none was chosen.
     """
     by_kind: dict[str, list[Location]] = {}
-    for kind in ("tar", "parquet", *(["csv"] if options.kind == "csv" else [])):
+    for kind in get_args(SourceKind):
+        # A csv file among images is rather a list of something else.
+        if kind == "images" or (kind == "csv" and options.kind != "csv"):
+            continue
         if found := [folder / name for name in files if name.endswith(f".{kind}")]:
             by_kind[kind] = found
     if options.kind is not None:

@@ -18,6 +18,7 @@ IMAGE_SUFFIXES = frozenset(
 """File name endings, in lower case, that count as images."""
 
 SourceKind = Literal["images", "tar", "parquet", "csv"]
+"""What `--source-kind` takes: image files, or archives and tables by the ending of their files."""
 
 
 @dataclass(frozen=True, kw_only=True)

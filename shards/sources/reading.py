@@ -16,6 +16,8 @@ from shards.sources.tar_headers import LARGEST_FILE
 from shards.sources.tar_members import MemberGoneError, TarMembers
 from shards.storage.location import Location, lists_objects
 
+_ARCHIVES = (".parquet", ".tar")
+"""Endings of files that hold several images: without the file itself, the source is gone."""
 NO_ARCHIVES: Mapping[str, ArchiveIdentity] = MappingProxyType({})
 
 
@@ -40,7 +42,7 @@ class ImagePlace(Protocol):
 
     @property
     def offset(self) -> int:
-        """Its first byte in a tar, its row in a parquet file, else 0."""
+        """Its first byte in a tar, its row in a parquet file, 0 of a whole file; a kind may choose its own."""
 
     @property
     def nbytes(self) -> int:
@@ -110,18 +112,12 @@ class SourceReader:
                 f"outside of the source: {_folder_of(record.uri)} was not named; allow it with --source PLACE"
             )
         path = location_of(record.uri)
-        suffix = path.suffix.lower()
         try:
-            if suffix == ".parquet":
-                content = self._row(path, record)
-            elif suffix == ".tar":
-                content = self._tars.read(path, record, any_size=any_size)
-            else:
-                content = _file_bytes(path, None if any_size else record.nbytes)
+            content = self._content(path, record, any_size=any_size)
         except MemberGoneError as error:
             raise BadImageError(str(error)) from error
         except (FileNotFoundError, NotADirectoryError) as error:
-            gone = path if suffix in (".parquet", ".tar") else path.parent
+            gone = path if path.suffix.lower() in _ARCHIVES else path.parent
             if not _may_exist(gone):
                 raise SourceGoneError(
                     f"the source is gone: {gone} does not exist any more; bring it back and run the same "
@@ -141,6 +137,19 @@ class SourceReader:
                 f"changed since it was listed: {record.nbytes} bytes then, {len(content)} now"
             )
         return content
+
+    def _content(self, path: Location, record: ImagePlace, *, any_size: bool) -> bytes:
+        """Read an image by the kind of its file; the endings of archives are `_ARCHIVES`.
+
+        Raises:
+            MemberGoneError: If it is not in its file any more, or cannot be used.
+        """
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
+            return self._row(path, record)
+        if suffix == ".tar":
+            return self._tars.read(path, record, any_size=any_size)
+        return _file_bytes(path, None if any_size else record.nbytes)
 
     def _row(self, path: Location, record: ImagePlace) -> bytes:
         content = self._tables.read(path, record.offset, self._archives.get(record.uri))

@@ -50,8 +50,10 @@ def timm_settings(state, record):
         family = "Dinov2"
     elif "layer_norm1" in keys:
         family = "SigLIP"
-    else:
+    elif "layernorm_before" in keys:
         family = "MAE"
+    else:
+        raise AssertionError(f"no family of this file knows these weights: {keys[:200]}")
     config = record.get("hf_config", {})
     config = config.get("vision_config", config)
     projection = next(

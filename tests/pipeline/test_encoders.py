@@ -77,23 +77,22 @@ def test_random_weights_are_those_of_their_seed_and_leave_the_generator_alone(pi
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "eps", "mean"),
+    ("name", "size", "num_tokens", "eps", "mean", "activation"),
     [
-        ("vit_small_patch14_reg4_dinov2", 224, 1e-6, 0.485),
-        ("vit_base_patch16_224.mae", 256, 1e-12, 0.485),
-        ("vit_base_patch16_siglip_256.v2_webli", 256, 1e-6, 0.5),
+        ("vit_small_patch14_reg4_dinov2", 224, 256, 1e-6, 0.485, "GELU"),
+        ("vit_base_patch16_224.mae", 256, 256, 1e-12, 0.485, "GELU"),
+        ("vit_base_patch16_siglip_256.v2_webli", 256, 256, 1e-6, 0.5, "GELUTanh"),
     ],
 )
-def test_the_reference_s_families_have_their_settings(name, size, eps, mean):
+def test_the_reference_s_families_have_their_settings(name, size, num_tokens, eps, mean, activation):
     encoder = create_encoder(name, "random:0", model_args=SMALL)
     assert encoder.identity.input_size == size
-    assert encoder.identity.num_tokens == 256
+    assert encoder.identity.num_tokens == num_tokens
     assert {module.eps for module in encoder.modules() if isinstance(module, torch.nn.LayerNorm)} == {eps}
     assert encoder.identity.preprocessing["mean"][0] == mean
-    activation = encoder.trunk.blocks[0].mlp.act
-    assert getattr(activation, "approximate", "tanh" if "Tanh" in type(activation).__name__ else "none") == (
-        "tanh" if "siglip" in name else "none"
-    )
+    found = encoder.trunk.blocks[0].mlp.act
+    assert type(found).__name__ == activation
+    assert getattr(found, "approximate", "none") == "none" or activation == "GELUTanh"
 
 
 def test_448_pixels_give_1024_tokens():

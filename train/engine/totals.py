@@ -33,7 +33,9 @@ def stack_metrics(names: Sequence[str], metrics: Mapping[str, Tensor], like: Ten
         metrics: some of them by name, float32 [2] each, on the device.
         like: a tensor on that device.
     """
-    assert metrics.keys() <= set(names), f"metrics {sorted(metrics.keys() - set(names))} are not declared"
+    assert metrics.keys() <= set(names), (
+        f"metrics {sorted(metrics.keys() - set(names))} are not in the task's metric_names"
+    )
     absent = like.new_zeros(2)
     return torch.stack([metrics.get(name, absent) for name in names])
 
