@@ -25,7 +25,7 @@ from shards import UsageError, even_spread
 from train.distributed import Team
 
 MANIFOLD_COUNT = 10_000
-"""Reference images of precision, recall and MIND: as many as a published reference batch holds.
+"""Reference images whose features are kept one by one: as many as a published reference batch holds.
 
 Source: github:openai/guided-diffusion evaluations/README.md (reference batches of 10,000 images).
 """
@@ -141,8 +141,8 @@ def _published(
         )
     if manifold and not saved.has_images and saved.manifold is None:
         raise UsageError(
-            f"precision, recall and MIND need reference images, {path} holds none for {section}; give --metrics "
-            "without them"
+            f"metrics that compare single images need reference images, {path} holds none for {section}; give "
+            "--metrics without them"
         )
     images = open_images(path, image_size) if saved.has_images else None
     real = saved.manifold

@@ -72,8 +72,8 @@ class Sides:
         return mind(generated, real)
 
     def _single(self, feature: FeatureName) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the feature of every single reference image and sample."""
-        assert self.reference.manifold is not None
+        """Return the features of single reference images and of every sample; `feature` is the network's main one."""
+        assert self.reference.manifold is not None, "the metric's row in METRICS needs manifold=True"
         real, generated = (
             torch.from_numpy(side).to(self.device)
             for side in (self.reference.manifold, self.samples.features(feature))
@@ -90,7 +90,8 @@ class Metric:
         values: Figures by name of the two sides; called on the main process.
         moments: Features whose mean and covariance it compares.
         keep: Features it needs of every single sample.
-        manifold: Whether it needs the main features of every single reference image.
+        manifold: Whether it needs the network's main feature of single reference images: of all of an .npz, of up to
+            `MANIFOLD_COUNT` of any other.
     """
 
     network: NetworkName

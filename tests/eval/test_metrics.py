@@ -1,6 +1,7 @@
 """The set metrics against closed forms, independent formulas and recorded reference numbers."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,8 +10,14 @@ from safetensors.numpy import load_file
 from scipy import linalg
 
 from eval.metrics.moments import FeatureMoments, Gaussian
+from eval.metrics.scoring import MEANS, METRICS
 from eval.metrics.set_distances import frechet_distance, inception_score, precision_recall
+from eval.settings import SetMetric
 from shards.errors import UsageError
+
+
+def test_every_metric_that_a_setting_names_has_a_row():
+    assert set(get_args(SetMetric)) <= METRICS.keys() | MEANS.keys()
 
 
 def _gaussian(features):
