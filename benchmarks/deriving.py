@@ -4,7 +4,7 @@
 
 Ours reads the stored tokens [256, 768] of the views center and flip, makes latents of them and writes and commits the
 shards of the field. Reading alone fills the same buffers by the same threads; the network alone computes on tokens that
-lie on its device. Rounds take turns. A stand-in takes its time for each row and no core, as a device does.
+are on its device. Rounds take turns. A stand-in takes its time for each row and no core, as a device does.
 Out of the page cache reading takes every core it is given, so that on few of them nothing is left for writing; a store
 that is larger than the memory is read from its disk.
 """
@@ -79,7 +79,7 @@ class Case:
         return self.store.num_rows
 
     def batches(self) -> StoredBatches:
-        """Return the store's tokens, read anew with all their checksums."""
+        """Return the store's tokens, read again with all their checksums."""
         if self.cold:
             forget(self.store)
         return StoredBatches(
