@@ -6,8 +6,8 @@ Names that are not listed here are internal. docs/api.md has the arguments of th
 - Read a store: open_store, is_store, Store, RowReader, Manifest, Statistics, MixedStore, Phase, range_cache,
   bad_rows, sample_stored, chosen_tokens, MIRRORED_VIEWS, NO_LABEL, Positions
 - Feed a trainer: Loader, Batch, SampleDataset, StreamBatchSampler, webdataset_pipeline
-- Write a store: StoreWriter, ShardWriter, Plan, SourceRecord, Recipe, EncoderIdentity, CompressorIdentity, Execution,
-  CommitRecord, ArchiveIdentity, continued_plan, row_codec, stale_temporaries, try_writing
+- Write a store: StoreWriter, ShardWriter, Plan, SourceRecord, Recipe, FormatName, EncoderIdentity, CompressorIdentity,
+  Execution, CommitRecord, ArchiveIdentity, continued_plan, row_codec, stale_temporaries, try_writing
 - Statistics and storage types: Moments, RowSums, moments_of_sums, collapsed_share, GivenStatistics, given_source,
   publish_given, read_statistics_file, TOKEN_DTYPES, storage_type, to_storage, to_float64
 - int8: Int8Code, published_code, fit_and_judge, describe_error, require_within
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from shards.metadata.identity import CompressorIdentity as CompressorIdentity
     from shards.metadata.identity import EncoderIdentity as EncoderIdentity
     from shards.metadata.identity import Execution as Execution
+    from shards.metadata.identity import FormatName as FormatName
     from shards.metadata.identity import Recipe as Recipe
     from shards.metadata.index import bad_rows as bad_rows
     from shards.metadata.manifest import Manifest as Manifest
@@ -151,6 +152,7 @@ _MODULES = {
         "EncoderIdentity",
         "MIRRORED_VIEWS",
         "Execution",
+        "FormatName",
         "Recipe",
     ],
     "shards.metadata.index": ["bad_rows"],

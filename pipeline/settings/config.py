@@ -9,7 +9,7 @@ import tyro
 
 from pipeline.settings.layers import parse_companion, parse_layers
 from pipeline.settings.location_argument import LocationArgument
-from shards import SourceKind, SourceOptions, UsageError, beside, refuse_credentials
+from shards import FormatName, SourceKind, SourceOptions, UsageError, beside, refuse_credentials
 
 DEFAULT_SOURCE = "data/imagenet/train"
 DEFAULT_ENCODER = "vit_base_patch14_reg4_dinov2"
@@ -101,7 +101,7 @@ class StoreConfig:
     """Storage type of the tokens."""
     image_size: int | None = None
     """Side of the stored centre crop, in pixels; 0 stores none. Default: 16 for each token of a row."""
-    format: Literal["zarr", "webdataset"] = "zarr"
+    format: FormatName = "zarr"
     """Storage format."""
     class_token: bool = False
     """Store the class token of each image and view too, 2 bytes a channel, as field `cls`."""

@@ -8,6 +8,7 @@ import tyro
 
 from pipeline.settings.config import ALLOWED_ERROR
 from pipeline.settings.location_argument import LocationArgument
+from shards import FormatName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class ConvertConfig(ReadsStores):
     """Folder or URL of the finished store."""
     out: LocationArgument
     """Folder or URL of the new store."""
-    format: Literal["zarr", "webdataset"] = "webdataset"
+    format: FormatName = "webdataset"
     """Storage format of the new store."""
     compression: Literal["none", "blosc", "zstd"] = "none"
     """zarr's own compression of the new store's tokens."""

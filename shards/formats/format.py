@@ -75,7 +75,8 @@ class Format(Protocol):
     """One way of storing the rows of a shard; the same rows and plan must always give the same bytes.
 
     A further format is a class with these members, a line in `shards.formats.FORMATS`, its name in
-    `shards.metadata.identity`, and a stock reader in `shards.testing.stock_readers`.
+    `shards.metadata.identity.FormatName`, and a stock reader in `shards.testing.stock_readers`; see
+    docs/adding-a-format.md.
     """
 
     shares_objects: bool

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,9 @@ from shards.storage.digests import ALGORITHMS, BLAKE3, SHA256
 from shards.values.dtypes import TOKEN_DTYPES
 from shards.values.positions import Positions
 
-FORMATS = ("zarr", "webdataset")
+FormatName = Literal["zarr", "webdataset"]
+"""A storage format; `shards.formats.FORMATS` implements each."""
+FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 COMPRESSED_FORMATS = ("zarr",)
 """Formats whose rows may be compressed one by one."""
 COMPRESSIONS = ("blosc", "zstd")
