@@ -6,6 +6,7 @@ webdataset, so that it sees what strangers see and not what the code under test 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shards.errors import StoreDamagedError
+from shards.formats import object_path
 from shards.integrity.verify import verify_store
 from shards.metadata.identity import COMPRESSED_FORMATS, COMPRESSIONS, FORMATS, EncoderIdentity, Recipe
 from shards.metadata.layout import Field, field_of, fields_of
@@ -365,6 +367,29 @@ class StoreContract:
     def test_verify_finds_nothing_wrong(self, store: Store) -> None:
         """In a store as it was written."""
         assert verify_store(store.path) == []
+
+    def test_a_damaged_object_is_refused_and_never_read_as_data(self, store: Store) -> None:
+        """Wherever the bit is: in a row, or in what says where the rows are."""
+        for field in fields_of(store.recipe, store.views[0]):
+            path = store.path / object_path(store.recipe, field, 1)
+            size = len(path.read_bytes())
+            for byte in {0, size // 3, size - 2, *range(size - 1, max(0, size - 80), -19)}:
+                flip_bit(path, bit := byte * 8 + byte % 8)
+                try:
+                    self._assert_right_or_refused(store.path, field, path)
+                finally:
+                    flip_bit(path, bit)
+
+    @staticmethod
+    def _assert_right_or_refused(store: Location, field: Field, damaged: Location) -> None:
+        damaged_store = open_store(store)
+        reader = damaged_store.reader(field.view, field.name, verify="always")
+        rows = damaged_store.valid_rows
+        out = np.zeros((len(rows), *reader.row_shape), reader.dtype)
+        with contextlib.suppress(StoreDamagedError):
+            reader.read(rows, out)
+            expected = np.stack([expected_row(field, row) for row in rows.tolist()])
+            assert same_bits(out, expected), f"{damaged} is damaged and was read as data"
 
     def test_a_second_writer_changes_nothing(self, store: Store, kind: StoreKind, folder: Location) -> None:
         """Neither the objects of the first nor the record of them."""
