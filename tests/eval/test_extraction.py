@@ -290,7 +290,9 @@ def test_saved_statistics_of_other_weights_are_refused(npz, tmp_path):
 def test_broken_statistics_are_refused(tmp_path):
     path = tmp_path / "statistics.npz"
     np.savez(path, mu=np.ones(5), sigma=np.eye(4))
-    with pytest.raises(UsageError, match=re.escape("a mean [D] and a covariance [D, D]")):
+    with pytest.raises(
+        UserError, match=re.escape("mu has shape [5] and sigma [4, 4]; they must be [n] and [n, n]")
+    ):
         _reference(path, features={"pool"}, manifold=False)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

@@ -58,14 +58,19 @@ def restore_parts(
 
 def _assign_all(targets: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     for name, tensor in targets.items():
-        value = stored[name]
-        if value.shape != tensor.shape:
-            raise UserError(
-                f"a run goes on with a network of the shape it began with: {name} is {tuple(value.shape)} in the "
-                f"checkpoint and {tuple(tensor.shape)} by settings and store; give those it was begun with, or begin "
-                "another run with another --out"
-            )
-        assign(tensor, value)
+        _assign(
+            name, tensor, stored[name]
+        )  # no name of its own here, which would hold it while the next is read
+
+
+def _assign(name: str, target: Tensor, stored: Tensor) -> None:
+    if stored.shape != target.shape:
+        raise UserError(
+            f"a run goes on with a network of the shape it began with: {name} is {tuple(stored.shape)} in the "
+            f"checkpoint and {tuple(target.shape)} by settings and store; give those it was begun with, or begin "
+            "another run with another --out"
+        )
+    assign(target, stored)
 
 
 def _average_part(rate: float) -> str:
