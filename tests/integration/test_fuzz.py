@@ -16,6 +16,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -396,34 +397,69 @@ def _import_everything() -> None:
                 importlib.import_module(f"{package}.{module.stem}")
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus, in a folder of its own beside which more is kept."""
-    _import_everything()
-    root = tmp_path_factory.mktemp("fuzz")
-    (root / "corpus").mkdir()
-    # In a child, so that no thread of a library runs where children are forked.
-    code = in_child(lambda: build_corpus(root / "corpus"), root / "corpus.log")
-    assert code == 0, (root / "corpus.log").read_text()
-    return root / "corpus"
+# Each test is a process of its own that has run no network yet: autograd's threads do not survive a fork.
 
 
-def test_a_few_spoiled_files_are_refused_in_one_line(tmp_path, corpus):
-    wrong = fuzz(tmp_path, corpus, range(20))
+def _corpus(root: Path) -> Path:
+    """Return the corpus beside which more is kept; it is made if it is not there."""
+    corpus = root / "corpus"
+    if not corpus.exists():
+        corpus.mkdir(parents=True)
+        # In a child, so that no thread of a library runs where children are forked.
+        code = in_child(lambda: build_corpus(corpus), root / "corpus.log")
+        assert code == 0, (root / "corpus.log").read_text()
+    return corpus
+
+
+def _spoiled(root: Path, folder: Path, first: int, end: int) -> None:
+    wrong = fuzz(folder, _corpus(root), range(first, end))
     assert not wrong, "\n\n".join(wrong)
 
 
-@pytest.mark.slow
-def test_every_command_ends_well_on_what_is_whole(corpus):
+def _whole(root: Path) -> None:
+    corpus = _corpus(root)
     for name in sorted(path.name for path in corpus.iterdir()):
-        log = corpus.parent / f"{name}.log"
-        commands = sorted(commands_of(name, corpus / name, corpus, corpus.parent))
-        for command in commands:
+        log = root / f"{name}.log"
+        for command in sorted(commands_of(name, corpus / name, corpus, root)):
             assert in_child(partial(expected_of, name, command, corpus), log) == 0, log.read_text()
+
+
+def _in_a_process(*arguments: object) -> None:
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ended = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the corpus, which the first test makes."""
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def test_a_few_spoiled_files_are_refused_in_one_line(tmp_path, root):
+    _in_a_process(root, tmp_path, 0, 20)
+
+
+@pytest.mark.slow
+def test_every_command_ends_well_on_what_is_whole(root):
+    _in_a_process(root)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(20))
-def test_two_thousand_spoiled_files_are_refused_in_one_line(tmp_path, corpus, part):
-    wrong = fuzz(tmp_path, corpus, range(20 + 100 * part, 120 + 100 * part))
-    assert not wrong, "\n\n".join(wrong)
+def test_two_thousand_spoiled_files_are_refused_in_one_line(tmp_path, root, part):
+    _in_a_process(root, tmp_path, 20 + 100 * part, 120 + 100 * part)
+
+
+if __name__ == "__main__":
+    _import_everything()
+    if len(sys.argv) == 2:
+        _whole(Path(sys.argv[1]))
+    else:
+        _spoiled(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
