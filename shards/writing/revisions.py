@@ -77,18 +77,22 @@ def begin_revision(path: Location, recipe: Recipe) -> int:
 
     Args:
         path: A store.
-        recipe: What its next revision is made with: the present one, or that with more views, or with more images,
-            whose plan `publish_extended` has published.
+        recipe: What its next revision is made with: the present one with more views, or with more images, whose plan
+            `publish_extended` has published.
 
     Returns:
-        The revision's number. A store that is not finished has nobody to disturb, and keeps the number it has.
+        The revision's number; the published one's if that has this recipe already. A store that is not finished has
+        nobody to disturb, and keeps the number it has.
 
     Raises:
         IdentityMismatchError: If the next revision was begun with another recipe.
     """
     require_own_files(path)
     present = current_revision(path)
-    revision = present + (path / MANIFEST).exists()
+    finished = (path / MANIFEST).exists()
+    if finished and Manifest.read(path).recipe.id == recipe.id:
+        return present  # another worker has finished this revision since the caller looked at the store
+    revision = present + finished
     publish_bytes(path / derived_path(ROOT, revision), root_document(recipe))
     begun = read_recipe(path, revision)
     if begun.id != recipe.id:

@@ -36,6 +36,16 @@ def files_of(path):
     return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
+def test_a_revision_that_another_worker_has_finished_meanwhile_is_not_begun_once_more(tmp_path):
+    build_store(tmp_path / "store", KIND)
+    asked = replace(open_store(tmp_path / "store").recipe, views=ADDED)
+    finish(extend(tmp_path / "store"))
+    before = files_of(tmp_path / "store")
+    assert begin_revision(tmp_path / "store", asked) == 1
+    StoreWriter.open(tmp_path / "store").finalize()
+    assert files_of(tmp_path / "store") == before
+
+
 @pytest.mark.parametrize("kind", [k for k in ALL_KINDS if k.dtype in ("int8", "float16")], ids=str)
 def test_a_view_added_later_is_as_if_it_had_been_there_from_the_start(kind, tmp_path):
     kind = replace(
