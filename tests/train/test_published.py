@@ -161,6 +161,13 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(PublishedFileError, match="is a pipe or a device"):
+        read_state_dict(tmp_path / name)
+
+
 @pytest.mark.parametrize("values", [{"model": {"x": torch.ones(1)}}, {}, {"step": 3}, [torch.ones(1)]])
 def test_a_file_without_weights_of_use_is_refused(tmp_path, values):
     torch.save(values, tmp_path / "model.pt")

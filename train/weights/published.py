@@ -196,6 +196,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise PublishedFileError(
             f"weights are a file, {path} is a folder; of a run give RUN/snapshots/latest.safetensors"
         )
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise PublishedFileError(f"weights are a file, {path} is a pipe or a device")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
