@@ -184,12 +184,7 @@ def _encode_case(size: str, image_size: int) -> Case:
     def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
         encoder = create_encoder(name, "random:0", input_size=input_size).to(device).eval()
         pixels = torch.rand(batch, 3, input_size, input_size, device=device)
-
-        def call() -> Tensor:
-            with torch.inference_mode(), autocast(device, precision):
-                return encoder.tokens_of(pixels)
-
-        return call, 1
+        return _forward(encoder.tokens_of, pixels, precision)
 
     import timm
 
@@ -253,18 +248,24 @@ def _train_decoder(
     return work
 
 
+def _forward(
+    network: Callable[[Tensor], Tensor], inputs: Tensor, precision: Precision
+) -> tuple[Callable[[], object], float]:
+    """Return a stage that is one forward pass without gradient."""
+
+    def call() -> Tensor:
+        with torch.inference_mode(), autocast(inputs.device, precision):
+            return network(inputs)
+
+    return call, 1
+
+
 def _flat_half(shape: FlatHalfShape) -> Work:
     def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
         with torch.device(device):
             half = FlatHalf(shape).eval()
         inputs = torch.randn(batch, shape.num_inputs, shape.inputs, device=device)
-
-        def call() -> Tensor:
-            with torch.inference_mode(), autocast(device, precision):
-                outputs: Tensor = half(inputs)
-            return outputs
-
-        return call, 1
+        return _forward(half, inputs, precision)
 
     return work
 
@@ -315,13 +316,7 @@ def _decode(config: ViTDecoderConfig) -> Work:
     def work(device: torch.device, batch: int, precision: Precision) -> tuple[Callable[[], object], float]:
         model = _network(config, device).eval()
         tokens = torch.randn(batch, config.num_patches, config.token_width, device=device)
-
-        def call() -> Tensor:
-            with torch.inference_mode(), autocast(device, precision):
-                pixels: Tensor = model(tokens)
-            return pixels
-
-        return call, 1
+        return _forward(model, tokens, precision)
 
     return work
 

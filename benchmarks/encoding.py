@@ -127,10 +127,7 @@ def recipe_for(
     """Return a store of some views with images of a size."""
     return Recipe(
         encoder=encoder.identity,
-        source_digest=plan.source_digest(),
-        num_images=plan.num_images,
-        num_shards=plan.num_shards,
-        seed=plan.seed,
+        **plan.recipe_values(),
         views=views,
         image_size=image_size,
         precision=encoder.precision,

@@ -130,10 +130,7 @@ def benchmark_recipe(plan: Plan, **settings: Any) -> Recipe:
     )
     return Recipe(
         encoder=encoder,
-        source_digest=plan.source_digest(),
-        num_images=plan.num_images,
-        num_shards=plan.num_shards,
-        seed=plan.seed,
+        **plan.recipe_values(),
         image_size=0,
         **{"views": ("center",), **settings},
     )

@@ -1,7 +1,7 @@
 """The log of a command: lines on standard error, above a progress line if one is shown."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from tqdm import tqdm
 
@@ -24,3 +24,8 @@ def named(names: Collection[str]) -> str:
     """Return the first names of a list, and how many more it has."""
     some = ", ".join(repr(name) for name in list(names)[:_NAMED_AT_MOST])
     return some if len(names) <= _NAMED_AT_MOST else f"{some} and {len(names) - _NAMED_AT_MOST} more"
+
+
+def few(names: Sequence[str], most: int) -> str:
+    """Return the first names of a list as they are, with dots for the rest."""
+    return ", ".join(names[:most]) + ", …" * (len(names) > most)

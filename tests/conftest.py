@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from tiny_encoder import TINY_ENCODER
 
 from shards.reading.store import Store
 from shards.storage.file_systems import forget_connections
@@ -38,16 +39,7 @@ atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 @pytest.fixture(scope="session")
 def tiny() -> list[str]:
     """Arguments of the smallest encoder: 2×2 tokens of 64 from crops of 32 pixels."""
-    return [
-        "--encoder",
-        "test_vit",
-        "--weights",
-        "random:0",
-        "--input-size",
-        "32",
-        "--encoder-args",
-        "depth=1",
-    ]
+    return TINY_ENCODER
 
 
 @pytest.fixture(scope="session")

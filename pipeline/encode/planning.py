@@ -1,10 +1,10 @@
 """The beginning of an encode: which images go where, what the store will hold, and whether it may be continued."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 import numpy as np
 
-from pipeline.console import log
+from pipeline.console import few, log
 from pipeline.encode.devices import named_devices, precision_for
 from pipeline.encode.statistics_file import read_statistics
 from pipeline.encoders.latents import RowEncoder
@@ -195,9 +195,6 @@ def changed_images(before: Plan, after: Plan) -> list[str]:
     }
     lines = [f"{len(keys)} source images {what}, such as {keys[0]}" for what, keys in kinds.items() if keys]
     if before.class_names != after.class_names:
-        lines.append(f"classes were {_few(before.class_names)} and are {_few(after.class_names)}")
+        before_names, after_names = (few(plan.class_names, 5) or "none" for plan in (before, after))
+        lines.append(f"classes were {before_names} and are {after_names}")
     return lines
-
-
-def _few(names: Sequence[str]) -> str:
-    return (", ".join(names[:5]) + ", …" * (len(names) > 5)) or "none"

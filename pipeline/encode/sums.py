@@ -27,13 +27,10 @@ _FUSED_ROWS = 16
 
 def add_rows(total: Tensor, squares: Tensor, rows: Tensor) -> None:
     """Add rows float16 [k, n] and their squares to sums float64 [n], one row after another."""
-    new_total, new_squares = total, squares
     for row in rows.unbind():
         values = row.double()
-        new_total = new_total + values
-        new_squares = torch.addcmul(new_squares, values, values)
-    total.copy_(new_total)
-    squares.copy_(new_squares)
+        total.add_(values)
+        squares.addcmul_(values, values)
 
 
 @cache

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from pipeline.console import log
+from pipeline.console import few, log
 from pipeline.encode.execution import execution_of
 from pipeline.encode.job import build_encoder
 from pipeline.encode.planning import require_readable
@@ -68,13 +68,7 @@ def extend(config: ExtendConfig, arguments: Sequence[str]) -> None:
         begun.finalize()  # tells readers of zarr what there is, should an earlier command have been killed before that
         _name_fields_behind(config)
         return
-    recipe = dataclasses.replace(
-        begun.recipe,
-        source_digest=plan.source_digest(),
-        num_images=plan.num_images,
-        num_shards=plan.num_shards,
-        earlier=plan.earlier,
-    )
+    recipe = dataclasses.replace(begun.recipe, **plan.recipe_values())
     encoder = build_encoder(settings)
     recipe.encoder.require_same(encoder.identity, what="the encoder asked for")
     require_readable(settings, recipe, plan, recipe.views)
@@ -163,7 +157,7 @@ def _extended_plan(config: ExtendConfig, plan: Plan) -> Plan:
     further = class_names[len(plan.class_names) :]
     log(
         f"{len(new.records)} new images"
-        + (f" and {len(further)} new classes: {_few(further)}" if further else "")
+        + (f" and {len(further)} new classes: {few(further, _NAMED_AT_MOST)}" if further else "")
     )
     return plan.extended(new.records, class_names, new.archives)
 
@@ -231,11 +225,7 @@ def _new_images(config: ExtendConfig, plan: Plan, listing: Listing) -> Listing:
 
 def _name(what: str, keys: Collection[str]) -> None:
     if keys:
-        log(f"{len(keys)} {what}: {_few(sorted(keys))}")
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED_AT_MOST]) + ", …" * (len(names) > _NAMED_AT_MOST)
+        log(f"{len(keys)} {what}: {few(sorted(keys), _NAMED_AT_MOST)}")
 
 
 def _name_fields_behind(config: ExtendConfig) -> None:

@@ -244,13 +244,7 @@ def _contradictions(path: Location, manifest: Manifest) -> Iterator[Problem]:
 
 def _plan_problems(begun: Recipe, recipe: Recipe, first: Plan, plan: Plan) -> Iterator[Problem]:
     """Yield ways in which the plans that a store was begun with and has now contradict its recipes."""
-    if (plan.num_images, plan.num_shards, plan.seed, plan.source_digest(), plan.earlier) != (
-        recipe.num_images,
-        recipe.num_shards,
-        recipe.seed,
-        recipe.source_digest,
-        recipe.earlier,
-    ):
+    if any(getattr(recipe, name) != value for name, value in plan.recipe_values().items()):
         yield Problem(plan_path(recipe), "is not the plan of the recipe")
         return
     stages = [plan.at_stage(stage) for stage in range(len(plan.earlier))]

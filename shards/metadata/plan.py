@@ -245,6 +245,16 @@ class Plan:
             earlier=self.earlier,
         )
 
+    def recipe_values(self) -> dict[str, Any]:
+        """Return the values that a store's recipe takes from its plan, by the recipe's own names."""
+        return {
+            "source_digest": self.source_digest(),
+            "num_images": self.num_images,
+            "num_shards": self.num_shards,
+            "seed": self.seed,
+            "earlier": self.earlier,
+        }
+
     def as_stage(self) -> Stage:
         """Return the stage that an extension of this plan records."""
         return Stage(self.num_images, self.num_shards, len(self.class_names), self.source_digest())

@@ -119,10 +119,7 @@ def make_recipe(kind: StoreKind, plan: Plan) -> Recipe:
     """Return the recipe of a store of this kind."""
     return Recipe(
         encoder=tiny_encoder(kind.grid, kind.width),
-        source_digest=plan.source_digest(),
-        num_images=plan.num_images,
-        num_shards=plan.num_shards,
-        seed=plan.seed,
+        **plan.recipe_values(),
         views=kind.views,
         dtype=kind.dtype,
         image_size=kind.image_size,

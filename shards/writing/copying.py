@@ -41,16 +41,8 @@ RowsDone = Callable[[int], object]
 
 def copied_recipe(selection: Selection, **changes: Any) -> Recipe:
     """Return the recipe of a new store of others' rows: the first store's, but for rows, shards and ``changes``."""
-    plan = selection.plan
-    of_plan: dict[str, Any] = {
-        "source_digest": plan.source_digest(),
-        "num_images": plan.num_images,
-        "num_shards": plan.num_shards,
-        "seed": plan.seed,
-        "object_digest": BLAKE3,
-        "earlier": plan.earlier,
-    }
-    return dataclasses.replace(selection.stores[0].recipe, **of_plan, **changes)
+    changes = {**selection.plan.recipe_values(), "object_digest": BLAKE3, **changes}
+    return dataclasses.replace(selection.stores[0].recipe, **changes)
 
 
 def begin_copy(

@@ -18,7 +18,6 @@ from shards.metadata.identity import Recipe
 from shards.metadata.layout import (
     FIELDS,
     INDEX,
-    MANIFEST,
     REVISIONS,
     ROOT,
     WORK_DIR,
@@ -88,11 +87,14 @@ def begin_revision(path: Location, recipe: Recipe) -> int:
         IdentityMismatchError: If the next revision was begun with another recipe.
     """
     require_own_files(path)
-    present = current_revision(path)
-    finished = (path / MANIFEST).exists()
-    if finished and Manifest.read(path).recipe.id == recipe.id:
-        return present  # another worker has finished this revision since the caller looked at the store
-    revision = present + finished
+    try:
+        published = Manifest.read(path)
+    except StoreIncompleteError:
+        revision = newest_revision(path)
+    else:
+        if published.recipe.id == recipe.id:
+            return published.revision  # another worker has finished it since the caller looked at the store
+        revision = published.revision + 1
     publish_bytes(path / derived_path(ROOT, revision), root_document(recipe))
     begun = read_recipe(path, revision)
     if begun.id != recipe.id:

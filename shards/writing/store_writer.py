@@ -202,10 +202,10 @@ def _require_fitting(recipe: Recipe, plan: Plan, code: Int8Code | None) -> None:
         )
     if code is not None and code.width != recipe.encoder.width:
         raise UsageError(f"the code has {code.width} channels, the encoder {recipe.encoder.width}")
-    asked = (recipe.num_images, recipe.num_shards, recipe.seed, recipe.source_digest, recipe.earlier)
-    given = (plan.num_images, plan.num_shards, plan.seed, plan.source_digest(), plan.earlier)
+    given = plan.recipe_values()
+    asked = {name: getattr(recipe, name) for name in given}
     if asked != given:
-        raise UsageError(f"the recipe asks for images, shards, seed and source {asked}, the plan has {given}")
+        raise UsageError(f"the recipe asks for {asked}, the plan has {given}")
 
 
 def _with_published_code(path: Location, recipe: Recipe, code: Int8Code) -> Recipe:

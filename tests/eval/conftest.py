@@ -62,10 +62,7 @@ def _write_store(
     plan = Plan.build(records, CLASSES, 3, 0)
     recipe = Recipe(
         encoder=encoder,
-        source_digest=plan.source_digest(),
-        num_images=NUM_IMAGES,
-        num_shards=3,
-        seed=0,
+        **plan.recipe_values(),
         views=("center",),
         image_size=image_size,
         dtype=dtype,

@@ -18,6 +18,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_encoder import TINY_ENCODER
 
 from shards.integrity.verify import verify_store
 from shards.reading.store import open_store
@@ -75,20 +76,7 @@ for line in sys.stdin:
     print(json.dumps(answer), flush=True)
 """
 
-ARGUMENTS = [
-    "--shards",
-    "3",
-    "--encoder",
-    "test_vit",
-    "--weights",
-    "random:0",
-    "--input-size",
-    "32",
-    "--encoder-args",
-    "depth=1",
-    "--batch-size",
-    "4",
-]
+ARGUMENTS = ["--shards", "3", *TINY_ENCODER, "--batch-size", "4"]
 
 
 @pytest.fixture(scope="module")

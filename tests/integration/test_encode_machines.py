@@ -12,21 +12,10 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_encoder import TINY_ENCODER
 
 from shards.integrity.verify import verify_store
 from shards.reading.store import open_store
-
-ENCODER = [
-    "--encoder",
-    "test_vit",
-    "--weights",
-    "random:0",
-    "--input-size",
-    "32",
-    "--encoder-args",
-    "depth=1",
-]
-
 
 HOST = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--net"]
 """Runs a command as if on a machine of its own: mounts, name, process ids and network."""
@@ -55,7 +44,17 @@ def source(tmp_path_factory):
 
 def command(source, store, *more):
     """`python -m pipeline encode` with the arguments of these tests."""
-    return [sys.executable, "-m", "pipeline", "encode", str(source), "--out", str(store), *ENCODER, *more]
+    return [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "encode",
+        str(source),
+        "--out",
+        str(store),
+        *TINY_ENCODER,
+        *more,
+    ]
 
 
 def run(arguments):

@@ -15,7 +15,7 @@ from train.weights.compressor import load_compressor
 
 
 @pytest.fixture(scope="module")
-def encoded(tmp_path_factory):
+def encoded(tmp_path_factory, tiny):
     """A finished store of 21 pictures of which one cannot be decoded, and its compressor's folder."""
     from pipeline.cli import main
 
@@ -26,16 +26,6 @@ def encoded(tmp_path_factory):
         coarse = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((72, 60), Image.Resampling.BICUBIC).save(path)
     (root / "images/class 0/00.png").write_bytes(b"not an image")
-    tiny = [
-        "--encoder",
-        "test_vit",
-        "--weights",
-        "random:0",
-        "--input-size",
-        "32",
-        "--encoder-args",
-        "depth=1",
-    ]
     views = ("--views", "center,crop:1,flip")
     arguments = ("encode", root / "images", "--out", root / "store", "--shards", 3, *views, *tiny)
     assert main([str(argument) for argument in arguments]) == 0

@@ -43,10 +43,7 @@ def write_store(
     plan = Plan.build(records, class_names, num_shards, 0)
     recipe = Recipe(
         encoder=encoder,
-        source_digest=plan.source_digest(),
-        num_images=num_images,
-        num_shards=num_shards,
-        seed=0,
+        **plan.recipe_values(),
         views=views,
         dtype=dtype,
         image_size=SIZE,

@@ -28,18 +28,30 @@ def extend(write_rows):
             for i in range(first, first + count)
         ]
         plan = store.plan.extended(records, class_names)
-        recipe = replace(
-            store.recipe,
-            source_digest=plan.source_digest(),
-            num_images=plan.num_images,
-            num_shards=plan.num_shards,
-            earlier=plan.earlier,
-        )
+        recipe = replace(store.recipe, **plan.recipe_values())
         publish_extended(path, recipe, plan)
         begin_revision(path, recipe)
         write_rows(StoreWriter.open(path))
 
     return add
+
+
+@pytest.fixture
+def grown(store_path, tmp_path) -> Path:
+    """A copy of the store, to be added to."""
+    return shutil.copytree(store_path, tmp_path / "grown")
+
+
+@pytest.fixture
+def assert_same_run(checkpoint_tensors, losses):
+    """Compares two runs bit for bit: every tensor of their newest checkpoints, and every loss."""
+
+    def compare(whole: Path, halves: Path) -> None:
+        one, two = checkpoint_tensors(whole), checkpoint_tensors(halves)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert losses(whole) == losses(halves)
+
+    return compare
 
 
 @pytest.fixture
@@ -55,10 +67,8 @@ def add_view(write_rows):
 
 
 def test_a_run_begun_before_continues_exactly_and_takes_the_new_rows_when_told(
-    store_path, tmp_path, extend, train_here, checkpoint_tensors, losses, caplog
+    store_path, grown, tmp_path, extend, train_here, assert_same_run, caplog
 ):
-    grown = tmp_path / "grown"
-    shutil.copytree(store_path, grown)
     before = open_store(grown)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert train_here("dit", whole, "--max-steps 6", store=str(store_path)) == 0
@@ -69,9 +79,7 @@ def test_a_run_begun_before_continues_exactly_and_takes_the_new_rows_when_told(
     assert (
         "was extended by 13 images since this run began; it goes on with the 22 it began with" in caplog.text
     )
-    one, two = checkpoint_tensors(whole), checkpoint_tensors(halves)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert losses(whole) == losses(halves)
+    assert_same_run(whole, halves)
     assert facts(halves)["recipe"] == before.id
     # another extension changes nothing about that
     extend(grown, 2)
@@ -87,10 +95,8 @@ def test_a_run_begun_before_continues_exactly_and_takes_the_new_rows_when_told(
 
 
 def test_a_run_goes_on_as_it_was_when_views_and_images_are_added_in_any_order(
-    store_path, tmp_path, extend, add_view, train_here, checkpoint_tensors, losses
+    store_path, grown, tmp_path, extend, add_view, train_here, assert_same_run
 ):
-    grown = tmp_path / "grown"
-    shutil.copytree(store_path, grown)
     before = open_store(grown)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert train_here("dit", whole, "--max-steps 6", store=str(store_path)) == 0
@@ -101,9 +107,7 @@ def test_a_run_goes_on_as_it_was_when_views_and_images_are_added_in_any_order(
     extend(grown, 5)
     add_view(grown, "crop1")
     assert train_here("dit", halves, "--max-steps 6", store=str(grown)) == 0
-    one, two = checkpoint_tensors(whole), checkpoint_tensors(halves)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert losses(whole) == losses(halves)
+    assert_same_run(whole, halves)
     assert facts(halves)["recipe"] == before.id
     now, then = open_store(grown), open_store(grown).as_known_by(before.id)
     assert (len(now.valid_rows), len(then.valid_rows)) == (26, 22)
@@ -115,10 +119,8 @@ def test_a_run_goes_on_as_it_was_when_views_and_images_are_added_in_any_order(
 
 
 def test_new_classes_need_a_run_of_their_own_where_the_network_has_a_label_for_each(
-    store_path, tmp_path, extend, train_here, caplog
+    grown, tmp_path, extend, train_here, caplog
 ):
-    grown = tmp_path / "grown"
-    shutil.copytree(store_path, grown)
     for trainer in ("dit", "decoder"):
         assert train_here(trainer, tmp_path / trainer, "--max-steps 1", store=str(grown)) == 0
     extend(grown, 6, ("ant", "bee", "cat", "dog"))
