@@ -37,8 +37,33 @@ class Part:
     seconds: int
 
 
+TEST_FILES = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "tests").rglob("test_*.py")
+    if "mark.gpu" in path.read_text(encoding="utf-8")
+)
+"""Files with tests of a GPU; others may need packages that a bare machine lacks."""
+
 PARTS = (
     Part("peak", ("benchmarks/on_gpu.py", "--peak"), 30),
+    Part(
+        "step-profile",
+        ("benchmarks/step_profile.py", "--size", "xl", "--batch", "64", "--ways", "plain,cudnn,flash",
+         "--out", "runs/on_gpu/step_profile.json"),
+        110,
+    ),
+    Part(
+        "step-autotuned",
+        ("benchmarks/step_profile.py", "--size", "xl", "--batch", "64", "--ways", "pointwise,autotune",
+         "--out", "runs/on_gpu/step_autotuned.json"),
+        150,
+    ),
+    Part(
+        "raev2-step-profile",
+        ("benchmarks/step_profile.py", "--generation", "raev2", "--size", "xl", "--batch", "48",
+         "--out", "runs/on_gpu/step_profile_raev2.json"),
+        70,
+    ),
     Part(
         "step-xl",
         ("benchmarks/compiling.py", "--size", "xl", "--batch", "64", "--precision", "bf16", "--ways", "block"),
@@ -74,9 +99,9 @@ PARTS = (
     ),
     Part(
         "muon-step",
-        ("benchmarks/optimizer_step.py", "--size", "xl", "--batch", "48", "--precision", "bf16", "--compile",
-         "--steps", "5", "--out", "runs/on_gpu/optimizer_step.json"),
-        90,
+        ("benchmarks/optimizer_step.py", "--size", "xl", "--batch", "24", "--precision", "bf16", "--steps", "5",
+         "--out", "runs/on_gpu/optimizer_step.json"),
+        70,
     ),
     Part("cost", ("benchmarks/cost.py", "--sizes", "xl", "--stages", "sample,decode", "--batch-size", "64"), 90),
     Part(
@@ -111,9 +136,8 @@ PARTS = (
     ),
     Part(
         "mean-flow",
-        ("benchmarks/step.py", "--mean-flow", "--size", "xl", "--batch", "16", "--precision", "bf16", "--compile",
-         "--steps", "5"),
-        120,
+        ("benchmarks/step.py", "--mean-flow", "--size", "xl", "--batch", "32", "--precision", "bf16", "--steps", "4"),
+        80,
     ),
     Part("memory", ("benchmarks/memory.py", "--measure", "--out", "runs/on_gpu/memory.json"), 90),
     Part("feed", ("benchmarks/feed.py",), 60),
@@ -131,11 +155,17 @@ PARTS = (
     ),
     Part(
         "step-flat-latents",
-        ("benchmarks/step.py", "--with-encoder", "--latents", "flat", "--batch", "64", "--precision", "bf16",
-         "--compile", "--seconds", "15", "--out", "runs/on_gpu/step_flat_latents.json"),
-        120,
+        ("benchmarks/step.py", "--with-encoder", "--latents", "flat", "--batch", "512", "--precision", "bf16",
+         "--compile", "--seconds", "6", "--steps", "3", "--sizes", "s,xl,b,l",
+         "--out", "runs/on_gpu/step_flat_latents.json"),
+        110,
     ),
-    Part("tests", ("-m", "pytest", "-m", "gpu", "-q", "-x"), 180),
+    Part(
+        "tests",
+        ("-m", "pytest", "-m", "gpu", "-q", "-n", "8", "-p", "no:benchmark", "-W", "default::DeprecationWarning",
+         "--dist", "worksteal", *TEST_FILES),
+        180,
+    ),
 )  # fmt: skip
 """In order of importance."""
 
@@ -143,6 +173,7 @@ PARTS = (
 def run(part: Part, limit: float, folder: Path) -> str:
     """Run a part for at most so many seconds; returns how it ended."""
     begun = time.monotonic()
+    added = [path] if (path := os.environ.get("PYTHONPATH")) else []
     with (folder / f"{part.name}.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-u", *part.command],
@@ -151,7 +182,7 @@ def run(part: Part, limit: float, folder: Path) -> str:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *added])},
         )
         timer = threading.Timer(limit, lambda: os.killpg(process.pid, 9))
         timer.start()
@@ -191,7 +222,9 @@ def main() -> None:
     )
     parser.add_argument("--wheels", type=Path, help="install what is missing from this folder first")
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--only", default=",".join(part.name for part in PARTS))
+    parser.add_argument(
+        "--only", default=",".join(part.name for part in PARTS), help="parts, in the order in which they run"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/on_gpu"))
     parser.add_argument("--peak", action="store_true", help="print this GPU's matrix peak and end")
     arguments = parser.parse_args()
@@ -204,10 +237,9 @@ def main() -> None:
         subprocess.run([*pip, str(arguments.wheels), "-e", f"{ROOT}[test]"], check=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     endings = []
-    for part in PARTS:
+    parts = {part.name: part for part in PARTS}
+    for part in [parts[name] for name in arguments.only.split(",")]:
         left = end - time.monotonic()
-        if part.name not in arguments.only.split(","):
-            continue
         if left < 10:
             endings.append(f"{part.name}: no time left")
             continue

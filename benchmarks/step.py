@@ -106,6 +106,7 @@ def main() -> None:  # noqa: C901 - an option a way of comparing
         help="compare steps of few-step generation with flow matching instead",
     )
     parser.add_argument("--seconds", type=float, default=100.0, help="with the encoder: no more a size")
+    parser.add_argument("--sizes", default="s,b,l,xl", help="with the encoder")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/step.json"))
     arguments = parser.parse_args()
     if arguments.with_encoder:

@@ -5,8 +5,9 @@
     python benchmarks/step.py --with-encoder --latents flat     # 32 × 128 latents; the flat encoder is in the loop too
 
 In the loop means: decode JPEG files in threads, crop, encode with the frozen encoder without gradients, then step.
-From the store means: `train.engine.feed.Feed`, then the same step. Both run in turns in one process. What is compared
-is speed and memory; the tokens in the store are random.
+From the store means: `train.engine.feed.Feed`, then the same step. Both run in turns of several steps in one process;
+no image is decoded ahead during the other's turn. What is compared is speed and memory; the tokens in the store are
+random.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -32,18 +33,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.encoders.encoder import create_encoder
 from pipeline.encoders.frozen import Encoder
-from shards import EncoderIdentity, Store, StoreWriter, center_crop, decode_image, open_store
+from shards import EncoderIdentity, Store, StoreWriter, center_crop, decode_image, open_store, usable_cores
 from train.distributed import Team
 from train.engine.feed import Feed, MicroBatch
 from train.engine.optimizer import make_optimizer
 from train.engine.resident import ResidentTokens
 from train.models.build import build_model
+from train.models.compilation import compile_function
 from train.models.config import DIT_SIZES, DiTConfig, DiTDHConfig, dit_dh_config
 from train.models.cost import forward_flops
 from train.models.dequantize import Dequantizer
 from train.models.flat import FlatVAE
 from train.models.flat_config import FLAT_SIZES, FlatConfig, FlatHalfConfig
 from train.models.normalizer import LatentNormalizer
+from train.randomness import compile_draws
 from train.settings.config import DiTNetwork, DiTSettings
 from train.tasks.parts import DiTParts
 from train.tasks.velocity import VelocityTask
@@ -53,6 +56,9 @@ JPEG_SIZE = (500, 375)
 """ImageNet's median image."""
 CROP = 256
 
+
+UNTIMED, TIMED = 3, 4
+"""Steps of a turn: those in which what the other way left behind is used up, and those whose time is taken."""
 
 FLAT = (32, 128)
 """Number and width of flat latents."""
@@ -132,36 +138,54 @@ def make_token_store(path: Path, identity: EncoderIdentity) -> Store:
     return open_store(path)
 
 
-def encoded_in_the_loop(
-    files: list[bytes], encode: Callable[[Tensor], Tensor], batch: int, device: torch.device
-) -> Iterator[MicroBatch]:
+class EncodedInTheLoop:
     """Micro-batches made as the reference makes them: decoded, cropped and encoded at every step."""
 
-    def pixels(index: int) -> np.ndarray:
-        return center_crop(decode_image(files[index % len(files)]), CROP)
+    def __init__(
+        self, files: list[bytes], encode: Callable[[Tensor], Tensor], batch: int, device: torch.device
+    ) -> None:
+        self._files, self._encode, self._batch, self._device = files, encode, batch, device
+        self._pool = ThreadPoolExecutor(usable_cores())
+        self._step = 0
+        self._ahead = [self._pool.submit(self._pixels, index) for index in range(2 * batch)]
 
-    with ThreadPoolExecutor(2) as pool:
-        ahead = [pool.submit(pixels, index) for index in range(2 * batch)]
-        step = 0
+    def __iter__(self) -> Iterator[MicroBatch]:
+        batch = self._batch
         while True:
-            images = np.stack([future.result() for future in ahead[:batch]])
-            ahead = ahead[batch:] + [pool.submit(pixels, (step + 2) * batch + i) for i in range(batch)]
-            crops = torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2)
-            positions = torch.arange(step * batch, (step + 1) * batch, device=device)
+            images = np.stack([future.result() for future in self._ahead[:batch]])
+            begin = (self._step + 2) * batch
+            self._ahead = self._ahead[batch:]
+            self._ahead += [self._pool.submit(self._pixels, begin + index) for index in range(batch)]
+            crops = torch.from_numpy(images).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            positions = torch.arange(self._step * batch, (self._step + 1) * batch, device=self._device)
             yield MicroBatch(
-                step=step,
+                step=self._step,
                 rows=positions.cpu().numpy(),
                 positions=positions,
                 labels=positions % 1000,
-                fields={"tokens": encode(crops)},
+                fields={"tokens": self._encode(crops)},
                 last_of_step=True,
             )
-            step += 1
+            self._step += 1
+
+    def rest(self) -> None:
+        """Wait until nothing is decoded any more."""
+        wait(self._ahead)
+
+    def _pixels(self, index: int) -> np.ndarray:
+        return center_crop(decode_image(self._files[index % len(self._files)]), CROP)
 
 
 def no_snapshot(step: int, ema_rate: float) -> NoReturn:
     """Save nothing: this is a benchmark."""
     raise AssertionError(f"a snapshot was asked for at step {step}, rate {ema_rate}")
+
+
+def finished(device: torch.device) -> float:
+    """Wait for the device and return the time in seconds."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def trainer_of(
@@ -171,6 +195,7 @@ def trainer_of(
     model = build_model(config).to(device)
     if compiled:
         model.compile()
+    compile_draws(compile_function if compiled else None)
     normalizer = LatentNormalizer(None, torch.ones(config.token_width, *config.grid)).to(device)
     settings = DiTSettings(model=DiTNetwork(width=8, depth=1, num_heads=1))
     task = VelocityTask(
@@ -223,27 +248,26 @@ def measure(
         threads=2,
         resident=resident,
     )
-    ways = {
-        "store": iter(feed),
-        "encoder in the loop": encoded_in_the_loop(files, encode, arguments.batch, device),
-    }
+    loop = EncodedInTheLoop(files, encode, arguments.batch, device)
+    ways: dict[str, Iterator[MicroBatch]] = {"store": iter(feed), "encoder in the loop": iter(loop)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     peaks: dict[str, float] = {}
     began = time.perf_counter()
-    for turn in range(arguments.steps + 2):
-        if turn >= 5 and time.perf_counter() - began > arguments.seconds:
+    for turn in range(arguments.steps):
+        if turn >= 2 and time.perf_counter() - began > arguments.seconds:
             break
         for name, batches in ways.items():
+            loop.rest()
             if device.type == "cuda":
-                torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
-            begun = time.perf_counter()
-            step(next(batches))
+            for _ in range(UNTIMED):
+                step(next(batches))
+            begun = finished(device)
+            for _ in range(TIMED):
+                step(next(batches))
+            seconds[name].append((finished(device) - begun) / TIMED)
             if device.type == "cuda":
-                torch.cuda.synchronize()
                 peaks[name] = torch.cuda.max_memory_allocated() / 1e9
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - begun)
     feed.close()
     rates = {name: arguments.batch / statistics.median(values) for name, values in seconds.items()}
     ratio = statistics.median(
@@ -290,7 +314,7 @@ def main(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = make_photographs()
         store = make_token_store(Path(folder) / "store", identity)
-        for size in ("s", "b", "l", "xl"):
+        for size in arguments.sizes.split(","):
             row = found[size] = measure(arguments, size, files, encode, counter.get_total_flops(), store)
             memory = (
                 f"{row['GB store']:.1f} / {row['GB encoder in the loop']:.1f}" if "GB store" in row else ""
@@ -298,7 +322,8 @@ def main(arguments: argparse.Namespace) -> None:
             print(
                 f"| {size.upper()} | {row['gflop']:.1f} | {row['store']:.2f} images/s | "
                 f"{row['encoder']:.2f} images/s | {row['ratio']:.2f} | {row['ratio by arithmetic']:.2f} | "
-                f"{memory} |"
+                f"{memory} |",
+                flush=True,
             )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(

@@ -14,9 +14,10 @@ import tempfile
 import threading
 import time
 import uuid
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +41,25 @@ atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 def tiny() -> list[str]:
     """Arguments of the smallest encoder: 2×2 tokens of 64 from crops of 32 pixels."""
     return TINY_ENCODER
+
+
+@pytest.fixture
+def waiting_is_an_error() -> Callable[[], AbstractContextManager[None]]:
+    """Makes contexts in which torch raises where the host waits for a CUDA device."""
+
+    @contextmanager
+    def refusing() -> Iterator[None]:
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls this mode a prototype
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return refusing
 
 
 @pytest.fixture(scope="session")

@@ -66,12 +66,12 @@ def uniform(seed: int, stream: str, positions: Tensor, shape: tuple[int, ...] = 
         float32 [B, *shape]; row i depends on (seed, stream, positions[i]) alone.
     """
     count = math.prod(shape)
-    blocks = -(-count // 4)
+    numbered = torch.arange(-(-count // 4), device=positions.device)
     numbers: Tensor
     if _programs:
-        numbers = _programs["_fractions"](positions, _key_on_device(seed, stream, positions), blocks)
+        numbers = _programs["_fractions"](positions, _key_on_device(seed, stream, positions), numbered)
     else:
-        numbers = _fractions(positions, stream_key(seed, stream), blocks)
+        numbers = _fractions(positions, stream_key(seed, stream), numbered)
     return numbers.flatten(1)[:, :count].reshape(len(positions), *shape)
 
 
@@ -90,7 +90,8 @@ def normal(seed: int, stream: str, positions: Tensor, shape: tuple[int, ...] = (
     count = math.prod(shape)
     blocks = -(-count // 4)
     if _programs:
-        squares, angle = _programs["_polar"](positions, _key_on_device(seed, stream, positions), blocks)
+        numbered = torch.arange(blocks, device=positions.device)
+        squares, angle = _programs["_polar"](positions, _key_on_device(seed, stream, positions), numbered)
         radius = squares.log_().mul_(-2.0).sqrt_()
         numbers = torch.stack((radius * angle.cos(), radius * angle.sin_()), dim=2)
         return numbers.flatten(1)[:, :count].reshape(len(positions), *shape)
@@ -101,7 +102,8 @@ def normal(seed: int, stream: str, positions: Tensor, shape: tuple[int, ...] = (
         rows = slice(first, first + samples)
         for start in range(0, blocks, span):
             columns = slice(start, min(start + span, blocks))
-            words = _words(positions[rows], key, columns.stop - start, first_block=start)
+            numbered = torch.arange(columns.start, columns.stop, device=positions.device)
+            words = _words(positions[rows], key, numbered)
             for pair in (0, 2):
                 squares, angle = _square_and_angle(words[pair], words[pair + 1])
                 radius = squares.log_().mul_(-2.0).sqrt_()
@@ -141,14 +143,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: _Key) -> tuple[T
     return c0, c1, c2, c3
 
 
-def _fractions(positions: Tensor, key: _Key, blocks: int) -> Tensor:
-    """Return uniform numbers in [0, 1), float32 [B, blocks, 4]."""
+def _fractions(positions: Tensor, key: _Key, blocks: Tensor) -> Tensor:
+    """Return uniform numbers in [0, 1), float32 [B, n, 4], of the blocks numbered int64 [n]."""
     words = torch.stack(_words(positions, key, blocks), dim=-1)
     return (words >> 8).to(torch.float32) * 2.0**-24
 
 
-def _polar(positions: Tensor, key: _Key, blocks: int) -> tuple[Tensor, Tensor]:
-    """Return `_square_and_angle` of both pairs of words of each block, float32 [B, 2, blocks] each."""
+def _polar(positions: Tensor, key: _Key, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `_square_and_angle` of both pairs of words of each block, float32 [B, 2, n] each, of blocks int64 [n]."""
     words = _words(positions, key, blocks)
     pairs = [_square_and_angle(words[pair], words[pair + 1]) for pair in (0, 2)]
     squares, angles = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
@@ -166,13 +168,19 @@ def _key_on_device(seed: int, stream: str, positions: Tensor) -> Tensor:
     return torch.stack([positions.new_full((), word) for word in stream_key(seed, stream)])
 
 
-def _words(positions: Tensor, key: _Key, blocks: int, *, first_block: int = 0) -> tuple[Tensor, ...]:
-    """Return four int64 [B, blocks] of 32-bit words from the blocks of each position, starting at `first_block`."""
-    size = (len(positions), blocks)
-    block = torch.arange(first_block, first_block + blocks, device=positions.device)
+def _words(positions: Tensor, key: _Key, blocks: Tensor) -> tuple[Tensor, ...]:
+    """Return four int64 [B, n] of 32-bit words of each position.
+
+    Args:
+        positions: int64 [B].
+        key: of the stream.
+        blocks: numbers of the blocks, int64 [n]. They are given rather than made here, where the compiler would take
+            them for indices, multiply them in 32 bits, and fail.
+    """
+    size = (len(positions), len(blocks))
     low, high = (positions & _LOW)[:, None], (positions >> 32)[:, None]
     counter = (
-        block.expand(size).clone(),
+        blocks.expand(size).clone(),
         low.expand(size).clone(),
         high.expand(size).clone(),
         torch.zeros(size, dtype=torch.int64, device=positions.device),

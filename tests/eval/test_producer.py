@@ -219,16 +219,13 @@ def test_a_batch_makes_its_images_of_tensors_without_values():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_sampling_and_decoding_a_batch_waits_for_no_device():
+def test_sampling_and_decoding_a_batch_waits_for_no_device(waiting_is_an_error):
     producer = _producer(Still().cuda(), batch_size=4, device=torch.device("cuda"))
     numbers = np.arange(4)
     producer._queued(numbers, 4)  # what is made once may wait
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         queued = producer._queued(numbers, 4)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     queued.arrived.synchronize()
     found = _collected(producer, numbers)
     np.testing.assert_array_equal(queued.pixels.numpy(), np.stack([found[number] for number in numbers]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -97,16 +95,6 @@ def test_neither_the_one_pass_nor_draws_as_they_are_compiled_ask_for_a_number(
     assert watched == [4, 5]
 
 
-@contextmanager
-def waiting_is_an_error():
-    """torch raises where the host waits for the device."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
@@ -114,7 +102,7 @@ def waiting_is_an_error():
     ["", "--activation-checkpointing True", "--one-pass True"],
     ids=["kept", "recomputed", "one pass"],
 )
-def test_no_step_waits_for_the_device(trained, more, monkeypatch):
+def test_no_step_waits_for_the_device(trained, more, monkeypatch, waiting_is_an_error):
     watched = watch(monkeypatch, waiting_is_an_error)
     assert trained(more) == 0
     assert watched == [4, 5]

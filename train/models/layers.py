@@ -79,15 +79,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: RotaryEncoding | None) -> Tensor:
         """Mix tokens: [B, N, width] → [B, N, width]."""
-        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1)
-        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).unbind(dim=2)
         if self.q_norm is not None and self.k_norm is not None:
-            qk = qk.to(self.qkv.weight.dtype)  # float32 under autocast
-            qk = torch.stack((self.q_norm(qk[:, :, 0]), self.k_norm(qk[:, :, 1])), dim=2)
+            wide = self.qkv.weight.dtype  # float32 under autocast
+            q, k = self.q_norm(q.to(wide)), self.k_norm(k.to(wide))
         if rope is not None:
-            qk = rope(qk)
-        q, k = qk.to(v.dtype).transpose(1, 3).unbind(2)
-        mixed = F.scaled_dot_product_attention(q, k, v.transpose(1, 2))
+            q, k = rope(q), rope(k)
+        heads = (values.to(v.dtype).transpose(1, 2) for values in (q, k, v))
+        mixed = F.scaled_dot_product_attention(*heads)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -193,7 +193,7 @@ _MFD_256  = Training(Adam(lr=1e-4), 0.9999, 256, 250_000)
 _MFD_512  = Training(Adam(lr=1e-4), 0.9995, 128, 250_000)
 _MFT_512  = Training(Adam(lr=1e-4), 0.9995, 128, 100_000)
 _CMT_TINY = Training(Adam(lr=1e-3), 0.99,   8,   500)
-_MFD_TINY = Training(Adam(lr=1e-3), 0.995,  32,  1000)
+_MFD_TINY = Training(Adam(lr=4e-4), 0.995,  32,  1000)
 
 STAGES = {
     #             objective       32×32      other      tiny
