@@ -6,7 +6,8 @@ Ours reads the stored tokens [256, 768] of the views center and flip, makes late
 shards of the field. Reading alone fills the same buffers by the same threads; the network alone computes on tokens that
 are on its device. Rounds take turns. A stand-in takes its time for each row and no core, as a device does.
 Out of the page cache reading takes every core it is given, so that on few of them nothing is left for writing; a store
-that is larger than the memory is read from its disk.
+that is larger than the memory is read from its disk. Shards have 1252 rows, as ImageNet's in 1024 of them; in rounds of
+a few of them, what beginning and ending take counts more than it does in a store.
 """
 
 from __future__ import annotations
@@ -206,7 +207,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default=None, choices=["float32", "bfloat16"])
-    parser.add_argument("--rows", type=int, default=5008, help="rows of the stored tokens, each in two views")
+    parser.add_argument(
+        "--rows", type=int, default=20032, help="rows of the stored tokens, each in two views"
+    )
     parser.add_argument("--few", type=int, default=256, help="rows of a round of networks on a CPU")
     parser.add_argument("--cold", type=int, default=1024, help="rows of a round that reads from the disk")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -223,7 +226,7 @@ def main() -> None:
     load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory(dir=options.data) as place:
         folder, batch = Path(place), options.batch_size
-        many = token_store(folder / "many", options.rows, 4, linked=True)
+        many = token_store(folder / "many", options.rows, max(2, options.rows // 1252), linked=True)
         few = many if device.type == "cuda" else token_store(folder / "few", options.few, 2, linked=True)
         for name in SIZES if device.type == "cuda" else list(SIZES)[:2]:
             encoder = latent_encoder(SIZES[name], few, folder, precision).to_device(device, precision)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import html
-import json
-from pathlib import Path
 from string import Template
-from typing import Any
+
+from pipeline.demo.results import Comparison
 
 SECTION = Template("""<h2>Images generated in one step</h2>
 <p>A few-step model learnt from the DiT-DH above where its trajectories end, so that it can jump there: the same noise
@@ -20,7 +19,7 @@ $rows
 """)
 
 
-def few_step_section(result: dict[str, Any], image: str) -> str:
+def few_step_section(result: Comparison, image: str) -> str:
     """Return the section as HTML.
 
     Args:
@@ -42,9 +41,3 @@ def few_step_section(result: dict[str, Any], image: str) -> str:
         rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in cells))
     floor = f"{result['distance_of_other_stored_tokens']:.3f}"
     return SECTION.substitute(floor=floor, image=image, rows="\n".join(rows))
-
-
-def read_comparison(folder: Path) -> tuple[dict[str, Any], Path]:
-    """Read the results of eval/few_step.py and its sheet of images."""
-    result: dict[str, Any] = json.loads((folder / "few-step.json").read_text(encoding="utf-8"))
-    return result, folder / "few-step.png"

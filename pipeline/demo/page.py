@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -13,10 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.demo.few_step import few_step_section, read_comparison
+from pipeline.demo.few_step import few_step_section
 from pipeline.demo.figures import class_rows, loss_curves, save_image, tile
+from pipeline.demo.results import (
+    needed,
+    read_comparison,
+    read_generation,
+    read_losses,
+    read_metrics,
+    read_reconstruction,
+    read_samples,
+    read_sheet,
+)
 from pipeline.operations.principal_colours import principal_colours
-from shards import Store, UsageError, open_store
+from shards import Store, open_store
 from shards.writing.finalize import read_commits
 
 SAMPLES_SHOWN = 8  # a class
@@ -57,7 +66,7 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
     figures = {
         "photographs": tile(photographs[None]),
         "tokens": token_figure(store, images, tokens),
-        "reconstruction": Image.open(needed(folders.reconstruction / "classes.png")).convert("RGB"),
+        "reconstruction": read_sheet(folders.reconstruction / "classes.png"),
         "generation": generation_figure(store, photographs, folders.generation),
         "losses": loss_curves(
             {
@@ -67,14 +76,13 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
         ),
     }
     addresses = {name: as_data(save_image(figure, out / f"{name}.png")) for name, figure in figures.items()}
-    scores = json.loads(needed(folders.reconstruction / "results.json").read_text())
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     page = out / "index.html"
     page.write_text(
         template.substitute(
             addresses,
             facts=facts_table(store, folders),
-            psnr=f"{scores['psnr']:.1f}",
+            psnr=f"{read_reconstruction(folders.reconstruction)['psnr']:.1f}",
             classes=store.num_classes,
             notice=weights_notice(store),
             further=further_sections(folders) + compact_section(store, photographs, folders, out),
@@ -88,9 +96,8 @@ def further_sections(folders: DemoFolders) -> str:
     """Return the sections of what was run after the demo, in HTML."""
     if folders.few_step is None:
         return ""
-    needed(folders.few_step / "few-step.json")
-    result, sheet = read_comparison(folders.few_step)
-    return few_step_section(result, as_data(sheet))
+    comparison = read_comparison(folders.few_step)
+    return few_step_section(comparison, as_data(needed(folders.few_step / "few-step.png")))
 
 
 def compact_section(store: Store, photographs: NDArray[np.uint8], folders: DemoFolders, out: Path) -> str:
@@ -104,7 +111,7 @@ def compact_section(store: Store, photographs: NDArray[np.uint8], folders: DemoF
         "DiT on compact latents: error of the velocity": read_losses(made / "dit"),
     }
     figures = {
-        "compact_reconstruction": Image.open(needed(made / "reconstruction/classes.png")).convert("RGB"),
+        "compact_reconstruction": read_sheet(made / "reconstruction/classes.png"),
         "compact_generation": generation_figure(store, photographs, made / "generation"),
         "compact_losses": loss_curves(curves),
     }
@@ -126,15 +133,12 @@ def compact_table(store: Store, field: Store, folders: DemoFolders) -> str:
     rows = {"": list(sides)}
     for side, run, reconstruction, generation in sides.values():
         tokens = side.reader("center", "tokens")
-        lines = [json.loads(line) for line in needed(run / "metrics.jsonl").read_text().splitlines()]
-        steps = [line["step_seconds"] for line in lines if "step_seconds" in line]
-        psnr = json.loads(needed(reconstruction / "results.json").read_text())["psnr"]
-        seconds = json.loads(needed(generation / "results.json").read_text())["sampling_seconds"]
+        steps = [seconds for line in read_metrics(run) if (seconds := line.get("step_seconds")) is not None]
         values = {
             "bytes a row": f"{int(np.prod(tokens.row_shape)) * tokens.dtype.itemsize:,}",
-            "PSNR of reconstructions": f"{psnr:.1f} dB",
+            "PSNR of reconstructions": f"{read_reconstruction(reconstruction)['psnr']:.1f} dB",
             "seconds of a training step, median": f"{np.median(steps):.3f}" if steps else "unknown",
-            "seconds of sampling and decoding": f"{seconds:.1f}",
+            "seconds of sampling and decoding": f"{read_generation(generation)['sampling_seconds']:.1f}",
         }
         for name, value in values.items():
             rows.setdefault(name, []).append(value)
@@ -142,13 +146,6 @@ def compact_table(store: Store, field: Store, folders: DemoFolders) -> str:
         f"<tr><th>{html.escape(name)}" + "".join(f"<td>{html.escape(value)}" for value in values)
         for name, values in rows.items()
     )
-
-
-def needed(path: Path) -> Path:
-    """Return the path, if its step of the demo has been run."""
-    if not path.exists():
-        raise UsageError(f"the page shows every step of the demo, but {path} does not exist; run `make demo`")
-    return path
 
 
 def as_data(path: Path) -> str:
@@ -178,18 +175,11 @@ def token_figure(store: Store, images: NDArray[np.uint8], tokens: NDArray[np.flo
 
 def generation_figure(store: Store, photographs: NDArray[np.uint8], folder: Path) -> Image.Image:
     """Return one row a class: its photograph, then samples."""
-    with np.load(needed(folder / "samples.npz"), allow_pickle=False) as file:
-        samples = file["arr_0"]
+    samples = read_samples(folder, store.num_classes)
     # Equal labels: sample i shows class i modulo the number of classes.
-    by_class = np.stack([samples[c :: store.num_classes][:SAMPLES_SHOWN] for c in range(store.num_classes)])
+    shown = min(SAMPLES_SHOWN, len(samples) // store.num_classes)
+    by_class = np.stack([samples[c :: store.num_classes][:shown] for c in range(store.num_classes)])
     return class_rows(list(store.class_names), photographs, by_class)
-
-
-def read_losses(run: Path) -> tuple[list[int], list[float]]:
-    """Return steps and losses of a training's metrics."""
-    lines = [json.loads(line) for line in needed(run / "metrics.jsonl").read_text().splitlines()]
-    logged = [line for line in lines if "loss" in line]
-    return [line["step"] for line in logged], [line["loss"] for line in logged]
 
 
 def weights_notice(store: Store) -> str:

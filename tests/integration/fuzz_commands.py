@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_corpus import ENCODER, KINDS, generate, pipeline, train
+from fuzz_corpus import ENCODER, KINDS, few_step_arguments, generate, pipeline, train
 
 from shards import StoreWriter, decode_image, find_images, open_store, verify_store
 from shards.testing.contract import StoreKind, make_code, make_plan, make_recipe, write_shard
@@ -59,6 +59,7 @@ def commands_of(name: str, path: Path, corpus: Path, out: Path) -> dict[str, Com
         "published": _of_published,
         "generation": _of_samples,
         "sampling": _of_samples,
+        "demo": _of_demo,
     }[name](path, corpus, out)
 
 
@@ -385,4 +386,22 @@ def _of_samples(path: Path, corpus: Path, out: Path) -> dict[str, Command]:
             ends=0 if (path / "samples.npz").exists() else 1,
         ),
         "compare results": Command(lambda: compare([str(corpus / "trained"), *page, "--results", str(path)])),
+    }
+
+
+def _of_demo(path: Path, corpus: Path, out: Path) -> dict[str, Command]:
+    from eval.few_step import main as few_step
+    from pipeline.demo.page import DemoFolders, write_page
+
+    def page() -> None:
+        parts = ("store", "decoder", "dit", "reconstruction", "generation", "few_step")
+        write_page(DemoFolders(**{part: path / part.replace("_", "-") for part in parts}), out / "page")
+
+    def distances() -> str:
+        rows = json.loads((out / "few-step/few-step.json").read_text())["rows"]
+        return digest(json.dumps([row["distance"] for row in rows]).encode())
+
+    return {
+        "page": Command(page, result=lambda: digest((out / "page/index.html").read_bytes())),
+        "few steps": Command(lambda: few_step(few_step_arguments(path, out / "few-step")), result=distances),
     }

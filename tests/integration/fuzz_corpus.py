@@ -76,6 +76,47 @@ def build_corpus(root: Path) -> None:
     _evaluations(root)
 
 
+def build_demo(root: Path) -> None:
+    """Write what the demo's commands write, in little, and a few-step model with its teacher.
+
+    Args:
+        root: An empty folder.
+    """
+    from eval.few_step import main as few_step
+    from eval.reconstruction import main as reconstruct
+
+    _sources(source := root.parent / "demo's source")
+    demo = root / "demo"
+    store, run, teacher = demo / "store", demo / "dit", demo / "dit/snapshots/latest.safetensors"
+    _must(pipeline("encode", source / "folder", "--out", store, "--shards", 2, *ENCODER))
+    for logs in demo.glob("*.logs"):
+        shutil.rmtree(logs)
+    _must(train("decoder", store, out=demo / "decoder"))
+    _must(train("dit", store, out=run))
+    few = ("--objective", "mid-training", "--teacher", teacher, "--mid-training.pairs", 2)
+    _must(train("dit", store, out=demo / "student", more=few))
+    decoder = demo / "decoder/snapshots/latest.safetensors"
+    _must(
+        reconstruct(
+            [str(store), "--decoder", str(decoder), "--out", str(demo / "reconstruction"), "--num", "6"]
+        )
+    )
+    _must(generate(teacher, decoder, out=demo / "generation"))
+    _must(few_step(few_step_arguments(demo, demo / "few-step")))
+
+
+def few_step_arguments(demo: Path, out: Path) -> list[str]:
+    """Return the arguments of eval/few_step.py over what `build_demo` wrote."""
+    snapshot = "snapshots/latest.safetensors"
+    files = {
+        "teacher": demo / "dit" / snapshot,
+        "decoder": demo / "decoder" / snapshot,
+        "store": demo / "store",
+    }
+    more = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    return [str(demo / "student" / snapshot), "--out", str(out), "--num-samples", "3", *more]
+
+
 def pipeline(*arguments: object) -> int:
     """Run `pipeline` in this process; returns the exit code."""
     from pipeline.cli import main

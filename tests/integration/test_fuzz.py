@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 from fuzz_commands import BEGUN, STORES, Command, commands_of
-from fuzz_corpus import build_corpus
+from fuzz_corpus import build_corpus, build_demo
 
 from shards import printable_text
 from shards.command_line import run_command
@@ -383,7 +383,8 @@ def _import_everything() -> None:
             "pipeline.cli",
         ),
         *("train.dit", "train.decoder", "train.compressor", "train.compare", "train.verify"),
-        *("eval.generation", "eval.reconstruction", "eval.assess", "eval.export"),
+        *("eval.generation", "eval.reconstruction", "eval.assess", "eval.export", "eval.few_step"),
+        "pipeline.demo.page",
     ):
         importlib.import_module(name)
     for package in (
@@ -400,13 +401,17 @@ def _import_everything() -> None:
 # Each test is a process of its own that has run no network yet: autograd's threads do not survive a fork.
 
 
+CORPORA = {"everything": build_corpus, "demo": build_demo}
+"""What is spoiled, each in a folder of its own; that of the demo came later, and would change the other's cases."""
+
+
 def _corpus(root: Path) -> Path:
-    """Return the corpus beside which more is kept; it is made if it is not there."""
+    """Return the corpus in a folder that has the name of one; it is made if it is not there."""
     corpus = root / "corpus"
     if not corpus.exists():
         corpus.mkdir(parents=True)
         # In a child, so that no thread of a library runs where children are forked.
-        code = in_child(lambda: build_corpus(corpus), root / "corpus.log")
+        code = in_child(lambda: CORPORA[root.name](corpus), root / "corpus.log")
         assert code == 0, (root / "corpus.log").read_text()
     return corpus
 
@@ -438,23 +443,29 @@ def _in_a_process(*arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the corpus, which the first test makes."""
+    """A folder for the corpora, each of which the first test of it makes."""
     return tmp_path_factory.mktemp("fuzz")
 
 
 def test_a_few_spoiled_files_are_refused_in_one_line(tmp_path, root):
-    _in_a_process(root, tmp_path, 0, 20)
+    _in_a_process(root / "everything", tmp_path, 0, 20)
 
 
 @pytest.mark.slow
-def test_every_command_ends_well_on_what_is_whole(root):
-    _in_a_process(root)
+@pytest.mark.parametrize("corpus", list(CORPORA))
+def test_every_command_ends_well_on_what_is_whole(root, corpus):
+    _in_a_process(root / corpus)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(20))
 def test_two_thousand_spoiled_files_are_refused_in_one_line(tmp_path, root, part):
-    _in_a_process(root, tmp_path, 20 + 100 * part, 120 + 100 * part)
+    _in_a_process(root / "everything", tmp_path, 20 + 100 * part, 120 + 100 * part)
+
+
+@pytest.mark.slow
+def test_what_the_demo_has_left_is_refused_in_one_line_where_it_is_spoiled(tmp_path, root):
+    _in_a_process(root / "demo", tmp_path, 0, 100)
 
 
 if __name__ == "__main__":

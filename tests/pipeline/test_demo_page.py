@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.demo.figures import NAME_WIDTH, class_rows, loss_curves
 from pipeline.demo.page import DemoFolders, write_page
-from shards.errors import UsageError
+from shards.errors import UsageError, UserError
 from shards.testing.contract import StoreKind, build_store
 
 
@@ -29,7 +29,7 @@ def folders(tmp_path):
         lines = [
             json.dumps({"step": step, "loss": loss / step, "samples_seen": step}) for step in range(1, 31)
         ]
-        (run / "metrics.jsonl").write_text("\n".join(lines))
+        (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     found.reconstruction.mkdir()
     Image.new("RGB", (8, 8)).save(found.reconstruction / "classes.png")
     (found.reconstruction / "results.json").write_text('{"psnr": 23.456}')
@@ -128,3 +128,19 @@ def test_loss_curves_have_a_panel_a_training():
     curve = (list(range(1, 41)), [1 / step for step in range(1, 41)])
     one, two = loss_curves({"a": curve}), loss_curves({"a": curve, "b": curve})
     assert two.width == 2 * one.width
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("dit/metrics.jsonl", b"[1]\n", r"line 1 of .*metrics\.jsonl does not hold what it must"),
+        ("dit/metrics.jsonl", b"{}\n", r"has no line with a step and a loss; run the demo's commands again"),
+        ("reconstruction/results.json", b'{"psnr": "x"}', r"results\.json does not hold .*psnr"),
+        ("reconstruction/classes.png", b"\x89PNG", "cannot be decoded|cannot identify|not an image"),
+        ("generation/samples.npz", b"PK", r"samples\.npz cannot be read"),
+    ],
+)
+def test_what_a_step_left_damaged_is_named(folders, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        write_page(folders, tmp_path / "page")

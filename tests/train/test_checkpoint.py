@@ -19,6 +19,7 @@ from train.engine.checkpoint import (
     require_intact,
     require_intact_for_all,
     save_checkpoint,
+    step_of,
 )
 
 PARTS = {"model": {"a": torch.arange(3.0)}, "optimizer": {"b": torch.ones(2, 2, dtype=torch.bfloat16)}}
@@ -157,3 +158,13 @@ def test_another_version_and_a_missing_file_are_refused(tmp_path):
     (path / "state.json").write_text(json.dumps({**state, "version": 0}))
     with pytest.raises(UserError, match="version 0"):
         read_state(path)
+
+
+def test_a_checkpoint_that_is_not_confirmed_is_not_published(tmp_path):
+    def refuse():
+        raise UserError("taken over")
+
+    save_checkpoint(tmp_path, 1, PARTS, {})
+    with pytest.raises(UserError, match="taken over"):
+        save_checkpoint(tmp_path, 2, PARTS, {}, confirm=refuse)
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [1]

@@ -8,7 +8,9 @@ import struct
 import pytest
 from PIL import Image
 
+from shards.errors import UserError
 from train.report.metrics_file import read_metrics
+from train.report.tracking import wandb_run
 
 MEASURED = "--held-out 6 --evaluate-every 2 --sample-every 2"
 
@@ -74,3 +76,10 @@ def test_wandb_gets_curves_and_pictures_of_one_run_also_continued(tmp_path, trai
     assert len(pictures) == 3
     with Image.open(pictures[0]) as picture:
         assert picture.width > 4 * 32
+
+
+@pytest.mark.parametrize("content", [b"", b"../x", b"\xff", b"a" * 200])
+def test_an_id_of_a_wandb_run_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "wandb-id").write_bytes(content)
+    with pytest.raises(UserError, match="does not hold the id of a W&B run; remove it"):
+        wandb_run(tmp_path)

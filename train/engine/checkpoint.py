@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +54,13 @@ class CheckpointState:
 
 
 def save_checkpoint(
-    directory: Path, step: int, parts: Parts, state: dict[str, Any], *, write: bool = True
+    directory: Path,
+    step: int,
+    parts: Parts,
+    state: dict[str, Any],
+    *,
+    write: bool = True,
+    confirm: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write `directory`/step-N, straight from the tensors; every process must call this, and only one may write.
 
@@ -64,6 +70,7 @@ def save_checkpoint(
         parts: tensors, whole or sharded; each part becomes a file of whole ones.
         state: JSON values.
         write: whether this process writes; the others only help to gather.
+        confirm: called by every process once the files are written; raises where they must not be published.
 
     Returns:
         The checkpoint's directory.
@@ -80,18 +87,19 @@ def save_checkpoint(
         f"{name}.safetensors": save_tensors(temporary / f"{name}.safetensors", tensors, write=write)
         for name, tensors in parts.items()
     }
-    if not write:
-        return final
-    content = {
-        "version": VERSION,
-        "step": step,
-        "files": {name: (temporary / name).stat().st_size for name in sorted(digests)},
-        "sha256": dict(sorted(digests.items())),
-        "state": state,
-    }
-    replace_atomically(temporary / STATE, f"{json.dumps(content, indent=2)}\n".encode())
-    temporary.rename(final)
-    fsync_dir(directory)
+    if write:
+        content = {
+            "version": VERSION,
+            "step": step,
+            "files": {name: (temporary / name).stat().st_size for name in sorted(digests)},
+            "sha256": dict(sorted(digests.items())),
+            "state": state,
+        }
+        replace_atomically(temporary / STATE, f"{json.dumps(content, indent=2)}\n".encode())
+    confirm()
+    if write:
+        temporary.rename(final)
+        fsync_dir(directory)
     return final
 
 

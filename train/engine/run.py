@@ -117,7 +117,14 @@ class Run:
         parts = state_parts(self.task.model, self.averages, self.optimizer) | self.task.extra_state()
         state = RunState(facts=self.facts, bad_steps=self.bad_steps, window=self.window.state())
         folder = self.out / "checkpoints"
-        save_checkpoint(folder, self.step, parts, asdict(state), write=self.team.is_main_process)
+        save_checkpoint(
+            folder,
+            self.step,
+            parts,
+            asdict(state),
+            write=self.team.is_main_process,
+            confirm=self.team.require_lock,  # writing takes long enough to lose it
+        )
         if self.team.is_main_process:
             prune(folder, self.settings.keep_checkpoints)
         self._saved_step = self.step

@@ -117,14 +117,15 @@ class RotaryEncoding(nn.Module):
         Returns:
             The turned vectors in float32 or wider.
         """
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(*x.shape[:-1], -1, 2)
         places = (-1, *[1] * (x.ndim - 3), x.shape[-1] // 2)
         tables = (table[: x.shape[1], ::2] for table in (self.freqs_cos, self.freqs_sin))
         cos, sin = (table.to(wide.dtype).view(places) for table in tables)
         if torch.compiler.is_compiling():
             # The compiler makes one pass of this, forward and backward; numbers stacked in pairs it writes out between.
             sign = 2 * torch.arange(2, device=x.device) - 1
-            return (wide * cos[..., None] + wide.flip(-1) * (sin[..., None] * sign)).flatten(-2)
+            turned: Tensor = wide * cos[..., None] + wide.flip(-1) * (sin[..., None] * sign)
+            return turned.flatten(-2)
         # A pair as one complex number: one pass over memory instead of seven.
         return torch.view_as_real(torch.view_as_complex(wide) * torch.complex(cos, sin)).flatten(-2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 import sys
 import uuid
 from pathlib import Path
@@ -14,12 +15,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from shards import UsageError, printable_text, replace_atomically
+from shards import UsageError, UserError, printable_text, replace_atomically
 from train.distributed import Team
 from train.report.metrics_file import read_metrics
 from train.report.run_page import write_run_page
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_ID = 128
+"""Characters of the id of a W&B run."""
 
 
 def resolve_tracker(asked: str) -> str:
@@ -40,7 +44,11 @@ def wandb_run(out: Path) -> dict[str, str]:
     kept = out / "wandb-id"
     if not kept.is_file():
         replace_atomically(kept, uuid.uuid4().hex.encode())
-    return {"dir": str(out), "name": out.name, "id": kept.read_text(), "resume": "allow"}
+    with kept.open("rb") as file:
+        name = file.read(_LONGEST_ID + 1)
+    if not re.fullmatch(rb"[\w-]{1,%d}" % _LONGEST_ID, name):
+        raise UserError(f"{kept} does not hold the id of a W&B run; remove it to begin another W&B run")
+    return {"dir": str(out), "name": out.name, "id": name.decode(), "resume": "allow"}
 
 
 class Journal:
