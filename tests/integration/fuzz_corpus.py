@@ -114,7 +114,16 @@ def few_step_arguments(demo: Path, out: Path) -> list[str]:
         "store": demo / "store",
     }
     more = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-    return [str(demo / "student" / snapshot), "--out", str(out), "--num-samples", "3", *more]
+    return [
+        str(demo / "student" / snapshot),
+        "--out",
+        str(out),
+        "--num-samples",
+        "3",
+        "--columns",
+        "3",
+        *more,
+    ]
 
 
 def pipeline(*arguments: object) -> int:
