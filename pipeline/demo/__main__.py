@@ -40,7 +40,7 @@ def page(
     Args:
         store: The encoded store.
         decoder: The decoder's run.
-        dit: The DiT-DH's run.
+        dit: The diffusion transformer's run.
         reconstruction: What eval/reconstruction.py wrote.
         generation: What eval/generation.py wrote.
         out: Where the page goes.

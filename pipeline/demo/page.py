@@ -71,7 +71,7 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
         "losses": loss_curves(
             {
                 "decoder: L1 of the pixels": read_losses(folders.decoder),
-                "DiT-DH: error of the velocity": read_losses(folders.dit),
+                "diffusion transformer: flow-matching loss": read_losses(folders.dit),
             }
         ),
     }
@@ -85,19 +85,20 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
             psnr=f"{read_reconstruction(folders.reconstruction)['psnr']:.1f}",
             classes=store.num_classes,
             notice=weights_notice(store),
-            further=further_sections(folders) + compact_section(store, photographs, folders, out),
+            further=further_sections(folders, out) + compact_section(store, photographs, folders, out),
         ),
         encoding="utf-8",
     )
     return page
 
 
-def further_sections(folders: DemoFolders) -> str:
+def further_sections(folders: DemoFolders, out: Path) -> str:
     """Return the sections of what was run after the demo, in HTML."""
     if folders.few_step is None:
         return ""
     comparison = read_comparison(folders.few_step)
-    return few_step_section(comparison, as_data(needed(folders.few_step / "few-step.png")))
+    sheet = save_image(read_sheet(folders.few_step / "few-step.png"), out / "few_step.png")
+    return few_step_section(comparison, as_data(sheet))
 
 
 def compact_section(store: Store, photographs: NDArray[np.uint8], folders: DemoFolders, out: Path) -> str:
@@ -215,7 +216,7 @@ def facts_table(store: Store, folders: DemoFolders) -> str:
         "bytes of the store": f"{total:,}",
         "encode rate": encode_rate(store),
     }
-    for name, run in (("decoder", folders.decoder), ("DiT-DH", folders.dit)):
+    for name, run in (("decoder", folders.decoder), ("diffusion transformer", folders.dit)):
         steps, losses = read_losses(run)
         facts[f"{name} training"] = f"{steps[-1]:,} steps, last loss {losses[-1]:.4f}"
     return "\n".join(f"<tr><th>{html.escape(name)}<td>{html.escape(value)}" for name, value in facts.items())

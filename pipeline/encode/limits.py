@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-STAGES = ("decode", "device", "writer", "disk")
-"""The writer's time includes the disk's: its digests and sums run beside the writing."""
+STAGES = ("decode", "read", "device", "writer", "disk")
+"""Of images, reading is a part of `decode`; stored tokens are only `read`. The writer's time includes the disk's: its digests and sums run beside the writing."""
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,8 @@ class Progress:
         shards = sum(self._shards_at_once.get(worker, 1) for worker in self._threads) or 1
         writers = shards * max(len(self._views), 1)  # a thread a view
         busy = {
-            "decode": (self._seconds["read"] + self._seconds["decode"]) / threads,
+            "decode" if self._seconds["decode"] else "read": (self._seconds["read"] + self._seconds["decode"])
+            / threads,
             "device": self._seconds["device"] / workers,
             "writer": self._seconds["write"] / writers,
             "disk": self._seconds["disk"] / writers,
@@ -234,7 +235,7 @@ class Progress:
         while len(self._recent) > 2 and now - self._recent[0][0] > _WINDOW_SECONDS:
             self._recent.popleft()
         _, rows, before = self._recent[0]
-        limits = Limits.of_busy(self.rows - rows, {name: busy[name] - before[name] for name in busy})
+        limits = Limits.of_busy(self.rows - rows, {name: busy[name] - before.get(name, 0.0) for name in busy})
         if limits.limit is not None and now - self._limits_told > _TELL_SECONDS:
             self._limits_told = now
             self._record({"event": "Limits", "limit": limits.limit, "images_per_second": limits.rates})

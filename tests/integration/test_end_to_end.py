@@ -74,9 +74,22 @@ def test_images_become_pictures_through_the_readme_s_commands(images):
 
 @pytest.mark.slow
 def test_make_demo_ends_in_a_page_and_is_harmless_twice(tmp_path):
-    little = ("DECODER_STEPS=2", "DIT_STEPS=2", "CMT_STEPS=1", "MFD_STEPS=2", "COMPARED=14", "SAMPLES=14")
+    steps = (
+        "DECODER_STEPS=2",
+        "DIT_STEPS=2",
+        "CMT_STEPS=1",
+        "MFD_STEPS=2",
+        "COMPRESSOR_STEPS=2",
+        "COMPACT_STEPS=2",
+    )
+    little = (*steps, "COMPARED=14", "SAMPLES=14")
     page = tmp_path / "index.html"
-    for target in ("demo", "demo", "demo-few-step", "demo-few-step"):
+    sections = {
+        "demo": (),
+        "demo-few-step": ("Images generated in one step",),
+        "demo-compact": ("Images generated in one step", "The same with compact latents"),
+    }
+    for target in (target for target in sections for _ in range(2)):
         line = [
             *("make", "-C", str(ROOT), target, f"DEMO={tmp_path}", *little),
             *("--assume-old=pyproject.toml", "--assume-old=constraints.txt"),
@@ -84,4 +97,5 @@ def test_make_demo_ends_in_a_page_and_is_harmless_twice(tmp_path):
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert page.stat().st_size > 100_000
-        assert ("Images generated in one step" in page.read_text(encoding="utf-8")) == ("few-step" in target)
+        text = page.read_text(encoding="utf-8")
+        assert tuple(section for section in sections["demo-compact"] if section in text) == sections[target]

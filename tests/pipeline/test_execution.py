@@ -107,6 +107,7 @@ def test_the_limit_is_the_slowest_stage_and_the_disk_where_it_takes_most_of_the_
     assert Limits.of_busy(0, {}).limit is None
     limits = Limits.of_busy(100, {"decode": 10.0, "device": 20.0, "writer": 5.0, "disk": 4.0})
     assert str(limits) == "limit: device (images/s each could reach: decode 10, device 5, writer 20, disk 25)"
+    assert Limits.of_busy(100, {"read": 10.0, "device": 5.0}).limit == "read"  # of a derived field
     assert Limits.of_busy(100, {"decode": 1.0, "device": 2.0, "writer": 5.0, "disk": 4.0}).limit == "disk"
     assert Limits.of_busy(100, {"decode": 1.0, "device": 2.0, "writer": 5.0, "disk": 1.0}).limit == "writer"
 
