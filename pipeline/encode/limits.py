@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 STAGES = ("decode", "read", "device", "writer", "disk")
-"""Of images, reading is a part of `decode`; stored tokens are only `read`. The writer's time includes the disk's: its digests and sums run beside the writing."""
+"""Of images, reading is a part of `decode`; stored tokens are only `read`. The writer's time includes the disk's: its
+digests and sums run beside the writing."""
 
 
 @dataclass(frozen=True)
