@@ -9,8 +9,8 @@ from pipeline.demo.results import Comparison
 
 SECTION = Template("""<h2>Images generated in one step</h2>
 <p>A few-step model learnt from the diffusion transformer above where its trajectories end, so that it can jump there:
-the same noise in one, two, four and fifty steps of that model, then in one and fifty steps of its teacher. Distances are
-of tokens, between what is generated and what is stored (0 is best; other stored tokens are at $floor).</p>
+the same noise in one, two, four and fifty steps of that model, then in one and fifty steps of its teacher. Distances
+are of tokens, between what is generated and what is stored (0 is best; other stored tokens are at $floor).</p>
 <img src="$image" alt="the same noise in one to fifty steps of the student and of its teacher">
 <table>
 <tr><th>model<th>steps<th>distance of tokens<th>images a second, sampling<th>with the decoder
