@@ -14,10 +14,10 @@ LAYERS ?=
 DEMO ?= runs/demo
 DECODER_STEPS ?= 800
 # RAEv2's recipe, whose images were the better ones at equal steps (docs/training.md). A GPU trains a larger network longer.
-GPU ?= $(shell nvidia-smi -L 2>/dev/null | head -n 1)
-LARGER := --model.width 256 --model.depth 8
+GPU ?= $(shell nvidia-smi -L 2>/dev/null | grep -m 1 '^GPU ')
+DIT_MODEL ?= $(if $(GPU),--model.width 256 --model.depth 8)
 DIT_PRESET ?= raev2-tiny
-DIT_ARGS ?= $(if $(GPU),$(LARGER) --global-batch-size 64)
+DIT_BATCH ?= $(if $(GPU),64,32)
 DIT_STEPS ?= $(if $(GPU),6000,1500)
 COMPRESSOR_STEPS ?= 5000
 COMPACT_STEPS ?= 3000
@@ -27,8 +27,6 @@ SAMPLES ?= 112
 # Of `make demo-few-step`, the two stages after the demo's DiT.
 CMT_STEPS ?= 100
 MFD_STEPS ?= 1500
-# The network is the teacher's; batches are the stage's own.
-FEW_ARGS ?= $(if $(GPU),$(LARGER))
 # Without a GPU, accelerate would give the process a single thread.
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -52,7 +50,7 @@ demo: $(VENV)/.installed-demo
 		--encoder $(ENCODER) --weights $(WEIGHTS) $(ENCODER_SIZES) $(if $(LAYERS),--layers $(LAYERS)) --views center
 	$(BIN)/pipeline verify $(DEMO)/store
 	$(LAUNCH) train/decoder.py decoder-tiny --store $(DEMO)/store --out $(DEMO)/decoder --max-steps $(DECODER_STEPS)
-	$(LAUNCH) train/dit.py $(DIT_PRESET) $(DIT_ARGS) --store $(DEMO)/store --out $(DEMO)/dit --max-steps $(DIT_STEPS)
+	$(LAUNCH) train/dit.py $(DIT_PRESET) $(DIT_MODEL) --global-batch-size $(DIT_BATCH) --store $(DEMO)/store --out $(DEMO)/dit --max-steps $(DIT_STEPS)
 	$(LAUNCH) eval/reconstruction.py $(DEMO)/store --decoder $(DEMO)/decoder/snapshots/latest.safetensors \
 		--num $(COMPARED) --out $(DEMO)/reconstruction
 	$(LAUNCH) eval/generation.py $(DEMO)/dit/snapshots/latest.safetensors \
@@ -63,9 +61,9 @@ demo: $(VENV)/.installed-demo
 
 # One step instead of fifty: reuses what `make demo` left, and adds a section to its page.
 demo-few-step: $(VENV)/.installed-demo
-	$(LAUNCH) train/dit.py $(DIT_PRESET)-cmt $(FEW_ARGS) --store $(DEMO)/store --out $(DEMO)/cmt --max-steps $(CMT_STEPS) \
+	$(LAUNCH) train/dit.py $(DIT_PRESET)-cmt $(DIT_MODEL) --store $(DEMO)/store --out $(DEMO)/cmt --max-steps $(CMT_STEPS) \
 		--teacher $(DEMO)/dit/snapshots/latest.safetensors
-	$(LAUNCH) train/dit.py $(DIT_PRESET)-mfd $(FEW_ARGS) --store $(DEMO)/store --out $(DEMO)/mfd --max-steps $(MFD_STEPS) \
+	$(LAUNCH) train/dit.py $(DIT_PRESET)-mfd $(DIT_MODEL) --store $(DEMO)/store --out $(DEMO)/mfd --max-steps $(MFD_STEPS) \
 		--teacher $(DEMO)/dit/snapshots/latest.safetensors --init-from $(DEMO)/cmt/snapshots/latest.safetensors
 	$(BIN)/python eval/few_step.py $(DEMO)/mfd/snapshots/latest.safetensors --out $(DEMO)/few-step \
 		--teacher $(DEMO)/dit/snapshots/latest.safetensors --store $(DEMO)/store --num-samples $(COMPARED) \

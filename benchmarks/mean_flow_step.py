@@ -123,7 +123,7 @@ def main(
     }
     if arguments.precision == "bf16":
         makers["distillation, quotient in tf32"] = lambda: MeanFlowTask(parts(tf32, end_time=True))
-        # Three calls with gradient in one batch are not what a GPU's memory is for.
+        # More networks of size XL do not fit a GPU of 80 GB beside these.
         del makers["distillation as published"], makers["fine-tuning"]
     tasks = {name: make() for name, make in makers.items()}
 

@@ -162,8 +162,7 @@ PARTS = (
     ),
     Part(
         "tests",
-        ("-m", "pytest", "-m", "gpu", "-q", "-n", "8", "-p", "no:benchmark", "-W", "default::DeprecationWarning",
-         "--dist", "worksteal", *TEST_FILES),
+        ("-m", "pytest", "-m", "gpu", "-q", "-n", "8", "-p", "no:benchmark", "--dist", "worksteal", *TEST_FILES),
         180,
     ),
 )  # fmt: skip
@@ -238,7 +237,10 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     endings = []
     parts = {part.name: part for part in PARTS}
-    for part in [parts[name] for name in arguments.only.split(",")]:
+    names = arguments.only.split(",")
+    if unknown := [name for name in names if name not in parts]:
+        parser.error(f"--only takes parts of {', '.join(parts)}; got {', '.join(unknown)}")
+    for part in [parts[name] for name in names]:
         left = end - time.monotonic()
         if left < 10:
             endings.append(f"{part.name}: no time left")

@@ -5,7 +5,7 @@
     python benchmarks/step_profile.py --ways plain,autotune,cudnn      # the same step compiled in other ways
 
 One forward and backward pass in bf16, compiled by block as the trainers compile, then the trainers' optimizer. Prints
-for each way the median seconds and the share of the peak; for the first way the kernels as well, and writes JSON.
+for each way the median seconds and the FLOP/s; for the first way the kernels as well, and writes JSON.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from train.models.cost import forward_flops
 from train.settings.config import OptimizerSettings
 
 KINDS = (
+    ("fused passes", r"triton_(poi|red|per)_"),
     ("attention", r"flash|fmha|cudnn.*sdpa|attention"),
     ("products of matrices", r"gemm|nvjet|cutlass|cublas|_mm_|splitK"),
-    ("fused passes", r"triton"),
     ("optimizer", r"multi_tensor|adam|FusedAdam|foreach"),
     ("copies", r"Memcpy|Memset|copy"),
 )

@@ -57,7 +57,7 @@ JPEG_SIZE = (500, 375)
 CROP = 256
 
 
-UNTIMED, TIMED = 3, 4
+UNTIMED, TIMED = 6, 4
 """Steps of a turn: those in which what the other way left behind is used up, and those whose time is taken."""
 
 FLAT = (32, 128)

@@ -26,18 +26,18 @@ def few_step_section(result: Comparison, image: str) -> str:
         result: what few-step.json of eval/few_step.py holds.
         image: address of its sheet.
     """
-    decoding = result["decoder_images_per_second"]
+    decoding = result.decoder_images_per_second
     rows = []
-    for row in result["rows"]:
-        sampling = row["images_per_second"]
+    for row in result.rows:
+        sampling = row.images_per_second
         both = 1 / (1 / sampling + 1 / decoding)
         cells = (
-            row["who"],
-            row["steps"],
-            f"{row['distance']:.3f}",
+            row.who,
+            row.steps,
+            f"{row.distance:.3f}",
             f"{sampling:,.1f}",
             f"{both:,.1f}, {100 * both / decoding:.0f} % of the time in the decoder",
         )
         rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in cells))
-    floor = f"{result['distance_of_other_stored_tokens']:.3f}"
+    floor = f"{result.distance_of_other_stored_tokens:.3f}"
     return SECTION.substitute(floor=floor, image=image, rows="\n".join(rows))

@@ -54,7 +54,7 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
         out: Where the page goes.
 
     Raises:
-        UsageError: If one of the demo's steps has not been run.
+        UsageError: If one of the demo's steps has not been run, or what it left is damaged.
     """
     out.mkdir(parents=True, exist_ok=True)
     store = open_store(folders.store)
@@ -82,7 +82,7 @@ def write_page(folders: DemoFolders, out: Path) -> Path:
         template.substitute(
             addresses,
             facts=facts_table(store, folders),
-            psnr=f"{read_reconstruction(folders.reconstruction)['psnr']:.1f}",
+            psnr=f"{read_reconstruction(folders.reconstruction).psnr:.1f}",
             classes=store.num_classes,
             notice=weights_notice(store),
             further=further_sections(folders, out) + compact_section(store, photographs, folders, out),
@@ -137,9 +137,9 @@ def compact_table(store: Store, field: Store, folders: DemoFolders) -> str:
         steps = [seconds for line in read_metrics(run) if (seconds := line.get("step_seconds")) is not None]
         values = {
             "bytes a row": f"{int(np.prod(tokens.row_shape)) * tokens.dtype.itemsize:,}",
-            "PSNR of reconstructions": f"{read_reconstruction(reconstruction)['psnr']:.1f} dB",
+            "PSNR of reconstructions": f"{read_reconstruction(reconstruction).psnr:.1f} dB",
             "seconds of a training step, median": f"{np.median(steps):.3f}" if steps else "unknown",
-            "seconds of sampling and decoding": f"{read_generation(generation)['sampling_seconds']:.1f}",
+            "seconds of sampling and decoding": f"{read_generation(generation).sampling_seconds:.1f}",
         }
         for name, value in values.items():
             rows.setdefault(name, []).append(value)
@@ -176,7 +176,7 @@ def token_figure(store: Store, images: NDArray[np.uint8], tokens: NDArray[np.flo
 
 def generation_figure(store: Store, photographs: NDArray[np.uint8], folder: Path) -> Image.Image:
     """Return one row a class: its photograph, then samples."""
-    samples = read_samples(folder, store.num_classes)
+    samples = read_samples(folder, store.num_classes, photographs.shape[1])
     # Equal labels: sample i shows class i modulo the number of classes.
     shown = min(SAMPLES_SHOWN, len(samples) // store.num_classes)
     by_class = np.stack([samples[c :: store.num_classes][:shown] for c in range(store.num_classes)])

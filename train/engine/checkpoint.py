@@ -74,6 +74,9 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        UserError: what `confirm` raises; the checkpoint is then not published.
     """
     final = directory / f"step-{step:08d}"
     temporary = directory / f".{final.name}.tmp"

@@ -122,7 +122,8 @@ class RotaryEncoding(nn.Module):
         tables = (table[: x.shape[1], ::2] for table in (self.freqs_cos, self.freqs_sin))
         cos, sin = (table.to(wide.dtype).view(places) for table in tables)
         if torch.compiler.is_compiling():
-            # The compiler makes one pass of this, forward and backward; numbers stacked in pairs it writes out between.
+            # The compiler makes one pass of this, forward and backward. Of a stack of both numbers of a pair it would
+            # write a float32 array in between.
             sign = 2 * torch.arange(2, device=x.device) - 1
             turned: Tensor = wide * cos[..., None] + wide.flip(-1) * (sin[..., None] * sign)
             return turned.flatten(-2)

@@ -40,7 +40,11 @@ def resolve_tracker(asked: str) -> str:
 
 
 def wandb_run(out: Path) -> dict[str, str]:
-    """Return the arguments by which W&B recognises a continued run, and the place of its files."""
+    """Return the arguments by which W&B recognises a continued run, and the place of its files.
+
+    Raises:
+        UserError: the file with the run's id holds something else.
+    """
     kept = out / "wandb-id"
     if not kept.is_file():
         replace_atomically(kept, uuid.uuid4().hex.encode())
