@@ -71,6 +71,8 @@ def open_folder(out: Path, record: dict[str, Any]) -> None:
             raise UserError(f"{out}/samples.npz was not made by this command; give another --out")
         write_json(path, record)
         return
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; give another --out")
     found = _LATER | read_document(path.read_bytes(), dict[str, Any], name=path, remedy="give another --out")
     differences = [
         f"{name:.60} was {reprlib.repr(found.get(name))} and is {reprlib.repr(record.get(name))}"

@@ -53,8 +53,10 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an .npz; whatever is found to be wrong with it within this context is one error.
 
     Raises:
-        UserError: The file is truncated or no .npz, or an array in it is not what its header says.
+        UserError: The file is not there, truncated or no .npz, or an array in it is not what its header says.
     """
+    if not path.is_file():  # a device has no end
+        raise UserError(f"there is no file {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive

@@ -121,3 +121,12 @@ def test_statistics_that_are_none_are_refused_where_they_are_read(tmp_path, chan
     np.savez(tmp_path / "spoiled.npz", **{**whole, **change})
     with pytest.raises(UserError, match=message):
         read_statistics(tmp_path / "spoiled.npz", {"pool"})
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    (tmp_path / "endless.npz").symlink_to("/dev/zero")
+    with (
+        pytest.raises(UserError, match=r"there is no file .*endless\.npz"),
+        npz.open_npz(tmp_path / "endless.npz"),
+    ):
+        pass
