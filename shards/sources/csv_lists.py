@@ -106,12 +106,19 @@ def _images(
             continue
         if name not in sizes and not (is_url(name) and path.is_file()):
             hint = "; paths are written with /" if "\\" in name else ""
-            what = "it is no file" if path.exists() else "no such file"
+            what = "it is no file" if _is_there(path) else "no such file"
             raise UsageError(
-                f"every path in {table} must be a file, line {number} names {name}: {what}{hint}"
+                f"every path in {table} must be a file, line {number} names {name:.200}: {what}{hint}"
             )
         nbytes = sizes[name] if name in sizes else file_size(path)
         yield FoundImage(name, label, address, 0, nbytes)
+
+
+def _is_there(path: Location) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name longer than any file has
+        return False
 
 
 def _require_one_class(table: Location, images: list[FoundImage]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -81,8 +82,16 @@ class Folder:
         for name in names:
             try:
                 status = (root / name).stat()
-            except (FileNotFoundError, NotADirectoryError):
+            except (
+                FileNotFoundError,
+                NotADirectoryError,
+                ValueError,
+            ):  # of a name with a NUL, which no file has
                 continue
+            except OSError as error:
+                if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                    continue
+                raise
             if stat.S_ISREG(status.st_mode):
                 sizes[name] = status.st_size
         return sizes

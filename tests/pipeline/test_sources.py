@@ -379,3 +379,13 @@ def test_reading_names_what_has_changed_since_the_listing(folder):
     path.parent.rmdir()
     with pytest.raises(SourceGoneError, match="does not exist any more"):
         reader.read(record)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000, "loop"])
+def test_a_name_that_no_file_can_have_is_no_file(tmp_path, name):
+    (tmp_path / "loop").symlink_to("loop")
+    table = tmp_path / "images.csv"
+    table.write_text(f"path\n{name}\n")
+    with pytest.raises(UsageError, match=r"line 2 names .*: no such file") as refused:
+        find_images(str(table))
+    assert len(str(refused.value)) < 1000
