@@ -6,8 +6,8 @@ Ours reads the stored tokens [256, 768] of the views center and flip, makes late
 shards of the field. Reading alone fills the same buffers by the same threads; the network alone computes on tokens that
 are on its device. Rounds take turns. A stand-in takes its time for each row and no core, as a device does.
 Out of the page cache reading takes every core it is given, so that on few of them nothing is left for writing; a store
-that is larger than the memory is read from its disk. Shards have 1252 rows, as ImageNet's in 1024 of them; in rounds of
-a few of them, what beginning and ending take counts more than it does in a store.
+that is larger than the memory is read from its disk. In rounds of a few shards, what beginning and ending take counts
+more than it does in a store.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from train.weights.compressor import load_compressor
 from train.weights.snapshot import SnapshotMeta, save_snapshot
 
 VIEWS = ("center", "flip")
+SHARD = 1252
+"""Rows of a shard, as of ImageNet in 1024 of them."""
 SIZES = {
     "flat-tiny": FlatSize(160, 1, 4, 480),
     "flat of width 192, 4 blocks": FlatSize(192, 4, 3, 768),
@@ -226,16 +228,19 @@ def main() -> None:
     load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory(dir=options.data) as place:
         folder, batch = Path(place), options.batch_size
-        many = token_store(folder / "many", options.rows, max(2, options.rows // 1252), linked=True)
+        many = token_store(folder / "many", options.rows, max(2, options.rows // SHARD), linked=True)
+        some = token_store(
+            folder / "some", options.rows // 4, max(2, options.rows // 4 // SHARD), linked=True
+        )
         few = many if device.type == "cuda" else token_store(folder / "few", options.few, 2, linked=True)
         for name in SIZES if device.type == "cuda" else list(SIZES)[:2]:
             encoder = latent_encoder(SIZES[name], few, folder, precision).to_device(device, precision)
             results.append(measured(Case(f"{name}, {device}", encoder, few, batch), options.rounds))
-        identity = latent_encoder(SIZES["flat-tiny"], many, folder, precision).identity
+        identity = latent_encoder(SIZES["flat-tiny"], some, folder, precision).identity
         torch.set_num_threads(1)  # a device beside the processor leaves it copies alone
         for rate in options.stand_in:
             case = Case(
-                f"a stand-in of {rate:g} rows/s of a view", StandIn(identity, batch, rate), many, batch
+                f"a stand-in of {rate:g} rows/s of a view", StandIn(identity, batch, rate), some, batch
             )
             results.append(measured(case, options.rounds))
         at_once = StandIn(identity, batch, float("inf"))
