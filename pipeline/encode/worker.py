@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -268,12 +268,18 @@ class Worker:
                     yield batch
 
     def _batches_of(self, task: Task) -> Iterator[DecodedBatch]:
-        used = list(self._pool_of.values())
-        self._pool_of[task.shard] = min(range(len(self._write_pools)), key=used.count)
         for view in task.views:
             self._lacking[task.shard, view] = [
                 index for index, target in enumerate(self._targets) if target.lacks(view, task.shard)
             ]
+        # This worker may have stood still since the claim, while others committed some views or all.
+        views = tuple(view for view in task.views if self._lacking[task.shard, view])
+        if not views:
+            self._claims.done(task)
+            return
+        task = replace(task, views=views)
+        used = list(self._pool_of.values())
+        self._pool_of[task.shard] = min(range(len(self._write_pools)), key=used.count)
         yield from self._rows.batches(task, self._writer.plan.records_of(task.shard))
 
     def _encode(self, batch: DecodedBatch) -> None:

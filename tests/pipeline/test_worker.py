@@ -2,6 +2,7 @@
 
 import json
 import queue
+import shutil
 import time
 from itertools import pairwise
 
@@ -13,12 +14,15 @@ from hypothesis import strategies as st
 
 from pipeline.cli import parse
 from pipeline.encode import job, worker
+from pipeline.encode.claims import Claims
 from pipeline.encode.decoding import batch_length
 from pipeline.encode.job import WorkerSpec, run_worker
 from pipeline.encode.progress import Progress, ShardFailed
 from pipeline.encoders.frozen import Encoder
 from pipeline.engines.local import follow
 from shards.errors import UserError
+from shards.formats import object_path
+from shards.metadata.layout import commit_path, field_of
 from shards.reading.store import open_store
 
 
@@ -217,3 +221,27 @@ def test_a_failure_among_several_shards_at_once_leaves_nothing_behind(
     failing({5, 9})
     assert encoded(folder, tmp_path / "many", tiny, pipeline) == one_at_a_time
     assert not list((tmp_path / "many").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("views", [("center",), ("center", "flip")])
+def test_what_others_commit_between_claim_and_work_is_not_made_again(
+    folder, tmp_path, tiny, pipeline, monkeypatch, one_at_a_time, views
+):
+    whole, late = open_store(tmp_path / "one"), []
+    working = Claims.next
+
+    def overtaken(self):
+        task = working(self)
+        if task is not None and not late:
+            late.append(task)
+            for view in views:
+                fields = [field_of(whole.recipe, view, field) for field in whole.recipe.fields(view)]
+                names = [object_path(whole.recipe, field, task.shard) for field in fields]
+                for name in (*names, commit_path(view, task.shard)):
+                    (tmp_path / "many" / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(whole.path / name, tmp_path / "many" / name)
+        return task
+
+    monkeypatch.setattr(Claims, "next", overtaken)
+    assert encoded(folder, tmp_path / "many", tiny, pipeline) == one_at_a_time
+    assert len(late) == 1
