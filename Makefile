@@ -50,7 +50,8 @@ demo: $(VENV)/.installed-demo
 		--encoder $(ENCODER) --weights $(WEIGHTS) $(ENCODER_SIZES) $(if $(LAYERS),--layers $(LAYERS)) --views center
 	$(BIN)/pipeline verify $(DEMO)/store
 	$(LAUNCH) train/decoder.py decoder-tiny --store $(DEMO)/store --out $(DEMO)/decoder --max-steps $(DECODER_STEPS)
-	$(LAUNCH) train/dit.py $(DIT_PRESET) $(DIT_MODEL) --global-batch-size $(DIT_BATCH) --store $(DEMO)/store --out $(DEMO)/dit --max-steps $(DIT_STEPS)
+	$(LAUNCH) train/dit.py $(DIT_PRESET) $(DIT_MODEL) --store $(DEMO)/store --out $(DEMO)/dit \
+		--global-batch-size $(DIT_BATCH) --max-steps $(DIT_STEPS)
 	$(LAUNCH) eval/reconstruction.py $(DEMO)/store --decoder $(DEMO)/decoder/snapshots/latest.safetensors \
 		--num $(COMPARED) --out $(DEMO)/reconstruction
 	$(LAUNCH) eval/generation.py $(DEMO)/dit/snapshots/latest.safetensors \

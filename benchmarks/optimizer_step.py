@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from step import benchmark_config, outputs, trained_like
+from step import benchmark_config, forward_backward, random_inputs, trained_like
 from torch import nn
 
 from train.engine.muon import BEFORE_RESTART, POLAR_EXPRESS
@@ -82,15 +82,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     models = {"adamw": copy.deepcopy(model), "muon": copy.deepcopy(model)}
     if arguments.compile:
         model.compile()
-    x = torch.randn(arguments.batch, config.token_width, *config.grid, device=device)
-    t = torch.rand(arguments.batch, device=device)
-    y = torch.randint(config.num_classes, (arguments.batch,), device=device)
+    inputs = random_inputs(config, arguments.batch, device)
 
     def network() -> None:
         model.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
-            loss = torch.stack([out.float().square().mean() for out in outputs(model(x, t, y))]).sum()
-        loss.backward()
+        forward_backward(model, inputs, arguments.precision)
 
     work: dict[str, Callable[[], object]] = {"forward and backward": network}
     for name, copied in models.items():

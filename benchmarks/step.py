@@ -52,6 +52,24 @@ def outputs(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
+def random_inputs(
+    config: DiTDHConfig | InContextDiTConfig, batch: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return noisy latents [B, D, h, w], times [B] and classes [B] for a network."""
+    return (
+        torch.randn(batch, config.token_width, *config.grid, device=device),
+        torch.rand(batch, device=device),
+        torch.randint(config.num_classes, (batch,), device=device),
+    )
+
+
+def forward_backward(network: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], precision: str) -> None:
+    """Add the gradients of the mean squares of all outputs, in bfloat16 autocast where the precision is bf16."""
+    with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=precision == "bf16"):
+        loss = torch.stack([out.float().square().mean() for out in outputs(network(*inputs))]).sum()
+    loss.backward()
+
+
 def trained_like(model: nn.Module) -> nn.Module:
     """Give the zero-initialised layers values, so that no product is skipped or denormal."""
     generator = torch.Generator().manual_seed(0)
@@ -130,11 +148,9 @@ def main() -> None:  # noqa: C901 - an option a way of comparing
         "plain, fused attention": plain_network(ours, fused_attention=True),
         "plain, eager attention": plain_network(ours, fused_attention=False),
     }
-    x = torch.randn(arguments.batch, config.token_width, *config.grid, device=device)
-    t = torch.rand(arguments.batch, device=device)
-    y = torch.randint(config.num_classes, (arguments.batch,), device=device)
+    inputs = random_inputs(config, arguments.batch, device)
     with torch.no_grad():
-        found = [torch.cat(outputs(network(x, t, y))) for network in networks.values()]
+        found = [torch.cat(outputs(network(*inputs))) for network in networks.values()]
     disagreement = max(((out - found[0]).norm() / found[0].norm()).item() for out in found[1:])
     assert disagreement < 1e-3, f"the networks disagree by {disagreement}"
     if arguments.network:
@@ -152,9 +168,7 @@ def main() -> None:  # noqa: C901 - an option a way of comparing
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = clock()
-        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
-            loss = torch.stack([out.float().square().mean() for out in outputs(network(x, t, y))]).sum()
-        loss.backward()
+        forward_backward(network, inputs, arguments.precision)
         if device.type == "cuda":
             torch.cuda.synchronize()
         return clock() - start

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step import benchmark_config, outputs, trained_like
-from torch import nn
+from step import benchmark_config, forward_backward, random_inputs, trained_like
 from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -110,22 +109,15 @@ def measure(arguments: argparse.Namespace, way: str, *, profiled: bool) -> dict[
         model.compile()
     kind = "muon" if arguments.generation == "raev2" else "adamw"
     optimizer = make_optimizer(model, OptimizerSettings(kind=kind, lr=2e-4))
-    x = torch.randn(arguments.batch, config.token_width, *config.grid, device=device)
-    t = torch.rand(arguments.batch, device=device)
-    y = torch.randint(config.num_classes, (arguments.batch,), device=device)
+    inputs = random_inputs(config, arguments.batch, device)
 
     def wait() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def passes(network: nn.Module) -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = torch.stack([out.float().square().mean() for out in outputs(network(x, t, y))]).sum()
-        loss.backward()
-
     def step() -> None:
-        passes(model)
+        forward_backward(model, inputs, "bf16")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -136,7 +128,7 @@ def measure(arguments: argparse.Namespace, way: str, *, profiled: bool) -> dict[
         halves: list[list[float]] = [[], []]
         for _ in range(arguments.steps):
             begun = wait()
-            passes(model)
+            forward_backward(model, inputs, "bf16")
             between = wait()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -223,9 +223,9 @@ class Progress:
         workers = max(len(self._threads), 1)
         shards = sum(self._shards_at_once.get(worker, 1) for worker in self._threads) or 1
         writers = shards * max(len(self._views), 1)  # a thread a view
+        reading = "decode" if self._seconds["decode"] else "read"
         busy = {
-            "decode" if self._seconds["decode"] else "read": (self._seconds["read"] + self._seconds["decode"])
-            / threads,
+            reading: (self._seconds["read"] + self._seconds["decode"]) / threads,
             "device": self._seconds["device"] / workers,
             "writer": self._seconds["write"] / writers,
             "disk": self._seconds["disk"] / writers,

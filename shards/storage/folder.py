@@ -20,6 +20,9 @@ from shards.storage.object_reader import ObjectReader
 from shards.storage.output import OutputFile
 from shards.storage.walk import WalkedEntry, walk_folder
 
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of looking for a file that is not there, or cannot be by its name."""
+
 
 class Folder:
     """Implements `shards.storage.location.Storage` for `pathlib.Path`."""
@@ -82,14 +85,10 @@ class Folder:
         for name in names:
             try:
                 status = (root / name).stat()
-            except (
-                FileNotFoundError,
-                NotADirectoryError,
-                ValueError,
-            ):  # of a name with a NUL, which no file has
+            except ValueError:  # a name with a NUL, which no file has
                 continue
             except OSError as error:
-                if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                if error.errno in _NO_SUCH_FILE:
                     continue
                 raise
             if stat.S_ISREG(status.st_mode):

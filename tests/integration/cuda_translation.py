@@ -44,6 +44,22 @@ PROPERTIES = SimpleNamespace(
     shared_memory_per_block_optin=232448,
     L2_cache_size=50 << 20,
 )
+INTERFACE = {
+    "is_available": lambda: True,
+    "device_count": lambda: 1,
+    "current_device": lambda: 0,
+    "get_device_properties": lambda device=None: PROPERTIES,
+    "synchronize": lambda device=None: None,
+    "get_compute_capability": lambda device=None: 90,
+}
+"""What the compiler asks of a device."""
+PRETENDED = {
+    **{f"torch.cuda.{name}": value for name, value in INTERFACE.items() if hasattr(torch.cuda, name)},
+    "torch.cuda.get_device_capability": lambda device=None: (9, 0),
+    "torch._subclasses.fake_tensor.init_gpu_context": lambda device: None,
+    "torch.utils._triton.triton_hash_with_backend": lambda: "none",
+}
+"""What else is asked, by its place."""
 _KERNEL = re.compile(r"async_compile\.triton\('(\w+)', '''\n(.*?)''', device_str", re.DOTALL)
 _DECORATORS = ("pointwise", "reduction", "persistent_reduction", "foreach", "split_scan")
 
@@ -77,13 +93,12 @@ def _written_for_cuda(function, inputs):
         return FakeTensor(mode, like, CUDA)
 
     with ExitStack() as stack:
-        for target, value in _pretended():
+        for target, value in PRETENDED.items():
             stack.enter_context(mock.patch(target, value))
-        for name, value in _interface():
+        for name, value in INTERFACE.items():
             stack.enter_context(mock.patch.object(CudaInterface, name, staticmethod(value)))
-        for name in ("get_device_properties", "current_device"):
-            value = dict(_interface())[name]
-            stack.enter_context(mock.patch.object(CudaInterface.Worker, name, staticmethod(value)))
+            if hasattr(CudaInterface.Worker, name):
+                stack.enter_context(mock.patch.object(CudaInterface.Worker, name, staticmethod(value)))
         for node in graph.graph.nodes:
             if "val" in node.meta:
                 node.meta["val"] = tree_map_only(torch.Tensor, moved, node.meta["val"])
@@ -98,30 +113,6 @@ def _written_for_cuda(function, inputs):
         lowering.run(*examples)
         written, _ = lowering.codegen()
     return written.value
-
-
-def _pretended():
-    return (
-        ("torch._subclasses.fake_tensor.init_gpu_context", lambda device: None),
-        ("torch.utils._triton.triton_hash_with_backend", lambda: "none"),
-        ("torch.cuda.is_available", lambda: True),
-        ("torch.cuda.device_count", lambda: 1),
-        ("torch.cuda.current_device", lambda: 0),
-        ("torch.cuda.get_device_properties", lambda device=None: PROPERTIES),
-        ("torch.cuda.get_device_capability", lambda device=None: (9, 0)),
-        ("torch.cuda.synchronize", lambda device=None: None),
-    )
-
-
-def _interface():
-    return (
-        ("get_device_properties", lambda device=None: PROPERTIES),
-        ("current_device", lambda: 0),
-        ("is_available", lambda: True),
-        ("get_compute_capability", lambda device=None: 90),
-        ("device_count", lambda: 1),
-        ("synchronize", lambda device=None: None),
-    )
 
 
 def _translate(name, source, folder):
